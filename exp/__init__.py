@@ -1,0 +1,1 @@
+"""Experiments: one atomic training script per task, and what they share in `harness`."""

@@ -1,0 +1,69 @@
+"""CIFAR-10 with ResNet-18; metric eval_accuracy, on the test set.
+
+python -m exp.cifar.train --config config/lrp_cifar10_ars2_neo_aga_20e.toml
+"""
+
+import sys
+
+import torch
+from data.cifar10 import cifar10
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from exp.harness.build import build
+from exp.harness.cli import launch
+from exp.harness.config import Task
+from exp.harness.folder import RunFolder
+from exp.harness.objective import Objective
+from exp.harness.run import Run
+
+TASK = Task("cifar", data=cifar10, sizes=("num_classes",))
+EVAL_BATCH = 500  # images at a time, small enough for a CPU's cache
+
+
+# --- task
+
+
+def loss_fn(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean cross entropy and accuracy; images (batch, 3, 32, 32), labels (batch,)."""
+    logits = model(images)
+    accuracy = (logits.argmax(-1) == labels).float().mean()
+    return F.cross_entropy(logits, labels), {"accuracy": accuracy}
+
+
+@torch.inference_mode()
+def evaluate(objective: Objective, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """Loss (nats) and accuracy over all test images, each counted once."""
+    objective.model.eval()
+    loss, correct = torch.zeros(2, dtype=torch.float64, device=images.device)
+    for batch, target in zip(images.split(EVAL_BATCH), labels.split(EVAL_BATCH), strict=True):
+        with objective.autocast():
+            logits = objective.model(batch)
+        loss += F.cross_entropy(logits.float(), target, reduction="sum")
+        correct += (logits.argmax(-1) == target).sum()
+    return {"eval_loss": float(loss) / len(labels), "eval_accuracy": float(correct) / len(labels)}
+
+
+# --- run
+
+
+def train(settings: dict, folder: RunFolder) -> None:
+    """Train as the checked `settings` say and record the run in `folder`."""
+    built = build(settings, TASK, loss_fn)
+    optimizer, objective = built.optimizer, built.objective
+    with Run(folder, settings, built.model, optimizer, objective, metric="eval_accuracy",
+             mode="max") as run:
+        for _ in run.epochs():
+            for batch in run.batches(built.data.train):
+                built.schedule.set_lr(run.step)
+                optimizer.step(objective.on(batch))
+            run.log(evaluate(objective, *built.data.eval))
+
+
+def main() -> int:
+    """Run the command line; the exit status."""
+    return launch(TASK, train)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Grokking: (x + y) mod p by a one-layer transformer; metric eval_accuracy.
+
+python -m exp.grokking.train --config config/lrp_grok_ars2_neo_aga_400e.toml
+"""
+
+import sys
+
+import torch
+from data.modular_addition import modular_addition
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from exp.harness.build import build
+from exp.harness.cli import launch
+from exp.harness.config import Task
+from exp.harness.folder import RunFolder
+from exp.harness.run import Run
+
+TASK = Task("grokking", data=modular_addition, sizes=("vocab_size",))
+MILESTONES = {
+    "fit": ("train_accuracy", 0.99),
+    "grok": ("eval_accuracy", 0.90),
+    "converged": ("eval_accuracy", 0.99),
+}
+
+
+# --- task
+
+
+def loss_fn(model: nn.Module, tokens: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross entropy of the last position and its accuracy; tokens (batch, 3), labels (batch,)."""
+    logits = model(tokens)
+    accuracy = (logits.argmax(-1) == labels).float().mean()
+    return F.cross_entropy(logits, labels), {"accuracy": accuracy}
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, tokens: Tensor, labels: Tensor) -> dict[str, float]:
+    """Loss (nats) and accuracy on all held-out pairs, in one batch."""
+    model.eval()
+    loss, means = loss_fn(model, tokens, labels)
+    return {"eval_loss": float(loss), "eval_accuracy": float(means["accuracy"])}
+
+
+# --- run
+
+
+def train(settings: dict, folder: RunFolder) -> None:
+    """Train as the checked `settings` say and record the run in `folder`."""
+    built = build(settings, TASK, loss_fn)
+    model, optimizer, objective = built.model, built.optimizer, built.objective
+    with Run(folder, settings, model, optimizer, objective, metric="eval_accuracy", mode="max",
+             milestones=MILESTONES) as run:
+        for _ in run.epochs():
+            for batch in run.batches(built.data.train):
+                built.schedule.set_lr(run.step)
+                optimizer.step(objective.on(batch))
+            with objective.autocast():
+                run.log(evaluate(model, *built.data.eval))
+
+
+def main() -> int:
+    """Run the command line; the exit status."""
+    return launch(TASK, train)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

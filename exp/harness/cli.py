@@ -1,0 +1,67 @@
+"""The command line of every training script: options in, exit status out."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from data import DataError
+
+from exp.harness.config import ConfigError, Task, load_settings
+from exp.harness.folder import RunFolder
+from exp.harness.run import Diverged, Interrupted
+
+COMPLETED, FAILED, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def launch(
+    task: Task, train: Callable[[dict, RunFolder], None], arguments: Sequence[str] | None = None
+) -> int:
+    """Parse the options, check the configuration, train; the exit status.
+
+    0 completed, 2 bad configuration, data, checkpoint or arguments (nothing written),
+    3 diverged, 130 interrupted, 1 the disk failed.
+    """
+    options = _parser(task).parse_args(arguments)
+    overrides = list(options.set)
+    if options.seed is not None:
+        overrides.append(f"experiment.seed={options.seed}")
+    if options.device is not None:
+        overrides.append(f'experiment.device="{options.device}"')
+    folder = None
+    try:
+        settings = load_settings(options.config, overrides, task)
+        seed = settings["experiment"]["seed"]
+        path = options.output or Path("outputs") / options.config.stem / f"seed{seed}"
+        folder = RunFolder(path, options.resume, options.overwrite)
+        train(settings, folder)
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except Diverged as error:
+        print(f"diverged: {error}; recorded in {folder.path}", file=sys.stderr)
+        return DIVERGED
+    except (Interrupted, KeyboardInterrupt):
+        at = f"; the same command with --resume continues {folder.path}" if folder else ""
+        print(f"interrupted{at}", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        print(f"error: {error}; the last checkpoint is whole, --resume continues from it",
+              file=sys.stderr)
+        return FAILED
+    return COMPLETED
+
+
+def _parser(task: Task) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m exp.{task.name}.train",
+                                     description=f"Train the {task.name} task from a TOML config.")
+    parser.add_argument("--config", type=Path, required=True, help="the experiment, a TOML file")
+    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
+                        help="override one setting, the value in TOML syntax; repeatable")
+    parser.add_argument("--seed", type=int, help="same as --set experiment.seed=N")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--output", type=Path, metavar="DIR",
+                        help="run folder (default: outputs/<config name>/seed<seed>)")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
+    return parser

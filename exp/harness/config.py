@@ -1,0 +1,197 @@
+"""Config: TOML in, checked and completed settings out, before anything is built or written."""
+
+import json
+import tomllib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from model import model_class
+
+from exp.harness import schema
+from exp.harness.schedule import Schedule
+from optimizer import is_wrapper, optimizer_class
+from optimizer.parts.matrix import ADAMW_KEYS, MatrixOptimizer
+from optimizer.parts.split import Routing
+
+TABLES = ("experiment", "data", "model", "optimizer", "schedule")
+
+
+class ConfigError(Exception):
+    """Something in the configuration or the arguments is wrong; the text is for the user."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The `[experiment]` table."""
+
+    task: str
+    epochs: int
+    seed: int = 42
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    tensorboard: bool = False
+    diagnostics: bool = True  # the optimizer's own numbers in metrics.jsonl
+    stop_at: float | None = None  # end after the first epoch whose metric is at least this good
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be >= 1, got {self.epochs}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be in [0, 2**63), got {self.seed}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a training script says of itself: its name, its data, what the data tells the model."""
+
+    name: str
+    data: Callable
+    sizes: tuple[str, ...]
+
+
+def load_settings(path: Path, overrides: Iterable[str], task: Task) -> dict[str, dict]:
+    """Read a config, apply `table.key=value` overrides, check it, and fill in every default.
+
+    Raises ConfigError with all problems found, one a line.
+    """
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"no config file {path}") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    for override in overrides:
+        _override(settings, override)
+    return complete(settings, task)
+
+
+def complete(settings: dict[str, dict], task: Task) -> dict[str, dict]:
+    """Check every table against the signature it will be called with; return it with defaults."""
+    found = [f"unknown table [{name}]. Accepted: {', '.join(TABLES)}"
+             for name in settings if name not in TABLES]
+    found += [f"[{name}] must be a table" for name in TABLES
+              if not isinstance(settings.get(name, {}), dict)]
+    found += [f"missing table [{name}]" for name in TABLES[:4] if name not in settings]
+    if found:
+        raise ConfigError("\n".join(found))
+    name = settings["experiment"].get("task", task.name)
+    if name != task.name:
+        raise ConfigError(f"[experiment] task is {name!r}: run python -m exp.{name}.train"
+                          f" (this script trains {task.name!r})")
+    simple = {
+        "experiment": schema.keywords(Experiment),
+        "data": schema.keywords(task.data, ("seed", "device")),
+        "schedule": schema.keywords(Schedule, ("optimizer", "epochs", "steps_per_epoch")),
+    }
+    done = {}
+    for table, accepted in simple.items():
+        given = settings.get(table, {})
+        found += schema.problems(table, given, accepted)
+        done[table] = {**schema.defaults(accepted), **given}
+    for table, finish in (("model", _model), ("optimizer", _optimizer)):
+        done[table] = finish(settings[table], task, found)
+    if not found:
+        try:
+            Experiment(**done["experiment"])
+        except ValueError as error:
+            found.append(f"[experiment] {error}")
+    if found:
+        raise ConfigError("\n".join(found))
+    return {table: done[table] for table in TABLES}
+
+
+def _model(given: dict, task: Task, found: list[str]) -> dict:
+    cls = _named(model_class, "model", given, found)
+    if cls is None:
+        return given
+    accepted = schema.keywords(cls, task.sizes)
+    found += schema.problems("model", given, accepted, extra=("name",))
+    return {**schema.defaults(accepted), **given}
+
+
+def _optimizer(given: dict, task: Task, found: list[str]) -> dict:
+    cls = _named(optimizer_class, "optimizer", given, found)
+    if cls is None:
+        return given
+    if is_wrapper(cls):
+        found.append(f"[optimizer] {given['name']!r} wraps another optimizer: name that one here"
+                     f" and add a table [optimizer.{given['name']}]")
+        return given
+    accepted = schema.keywords(cls, ("params",))
+    tables = {key: value for key, value in given.items() if isinstance(value, dict)}
+    routed = issubclass(cls, MatrixOptimizer) or "routing" in given or "adamw" in tables
+    found += schema.problems("optimizer", given, accepted, extra=("name", "routing", *tables))
+    if routed and not schema.conforms(given.get("routing", "role"), Routing):
+        found.append(f"[optimizer] routing must be {schema.describe(Routing)},"
+                     f" got {given['routing']!r}")
+    done = {**schema.defaults(accepted), **({"routing": "role"} if routed else {}), **given}
+    for key, table in tables.items():
+        done[key] = _optimizer_table(key, table, found)
+    return done
+
+
+def _optimizer_table(key: str, table: dict, found: list[str]) -> dict:
+    """`[optimizer.adamw]`, or a wrapper's table."""
+    if key == "adamw":
+        adamw = schema.keywords(optimizer_class("adamw"), ("params",))
+        found += schema.problems("optimizer.adamw", table, {k: adamw[k] for k in ADAMW_KEYS})
+        return table
+    cls = _named(optimizer_class, f"optimizer.{key}", {"name": key}, found)
+    if cls is None:
+        return table
+    if not is_wrapper(cls):
+        found.append(f"[optimizer.{key}] {key!r} is no wrapper: give it as [optimizer] name")
+        return table
+    accepted = schema.keywords(cls, ("base",))
+    found += schema.problems(f"optimizer.{key}", table, accepted)
+    return {**schema.defaults(accepted), **table}
+
+
+def _named(find: Callable, table: str, given: dict, found: list[str]) -> type | None:
+    """The class that a table names, or None with the reason in `found`."""
+    if not isinstance(given.get("name"), str):
+        found.append(f"[{table}] missing key 'name' (a string)")
+        return None
+    try:
+        return find(given["name"])
+    except ValueError as error:
+        found.append(f"[{table}] {error}")
+        return None
+
+
+def _override(settings: dict, override: str) -> None:
+    """Apply one `table.key=value`, the value in TOML syntax."""
+    path, equals, text = override.partition("=")
+    *tables, key = path.strip().split(".")
+    if not equals or not tables:
+        raise ConfigError(f"--set {override}: write table.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"--set {override}: {text!r} is no TOML value"
+                          f" (strings need quotes: {path}='\"{text}\"')") from error
+    for table in tables:
+        settings = settings.setdefault(table, {})
+        if not isinstance(settings, dict):
+            raise ConfigError(f"--set {override}: {table} is no table")
+    settings[key] = value
+
+
+def to_toml(settings: dict[str, Any], prefix: str = "") -> str:
+    """Settings as TOML text: numbers, strings, booleans, arrays, and tables of these."""
+    lines = [f"{key} = {_toml_value(value)}" for key, value in settings.items()
+             if not isinstance(value, dict)]
+    text = "".join(f"{line}\n" for line in lines)
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            text += f"\n[{prefix}{key}]\n" + to_toml(value, f"{prefix}{key}.")
+    return text
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | str) else repr(value)

@@ -1,0 +1,35 @@
+"""Where and how precisely to compute: device, autocast, seeds."""
+
+import random
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+
+import numpy as np
+import torch
+
+from exp.harness.config import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """"auto" is CUDA where there is one. Raises ConfigError if CUDA is asked for in vain."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError('device "cuda" was asked for, but torch sees no CUDA device: '
+                          'use --device cpu or "auto"')
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
+
+
+def autocast(device: torch.device, precision: str) -> Callable:
+    """A context manager for forward passes: bfloat16 autocast for "bf16", nothing for "fp32"."""
+    if precision == "fp32":
+        return nullcontext
+    return partial(torch.autocast, device.type, dtype=torch.bfloat16)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch on all devices, numpy and Python's random."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

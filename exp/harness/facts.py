@@ -1,0 +1,79 @@
+"""Facts for run.json: what exactly ran, on what, with which parameter groups as BUILT."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+PACKAGES = ("torch", "torchvision", "numpy", "transformers", "tokenizers", "pytorch_optimizer")
+
+
+def run_facts(model: nn.Module, optimizer: Optimizer, device: torch.device) -> dict:
+    """Commit, versions, device, threads, and every parameter group with its real settings."""
+    return {
+        "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "platform": platform.platform(),
+        "device": _device_name(device),
+        "threads": torch.get_num_threads(),
+        "optimizer": type(optimizer).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameter_groups": parameter_groups(model, optimizer),
+    }
+
+
+def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict]:
+    """The optimizer's groups: every setting, the number of elements, and name -> shape."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return [{
+        **{key: _plain(value) for key, value in group.items() if key != "params"},
+        "elements": sum(p.numel() for p in group["params"]),
+        "params": {names[id(p)]: list(p.shape) for p in group["params"]},
+    } for group in optimizer.param_groups]
+
+
+def _plain(value: Any) -> Any:
+    if torch.is_tensor(value):
+        return value.tolist()
+    return value if isinstance(value, bool | int | float | str | list | tuple | None) else str(value)
+
+
+def _module() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else Path(sys.argv[0]).stem
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    root = Path(__file__).parents[2]
+    try:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True,
+                              check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+                 platform.processor())
+    return f"CPU: {model}, {os.cpu_count()} cores"

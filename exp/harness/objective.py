@@ -1,0 +1,110 @@
+"""The closure an optimizer calls: loss and gradients of one batch, the same at every call."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+LossFunction = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+
+
+class Objective:
+    """Makes the closure of a batch, counts gradient evaluations and averages over the epoch.
+
+    loss_fn(model, *batch) returns the mean loss of the batch and further means to average
+    (accuracy, say); the averages are over the FIRST call of each step, weighted by batch size,
+    and stay on the device until they are asked for.
+
+    Later calls of a step (sharpness-aware passes) leave batch-norm running statistics alone and
+    see the random numbers (dropout) of the first.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: LossFunction, autocast: Callable) -> None:
+        self.model, self.loss_fn, self.autocast = model, loss_fn, autocast
+        self.norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.gradient_evaluations = 0
+        self.last_loss: Tensor | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new epoch's averages."""
+        self.sums: dict[str, Tensor] = {}
+        self.examples = 0
+
+    def on(self, batch: tuple[Tensor, ...]) -> Callable[[], Tensor]:
+        """The closure of one batch: zero gradients, forward, backward, return the loss."""
+        calls = 0
+        rng = None
+
+        def closure() -> Tensor:
+            nonlocal calls, rng
+            calls += 1
+            self.gradient_evaluations += 1
+            if calls == 1:
+                rng = rng_state(batch[0].device)
+                return self._first(batch)
+            set_rng_state(rng, batch[0].device)
+            with frozen_statistics(self.norms):
+                return self._gradients(batch)[0]
+
+        return closure
+
+    def _first(self, batch: tuple[Tensor, ...]) -> Tensor:
+        loss, means = self._gradients(batch)
+        self.last_loss = loss
+        self.examples += len(batch[0])
+        for name, mean in {"loss": loss, **means}.items():
+            weighted = mean.detach().double() * len(batch[0])
+            self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
+        return loss
+
+    def _gradients(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        self.model.zero_grad(set_to_none=True)
+        with self.autocast():
+            loss, means = self.loss_fn(self.model, *batch)
+        loss.backward()
+        return loss.detach(), means
+
+    def means(self) -> dict[str, float]:
+        """The epoch's averages so far, prefixed "train_"."""
+        return {f"train_{name}": float(total) / self.examples for name, total in self.sums.items()}
+
+    def state_dict(self) -> dict:
+        """Counters and the averages of an unfinished epoch."""
+        return {"gradient_evaluations": self.gradient_evaluations, "sums": self.sums,
+                "examples": self.examples}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue counting where `state_dict` stopped."""
+        self.gradient_evaluations, self.examples = state["gradient_evaluations"], state["examples"]
+        device = next(self.model.parameters()).device
+        self.sums = {name: total.to(device) for name, total in state["sums"].items()}
+
+
+@contextmanager
+def frozen_statistics(norms: list[nn.Module]):
+    """Inside, batch norms use the statistics of the batch but do not update their running ones."""
+    tracking = [norm.track_running_stats for norm in norms]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm, tracked in zip(norms, tracking, strict=True):
+            norm.track_running_stats = tracked
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of torch's generators that a forward pass on `device` draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Put back what `rng_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,72 @@
+"""What a user sees of a run: one bar on a terminal, plain lines in a log file, a final table."""
+
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+BAR_SECONDS = 0.2  # between updates on a terminal
+LINE_SECONDS = 10.0  # between lines in a log file
+SHOWN = ("eval_accuracy", "eval_perplexity")
+
+
+class Progress:
+    """Shows epoch, loss, last metric and time left over all steps of a run.
+
+    A terminal gets one bar, cut to its width; anything else a line every ten seconds.
+    """
+
+    def __init__(self, steps: int, epochs: int, step: int) -> None:
+        self.steps, self.epochs, self.first_step = steps, epochs, step
+        self.started = self.shown = time.perf_counter()
+        self.metric = ""
+        self.bar = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=steps, initial=step, dynamic_ncols=True, leave=False,
+                            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}")
+
+    def is_due(self) -> bool:
+        """Whether it is time to show something: only then is the loss fetched from the device."""
+        pause = LINE_SECONDS if self.bar is None else BAR_SECONDS
+        return time.perf_counter() - self.shown >= pause
+
+    def evaluated(self, line: dict) -> None:
+        """Remember the metric of a finished epoch."""
+        name = next((name for name in SHOWN if line.get(name) is not None), None)
+        self.metric = f"{name.removeprefix('eval_')} {line[name]:.4g}" if name else ""
+
+    def show(self, epoch: int, step: int, loss: float) -> None:
+        """Show that epoch `epoch` (1-based) has reached `step` with this training loss."""
+        self.shown = time.perf_counter()
+        text = f"epoch {epoch}/{self.epochs} loss {loss:.4g} {self.metric}".rstrip()
+        if self.bar is not None:
+            self.bar.set_description_str(text, refresh=False)
+            self.bar.update(step - self.bar.n)
+            return
+        pace = (self.shown - self.started) / max(1, step - self.first_step)
+        left = pace * (self.steps - step)
+        print(f"{text} · step {step}/{self.steps} · {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def final_table(summary: dict, folder: Path) -> str:
+    """The end of a run as an aligned two-column table."""
+    rows = [("status", f"{summary['status']} after {summary['epochs']} epochs,"
+                       f" {summary['wall_seconds']:.0f} s")]
+    for name, value in summary["best"].items():
+        if name != "epoch":
+            rows.append((f"best {name}", f"{value:.5g} (epoch {summary['best']['epoch']})"))
+    rows += [(name, f"{value:.5g}") for name, value in summary["final"].items()
+             if isinstance(value, float) and name.startswith(("train_", "eval_"))]
+    rows.append(("gradient evaluations", str(summary["final"].get("gradient_evaluations", 0))))
+    rows += [(name, "not reached" if epoch is None else f"epoch {epoch}")
+             for name, epoch in summary["milestones"].items()]
+    rows.append(("written to", str(folder)))
+    width = max(len(name) for name, _ in rows)
+    title = f"{summary['task']} · {summary['optimizer']} · seed {summary['seed']}"
+    return "\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in rows)])

@@ -1,0 +1,102 @@
+"""Signatures as schema: which keys a table takes, of which type, read off a callable."""
+
+import inspect
+import types
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+def keywords(target: Callable, given_by_code: Iterable[str] = ()) -> dict[str, inspect.Parameter]:
+    """The parameters of `target` that a configuration may set, with evaluated annotations."""
+    hints = _hints(target)
+    found = {}
+    for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if name not in given_by_code:
+            annotation = hints.get(name, parameter.annotation)
+            found[name] = parameter.replace(annotation=annotation)
+    return found
+
+
+def problems(
+    table: str, settings: Mapping, accepted: Mapping[str, inspect.Parameter], extra: Iterable = ()
+) -> list[str]:
+    """One line for each unknown, missing or mistyped key of `settings`; `extra` keys pass."""
+    found = []
+    names = [*accepted, *extra]
+    for key, value in settings.items():
+        if key in extra:
+            continue
+        if key not in accepted:
+            close = get_close_matches(key, names, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            found.append(f"[{table}] unknown key {key!r}.{hint} Accepted: {', '.join(names)}")
+        elif not conforms(value, accepted[key].annotation):
+            expected = describe(accepted[key].annotation)
+            found.append(f"[{table}] {key} must be {expected}, got {value!r}")
+    for key, parameter in accepted.items():
+        if parameter.default is parameter.empty and key not in settings:
+            found.append(f"[{table}] missing key {key!r}. Accepted: {', '.join(names)}")
+    return found
+
+
+def defaults(accepted: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """The default of every parameter that has one; None, which TOML cannot say, is left out."""
+    return {name: list(p.default) if isinstance(p.default, tuple) else p.default
+            for name, p in accepted.items() if p.default is not p.empty and p.default is not None}
+
+
+def conforms(value: Any, annotation: Any) -> bool:
+    """Whether a TOML value fits an annotation; an int passes for a float, a bool never for an int.
+
+    A parameter without annotation takes anything.
+    """
+    origin, args = get_origin(annotation), get_args(annotation)
+    if annotation in (Any, inspect.Parameter.empty):
+        return True
+    if origin in (Union, types.UnionType):
+        return any(conforms(value, arg) for arg in args)
+    if origin is Literal:
+        return any(type(value) is type(arg) and value == arg for arg in args)
+    if origin in (tuple, list) or annotation in (tuple, list):
+        return _conforms_array(value, origin or annotation, args)
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return annotation in (bool, str) and isinstance(value, annotation)
+
+
+def describe(annotation: Any) -> str:
+    """An annotation in a user's words: "one of 'a', 'b'", "float", "an array of 2"."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(arg) for arg in args)
+    if origin in (Union, types.UnionType):
+        writable = [arg for arg in args if arg is not types.NoneType and arg.__module__ != "torch"]
+        return " or ".join(dict.fromkeys(describe(arg) for arg in writable))
+    if origin is tuple and Ellipsis not in args:
+        return f"an array of {len(args)} ({', '.join(describe(arg) for arg in args)})"
+    if origin is list or annotation in (list, tuple) or origin is tuple:
+        return "an array"
+    return {float: "a number", int: "a whole number", bool: "true or false",
+            str: "a string"}.get(annotation, str(annotation))
+
+
+def _conforms_array(value: Any, kind: type, args: tuple) -> bool:
+    if not isinstance(value, list | tuple):
+        return False
+    if not args:
+        return True
+    if kind is list or args[-1] is Ellipsis:
+        return all(conforms(item, args[0]) for item in value)
+    return len(value) == len(args) and all(map(conforms, value, args))
+
+
+def _hints(target: Callable) -> dict[str, Any]:
+    try:
+        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except NameError:  # an annotation that its own module imports for type checkers only
+        return {}

@@ -1,0 +1,1 @@
+"""Wikitext-2 with a small Qwen3."""

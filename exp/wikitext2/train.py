@@ -1,0 +1,84 @@
+"""Wikitext-2 with a small Qwen3; metric eval_perplexity, on the validation split.
+
+python -m exp.wikitext2.train --config config/lrp_wikitext2_ars2_neo_sync_10e.toml
+"""
+
+import math
+import sys
+
+import torch
+from data.wikitext2 import Wikitext2, wikitext2
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from exp.harness.build import build
+from exp.harness.cli import launch
+from exp.harness.config import Task
+from exp.harness.folder import RunFolder
+from exp.harness.objective import Objective
+from exp.harness.run import Run
+
+TASK = Task("wikitext2", data=wikitext2, sizes=("vocab_size",))
+
+
+# --- task
+
+
+def loss_fn(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean cross entropy of the next token, nats; both (batch, sequence), targets -100 left out."""
+    logits = model(inputs)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten()), {}
+
+
+@torch.inference_mode()
+def evaluate(objective: Objective, data: Wikitext2) -> dict[str, float]:
+    """Loss (nats per real token), its perplexity, the published perplexity, which counts padding,
+    and bits per UTF-8 byte of text, the one that compares across tokenizers."""
+    objective.model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=data.eval[0].device)  # real tokens, padding
+    inputs, targets = data.eval
+    rows = data.train.batch_size
+    for batch, target in zip(inputs.split(rows), targets.split(rows), strict=True):
+        with objective.autocast():
+            logits = objective.model(batch)
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none")
+        padding = target.flatten() == data.pad_id
+        sums += torch.stack([losses[~padding].double().sum(), losses[padding].double().sum()])
+    real = int((targets != data.pad_id).sum())
+    loss = float(sums[0]) / real
+    return {
+        "eval_loss": loss,
+        "eval_perplexity": exp(loss),
+        "eval_perplexity_padded": exp(float(sums.sum()) / targets.numel()),
+        "eval_bits_per_byte": float(sums[0]) / math.log(2) / data.eval_bytes,
+    }
+
+
+def exp(loss: float) -> float:
+    """e^loss, infinite where a float cannot hold it."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+# --- run
+
+
+def train(settings: dict, folder: RunFolder) -> None:
+    """Train as the checked `settings` say and record the run in `folder`."""
+    built = build(settings, TASK, loss_fn)
+    optimizer, objective = built.optimizer, built.objective
+    with Run(folder, settings, built.model, optimizer, objective, metric="eval_perplexity",
+             mode="min") as run:
+        for _ in run.epochs():
+            for batch in run.batches(built.data.train):
+                built.schedule.set_lr(run.step)
+                optimizer.step(objective.on(batch))
+            run.log(evaluate(objective, built.data))
+
+
+def main() -> int:
+    """Run the command line; the exit status."""
+    return launch(TASK, train)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

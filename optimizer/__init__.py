@@ -1,0 +1,114 @@
+"""Optimizers: one algorithm per file, found by its file name; the folder is the registry."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from optimizer.parts.joint import Joint
+from optimizer.parts.matrix import MatrixOptimizer
+from optimizer.parts.split import split
+
+__all__ = ["available_optimizers", "build_optimizer", "is_wrapper", "optimizer_class"]
+
+
+def available_optimizers() -> list[str]:
+    """Every name that `optimizer_class` knows: our files, and torch.optim's in snake case."""
+    return sorted({*_own(), *_torch()})
+
+
+def optimizer_class(name: str) -> type[Optimizer]:
+    """The class behind a name, case, hyphens and underscores ignored, or behind "package:Class".
+
+    Our own files come before torch.optim's classes of the same name. Raises ValueError for an
+    unknown name, and for a package or class that is not there.
+    """
+    if ":" in name:
+        return _library_class(*name.split(":", 1))
+    key = _key(name)
+    own = {_key(stem): stem for stem in _own()}
+    if key in own:
+        module = importlib.import_module(f"optimizer.{own[key]}")
+        return getattr(module, module.__all__[0])
+    library = {_key(stem): cls for stem, cls in _torch().items()}
+    if key not in library:
+        raise ValueError(f"unknown optimizer {name!r}; available: "
+                         f"{', '.join(available_optimizers())}, or package:Class")
+    return library[key]
+
+
+def is_wrapper(cls: type[Optimizer]) -> bool:
+    """Whether the class goes around another optimizer: its first argument is `base`."""
+    return next(iter(inspect.signature(cls).parameters)) == "base"
+
+
+def build_optimizer(settings: dict, model: nn.Module) -> Optimizer:
+    """Build the optimizer of an `[optimizer]` table for the trainable parameters of `model`.
+
+    settings: `name` and that class's keywords; for a matrix rule also `routing` and the table
+    `adamw` for the parameters off the matrix track (given either, any class becomes the matrix
+    rule beside an AdamW); every other table is a wrapper, the first one innermost.
+    Raises ValueError for an unknown name or a bad value, TypeError for an unknown keyword.
+    """
+    settings = dict(settings)
+    cls = optimizer_class(settings.pop("name"))
+    tables = {key: settings.pop(key) for key in list(settings) if isinstance(settings[key], dict)}
+    routing = settings.pop("routing", None)
+    adamw = tables.pop("adamw", None)
+    if issubclass(cls, MatrixOptimizer):
+        matrices, rest = split(model, routing or "role")
+        groups = [{"params": matrices, "track": "matrix"},
+                  {"params": rest, "track": "adamw", **(adamw or {})}]
+        optimizer = cls([group for group in groups if group["params"]], **settings)
+    elif routing is not None or adamw is not None:
+        matrices, rest = split(model, routing or "role")
+        shared = {key: settings[key] for key in ("lr", "weight_decay") if key in settings}
+        optimizer = Joint(_fused(cls, matrices, settings),
+                          _fused(AdamW, rest, {**shared, **(adamw or {})}))
+    else:
+        params = [p for p in model.parameters() if p.requires_grad]
+        optimizer = _fused(cls, params, settings)
+    for name, table in tables.items():
+        optimizer = optimizer_class(name)(optimizer, **table)
+    return optimizer
+
+
+def _fused(cls: type[Optimizer], params: list, settings: dict) -> Optimizer:
+    """`cls` with its fused kernel, where it has one and the settings ask for no other."""
+    chosen = settings.get("fused") is not None or settings.get("foreach") is not None
+    excluded = settings.get("capturable") or settings.get("differentiable")
+    if "fused" in inspect.signature(cls).parameters and not chosen and not excluded:
+        settings = {**settings, "fused": True}
+    return cls(params, **settings)
+
+
+def _own() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg]
+
+
+def _torch() -> dict[str, type[Optimizer]]:
+    """torch.optim's classes by snake-case name: SparseAdam -> sparse_adam, AdamW -> adamw."""
+    classes = [value for value in vars(torch.optim).values() if inspect.isclass(value)
+               and issubclass(value, Optimizer) and value is not Optimizer]
+    return {re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", c.__name__).lower(): c for c in classes}
+
+
+def _key(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def _library_class(package: str, name: str) -> type[Optimizer]:
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", package):
+        raise ValueError(f"{package!r} is no package name; write package:Class")
+    try:
+        module = importlib.import_module("torch.optim" if package == "torch" else package)
+    except ImportError as error:
+        raise ValueError(f"optimizer {package}:{name}: cannot import {package} ({error})") from error
+    cls = getattr(module, name, None)
+    if not (inspect.isclass(cls) and issubclass(cls, Optimizer)):
+        raise ValueError(f"{package} has no optimizer class {name!r}")
+    return cls

@@ -1,0 +1,85 @@
+"""AdaRMSuon, "ARS base" (dmf-archive/ARS; paper 2.4): whiten, orthogonalize, give back the norm.
+
+Whitening with Adam's second moment before Newton-Schulz, without the energy, is Muon^2,
+Liu et al. 2026, arXiv 2604.09967.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from optimizer.parts import checks
+from optimizer.parts.adam import moments, update_moments, whitened
+from optimizer.parts.energy import EnergyNorm, EnergyScope, with_energy
+from optimizer.parts.matrix import MatrixOptimizer
+from optimizer.parts.polar import Orthogonalizer, as_matrices, orthogonalize
+
+__all__ = ["AdaRMSuon"]
+
+SEARCH_SPACE = {
+    "lr": (1e-5, 1e-2, "log"),
+    "weight_decay": (1e-3, 1.0, "log"),
+    "betas": [[0.9, 0.95], [0.9, 0.98], [0.9, 0.999]],
+}
+COST = {"gradient_evaluations": 1, "state_tensors": 2}
+
+
+class AdaRMSuon(MatrixOptimizer):
+    """The orthogonalized natural momentum times its norm for matrices, AdamW for the rest.
+
+        m <- beta1 m + (1 - beta1) g,   v <- beta2 v + (1 - beta2) g^2
+        u = m_hat / (sqrt(v_hat) + eps),   E = ||u||_F
+        O = msign(u)
+        W <- (1 - lr weight_decay) W - lr E O
+
+    Every singular value of the update is lr E: with exact msign ||dW||_F = lr E sqrt(rank), up to
+    sqrt(min(m, n)) longer than Adam's step at the same lr. That is what paper 2.4 says and the
+    released code does, `energy_norm="literal"`; "frobenius" divides by ||O||_F (as long as
+    Adam's), "rms" by sqrt(min(m, n)). Of a 3-D stack each matrix has its own energy
+    (`energy_scope="tensor"`: one for the whole stack, as released).
+
+    Cost: 1 gradient evaluation a step, 2 state tensors a matrix.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        ns_steps: int = 5,
+        energy_norm: EnergyNorm = "literal",
+        energy_scope: EnergyScope = "matrix",
+        orthogonalizer: Orthogonalizer = "keller",
+    ) -> None:
+        checks.non_negative(lr=lr, eps=eps, weight_decay=weight_decay)
+        checks.pair_of_fractions(betas=betas)
+        checks.at_least(1, ns_steps=ns_steps)
+        checks.choice(EnergyNorm, energy_norm=energy_norm)
+        checks.choice(EnergyScope, energy_scope=energy_scope)
+        checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)
+        defaults = {
+            "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
+            "ns_steps": ns_steps, "energy_norm": energy_norm, "energy_scope": energy_scope,
+            "orthogonalizer": orthogonalizer,
+        }
+        super().__init__(params, defaults)
+
+    def update_matrices(self, params: list[Tensor], group: dict) -> None:
+        """The update of the class docstring, in place."""
+        exp_avgs, exp_avg_sqs, steps = moments(self.state, params)
+        grads = [p.grad for p in params]
+        update_moments(exp_avgs, exp_avg_sqs, grads, grads, group["betas"])
+        u = whitened(exp_avgs, exp_avg_sqs, steps, group["betas"], group["eps"])
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        self.move(params, u, group)
+
+    @staticmethod
+    def move(params: list[Tensor], directions: list[Tensor], group: dict) -> None:
+        """In place W <- W - lr E O, for whitened momenta `directions` shaped as `params`."""
+        polar = orthogonalize(directions, group["orthogonalizer"], group["ns_steps"])
+        for p, o, u in zip(params, polar, directions, strict=True):
+            update = with_energy(o, as_matrices(u), group["energy_norm"], group["energy_scope"])
+            p.add_(update.reshape(p.shape), alpha=-group["lr"])

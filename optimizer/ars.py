@@ -1,0 +1,83 @@
+"""ARS (dmf-archive/ARS, before ARS2-Neo; the paper's rows "ARS (Old)" and 80.94): AdaRMSuon + SAM."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from optimizer.ars2_neo import ARS2Neo
+from optimizer.parts import checks
+from optimizer.parts.adam import moments, update_moments, whitened
+from optimizer.parts.energy import EnergyScope
+from optimizer.parts.polar import Orthogonalizer
+
+__all__ = ["ARS"]
+
+SEARCH_SPACE = {
+    "lr": (1e-5, 1e-2, "log"),
+    "weight_decay": (1e-3, 1.0, "log"),
+    "rho": (0.01, 1.0, "log"),
+    "k": [1, 3, 5],
+}
+COST = {"gradient_evaluations": 2, "state_tensors": 2}
+
+
+class ARS(ARS2Neo):
+    """ARS2-Neo's sync and lazy modes with the older second moment and |W| scaling as a choice.
+
+    Differs from ARS2Neo in three points:
+    - on a lazy step v sees the raw gradient and only m the one with the shear force;
+    - that needs one rule for both tracks, so the AdamW track is updated here and not by torch's
+      AdamW (which gives both moments the same gradient); on sync steps the two agree;
+    - bias corrections count the optimizer's steps, not the tensor's.
+
+    `adaptive` scales the perturbation by |W|. Steps 1, k + 1, 2k + 1 ... are sync steps.
+
+    Cost: gradient evaluations a step 1 + 1/k; state tensors a parameter 2, 3 for k > 1.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        ns_steps: int = 5,
+        rho: float = 0.05,
+        k: int = 1,
+        alpha: float = 0.7,
+        adaptive: bool = True,
+        energy_scope: EnergyScope = "matrix",
+        orthogonalizer: Orthogonalizer = "keller",
+    ) -> None:
+        checks.at_least(1, k=k)
+        scale = "abs" if adaptive else "none"
+        super().__init__(params, lr, betas, eps, weight_decay, ns_steps, rho, k, alpha,
+                         energy_scope=energy_scope, elementwise_scale=scale,
+                         orthogonalizer=orthogonalizer)
+        self.raw_gradients: dict[Tensor, Tensor] = {}
+
+    def update(self) -> None:
+        """Both tracks by the same moments; only matrices are orthogonalized."""
+        for group in self.param_groups:
+            params = self.with_gradient(group)
+            if not params:
+                continue
+            exp_avgs, exp_avg_sqs, _ = moments(self.state, params)
+            grads = [p.grad for p in params]
+            raw = [self.raw_gradients.get(p, p.grad) for p in params]
+            update_moments(exp_avgs, exp_avg_sqs, grads, raw, group["betas"])
+            steps = [self.scalars["step"]] * len(params)
+            u = whitened(exp_avgs, exp_avg_sqs, steps, group["betas"], group["eps"])
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            if group["track"] == "matrix":
+                self.move(params, u, group)
+            else:
+                u = [direction.to(p.dtype) for direction, p in zip(u, params, strict=True)]
+                torch._foreach_add_(params, u, alpha=-group["lr"])
+        self.raw_gradients = {}
+
+    def _inject_shear(self) -> None:
+        self.raw_gradients = {p: p.grad for p in self._sheared()}
+        super()._inject_shear()

@@ -1,0 +1,1 @@
+"""What several optimizers share: orthogonalization, moments, tracks, sharpness, composition."""

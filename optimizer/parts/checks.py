@@ -1,0 +1,39 @@
+"""Checks of hyperparameters: each raises ValueError with the argument's name and value."""
+
+from typing import Any, get_args
+
+
+def non_negative(**values: float) -> None:
+    """Raise ValueError unless every value is a number >= 0 (NaN is not)."""
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"{name} must be >= 0, got {value!r}")
+
+
+def fraction(**values: float) -> None:
+    """Raise ValueError unless every value lies in [0, 1), as a decay rate must."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {value!r}")
+
+
+def at_least(minimum: int, **values: int) -> None:
+    """Raise ValueError unless every value is a whole number >= `minimum`."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ValueError(f"{name} must be a whole number >= {minimum}, got {value!r}")
+
+
+def pair_of_fractions(**values: tuple[float, float]) -> None:
+    """Raise ValueError unless every value is two decay rates, as Adam's betas are."""
+    for name, value in values.items():
+        if len(value) != 2:
+            raise ValueError(f"{name} must be two numbers, got {value!r}")
+        fraction(**{f"{name}[{index}]": part for index, part in enumerate(value)})
+
+
+def choice(accepted: Any, **values: str) -> None:
+    """Raise ValueError unless every value is one of the strings of the Literal `accepted`."""
+    for name, value in values.items():
+        if value not in get_args(accepted):
+            raise ValueError(f"{name} must be one of {list(get_args(accepted))}, got {value!r}")

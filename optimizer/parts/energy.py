@@ -1,0 +1,27 @@
+"""Energy re-injection: the length of a whitened momentum given back to its orthogonal direction."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+EnergyNorm = Literal["literal", "frobenius", "rms"]
+EnergyScope = Literal["matrix", "tensor"]
+
+
+def with_energy(polar: Tensor, whitened: Tensor, norm: str, scope: str) -> Tensor:
+    """`polar` (stack, m, n) scaled by the energy E = ||whitened||_F of the same shape.
+
+    norm: "literal" E * O, every singular value becomes E (paper 2.4 and the released code);
+    "frobenius" E * O / ||O||_F, the update is as long as Adam's; "rms" E * O / sqrt(min(m, n)).
+    scope: one energy for each "matrix" of a stack, or one for the whole "tensor" (as released).
+    """
+    dims = (-2, -1) if scope == "matrix" else (-3, -2, -1)
+    energy = torch.linalg.vector_norm(whitened, dim=dims, keepdim=True)
+    if norm == "frobenius":
+        # A zero direction has zero energy too: the floor only keeps 0 / 0 away.
+        length = torch.linalg.vector_norm(polar, dim=dims, keepdim=True)
+        energy = energy / length.clamp_min(torch.finfo(length.dtype).tiny)
+    elif norm == "rms":
+        energy = energy / min(polar.shape[-2:]) ** 0.5
+    return energy * polar

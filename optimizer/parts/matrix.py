@@ -1,0 +1,139 @@
+"""The base of every matrix rule: the rule for the matrices and torch's AdamW for the rest, as one.
+
+A parameter is on one of two tracks. A group may name its track (`"track": "matrix"` or "adamw");
+a group that does not is split: tensors of two or more dimensions are matrices. Both tracks share
+one `param_groups`, one `state` and one `state_dict`, in torch's own format.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+ADAMW_KEYS = ("lr", "betas", "eps", "weight_decay")
+BOOKKEEPING = ("params", "param_names", "track", "initial_lr")
+
+
+class MatrixOptimizer(Optimizer):
+    """Subclasses give `update_matrices(params, group)`; `defaults` are the matrix track's.
+
+    An AdamW group takes lr and weight_decay from `defaults` where it has none of its own, betas
+    and eps from torch.optim.AdamW. `scalars` holds run-level numbers and is part of state_dict.
+
+    Raises ValueError for a group with an unknown key or track, a parameter in two groups, a
+    complex parameter, or a vector on the matrix track.
+    """
+
+    def __init__(self, params: Iterable, defaults: dict) -> None:
+        self.adamw: AdamW | None = None
+        self.scalars: dict[str, float] = {}
+        super().__init__(params, defaults)
+
+    def update_matrices(self, params: list[Tensor], group: dict) -> None:
+        """Update in place the matrices `params` of `group`, all with a dense gradient."""
+        raise TypeError(f"{type(self).__name__} defines no update_matrices")
+
+    @property
+    def diagnostics(self) -> dict[str, float]:
+        """Numbers worth logging; none unless a rule has something to say."""
+        return {}
+
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One step; the loss of the closure's first call, None without a closure."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            self.update()
+        return loss
+
+    def update(self) -> None:
+        """Apply the gradients that stand in `p.grad`; parameters without one are left alone."""
+        for group in self.param_groups:
+            params = self.with_gradient(group)
+            if params and group["track"] == "matrix":
+                self.update_matrices(params, group)
+        if self.adamw is not None:
+            self.adamw.step()
+
+    @staticmethod
+    def with_gradient(group: dict) -> list[Tensor]:
+        """The parameters of `group` that have a gradient. Raises ValueError for a sparse one."""
+        params = [p for p in group["params"] if p.grad is not None]
+        if any(p.grad.is_sparse for p in params):
+            raise ValueError("sparse gradients are not supported: use sparse=False")
+        return params
+
+    def add_param_group(self, group: dict) -> None:
+        """Add a group, split into a matrix and an AdamW group unless it names its track."""
+        for part in _by_track(group):
+            self._check_group(part)
+            if part["track"] == "matrix":
+                super().add_param_group(part)
+            else:
+                self._add_adamw_group(part)
+
+    def _check_group(self, group: dict) -> None:
+        accepted = self.defaults if group["track"] == "matrix" else ADAMW_KEYS
+        for key in group:
+            if key not in accepted and key not in BOOKKEEPING:
+                raise ValueError(f"unknown key {key!r} in a {group['track']} group of "
+                                 f"{type(self).__name__}; accepted: {sorted(accepted)}")
+        known = {id(p) for other in self.param_groups for p in other["params"]}
+        for p in group["params"]:
+            tensor = p[1] if isinstance(p, tuple) else p
+            if id(tensor) in known:
+                raise ValueError("some parameters appear in more than one parameter group")
+            if torch.is_complex(tensor):
+                raise ValueError("complex parameters are not supported")
+            if group["track"] == "matrix" and tensor.ndim < 2:
+                raise ValueError(f"a tensor of shape {tuple(tensor.shape)} is no matrix: "
+                                 'put it on track "adamw"')
+
+    def _add_adamw_group(self, group: dict) -> None:
+        for key in ("lr", "weight_decay"):
+            group.setdefault(key, self.defaults[key])
+        if self.adamw is None:
+            self.adamw = AdamW([group], fused=True)
+            self.adamw.state = self.state
+        else:
+            self.adamw.add_param_group(group)
+        self.param_groups.append(group)
+
+    def state_dict(self) -> dict:
+        """torch's state_dict, with the run-level `scalars` beside it."""
+        return {**super().state_dict(), "scalars": dict(self.scalars)}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Restore exactly what `state_dict` gave: also moments kept wider than their parameter."""
+        super().load_state_dict(state_dict)
+        self.scalars = dict(state_dict["scalars"])
+        params = [p for group in self.param_groups for p in group["params"]]
+        indices = [index for group in state_dict["param_groups"] for index in group["params"]]
+        for index, p in zip(indices, params, strict=True):
+            for key, value in state_dict["state"].get(index, {}).items():
+                # torch casts state to the parameter's dtype, which would round float32 moments.
+                if torch.is_tensor(value) and self.state[p][key].dtype != value.dtype:
+                    self.state[p][key] = value.to(p.device, copy=True)
+        if self.adamw is not None:
+            self.adamw.param_groups = [g for g in self.param_groups if g["track"] == "adamw"]
+            self.adamw.state = self.state
+
+
+def _by_track(group: dict) -> list[dict]:
+    """`group` itself if it names its track, else its matrices and its rest as two groups."""
+    params = group["params"]
+    params = [params] if torch.is_tensor(params) else list(params)
+    if "track" in group:
+        if group["track"] not in ("matrix", "adamw"):
+            raise ValueError(f'track must be "matrix" or "adamw", got {group["track"]!r}')
+        return [{**group, "params": params}]
+    tensors = [p[1] if isinstance(p, tuple) else p for p in params]
+    matrices = [p for p, t in zip(params, tensors, strict=True) if t.ndim >= 2]
+    rest = [p for p, t in zip(params, tensors, strict=True) if t.ndim < 2]
+    own = {key: value for key, value in group.items() if key != "params"}
+    shared = {key: value for key, value in own.items() if key in ADAMW_KEYS + BOOKKEEPING}
+    parts = [{**own, "params": matrices, "track": "matrix"}] if matrices else []
+    return parts + ([{**shared, "params": rest, "track": "adamw"}] if rest else [])

@@ -1,0 +1,142 @@
+"""Orthogonalization: the polar factor msign(X) = U V^T of a matrix X = U S V^T, by Newton-Schulz.
+
+An odd polynomial iteration on X / ||X||_F pushes every singular value towards 1 with matrix
+products alone: A = X X^T, X <- a X + (b A + c A^2) X (Jordan et al. 2024, "Muon"). Matrices of
+one shape, and of its transpose, are iterated as one batch.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Orthogonalizer = Literal[
+    "keller", "youjiacheng", "polar_express", "polar_express_5", "taylor", "cubic", "svd"
+]
+
+
+def _with_safety(rows: Sequence[tuple[float, float, float]], safety: float):
+    """All rows but the last, so that rounding cannot push a singular value past the range."""
+    shrunk = [(a / safety, b / safety**3, c / safety**5) for a, b, c in rows[:-1]]
+    return (*shrunk, rows[-1])
+
+
+# name: (divisor of X besides its norm, coefficients (a, b, c) a step; the last row repeats).
+COEFFICIENTS = {
+    # Keller Jordan, Muon: steepest at 0; does not converge, singular values end in [0.68, 1.20].
+    "keller": (1.0, ((3.4445, -4.7750, 2.0315),)),
+    # YouJiacheng's five (modded-nanogpt): most accurate of the 5-step sets on well-conditioned X.
+    "youjiacheng": (
+        1.0,
+        (
+            (4.0848, -6.8946, 2.9270),
+            (3.9505, -6.3029, 2.6377),
+            (3.7418, -5.5913, 2.3037),
+            (2.8769, -3.1427, 1.2046),
+            (2.8366, -3.0525, 1.2012),
+        ),
+    ),
+    # Polar Express, Amsel et al. 2025, arXiv 2505.16932, Algorithm 1 with l = 1e-3, safety 1.01.
+    "polar_express": (
+        1.01,
+        _with_safety(
+            (
+                (8.28721201814563, -23.595886519098837, 17.300387312530933),
+                (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+                (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+                (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+                (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+                (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+                (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+                (1.875, -1.25, 0.375),
+            ),
+            1.01,
+        ),
+    ),
+    # Polar Express made for exactly five steps, safety 2e-2 folded in (modded-nanogpt, nanochat).
+    "polar_express_5": (
+        1.02,
+        (
+            (8.156554524902461, -22.48329292557795, 15.878769915207462),
+            (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+            (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+            (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+            (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+        ),
+    ),
+    # Taylor series of x (x^2)^(-1/2) about 1: converge to 1, slowly for small singular values.
+    "taylor": (1.0, ((15 / 8, -10 / 8, 3 / 8),)),
+    "cubic": (1.0, ((1.5, -0.5, 0.0),)),
+}
+
+
+def as_matrices(tensor: Tensor) -> Tensor:
+    """View `tensor` as (stack, m, n): 2-D (m, n) -> (1, m, n); 3-D is a stack already;
+    a convolution (out, in, *kernel) -> (1, out, in * kernel size)."""
+    if tensor.ndim == 3:
+        return tensor
+    return tensor.reshape(1, tensor.shape[0], -1)
+
+
+def newton_schulz(
+    matrices: Tensor, steps: int = 5, coefficients: str = "keller", dtype: torch.dtype | None = None
+) -> Tensor:
+    """Approximate msign of each matrix of a stack (stack, m, n); a zero matrix stays zero.
+
+    Normalized in the precision given and then iterated in `dtype` (default: the same), so that a
+    norm far from 1 costs no accuracy. Cheapest for m <= n: the Gram matrix is (m, m).
+    """
+    divisor, rows = COEFFICIENTS[coefficients]
+    norms = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
+    tiny = torch.finfo(norms.dtype).tiny
+    x = (matrices / (norms * divisor).clamp_min_(tiny)).to(dtype or matrices.dtype)
+    for step in range(steps):
+        a, b, c = rows[min(step, len(rows) - 1)]
+        gram = x @ x.mT
+        if c:
+            polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            x = torch.baddbmm(x, polynomial, x, beta=a)
+        else:
+            x = torch.baddbmm(x, gram, x, beta=a, alpha=b)
+    return x
+
+
+def exact_polar(matrices: Tensor) -> Tensor:
+    """msign by SVD: singular values <= max(m, n) * eps * s_max count as zero and are dropped."""
+    u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
+    threshold = max(matrices.shape[-2:]) * torch.finfo(s.dtype).eps * s[..., :1]
+    return (u * (s > threshold).to(u.dtype).unsqueeze(-2)) @ vh
+
+
+def orthogonalize(
+    tensors: Sequence[Tensor], orthogonalizer: str = "keller", steps: int = 5
+) -> list[Tensor]:
+    """msign of each tensor as `as_matrices` sees it: one stack (stack, m, n) a tensor, same dtype.
+
+    Computed in float64 for float64 tensors, otherwise in bfloat16 on CUDA and float32 on the CPU
+    (where bfloat16 products are emulated); "svd" never below float32.
+    """
+    stacks = [as_matrices(tensor) for tensor in tensors]
+    tall = [stack.shape[-2] > stack.shape[-1] for stack in stacks]
+    wide = [stack.mT if t else stack for stack, t in zip(stacks, tall, strict=True)]
+    buckets = defaultdict(list)
+    for index, stack in enumerate(wide):
+        buckets[stack.shape[-2:], stack.dtype, stack.device].append(index)
+    results: list[Tensor] = [None] * len(wide)
+    for indices in buckets.values():
+        members = [wide[index] for index in indices]
+        polar = _polar(torch.cat(members) if len(members) > 1 else members[0], orthogonalizer, steps)
+        parts = polar.to(members[0].dtype).split([member.shape[0] for member in members])
+        for index, part in zip(indices, parts, strict=True):
+            results[index] = part.mT if tall[index] else part
+    return results
+
+
+def _polar(batch: Tensor, orthogonalizer: str, steps: int) -> Tensor:
+    batch = batch if batch.dtype == torch.float64 else batch.float()
+    if orthogonalizer == "svd":
+        return exact_polar(batch)
+    half = batch.is_cuda and batch.dtype == torch.float32
+    return newton_schulz(batch, steps, orthogonalizer, torch.bfloat16 if half else batch.dtype)

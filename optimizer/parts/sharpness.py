@@ -1,0 +1,88 @@
+"""Sharpness-aware passes: perturbing and restoring weights, and what to do with both gradients."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+PerturbNorm = Literal["tensor", "global"]
+ElementwiseScale = Literal["abs", "none", "asam"]
+
+EPS = 1e-12  # added to norms that may be zero, as in the released code
+
+
+@contextmanager
+def perturbed(params: Sequence[Tensor], offsets: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, each parameter is moved by its offset; afterwards it is back bit for bit.
+
+    Restored from a copy, also when the body raises: subtracting would leave rounding behind.
+    """
+    saved = [p.clone() for p in params]
+    torch._foreach_add_(list(params), list(offsets))
+    try:
+        yield
+    finally:
+        torch._foreach_copy_(list(params), saved)
+
+
+def gradients_at(
+    params: Sequence[Tensor], offsets: Sequence[Tensor], closure: Callable[[], Tensor]
+) -> None:
+    """Run `closure` at params + offsets; the gradients found there are left in `p.grad`.
+
+    The gradients held before are let go first, not zeroed: the caller may still hold them.
+    """
+    for p in params:
+        p.grad = None
+    with perturbed(params, offsets), torch.enable_grad():
+        closure()
+
+
+def perturbation(
+    params: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    rho: float,
+    norm: str,
+    scale: str,
+) -> list[Tensor]:
+    """Offsets rho * q / ||q||, one a parameter, with q = the direction weighted by |W|.
+
+    scale: "abs" q = |W| d (ARS2-Neo); "none" q = d; "asam" T^2 d / ||T d|| with T = |W|
+    (ASAM, arXiv 2102.11600, with eta = 0). norm: taken over each "tensor" (ARS2-Neo) or over
+    all of them, "global" (SAM, arXiv 2010.01412, eq. 2).
+    """
+    weighted = list(directions)
+    if scale != "none":
+        weighted = torch._foreach_mul(weighted, torch._foreach_abs(list(params)))
+    lengths = torch._foreach_norm(weighted)
+    if norm == "global":
+        lengths = [torch.linalg.vector_norm(torch.stack(lengths))] * len(weighted)
+    if scale == "asam":
+        weighted = torch._foreach_mul(weighted, torch._foreach_abs(list(params)))
+    return [w * (rho / (length + EPS)) for w, length in zip(weighted, lengths, strict=True)]
+
+
+def shear_force(adversarial: Tensor, base: Tensor) -> Tensor:
+    """The part of the adversarial gradient orthogonal to the base gradient, of one tensor.
+
+    LookSAM (Liu et al. 2022, arXiv 2203.02714): f = g2 - (<g2, g1> / ||g1||^2) g1.
+    """
+    ratio = (adversarial * base).sum() / ((base * base).sum() + EPS)
+    return adversarial - ratio * base
+
+
+def with_shear(grad: Tensor, shear: Tensor, alpha: float) -> Tensor:
+    """How LookSAM (arXiv 2203.02714) uses a shear force again: g + alpha (||g|| / ||f||) f."""
+    ratio = torch.linalg.vector_norm(grad) / (torch.linalg.vector_norm(shear) + EPS)
+    return grad + shear * (alpha * ratio)
+
+
+def cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    """Cosine of two lists of tensors taken as two long vectors; one host synchronisation."""
+    if not left:
+        return 0.0
+    products = torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)]).sum()
+    squares = [torch.stack(torch._foreach_norm(list(x))).square().sum() for x in (left, right)]
+    return float(products / (torch.sqrt(squares[0] * squares[1]) + EPS))

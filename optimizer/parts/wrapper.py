@@ -1,0 +1,42 @@
+"""The base of optimizers that wrap another: SAM and its kin, Lookahead."""
+
+from torch.optim import Optimizer
+
+
+class Wrapper(Optimizer):
+    """An optimizer around `base`, sharing its param_groups, its state and its state_dict.
+
+    A wrapper's first argument is named `base`: that is how the configuration knows it for one.
+    Raises TypeError if `base` is no optimizer.
+    """
+
+    def __init__(self, base: Optimizer) -> None:
+        if not isinstance(base, Optimizer):
+            raise TypeError(f"{type(self).__name__} wraps an optimizer, got {type(base).__name__}")
+        self.base = base
+        super().__init__(base.param_groups, {})
+        self._share()
+
+    def _share(self) -> None:
+        self.param_groups, self.state = self.base.param_groups, self.base.state
+
+    @property
+    def diagnostics(self) -> dict[str, float]:
+        """What the wrapped optimizer has to say."""
+        return getattr(self.base, "diagnostics", {})
+
+    def add_param_group(self, group: dict) -> None:
+        """Add a group to the wrapped optimizer."""
+        if "state" in self.__dict__ and self.state is self.base.state:
+            self.base.add_param_group(group)
+        else:  # torch's constructor lists the groups that the base has already
+            self.param_groups.append(group)
+
+    def state_dict(self) -> dict:
+        """The wrapped optimizer's: a wrapper with state of its own adds to it."""
+        return self.base.state_dict()
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Restore the wrapped optimizer and share its groups and state again."""
+        self.base.load_state_dict(state_dict)
+        self._share()

@@ -1,0 +1,71 @@
+"""RMSuon (dmf-archive/ARS): the orthogonalized momentum, made as long as Adam's step."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from optimizer.parts import checks
+from optimizer.parts.adam import moments, update_moments, whitened
+from optimizer.parts.energy import EnergyScope, with_energy
+from optimizer.parts.matrix import MatrixOptimizer
+from optimizer.parts.polar import Orthogonalizer, as_matrices, orthogonalize
+
+__all__ = ["RMSuon"]
+
+SEARCH_SPACE = {
+    "lr": (1e-4, 1e-2, "log"),
+    "weight_decay": (1e-3, 1.0, "log"),
+    "betas": [[0.9, 0.95], [0.9, 0.98], [0.9, 0.999]],
+}
+COST = {"gradient_evaluations": 1, "state_tensors": 2}
+
+
+class RMSuon(MatrixOptimizer):
+    """Muon's direction with Adam's length for matrices, AdamW for everything else.
+
+        m <- beta1 m + (1 - beta1) g,   v <- beta2 v + (1 - beta2) g^2
+        E = || m_hat / (sqrt(v_hat) + eps) ||_F        (the energy: the length of Adam's step)
+        O = msign(m_hat)
+        W <- (1 - lr weight_decay) W - lr E O / ||O||_F
+
+    so ||dW||_F = lr E exactly. Of a 3-D stack each matrix has its own energy
+    (`energy_scope="tensor"`: one for the whole stack, as the released code has it).
+
+    Cost: 1 gradient evaluation a step, 2 state tensors a matrix.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        ns_steps: int = 5,
+        energy_scope: EnergyScope = "matrix",
+        orthogonalizer: Orthogonalizer = "keller",
+    ) -> None:
+        checks.non_negative(lr=lr, eps=eps, weight_decay=weight_decay)
+        checks.pair_of_fractions(betas=betas)
+        checks.at_least(1, ns_steps=ns_steps)
+        checks.choice(EnergyScope, energy_scope=energy_scope)
+        checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)
+        defaults = {
+            "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
+            "ns_steps": ns_steps, "energy_scope": energy_scope, "orthogonalizer": orthogonalizer,
+        }
+        super().__init__(params, defaults)
+
+    def update_matrices(self, params: list[Tensor], group: dict) -> None:
+        """The update of the class docstring, in place."""
+        exp_avgs, exp_avg_sqs, steps = moments(self.state, params)
+        grads = [p.grad for p in params]
+        update_moments(exp_avgs, exp_avg_sqs, grads, grads, group["betas"])
+        u = whitened(exp_avgs, exp_avg_sqs, steps, group["betas"], group["eps"])
+        # msign does not see the positive factor by which m_hat and m differ.
+        polar = orthogonalize(exp_avgs, group["orthogonalizer"], group["ns_steps"])
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        for p, o, direction in zip(params, polar, u, strict=True):
+            update = with_energy(o, as_matrices(direction), "frobenius", group["energy_scope"])
+            p.add_(update.reshape(p.shape), alpha=-group["lr"])

@@ -1,0 +1,336 @@
+"""One table of invariants over every optimizer there is: a new file is tested as it appears."""
+
+import importlib
+import inspect
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+
+from exp.harness.schema import keywords
+from optimizer import available_optimizers, build_optimizer, is_wrapper, optimizer_class
+
+OWN = [n for n in available_optimizers() if optimizer_class(n).__module__.startswith("optimizer.")]
+WRAPPERS = [name for name in OWN if is_wrapper(optimizer_class(name))]
+RULES = [name for name in available_optimizers() if name not in WRAPPERS]
+DENSE = [name for name in RULES if name != "sparse_adam"]  # needs sparse gradients, by its nature
+
+
+class Net(nn.Module):
+    """A conv, a stack, matrices wide and tall, a vector, an embedding, a parameter left unused."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(7, 6)
+        self.conv = nn.Conv2d(2, 5, (1, 2))
+        self.stack = nn.Parameter(torch.randn(2, 4, 3))
+        self.tall = nn.Linear(8, 12)
+        self.head = nn.Linear(12, 7)
+        self.unused = nn.Parameter(torch.ones(3, 3))
+
+    def roles(self):
+        hidden = {"conv.weight", "stack", "tall.weight", "unused"}
+        known = {"embedding.weight": "embedding", "head.weight": "head"}
+        return {name: "hidden" if name in hidden else known.get(name, "vector")
+                for name, _ in self.named_parameters()}
+
+    def forward(self, tokens):
+        x = self.embedding(tokens).view(-1, 2, 1, 3)
+        x = self.conv(x).flatten(1)[:, :6].view(-1, 2, 3)
+        x = torch.einsum("shd,bsd->bsh", self.stack, x).flatten(1)
+        return self.head(torch.tanh(self.tall(x)))
+
+
+def settings_of(name, **changes):
+    if name in WRAPPERS:
+        return {"name": "sgd", "lr": 0.05, "momentum": 0.9, name: changes}
+    required = {"lr": 0.05} if name == "sgd" else {}
+    return {"name": name, **required, **changes}
+
+
+def problem(settings, dtype=torch.float64, seed=0):
+    torch.manual_seed(seed)
+    model = Net().to(dtype)
+    optimizer = build_optimizer(settings, model)
+
+    def closure():
+        optimizer.zero_grad()
+        logits = model(closure.tokens)
+        loss = nn.functional.cross_entropy(logits, (closure.tokens * 3) % 7)
+        loss.backward()
+        return loss.detach()
+
+    closure.tokens = torch.randint(0, 7, (16,))
+    return model, optimizer, closure
+
+
+def run(settings, steps, **kwargs):
+    model, optimizer, closure = problem(settings, **kwargs)
+    losses = [float(optimizer.step(closure)) for _ in range(steps)]
+    return model, optimizer, closure, losses
+
+
+def trajectory(name, changes, steps=8):
+    """Final weights after steps on a new batch each, as training has them."""
+    model, optimizer, closure = problem(settings_of(name, **changes))
+    for _ in range(steps):
+        closure.tokens = torch.randint(0, 7, (5,))
+        optimizer.step(closure)
+    return weights(model)
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("name", DENSE + WRAPPERS)
+def test_loss_falls_and_the_first_loss_is_returned(name):
+    model, _, closure = problem(settings_of(name))
+    before = float(closure())
+    *_, losses = run(settings_of(name), 60)
+    assert losses[0] == pytest.approx(before, abs=1e-12)
+    assert losses[-1] < losses[0] - 1e-3
+
+
+@pytest.mark.parametrize("name", DENSE + WRAPPERS)
+def test_same_seed_is_bitwise_equal(name):
+    a, b = run(settings_of(name), 5)[0], run(settings_of(name), 5)[0]
+    assert torch.equal(weights(a), weights(b))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    # torch's own round their state on loading in bfloat16 (NAdam's mu_product): theirs to mend.
+    [(n, torch.float32) for n in DENSE + WRAPPERS] + [(n, torch.bfloat16) for n in OWN])
+def test_state_dict_round_trip_is_bitwise_equal(name, dtype, tmp_path):
+    model, optimizer, closure, _ = run(settings_of(name), 3, dtype=dtype)
+    other, fresh, fresh_closure = problem(settings_of(name), dtype=dtype)
+    torch.save({"m": model.state_dict(), "o": optimizer.state_dict()}, tmp_path / "state.pt")
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    other.load_state_dict(saved["m"])
+    fresh.load_state_dict(saved["o"])
+    for _ in range(4):
+        optimizer.step(closure)
+        fresh.step(fresh_closure)
+    assert torch.equal(weights(model), weights(other))
+    assert all(p.dtype == dtype for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", DENSE + WRAPPERS)
+def test_a_parameter_without_gradient_stays(name):
+    model = run(settings_of(name), 3)[0]
+    assert torch.equal(model.unused, torch.ones(3, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", [n for n in OWN if n not in WRAPPERS])
+def test_zero_gradient_only_decays(name):
+    torch.manual_seed(0)
+    w = nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
+    b = nn.Parameter(torch.randn(3, dtype=torch.float64))
+    expected = (w * (1 - 0.1 * 0.5) ** 2, b * (1 - 0.1 * 0.5) ** 2)
+    optimizer = optimizer_class(name)([w, b], lr=0.1, weight_decay=0.5)
+
+    def closure():
+        w.grad, b.grad = torch.zeros_like(w), torch.zeros_like(b)
+        return torch.tensor(0.0)
+
+    for _ in range(2):
+        optimizer.step(closure)
+    torch.testing.assert_close((w.data, b.data), tuple(e.data for e in expected))
+
+
+def candidates(parameter):
+    """Other values an argument may take, read off its annotation and default."""
+    default = parameter.default
+    literals = [value for value in get_args(parameter.annotation) if isinstance(value, str)]
+    if literals:
+        return [value for value in literals if value != default]
+    if isinstance(default, bool):
+        return [not default]
+    if isinstance(default, int):
+        return [default + 2, default + 1, 0]
+    if isinstance(default, tuple):
+        return [(default[0] * 0.5, default[1]), (default[0], default[1] * 0.5)]
+    return [default * 0.5, default + 0.05, 0.3, default + 20]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_constructor_argument_has_an_effect(name):
+    """Some arguments matter only in a mode: each must matter in one that others switch on."""
+    accepted = keywords(optimizer_class(name), ("params", "base"))
+    modes = [{}]
+    for key, parameter in accepted.items():
+        if isinstance(parameter.default, bool | int):
+            modes += [{**mode, key: value} for mode in list(modes)
+                      for value in candidates(parameter)[:1] if len(mode) < 2]
+    unaffected = []
+    for key, parameter in accepted.items():
+        moved = False
+        for mode in ({k: v for k, v in m.items() if k != key} for m in modes):
+            reference = trajectory(name, mode)
+            for value in candidates(parameter):
+                try:
+                    moved = not torch.equal(reference, trajectory(name, {**mode, key: value}))
+                except ValueError:
+                    continue  # the class refuses this value, as it should say it does
+                if moved:
+                    break
+            if moved:
+                break
+        if not moved:
+            unaffected.append(key)
+    assert not unaffected
+
+
+BAD = {float: [-1.0, float("nan")], int: [-1], tuple: [(0.9, 1.0), (-0.1, 0.9)], str: ["nonsense"]}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_bad_values_raise_and_name_the_argument(name):
+    for key, parameter in keywords(optimizer_class(name), ("params", "base")).items():
+        for value in BAD.get(type(parameter.default), []):
+            with pytest.raises(ValueError, match=key):
+                problem(settings_of(name, **{key: value}))
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_unknown_keywords_are_refused(name):
+    with pytest.raises(TypeError, match="nonsense"):
+        problem(settings_of(name, nonsense=1))
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_file_documents_itself_and_its_declared_cost_is_measured(name):
+    cls = optimizer_class(name)
+    module = importlib.import_module(cls.__module__)
+    assert module.__doc__
+    assert cls.__doc__
+    assert "Cost:" in cls.__doc__
+    assert module.__all__ == [cls.__name__]
+    accepted = keywords(cls, ("params", "base"))
+    for key in module.SEARCH_SPACE:
+        assert key in accepted or key.startswith("adamw.")
+    model, optimizer, closure = problem(settings_of(name))
+    calls = 0
+
+    def counted():
+        nonlocal calls
+        calls += 1
+        return closure()
+
+    optimizer.step(counted)
+    optimizer.step(counted)
+    assert calls == 2 * module.COST["gradient_evaluations"]
+    if name not in WRAPPERS:
+        tensors = [v for v in optimizer.state[model.tall.weight].values()
+                   if torch.is_tensor(v) and v.numel() > 1]
+        assert len(tensors) == module.COST["state_tensors"]
+
+
+@pytest.mark.parametrize("name", [n for n in OWN if n not in WRAPPERS])
+def test_any_form_of_parameters_gives_the_same_steps(name):
+    def final(make):
+        torch.manual_seed(0)
+        w = nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
+        b = nn.Parameter(torch.randn(3, dtype=torch.float64))
+        target = torch.randn(4, 3, dtype=torch.float64)
+        optimizer = optimizer_class(name)(make(w, b), lr=0.01)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = ((w + b - target) ** 2).sum()
+            loss.backward()
+            return loss.detach()
+
+        for _ in range(4):
+            optimizer.step(closure)
+        return torch.cat([w.data.flatten(), b.data])
+
+    bare = final(lambda w, b: [w, b])
+    assert torch.equal(bare, final(lambda w, b: [("w", w), ("b", b)]))
+    assert torch.equal(bare, final(lambda w, b: [{"params": [w]}, {"params": b}]))
+    assert torch.equal(bare, final(lambda w, b: [{"params": [w], "track": "matrix"},
+                                                 {"params": [b], "track": "adamw"}]))
+
+
+def test_groups_are_checked():
+    w, b = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
+    muon = optimizer_class("muon")
+    for groups, word in (
+        ([{"params": [w], "beta": 1}], "beta"),
+        ([{"params": [b], "track": "matrix"}], "no matrix"),
+        ([{"params": [w], "track": "spam"}], "spam"),
+        ([{"params": [w]}, {"params": [w], "track": "adamw"}], "more than one"),
+        ([nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))], "complex"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            muon(groups)
+
+
+def test_sparse_gradients_are_refused():
+    table = nn.Embedding(4, 3, sparse=True)
+    table(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="sparse"):
+        optimizer_class("muon")(table.parameters()).step()
+
+
+@pytest.mark.parametrize("routing", ["role", "shape", "all"])
+def test_routing_puts_each_parameter_in_exactly_one_group(routing):
+    model, optimizer, _ = problem({"name": "ARS2-Neo", "routing": routing,
+                                   "adamw": {"lr": 0.5, "betas": [0.8, 0.9]}})
+    routed = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(routed) == sorted(id(p) for p in model.parameters())
+    matrix, rest = optimizer.param_groups
+    assert (matrix["track"], rest["track"], rest["lr"], matrix["lr"]) == (
+        "matrix", "adamw", 0.5, 1e-3)
+    hidden = {id(p) for p in matrix["params"]}
+    assert (id(model.embedding.weight) in hidden) == (routing != "role")
+    assert (id(model.head.weight) in hidden) == (routing != "role")
+    assert id(model.conv.weight) in hidden
+    assert id(model.tall.bias) not in hidden
+
+
+def test_shape_routing_leaves_long_tensors_to_adamw():
+    model = nn.Linear(10_000, 2, bias=False)
+    groups = build_optimizer({"name": "muon", "routing": "shape"}, model).param_groups
+    assert [group["track"] for group in groups] == ["adamw"]
+
+
+def test_role_routing_needs_roles():
+    with pytest.raises(ValueError, match="roles"):
+        build_optimizer({"name": "muon"}, nn.Linear(3, 3))
+
+
+def test_names_are_found_however_written():
+    assert optimizer_class("ARS2-Neo") is optimizer_class("ars2_neo")
+    assert optimizer_class("AdamW") is torch.optim.AdamW
+    assert optimizer_class("torch:RAdam") is torch.optim.RAdam
+    assert optimizer_class("pytorch_optimizer:Lion").__module__.startswith("pytorch_optimizer")
+    for bad in ("adamx", "os:path", "../evil:X", "torch:Nothing", "not_there:Adam"):
+        with pytest.raises(ValueError, match="optimizer|package"):
+            optimizer_class(bad)
+
+
+def test_any_class_can_be_the_matrix_rule_beside_adamw():
+    settings = {"name": "torch:Muon", "lr": 0.02, "routing": "role", "adamw": {"lr": 0.01}}
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model.roles = lambda: {"0.weight": "hidden", "0.bias": "vector",
+                           "1.weight": "head", "1.bias": "vector"}
+    optimizer = build_optimizer(settings, model)
+    x = torch.randn(8, 4)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (model(x) - x).pow(2).mean()
+        loss.backward()
+        return loss.detach()
+
+    losses = [float(optimizer.step(closure)) for _ in range(30)]
+    assert losses[-1] < 0.5 * losses[0]
+    state = optimizer.state_dict()
+    optimizer.load_state_dict(state)
+    optimizer.step(closure)
+    assert inspect.isclass(type(optimizer))
+    assert len(optimizer.state) == 4

@@ -1,0 +1,84 @@
+"""Orthogonalization against hand-checked numbers and the SVD."""
+
+import numpy as np
+import pytest
+import torch
+from references import keller5, msign
+
+from optimizer.parts.polar import COEFFICIENTS, exact_polar, newton_schulz, orthogonalize
+
+DOUBLE = {"dtype": torch.float64}
+
+
+def one(matrix, name, steps=5):
+    return newton_schulz(torch.tensor([matrix], **DOUBLE), steps, name)[0]
+
+
+def test_keller_five_steps_on_a_diagonal():
+    expected = torch.diag(torch.tensor([0.722876, 1.119204], **DOUBLE))
+    torch.testing.assert_close(one([[3.0, 0], [0, 4.0]], "keller"), expected, atol=1e-6, rtol=0)
+
+
+def test_keller_five_steps_on_the_identity_and_on_ones():
+    identity = one([[1.0, 0], [0, 1.0]], "keller")
+    torch.testing.assert_close(identity, 1.108111 * torch.eye(2, **DOUBLE), atol=1e-6, rtol=0)
+    ones = one([[1.0, 1], [1, 1.0]], "keller")
+    torch.testing.assert_close(ones, torch.full((2, 2), 0.348218, **DOUBLE), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "steps", "tolerance"), [
+    ("cubic", 5, 1e-6), ("cubic", 12, 1e-12), ("taylor", 8, 1e-12), ("polar_express", 10, 1e-5)])
+def test_convergent_sets_reach_msign_of_a_well_conditioned_matrix(name, steps, tolerance):
+    result = one([[3.0, 0], [0, 4.0]], name, steps)
+    torch.testing.assert_close(result, torch.eye(2, **DOUBLE), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [
+    ("keller", 0.682, 1.134), ("youjiacheng", 0.978, 1.032), ("polar_express", 0.870, 1.124),
+    ("polar_express_5", 0.859, 1.141), ("taylor", 0.229, 1.000)])
+def test_five_steps_map_singular_values_into_the_published_range(name, low, high):
+    # 1 x 1 matrices would all be normalized to 1: a diagonal whose norm is 1 holds each value.
+    for value in np.geomspace(0.01, 0.999, 400):
+        rest = (1 - value**2) ** 0.5
+        diagonal = one([[value, 0.0], [0.0, rest]], name)
+        assert low - 1e-3 <= float(diagonal[0, 0]) <= high + 1e-3
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4), (3, 5, 7), (3, 7, 5), (4, 3, 2, 2)])
+def test_orthogonalize_equals_a_plain_version_matrix_by_matrix(shape):
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0), **DOUBLE)
+    stack = tensor.reshape(1, shape[0], -1) if len(shape) != 3 else tensor
+    for name, reference in (("keller", keller5), ("svd", msign)):
+        (result,) = orthogonalize([tensor], name)
+        expected = np.stack([reference(matrix) for matrix in stack.numpy()])
+        torch.testing.assert_close(result, torch.from_numpy(expected), atol=1e-12, rtol=1e-12)
+
+
+def test_a_list_of_mixed_shapes_keeps_its_order():
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(4, 9), (9, 4), (4, 9), (5, 5), (2, 9, 4)]
+    tensors = [torch.randn(s, generator=generator, **DOUBLE) for s in shapes]
+    for tensor, result in zip(tensors, orthogonalize(tensors), strict=True):
+        torch.testing.assert_close(result, orthogonalize([tensor])[0])
+
+
+@pytest.mark.parametrize("name", [*COEFFICIENTS, "svd"])
+def test_symmetries_zero_and_scale(name):
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(2), **DOUBLE)
+    (o,) = orthogonalize([x], name)
+    torch.testing.assert_close(orthogonalize([-x], name)[0], -o)
+    torch.testing.assert_close(orthogonalize([x.T], name)[0], o.mT)
+    torch.testing.assert_close(orthogonalize([x * 1e-12], name)[0], o)
+    assert torch.equal(orthogonalize([torch.zeros(3, 4)], name)[0], torch.zeros(1, 3, 4))
+
+
+def test_exact_polar_drops_the_null_space():
+    rank_one = torch.ones(1, 2, 2, **DOUBLE)
+    torch.testing.assert_close(exact_polar(rank_one), rank_one / 2)
+
+
+def test_float32_agrees_with_float64():
+    x = torch.randn(16, 40, generator=torch.Generator().manual_seed(3))
+    (single,), (double,) = orthogonalize([x]), orthogonalize([x.double()])
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), double, atol=2e-5, rtol=0)
