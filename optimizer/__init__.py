@@ -107,7 +107,7 @@ def _library_class(package: str, name: str) -> type[Optimizer]:
     try:
         module = importlib.import_module("torch.optim" if package == "torch" else package)
     except ImportError as error:
-        raise ValueError(f"optimizer {package}:{name}: cannot import {package} ({error})") from error
+        raise ValueError(f"optimizer {package}:{name}: no package {package} ({error})") from error
     cls = getattr(module, name, None)
     if not (inspect.isclass(cls) and issubclass(cls, Optimizer)):
         raise ValueError(f"{package} has no optimizer class {name!r}")

@@ -1,4 +1,4 @@
-"""ARS (dmf-archive/ARS, before ARS2-Neo; the paper's rows "ARS (Old)" and 80.94): AdaRMSuon + SAM."""
+"""ARS (dmf-archive/ARS, before ARS2-Neo): AdaRMSuon + SAM; the paper's "ARS (Old)" and 80.94."""
 
 from collections.abc import Iterable
 

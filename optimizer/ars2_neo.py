@@ -96,7 +96,7 @@ class ARS2Neo(AdaRMSuon):
 
     @property
     def diagnostics(self) -> dict[str, float]:
-        """phi, its spread, threshold, alpha_t and effective_k (steps per sync step), if SAM is on."""
+        """phi, its spread, threshold, alpha_t, effective_k (steps per sync step); none in Base."""
         s = self.scalars
         if self.k == 0 and not self.adaptive_sync:
             return {}
@@ -159,7 +159,8 @@ class ARS2Neo(AdaRMSuon):
         groups = [(self.with_gradient(group), group) for group in self.param_groups]
         params = [p for members, _ in groups for p in members]
         base = [p.grad for p in params]
-        directions = [d for members, group in groups for d in self._whitened_gradients(members, group)]
+        directions = [direction for members, group in groups
+                      for direction in self._whitened_gradients(members, group)]
         offsets = perturbation(params, directions, self.rho, self.perturb_norm,
                                self.elementwise_scale)
         gradients_at(params, offsets, closure)

@@ -38,7 +38,7 @@ def momentum_direction(
 
 
 def step_scale(shape: torch.Size, scale: str, conv_scale: str) -> float:
-    """c(m, n) of a tensor of this shape: "keller" sqrt(max(1, m/n)), "moonlight" 0.2 sqrt(max(m, n)).
+    """c(m, n) of a tensor of this shape: "keller" sqrt(max(1, m/n)), "moonlight" 0.2 sqrt(max).
 
     A convolution (out, in, kh, kw) counts as (out, in kh kw), or as Keller's code has it, (kh, kw).
     """

@@ -1,4 +1,4 @@
-"""SAM, Foret et al. 2020, arXiv 2010.01412: descend by the gradient at the sharpest point nearby."""
+"""SAM, Foret et al. 2020, arXiv 2010.01412: descend by the gradient at the worst point nearby."""
 
 from collections.abc import Callable
 from functools import partial

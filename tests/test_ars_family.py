@@ -108,7 +108,8 @@ def quadratic(seed=0):
     phases = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
 
     def gradient(weights, step):
-        return {n: (w - targets[n]) + 3 * np.cos(3 * w + phases[n] * step) for n, w in weights.items()}
+        return {n: (w - targets[n]) + 3 * np.cos(3 * w + phases[n] * step)
+                for n, w in weights.items()}
 
     return start, gradient
 

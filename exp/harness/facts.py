@@ -45,7 +45,8 @@ def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict]:
 def _plain(value: Any) -> Any:
     if torch.is_tensor(value):
         return value.tolist()
-    return value if isinstance(value, bool | int | float | str | list | tuple | None) else str(value)
+    plain = bool | int | float | str | list | tuple | None
+    return value if isinstance(value, plain) else str(value)
 
 
 def _module() -> str:

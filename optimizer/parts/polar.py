@@ -127,7 +127,8 @@ def orthogonalize(
     results: list[Tensor] = [None] * len(wide)
     for indices in buckets.values():
         members = [wide[index] for index in indices]
-        polar = _polar(torch.cat(members) if len(members) > 1 else members[0], orthogonalizer, steps)
+        batch = torch.cat(members) if len(members) > 1 else members[0]
+        polar = _polar(batch, orthogonalizer, steps)
         parts = polar.to(members[0].dtype).split([member.shape[0] for member in members])
         for index, part in zip(indices, parts, strict=True):
             results[index] = part.mT if tall[index] else part

@@ -1,0 +1,18 @@
+"""Data sets: one per file, held as tensors on the device; bytes are looked for in one order."""
+
+import os
+from pathlib import Path
+
+CACHE = Path(__file__).parent / "cache"
+
+
+class DataError(Exception):
+    """Data is missing or damaged; the text is for the user."""
+
+
+def locate(folder: str) -> Path | None:
+    """The folder in data/cache or else in $ARS_DATA, None if it is in neither."""
+    places = [CACHE / folder]
+    if os.environ.get("ARS_DATA"):
+        places.append(Path(os.environ["ARS_DATA"]) / folder)
+    return next((place for place in places if place.is_dir()), None)

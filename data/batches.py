@@ -1,0 +1,53 @@
+"""Shuffled minibatches of tensors that live on the device, in an order that needs no state."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Batches:
+    """Minibatches of a training set, an epoch at a time.
+
+    The order is a pure function of (seed, epoch), each batch's augmentation one of (seed, epoch,
+    batch): a resumed run needs nothing from here, and skipping to a batch costs nothing.
+    tensors: equal first lengths, all on one device. augment: changes the first tensor of a batch.
+    Raises ValueError for a batch_size below 1 or an epoch without a batch.
+    """
+
+    def __init__(self, tensors: tuple[Tensor, ...], batch_size: int, seed: int,
+                 drop_last: bool = False, augment: Augment | None = None) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+        self.tensors, self.batch_size, self.seed = tensors, batch_size, seed
+        self.augment = augment
+        rows = len(tensors[0])
+        self.examples = rows - rows % batch_size if drop_last else rows
+        if self.examples == 0:
+            raise ValueError(f"batch_size {batch_size} leaves no batch of {rows} examples")
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return -(-self.examples // self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """The batches of one epoch, from batch `start` on."""
+        device = self.tensors[0].device
+        # Drawn on the CPU, so that every device sees the same order.
+        order = torch.randperm(len(self.tensors[0]), generator=_generator("cpu", self.seed, epoch))
+        chunks = order[: self.examples].to(device).split(self.batch_size)
+        for index in range(start, len(chunks)):
+            batch = tuple(tensor[chunks[index]] for tensor in self.tensors)
+            if self.augment is not None:
+                generator = _generator(device, self.seed, epoch, index + 1)
+                batch = (self.augment(batch[0], generator), *batch[1:])
+            yield batch
+
+
+def _generator(device: torch.device | str, *keys: int) -> torch.Generator:
+    """A generator whose seed mixes the keys, so that neighbouring ones are unrelated."""
+    (word,) = np.random.SeedSequence(keys).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(word) % 2**63)

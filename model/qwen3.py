@@ -1,0 +1,75 @@
+"""A small Qwen3 language model (Yang et al. 2025, arXiv 2505.09388), transformers' classes inside."""
+
+from torch import Tensor, nn
+
+__all__ = ["Qwen3"]
+
+
+class Qwen3(nn.Module):
+    """inputs (batch, sequence) token ids -> logits (batch, sequence, vocab_size); causal, RoPE.
+
+    The defaults are the three-layer model of the paper's README 3.1; sizes bear the names that
+    transformers gives them. Raises ValueError for a size below 1, query heads that key heads do
+    not divide, or an odd head_dim.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int = 512,
+        num_hidden_layers: int = 3,
+        num_attention_heads: int = 4,
+        num_key_value_heads: int = 4,
+        head_dim: int = 128,
+        intermediate_size: int = 2048,
+        max_position_embeddings: int = 255,
+        rope_theta: float = 10000.0,
+        tie_word_embeddings: bool = True,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "vocab_size": vocab_size, "hidden_size": hidden_size,
+            "num_hidden_layers": num_hidden_layers, "num_attention_heads": num_attention_heads,
+            "num_key_value_heads": num_key_value_heads, "head_dim": head_dim,
+            "intermediate_size": intermediate_size,
+            "max_position_embeddings": max_position_embeddings,
+        }
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} must be >= 1, got {size}")
+        if num_attention_heads % num_key_value_heads:
+            raise ValueError(f"num_attention_heads {num_attention_heads} is no multiple of "
+                             f"num_key_value_heads {num_key_value_heads}")
+        if head_dim % 2:
+            raise ValueError(f"head_dim must be even for rotary positions, got {head_dim}")
+        from transformers import Qwen3Config, Qwen3ForCausalLM
+
+        config = Qwen3Config(
+            **sizes, tie_word_embeddings=tie_word_embeddings, attention_dropout=attention_dropout,
+            rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+            use_cache=False, attn_implementation="sdpa",
+        )
+        self.network = Qwen3ForCausalLM(config)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output matrix (vocab_size, hidden_size); the token table itself if tied."""
+        return self.network.lm_head.weight
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """The last hidden state after the final norm, (batch, sequence, hidden_size)."""
+        return self.network.model(input_ids=inputs, use_cache=False).last_hidden_state
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits of the next token at every position."""
+        return self.features(inputs) @ self.head_weight.T
+
+    def roles(self) -> dict[str, str]:
+        """Parameter name -> "hidden" (projections), "embedding", "head" (if untied), "vector"."""
+        roles = {}
+        for name, p in self.named_parameters():
+            known = {"network.model.embed_tokens.weight": "embedding",
+                     "network.lm_head.weight": "head"}
+            roles[name] = known.get(name, "hidden" if p.ndim == 2 else "vector")
+        return roles
