@@ -1,4 +1,4 @@
-"""A small Qwen3 language model (Yang et al. 2025, arXiv 2505.09388), transformers' classes inside."""
+"""A small Qwen3 language model, Yang et al. 2025, arXiv 2505.09388: transformers' own classes."""
 
 from torch import Tensor, nn
 

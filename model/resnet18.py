@@ -42,7 +42,7 @@ class ResNet18(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions around a shortcut, which is a 1 x 1 convolution where shapes change."""
+    """Two 3 x 3 convolutions around a shortcut, a 1 x 1 convolution where shapes change."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

@@ -37,23 +37,25 @@ class RunFolder:
         path = self.path / "summary.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
-    def open(self, settings: dict, facts: dict) -> dict | None:
-        """Create the folder, or return the checkpoint to continue from."""
-        state = self.load_checkpoint() if self.resume else None
+    def begin(self, settings: dict, facts: dict, epochs: int) -> None:
+        """Create the folder and say what runs; keep the record of the first `epochs` epochs."""
         self.path.mkdir(parents=True, exist_ok=True)
         if self.overwrite:
             for name in FILES:
                 (self.path / name).unlink(missing_ok=True)
-        if state is None:
-            self.write_text("metrics.jsonl", "")
+        kept = [line for line in self.metrics() if line["epoch"] <= epochs]
+        self.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
         self.write_text("config.toml", to_toml(settings))
         self.write_json("run.json", facts)
-        return state
+        (self.path / "summary.json").unlink(missing_ok=True)
 
-    def load_checkpoint(self) -> dict | None:
-        """latest.pt on the CPU, None if there is none. Raises ConfigError for a damaged one."""
+    def checkpoint(self) -> dict | None:
+        """latest.pt on the CPU, None if there is none to resume from.
+
+        Raises ConfigError for a damaged one.
+        """
         path = self.path / "latest.pt"
-        if not path.exists():
+        if not self.resume or not path.exists():
             return None
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -83,11 +85,6 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
         return [json.loads(line) for line in lines[:-1]]
-
-    def keep_metrics(self, epochs: int) -> None:
-        """Drop the lines of epochs after `epochs`: they were run after the checkpoint."""
-        kept = [line for line in self.metrics() if line["epoch"] <= epochs]
-        self.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def _replace(self, name: str, write: Callable[[IO[bytes]], Any]) -> None:
         temporary = self.path / f".{name}.{os.getpid()}.tmp"

@@ -40,7 +40,8 @@ def plot_curves(
         axes.set_xlabel("epoch")
         axes.grid(color="#e3e5e8", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        if axes.lines:
+            axes.legend(frameon=False)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
-from data.batches import Batches
 from torch import nn
 from torch.optim import Optimizer
 
+from data.batches import Batches
 from exp.harness.config import ConfigError, Experiment
 from exp.harness.facts import run_facts
 from exp.harness.folder import RunFolder
@@ -83,9 +83,12 @@ class Run:
         return self.at.step
 
     def __enter__(self) -> "Run":
-        state = self.folder.open(self.settings, run_facts(self.model, self.optimizer, self.device))
+        state = self.folder.checkpoint()
         if state is not None:
             self._restore(state)
+        facts = run_facts(self.model, self.optimizer, self.device)
+        self.folder.begin(self.settings, facts, self.at.epoch)
+        self.last_line = (self.folder.metrics() or [{}])[-1]
         if self.experiment.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -207,8 +210,6 @@ class Run:
         set_rng_state(state["rng"], self.device)
         self.at = Position(**state["position"])
         self.seconds_before = state["wall_seconds"]
-        self.folder.keep_metrics(self.at.epoch)
-        self.last_line = (self.folder.metrics() or [{}])[-1]
         target = self.experiment.stop_at
         self.stopped = state["stopped"] and target == state["settings"]["experiment"].get("stop_at")
 

@@ -1,0 +1,271 @@
+"""Data: hand-made packings, the augmentation's distribution, purity of the order, clear errors."""
+
+import os
+import pickle
+
+import pytest
+import torch
+from conftest import REAL_DATA
+
+import data
+import data.cifar10
+import data.wikitext2
+from data import DataError
+from data.batches import Batches
+from data.cifar10 import augment, cifar10, normalize
+from data.modular_addition import modular_addition
+from data.wikitext2 import chunk, pack, sentences, wikitext2
+
+CPU = {"seed": 3, "device": torch.device("cpu")}
+
+
+def batches(seed=0, **settings):
+    rows = torch.arange(20)
+    return Batches((rows, rows * 10), batch_size=6, seed=seed, **settings)
+
+
+def test_an_epoch_visits_every_row_once_and_pairs_stay_together():
+    found = list(batches().epoch(0))
+    assert [len(a) for a, _ in found] == [6, 6, 6, 2]
+    assert sorted(torch.cat([a for a, _ in found]).tolist()) == list(range(20))
+    assert all(torch.equal(b, a * 10) for a, b in found)
+
+
+def test_drop_last_drops_the_short_batch():
+    assert [len(a) for a, _ in batches(drop_last=True).epoch(0)] == [6, 6, 6]
+    assert (len(batches(drop_last=True)), batches(drop_last=True).examples) == (3, 18)
+
+
+def test_the_order_is_a_pure_function_of_seed_and_epoch():
+    def order(seed, epoch, start=0):
+        return [a.tolist() for a, _ in batches(seed).epoch(epoch, start)]
+
+    assert order(1, 3) == order(1, 3)
+    assert order(1, 3, start=2) == order(1, 3)[2:]
+    assert order(1, 3) != order(1, 4)
+    assert order(1, 3) != order(2, 3)
+
+
+def test_augmentation_is_a_pure_function_of_the_batch_and_leaves_the_global_rng_alone():
+    def noise(rows, generator):
+        return rows + torch.rand(len(rows), generator=generator)
+
+    state = torch.get_rng_state()
+    whole = [a for a, _ in batches(augment=noise).epoch(2)]
+    rest = [a for a, _ in batches(augment=noise).epoch(2, start=1)]
+    assert all(map(torch.equal, whole[1:], rest))
+    assert torch.equal(state, torch.get_rng_state())
+    assert not torch.equal(whole[0] % 1, whole[1] % 1)
+
+
+def test_batches_refuse_what_leaves_no_batch():
+    with pytest.raises(ValueError, match="batch_size"):
+        Batches((torch.arange(3),), 0, 0)
+    with pytest.raises(ValueError, match="no batch"):
+        Batches((torch.arange(3),), 4, 0, drop_last=True)
+
+
+# --- modular addition
+
+
+def test_every_pair_once_with_its_sum():
+    d = modular_addition(50, p=11, fraction=0.3, **CPU)
+    train = [torch.cat(parts) for parts in zip(*d.train.epoch(0), strict=True)]
+    assert len(train[0]) == int(0.3 * 121)
+    tokens = torch.cat([train[0], d.eval[0]])
+    labels = torch.cat([train[1], d.eval[1]])
+    assert len({tuple(row) for row in tokens.tolist()}) == 121
+    assert torch.equal(labels, (tokens[:, 0] + tokens[:, 1]) % 11)
+    assert set(tokens[:, 2].tolist()) == {11}
+    assert d.vocab_size == 12
+
+
+def test_the_published_split_sizes():
+    d = modular_addition(**CPU)
+    assert (d.train.examples, len(d.train), len(d.eval[1])) == (3830, 8, 8939)
+    other = modular_addition(seed=4, device=CPU["device"])
+    assert not torch.equal(d.eval[0], other.eval[0])
+
+
+@pytest.mark.parametrize("settings", [{"fraction": 0.0}, {"fraction": 1.0}, {"p": 1}])
+def test_modular_addition_refuses_empty_sides(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        modular_addition(**settings, **CPU)
+
+
+# --- CIFAR-10
+
+
+def drawn(count=4000, **settings):
+    """An image whose bytes say where they come from, augmented many times."""
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    image[0] = torch.arange(1, 33)[:, None]  # row + 1
+    image[1] = torch.arange(1, 33)[None, :]  # column + 1
+    image[2] = 255
+    generator = torch.Generator().manual_seed(0)
+    settings = {"crop": 4, "flip": True, "cutout": 0, **settings}
+    result = augment(image.expand(count, -1, -1, -1), generator, **settings)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.cifar10.MEAN, data.cifar10.STD))
+    return result, ((result * std + mean) * 255).round().int()
+
+
+def test_crop_and_flip_have_the_published_distribution():
+    _, pixels = drawn()
+    middle = pixels[:, :2, 16, 16]  # never padding
+    flipped = pixels[:, 1, 16, 15] > pixels[:, 1, 16, 16]
+    assert 0.47 < flipped.float().mean() < 0.53
+    rows = (middle[:, 0] - 17).tolist()
+    columns = torch.where(flipped, 16 - middle[:, 1], middle[:, 1] - 17).tolist()
+    seen = {}
+    for row, column, mirrored in zip(rows, columns, flipped.tolist(), strict=True):
+        assert -4 <= row <= 4
+        assert -4 <= column <= 4
+        seen[row, column, mirrored] = seen.get((row, column, mirrored), 0) + 1
+    assert len(seen) == 81 * 2
+    assert max(seen.values()) < 60  # 4000 / 162 = 25 expected of each
+
+
+def test_crop_pads_with_black_before_normalization():
+    _, pixels = drawn()
+    corner = pixels[:, 2, 0, 0]
+    assert set(corner.tolist()) == {0, 255}
+    inside = ((pixels[:, 0, 16, 16] >= 17) & (pixels[:, 2, 16, 16] == 255)).float().mean()
+    assert 0.5 < inside < 0.6  # five of the nine row offsets start at or below row 0
+
+
+def test_cutout_is_a_clipped_square_of_zeros_after_normalization():
+    result, _ = drawn(crop=0, flip=False, cutout=16)
+    holes = (result == 0).all(1)
+    heights, widths = holes.any(2).sum(1), holes.any(1).sum(1)
+    assert torch.equal(holes.sum((1, 2)), heights * widths)  # one rectangle each
+    # A centre c in 0..31 covers max(0, c - 8) .. min(31, c + 7): 8 to 16 pixels.
+    assert set(heights.tolist()) == set(widths.tolist()) == set(range(8, 17))
+    # 32 centres: 17 of them give the full height.
+    assert float((heights == 16).float().mean()) == pytest.approx(17 / 32, abs=0.03)
+
+
+def test_nothing_is_changed_when_nothing_is_asked_for():
+    result, pixels = drawn(4, crop=0, flip=False)
+    assert torch.equal(pixels[0, 0, :, 0], torch.arange(1, 33, dtype=torch.int32))
+    image = torch.stack([torch.full((32, 32), v, dtype=torch.uint8) for v in (0, 128, 255)])
+    expected = (128 / 255 - 0.4822) / 0.1994
+    assert float(normalize(image[None])[0, 1, 0, 0]) == pytest.approx(expected, abs=1e-6)
+    assert result.shape == (4, 3, 32, 32)
+
+
+def test_cifar_subset_is_the_same_for_every_seed(tiny_data):
+    def labels(seed):
+        d = cifar10(8, subset=0.3, seed=seed, device=CPU["device"])
+        return sorted(torch.cat([y for _, y in d.train.epoch(0)]).tolist()), len(d.eval[1])
+
+    assert labels(1) == labels(2)
+    assert len(labels(1)[0]) == 30
+    assert labels(1)[1] == 20
+
+
+def test_damaged_or_missing_cifar_is_one_clear_error(tiny_data, tmp_path, monkeypatch):
+    folder = tmp_path / data.cifar10.FOLDER
+    folder.mkdir()
+    monkeypatch.setenv("ARS_DATA", str(tmp_path))
+    with pytest.raises(DataError, match="data_batch_1"):
+        cifar10(**CPU)
+    (folder / "data_batch_1").write_bytes(pickle.dumps("something else"))
+    with pytest.raises(DataError, match="MD5"):
+        cifar10(**CPU)
+
+
+@pytest.mark.parametrize("settings", [{"crop": -1}, {"cutout": -2}, {"subset": 0.0},
+                                      {"subset": 1.5}])
+def test_cifar_refuses_impossible_settings(settings, tiny_data):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        cifar10(**settings, **CPU)
+
+
+# --- Wikitext-2
+
+
+def test_sentences_are_split_as_published():
+    assert sentences(" A b . C 3.5 d .\n\n  \n = T = \n") == ["A b.", "C 3.", "5 d.", "= T =."]
+
+
+def test_packing_by_hand():
+    pieces = [[1, 1], [2, 2, 2], [9], [3, 3], [4, 4, 4, 4], [5] * 6, [6, 6]]
+    expected = [[4, 4, 4, 4, 0], [2, 2, 2, 1, 1], [3, 3, 6, 6, 0]]
+    assert pack(pieces, 5, 0).tolist() == expected
+
+
+def test_chunks_by_hand():
+    assert chunk([1, 2, 3, 4, 5, 6], 3, 0).tolist() == [[1, 2, 3], [3, 4, 5], [5, 6, 0]]
+    assert chunk([1, 2, 3, 4, 5], 3, 0).tolist() == [[1, 2, 3], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("variant", ["v1", "raw"])
+def test_contiguous_targets_are_the_whole_text_in_order(variant, tiny_data):
+    d = wikitext2(4, variant, sequence_length=7, vocab_size=300, **CPU)
+    inputs, targets = d.eval
+    real = targets != d.pad_id
+    tokens = torch.cat([inputs[0, :1], targets[real]]).tolist()
+    from tokenizers import Tokenizer
+
+    text = (tiny_data / data.wikitext2.FOLDERS[variant] / "valid.txt").read_text(encoding="utf-8")
+    paths = list((tiny_data / "cache").glob("tokenizer_*.json"))
+    decoded = [Tokenizer.from_file(str(path)).decode(tokens) for path in paths]
+    assert text in decoded
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    first = Tokenizer.from_file(str(paths[decoded.index(text)])).decode(tokens[:1])
+    assert d.eval_bytes == len(text.encode()) - len(first.encode())
+
+
+def test_training_leaves_padding_out_unless_asked(tiny_data):
+    settings = {"packing": "sentence", "sequence_length": 31, "vocab_size": 300, **CPU}
+    d, padded = wikitext2(4, **settings), wikitext2(4, train_on_padding=True, **settings)
+    for (inputs, targets), (_, kept) in zip(d.train.epoch(0), padded.train.epoch(0), strict=True):
+        assert torch.equal(targets == -100, kept == d.pad_id)
+        assert torch.equal(targets[targets != -100], kept[targets != -100])
+        assert torch.equal(inputs[:, 1:][targets[:, :-1] != -100],
+                           targets[:, :-1][targets[:, :-1] != -100])
+    assert int((d.eval[1] == -100).sum()) == 0
+    assert int((d.eval[1] == d.pad_id).sum()) > 0
+
+
+def test_cached_ids_need_no_tokenizer_library(tiny_data, monkeypatch):
+    settings = {"sequence_length": 9, "vocab_size": 300, **CPU}
+    first = wikitext2(**settings)
+    monkeypatch.setattr(data.wikitext2, "_tokenizer", None)
+    again = wikitext2(**settings)
+    assert torch.equal(first.eval[0], again.eval[0])
+    assert (first.vocab_size, first.eval_bytes) == (again.vocab_size, again.eval_bytes)
+
+
+def test_subset_takes_evenly_spaced_rows(tiny_data):
+    whole = wikitext2(1, sequence_length=9, vocab_size=300, **CPU)
+    half = wikitext2(1, sequence_length=9, vocab_size=300, subset=0.5, **CPU)
+    assert half.train.examples == round(whole.train.examples / 2)
+    assert torch.equal(half.train.tensors[0][0], whole.train.tensors[0][0])
+
+
+@pytest.mark.parametrize("settings", [{"vocab_size": 100}, {"sequence_length": 0}, {"subset": 0.0}])
+def test_wikitext_refuses_impossible_settings(settings, tiny_data):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        wikitext2(**settings, **CPU)
+
+
+def test_missing_wikitext_says_where_to_put_it(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("ARS_DATA", str(tmp_path))
+    monkeypatch.setattr("datasets.load_dataset", lambda *_: (_ for _ in ()).throw(OSError("no")))
+    with pytest.raises(DataError, match=r"data/cache/wikitext-2-raw/ or \$ARS_DATA"):
+        wikitext2(variant="raw", **CPU)
+    (tmp_path / "wikitext-2").mkdir()
+    with pytest.raises(DataError, match="incomplete"):
+        wikitext2(**CPU)
+
+
+@pytest.mark.skipif(REAL_DATA is None, reason="ARS_DATA names no folder with the real data")
+def test_the_real_files_are_what_they_should_be(monkeypatch):
+    monkeypatch.setenv("ARS_DATA", os.environ.get("ARS_DATA", REAL_DATA))
+    d = cifar10(**CPU)
+    assert (d.train.examples, len(d.eval[1])) == (50_000, 10_000)
+    assert torch.bincount(d.eval[1]).tolist() == [1000] * 10
+    texts = data.wikitext2._read("v1")
+    assert texts["train"].count("<unk>") == 54_625
+    assert [text.count("\n") for text in texts.values()] == [36_718, 3_760, 4_358]

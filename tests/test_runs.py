@@ -1,0 +1,299 @@
+"""Whole runs through the command line: records, resuming bit for bit, and failing without loss."""
+
+import importlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+from exp.harness import cli
+from exp.harness.config import complete
+from exp.harness.folder import RunFolder
+from exp.harness.objective import Objective
+from model import build_model
+from optimizer import build_optimizer
+
+CONFIGS = sorted(Path("config").glob("*.toml"))
+AGA = {"grokking": "config/lrp_grok_ars2_neo_aga_400e.toml",
+       "cifar": "config/lrp_cifar10_ars2_neo_aga_20e.toml",
+       "wikitext2": "config/mini_wikitext2_ars2_neo_aga.toml"}
+
+
+def script(task):
+    return importlib.import_module(f"exp.{task}.train")
+
+
+def launch(task, output, *options, config=None, epochs=3):
+    module = script(task)
+    tiny = [word for override in [*TINY[task], f"experiment.epochs={epochs}"]
+            for word in ("--set", override)]
+    arguments = ["--config", str(config or AGA[task]), "--output", str(output), "--device", "cpu"]
+    return cli.launch(module.TASK, module.train, [*arguments, *tiny, *options])
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(folder):
+    return [{k: v for k, v in line.items() if k not in ("seconds", "peak_memory_bytes")}
+            for line in lines(folder)]
+
+
+def checkpoint(folder, name="latest.pt"):
+    return torch.load(folder / name, weights_only=True)
+
+
+def same(a, b):
+    if torch.is_tensor(a):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_builds_in_full_and_trains_two_steps(path, tiny_data, tmp_path):
+    settings = tomllib.loads(path.read_text())
+    task = settings["experiment"]["task"]
+    settings = complete(settings, script(task).TASK)
+    sizes = {"grokking": {"vocab_size": 114}, "cifar": {"num_classes": 10},
+             "wikitext2": {"vocab_size": settings["data"].get("vocab_size")}}[task]
+    model = build_model(settings["model"], **sizes)
+    optimizer = build_optimizer(settings["optimizer"], model)
+    routed = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(routed) == sorted(map(id, model.parameters()))
+    assert launch(task, tmp_path / "run", config=path, epochs=1) == 0
+    (line,) = lines(tmp_path / "run")
+    assert line["step"] >= 2
+    assert math.isfinite(line["eval_loss"])
+
+
+@pytest.mark.parametrize("task", list(AGA))
+def test_a_run_folder_holds_what_the_contract_says(task, tiny_data, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert launch(task, folder, "--set", "experiment.tensorboard=true") == 0
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"config.toml", "run.json", "metrics.jsonl", "summary.json", "curves.png",
+                     "latest.pt", "best.pt", "tensorboard"}
+    assert not [name for name in names if name.endswith(".tmp")]
+    record = lines(folder)
+    assert [line["epoch"] for line in record] == [1, 2, 3]
+    metric = "eval_perplexity" if task == "wikitext2" else "eval_accuracy"
+    for line in record:
+        assert {"step", "gradient_evaluations", "train_loss", "eval_loss", "lr", "seconds", metric,
+                "peak_memory_bytes", "diagnostics"} <= line.keys()
+        assert line["gradient_evaluations"] >= line["step"]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    assert summary["epochs"] == 3
+    choose = min if task == "wikitext2" else max
+    assert summary["best"][metric] == choose(line[metric] for line in record)
+    best = checkpoint(folder, "best.pt")
+    assert best[metric] == summary["best"][metric]
+    facts = json.loads((folder / "run.json").read_text())
+    matrix, rest = facts["parameter_groups"]
+    assert (matrix["track"], rest["track"]) == ("matrix", "adamw")
+    assert matrix["elements"] + rest["elements"] == facts["parameters"]
+    resolved = tomllib.loads((folder / "config.toml").read_text())
+    assert resolved["optimizer"]["eps"] == matrix["eps"] == 1e-8
+    assert metric in capsys.readouterr().out
+    if task == "grokking":
+        assert set(summary["milestones"]) == {"fit", "grok", "converged"}
+
+
+@pytest.mark.parametrize("task", list(AGA))
+def test_resuming_after_an_epoch_is_bit_exact(task, tiny_data, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    constant = ("--set", "schedule.name='constant'", "--set", "schedule.warmup_epochs=0.0")
+    assert launch(task, whole, *constant, epochs=4) == 0
+    assert launch(task, parts, *constant, epochs=2) == 0
+    torch.rand(7)  # whatever the process drew in between must not matter
+    assert launch(task, parts, "--resume", *constant, epochs=4) == 0
+    assert timeless(whole) == timeless(parts)
+    for part in ("model", "optimizer", "objective", "rng"):
+        assert same(checkpoint(whole)[part], checkpoint(parts)[part])
+
+
+@pytest.mark.parametrize("task", list(AGA))
+def test_an_interrupt_in_mid_epoch_writes_a_checkpoint_and_resumes_bit_exactly(
+        task, tiny_data, tmp_path, monkeypatch, capsys):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert launch(task, whole) == 0
+    first = Objective._first
+
+    def press_ctrl_c(self, batch):
+        if self.gradient_evaluations > 2 and not press_ctrl_c.pressed:
+            press_ctrl_c.pressed = True
+            os.kill(os.getpid(), signal.SIGINT)
+        return first(self, batch)
+
+    press_ctrl_c.pressed = False
+    monkeypatch.setattr(Objective, "_first", press_ctrl_c)
+    assert launch(task, parts) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert json.loads((parts / "summary.json").read_text())["status"] == "interrupted"
+    assert 0 < checkpoint(parts)["position"]["step"] < checkpoint(whole)["position"]["step"]
+    assert launch(task, parts, "--resume") == 0
+    assert timeless(whole) == timeless(parts)
+    assert same(checkpoint(whole)["model"], checkpoint(parts)["model"])
+    assert same(checkpoint(whole)["optimizer"], checkpoint(parts)["optimizer"])
+    assert json.loads((parts / "summary.json").read_text())["status"] == "completed"
+
+
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
+    """SIGKILL of a real process at an arbitrary moment, checkpoints after every epoch."""
+    code = ("import sys; import exp.harness.run as r; r.CHECKPOINT_SECONDS = 0;"
+            "from exp.grokking.train import main; sys.exit(main())")
+    options = ["--config", AGA["grokking"], "--device", "cpu"]
+    for override in [*TINY["grokking"], "experiment.epochs=400"]:
+        options += ["--set", override]
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", code, *options, "--output", str(killed)],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while time.time() < deadline and not (killed / "latest.pt").exists():
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.kill()
+    process.wait()
+    assert not (killed / "summary.json").exists()
+    begun = checkpoint(killed)["position"]["epoch"]
+    assert 0 < begun < 400
+    assert launch("grokking", killed, "--resume", epochs=begun + 20) == 0
+    assert launch("grokking", tmp_path / "whole", epochs=begun + 20) == 0
+    assert timeless(killed) == timeless(tmp_path / "whole")
+    assert same(checkpoint(killed)["model"], checkpoint(tmp_path / "whole")["model"])
+    assert same(checkpoint(killed)["optimizer"], checkpoint(tmp_path / "whole")["optimizer"])
+
+
+def test_a_folder_with_a_run_is_refused_and_left_as_it_is(tiny_data, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert launch("grokking", folder, epochs=1) == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert launch("grokking", folder, epochs=2) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert launch("grokking", folder, "--overwrite", epochs=2) == 0
+    assert len(lines(folder)) == 2
+
+
+@pytest.mark.parametrize("override", [
+    "optimizer.spam=1", "optimizer.betas=[0.9, 1.5]", "data.fraction=1.5", "model.d_model=0",
+    "schedule.warmup_epochs=-1.0", "data.batch_size=0", "optimizer.rho=-1.0"])
+def test_a_bad_setting_writes_nothing(override, tiny_data, tmp_path, capsys):
+    assert launch("grokking", tmp_path / "run", "--set", override) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: [")
+    assert override.split("=")[0].split(".")[1] in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_data_is_one_clear_message(tmp_path, monkeypatch, capsys, tiny_data):
+    monkeypatch.setenv("ARS_DATA", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("data.cifar10._fetch", refuse)
+    assert launch("cifar", tmp_path / "run") == 2
+    assert "put the folder" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def refuse():
+    raise script("cifar").cifar10.__globals__["DataError"]("put the folder there")
+
+
+def test_cuda_is_refused_where_there_is_none(tmp_path, capsys, tiny_data, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert launch("grokking", tmp_path / "run", "--device", "cuda") == 2
+    assert "CUDA" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
+def test_a_damaged_checkpoint_is_refused_and_nothing_is_overwritten(
+        damage, tiny_data, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert launch("grokking", folder, epochs=1) == 0
+    path = folder / "latest.pt"
+    path.write_bytes(path.read_bytes()[:2000] if damage is None else damage)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert launch("grokking", folder, "--resume", epochs=2) == 2
+    assert "damaged" in capsys.readouterr().err
+    assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_resuming_with_other_settings_is_refused(tiny_data, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert launch("grokking", folder, epochs=1) == 0
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert launch("grokking", folder, "--resume", "--set", "optimizer.lr=0.5") == 2
+    assert "lr: 0.001 -> 0.5" in capsys.readouterr().err
+    assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_divergence_is_recorded_as_such(tiny_data, tmp_path, capsys):
+    folder = tmp_path / "run"
+    status = launch("grokking", folder, "--set", "optimizer.adamw.lr=1e30",
+                    "--set", "optimizer.lr=1e30")
+    assert status == 3
+    assert json.loads((folder / "summary.json").read_text())["status"] == "diverged"
+    assert "diverged" in capsys.readouterr().err
+    for line in lines(folder):
+        assert line["train_loss"] is None or math.isfinite(line["train_loss"])
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tiny_data, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    assert launch("grokking", folder, epochs=1) == 0
+    before = (folder / "latest.pt").read_bytes()
+
+    def full(state, file):
+        file.write(b"half a checkpoint")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    assert launch("grokking", folder, "--resume", epochs=2) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert (folder / "latest.pt").read_bytes() == before
+    assert not list(folder.glob(".*tmp"))
+
+
+def test_stop_at_ends_the_run_early(tiny_data, tmp_path):
+    assert launch("grokking", tmp_path / "run", "--set", "experiment.stop_at=0.0") == 0
+    assert len(lines(tmp_path / "run")) == 1
+    assert launch("grokking", tmp_path / "run", "--set", "experiment.stop_at=0.0",
+                  "--resume") == 0
+    assert len(lines(tmp_path / "run")) == 1
+
+
+def test_seed_option_changes_the_run_and_the_default_folder(tiny_data, tmp_path):
+    assert launch("grokking", tmp_path / "a", "--seed", "1", epochs=1) == 0
+    assert launch("grokking", tmp_path / "b", "--seed", "2", epochs=1) == 0
+    assert launch("grokking", tmp_path / "c", "--seed", "1", epochs=1) == 0
+    assert timeless(tmp_path / "a") == timeless(tmp_path / "c")
+    assert timeless(tmp_path / "a") != timeless(tmp_path / "b")
+
+
+def test_bf16_and_compile_are_taken(tiny_data, tmp_path):
+    assert launch("cifar", tmp_path / "run", "--set", "experiment.precision='bf16'",
+                  epochs=1) == 0
+    assert math.isfinite(lines(tmp_path / "run")[0]["eval_loss"])
+
+
+def test_a_metrics_line_cut_off_by_a_crash_is_left_out(tmp_path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
+    assert folder.metrics() == [{"epoch": 1}, {"epoch": 2}]
+
+
