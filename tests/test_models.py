@@ -98,7 +98,7 @@ def test_initial_scales_are_the_published_ones():
     assert float(model.W_E.detach().std()) == pytest.approx(128**-0.5, rel=0.03)
     assert float(model.W_U.detach().std()) == pytest.approx(114**-0.5, rel=0.03)
     assert float(model.blocks[0].W_out.detach().std()) == pytest.approx(128**-0.5, rel=0.03)
-    assert float(model.blocks[0].b_in.abs().sum()) == 0
+    assert float(model.blocks[0].b_in.detach().abs().sum()) == 0
 
 
 def test_resnet_halves_the_image_three_times():
@@ -133,7 +133,8 @@ def test_rope_theta_takes_effect():
 
 @pytest.mark.parametrize(("name", "changes", "word"), [
     ("grokking_transformer", {"d_model": 0}, "d_model"), ("resnet18", {"width": 0}, "width"),
-    ("qwen3", {"num_key_value_heads": 3}, "num_key_value_heads"), ("qwen3", {"head_dim": 3}, "even"),
+    ("qwen3", {"num_key_value_heads": 3}, "num_key_value_heads"),
+    ("qwen3", {"head_dim": 3}, "even"),
     ("qwen3", {"hidden_size": 0}, "hidden_size")])
 def test_impossible_sizes_are_refused(name, changes, word):
     with pytest.raises(ValueError, match=word):
