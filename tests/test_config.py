@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from data.modular_addition import modular_addition
-from exp.harness.config import ConfigError, complete, load_settings, to_toml
+from exp.harness.config import ConfigError, complete, load_settings
 from exp.harness.schedule import Schedule
 from exp.harness.schema import conforms
+from exp.harness.toml import to_toml
 from exp.wikitext2.train import TASK as WIKITEXT2
 
 CONFIGS = sorted(Path("config").glob("*.toml"))

@@ -285,7 +285,7 @@ def test_seed_option_changes_the_run_and_the_default_folder(tiny_data, tmp_path)
     assert timeless(tmp_path / "a") != timeless(tmp_path / "b")
 
 
-def test_bf16_and_compile_are_taken(tiny_data, tmp_path):
+def test_bf16_trains(tiny_data, tmp_path):
     assert launch("cifar", tmp_path / "run", "--set", "experiment.precision='bf16'",
                   epochs=1) == 0
     assert math.isfinite(lines(tmp_path / "run")[0]["eval_loss"])

@@ -6,14 +6,15 @@ python -m exp.grokking.train --config config/lrp_grok_ars2_neo_aga_400e.toml
 import sys
 
 import torch
-from data.modular_addition import modular_addition
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data.modular_addition import modular_addition
 from exp.harness.build import build
 from exp.harness.cli import launch
 from exp.harness.config import Task
 from exp.harness.folder import RunFolder
+from exp.harness.objective import Objective
 from exp.harness.run import Run
 
 TASK = Task("grokking", data=modular_addition, sizes=("vocab_size",))
@@ -35,10 +36,11 @@ def loss_fn(model: nn.Module, tokens: Tensor, labels: Tensor) -> tuple[Tensor, d
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, tokens: Tensor, labels: Tensor) -> dict[str, float]:
+def evaluate(objective: Objective, tokens: Tensor, labels: Tensor) -> dict[str, float]:
     """Loss (nats) and accuracy on all held-out pairs, in one batch."""
-    model.eval()
-    loss, means = loss_fn(model, tokens, labels)
+    objective.model.eval()
+    with objective.autocast():
+        loss, means = loss_fn(objective.model, tokens, labels)
     return {"eval_loss": float(loss), "eval_accuracy": float(means["accuracy"])}
 
 
@@ -48,15 +50,14 @@ def evaluate(model: nn.Module, tokens: Tensor, labels: Tensor) -> dict[str, floa
 def train(settings: dict, folder: RunFolder) -> None:
     """Train as the checked `settings` say and record the run in `folder`."""
     built = build(settings, TASK, loss_fn)
-    model, optimizer, objective = built.model, built.optimizer, built.objective
-    with Run(folder, settings, model, optimizer, objective, metric="eval_accuracy", mode="max",
-             milestones=MILESTONES) as run:
+    optimizer, objective = built.optimizer, built.objective
+    with Run(folder, settings, built.model, optimizer, objective, metric="eval_accuracy",
+             mode="max", milestones=MILESTONES) as run:
         for _ in run.epochs():
             for batch in run.batches(built.data.train):
                 built.schedule.set_lr(run.step)
                 optimizer.step(objective.on(batch))
-            with objective.autocast():
-                run.log(evaluate(model, *built.data.eval))
+            run.log(evaluate(objective, *built.data.eval))
 
 
 def main() -> int:

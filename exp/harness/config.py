@@ -1,16 +1,14 @@
 """Config: TOML in, checked and completed settings out, before anything is built or written."""
 
-import json
-import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from model import model_class
+from typing import Literal
 
 from exp.harness import schema
 from exp.harness.schedule import Schedule
+from exp.harness.toml import apply_override, read_toml
+from model import model_class
 from optimizer import is_wrapper, optimizer_class
 from optimizer.parts.matrix import ADAMW_KEYS, MatrixOptimizer
 from optimizer.parts.split import Routing
@@ -58,13 +56,11 @@ def load_settings(path: Path, overrides: Iterable[str], task: Task) -> dict[str,
     Raises ConfigError with all problems found, one a line.
     """
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"no config file {path}") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    for override in overrides:
-        _override(settings, override)
+        settings = read_toml(path)
+        for override in overrides:
+            apply_override(settings, override)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     return complete(settings, task)
 
 
@@ -160,38 +156,3 @@ def _named(find: Callable, table: str, given: dict, found: list[str]) -> type | 
     except ValueError as error:
         found.append(f"[{table}] {error}")
         return None
-
-
-def _override(settings: dict, override: str) -> None:
-    """Apply one `table.key=value`, the value in TOML syntax."""
-    path, equals, text = override.partition("=")
-    *tables, key = path.strip().split(".")
-    if not equals or not tables:
-        raise ConfigError(f"--set {override}: write table.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"--set {override}: {text!r} is no TOML value"
-                          f" (strings need quotes: {path}='\"{text}\"')") from error
-    for table in tables:
-        settings = settings.setdefault(table, {})
-        if not isinstance(settings, dict):
-            raise ConfigError(f"--set {override}: {table} is no table")
-    settings[key] = value
-
-
-def to_toml(settings: dict[str, Any], prefix: str = "") -> str:
-    """Settings as TOML text: numbers, strings, booleans, arrays, and tables of these."""
-    lines = [f"{key} = {_toml_value(value)}" for key, value in settings.items()
-             if not isinstance(value, dict)]
-    text = "".join(f"{line}\n" for line in lines)
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            text += f"\n[{prefix}{key}]\n" + to_toml(value, f"{prefix}{key}.")
-    return text
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | str) else repr(value)

@@ -10,7 +10,8 @@ from typing import IO, Any
 
 import torch
 
-from exp.harness.config import ConfigError, to_toml
+from exp.harness.config import ConfigError
+from exp.harness.toml import to_toml
 
 FILES = ("config.toml", "run.json", "metrics.jsonl", "summary.json", "curves.png", "latest.pt",
          "best.pt")

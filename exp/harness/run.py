@@ -1,7 +1,6 @@
 """One training run: where it stands, its record, its checkpoints, its end."""
 
 import math
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -12,9 +11,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from data.batches import Batches
+from exp.harness.board import Board
 from exp.harness.config import ConfigError, Experiment
 from exp.harness.facts import run_facts
 from exp.harness.folder import RunFolder
+from exp.harness.interrupts import Interrupts
 from exp.harness.objective import Objective, rng_state, set_rng_state
 from exp.harness.plots import plot_curves
 from exp.harness.progress import Progress, final_table
@@ -70,12 +71,13 @@ class Run:
         self.metric, self.mode, self.thresholds = metric, mode, milestones or {}
         self.at = Position(milestones=dict.fromkeys(self.thresholds))
         self.device = next(model.parameters()).device
-        self.stopped = self.interrupted = False
+        self.stopped = False
+        self.interrupts = Interrupts()
         self.best_weights: dict | None = None
         self.saved_at = self.started_at = time.perf_counter()
         self.seconds_before = 0.0
         self.last_line: dict[str, Any] = {}
-        self.board = self.progress = None
+        self.board = self.progress = None  # made when it is known where the run begins
 
     @property
     def step(self) -> int:
@@ -89,18 +91,12 @@ class Run:
         facts = run_facts(self.model, self.optimizer, self.device)
         self.folder.begin(self.settings, facts, self.at.epoch)
         self.last_line = (self.folder.metrics() or [{}])[-1]
-        if self.experiment.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(self.folder.path / "tensorboard"),
-                                       purge_step=self.at.epoch + 1)
-        self.handlers = {s: signal.signal(s, self._on_signal)
-                         for s in (signal.SIGINT, signal.SIGTERM)}
+        self.board = Board(self.folder.path, self.experiment.tensorboard, self.at.epoch + 1)
+        self.interrupts.install()
         return self
 
     def __exit__(self, kind: type | None, error: Exception | None, trace: Any) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
+        self.interrupts.remove()
         if self.progress is not None:
             self.progress.close()
         status = {None: "completed", Interrupted: "interrupted", KeyboardInterrupt: "interrupted",
@@ -109,8 +105,7 @@ class Run:
             if status == "completed":
                 self._checkpoint()
             self._summarize(status)
-        if self.board is not None:
-            self.board.close()
+        self.board.close()
 
     def epochs(self) -> Iterator[int]:
         """Yield each epoch that is left, 1-based."""
@@ -135,7 +130,7 @@ class Run:
                 loss = float(self.objective.last_loss)
                 self.progress.show(self.at.epoch + 1, self.at.step, loss)
                 self._require_finite(self.at.epoch + 1, {"training loss": loss})
-            if self.interrupted:
+            if self.interrupts.pending:
                 self._checkpoint()
                 raise Interrupted
         if self.device.type == "cuda":
@@ -158,16 +153,15 @@ class Run:
         self.folder.append_metrics(line)
         self.last_line = line
         self.progress.evaluated(line)
-        if self.board is not None:
-            self._to_board(line)
+        self.board.write(line)
         self._require_finite(self.at.epoch, {k: v for k, v in line.items() if isinstance(v, float)})
         self._update_best(line)
         for name, (metric, threshold) in self.thresholds.items():
             if self.at.milestones[name] is None and line[metric] >= threshold:
                 self.at.milestones[name] = self.at.epoch
-        if time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS or self.interrupted:
+        if time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS or self.interrupts.pending:
             self._checkpoint()
-        if self.interrupted and self.at.epoch < self.experiment.epochs and not self.stopped:
+        if self.interrupts.pending and self.at.epoch < self.experiment.epochs and not self.stopped:
             raise Interrupted
 
     def _update_best(self, line: dict) -> None:
@@ -230,17 +224,6 @@ class Run:
 
     def _wall_seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started_at
-
-    def _to_board(self, line: dict) -> None:
-        flat = {**line, **{f"diagnostics/{k}": v for k, v in line.get("diagnostics", {}).items()}}
-        for name, value in flat.items():
-            if isinstance(value, int | float) and name != "epoch":
-                self.board.add_scalar(name, value, self.at.epoch)
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        if self.interrupted and number == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice: stop at once, with the checkpoint there is
-        self.interrupted = True
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -1,0 +1,28 @@
+"""Ctrl-C and SIGTERM, noted while a step runs and acted upon after it."""
+
+import signal
+from typing import Any
+
+
+class Interrupts:
+    """Between `install` and `remove`, the first signal sets `pending`.
+
+    A second Ctrl-C raises KeyboardInterrupt at once.
+    """
+
+    pending = False
+
+    def install(self) -> None:
+        """Take over SIGINT and SIGTERM."""
+        self.handlers = {number: signal.signal(number, self._note)
+                         for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def remove(self) -> None:
+        """Give the signals back."""
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.pending and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.pending = True

@@ -1,0 +1,51 @@
+"""TOML in and out: reading a file, one override, and writing settings back."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The file's content. Raises ValueError, naming the file, if it cannot be read or parsed."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"no config file {path}") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+
+
+def apply_override(settings: dict, override: str) -> None:
+    """Apply one `table.key=value`, the value in TOML syntax, in place. ValueError if it is none."""
+    path, equals, text = override.partition("=")
+    *tables, key = path.strip().split(".")
+    if not equals or not tables:
+        raise ValueError(f"--set {override}: write table.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"--set {override}: {text!r} is no TOML value"
+                          f" (strings need quotes: {path}='\"{text}\"')") from error
+    for table in tables:
+        settings = settings.setdefault(table, {})
+        if not isinstance(settings, dict):
+            raise ValueError(f"--set {override}: {table} is no table")
+    settings[key] = value
+
+
+def to_toml(settings: dict[str, Any], prefix: str = "") -> str:
+    """Settings as TOML text: numbers, strings, booleans, arrays, and tables of these."""
+    lines = [f"{key} = {_toml_value(value)}" for key, value in settings.items()
+             if not isinstance(value, dict)]
+    text = "".join(f"{line}\n" for line in lines)
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            text += f"\n[{prefix}{key}]\n" + to_toml(value, f"{prefix}{key}.")
+    return text
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | str) else repr(value)
