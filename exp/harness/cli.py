@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data import DataError
-
 from exp.harness.config import ConfigError, Task, load_settings
 from exp.harness.folder import RunFolder
 from exp.harness.run import Diverged, Interrupted
@@ -46,8 +45,8 @@ def launch(
         print(f"interrupted{at}", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        print(f"error: {error}; the last checkpoint is whole, --resume continues from it",
-              file=sys.stderr)
+        print(f"error: cannot write {folder.path}: {error}; what was written before is whole,"
+              " --resume continues from the last checkpoint", file=sys.stderr)
         return FAILED
     return COMPLETED
 
@@ -62,6 +61,7 @@ def _parser(task: Task) -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--output", type=Path, metavar="DIR",
                         help="run folder (default: outputs/<config name>/seed<seed>)")
-    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
+    held = parser.add_mutually_exclusive_group()
+    held.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
+    held.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
     return parser

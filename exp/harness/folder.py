@@ -1,12 +1,12 @@
 """The run folder: its files, when it may be written to, and writing each of them whole or not."""
 
+import io
 import json
 import math
 import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -66,11 +66,14 @@ class RunFolder:
 
     def save_checkpoint(self, name: str, state: dict) -> None:
         """Write a checkpoint to a temporary file, then rename it: never half a checkpoint."""
-        self._replace(name, lambda file: torch.save(state, file))
+        # Serialized in memory first: on a full disk torch's file writer hides the OSError.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        self._replace(name, buffer.getbuffer())
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file as a whole."""
-        self._replace(name, lambda file: file.write(text.encode()))
+        self._replace(name, text.encode())
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file as a whole; numbers that JSON cannot say become null."""
@@ -87,11 +90,11 @@ class RunFolder:
         lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
         return [json.loads(line) for line in lines[:-1]]
 
-    def _replace(self, name: str, write: Callable[[IO[bytes]], Any]) -> None:
+    def _replace(self, name: str, content: bytes | memoryview) -> None:
         temporary = self.path / f".{name}.{os.getpid()}.tmp"
         try:
             with open(temporary, "wb") as file:
-                write(file)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.path / name)

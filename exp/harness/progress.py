@@ -24,7 +24,7 @@ class Progress:
         self.bar = None
         if sys.stderr.isatty():
             self.bar = tqdm(total=steps, initial=step, dynamic_ncols=True, leave=False,
-                            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}")
+                            bar_format="{desc} {percentage:3.0f}% {remaining} left |{bar}|")
 
     def is_due(self) -> bool:
         """Whether it is time to show something: only then is the loss fetched from the device."""

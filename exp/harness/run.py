@@ -191,10 +191,10 @@ class Run:
         self.saved_at = time.perf_counter()
 
     def _restore(self, state: dict) -> None:
-        changed = [f"[{table}] {key}: {state['settings'][table].get(key)!r} -> {value!r}"
-                   for table, keys in self.settings.items() for key, value in keys.items()
-                   if state["settings"][table].get(key) != value
-                   and key not in MAY_CHANGE_ON_RESUME]
+        changed = [f"[{table}] {key}: {was.get(key)!r} -> {now.get(key)!r}"
+                   for table, now in self.settings.items() for was in [state["settings"][table]]
+                   for key in {**was, **now}
+                   if was.get(key) != now.get(key) and key not in MAY_CHANGE_ON_RESUME]
         if changed:
             raise ConfigError("--resume: the checkpoint was made with other settings:\n"
                               + "\n".join(changed))
