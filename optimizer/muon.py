@@ -1,6 +1,6 @@
 """Muon, Jordan et al. 2024: momentum, orthogonalized by Newton-Schulz, for hidden matrices.
 
-Moonlight's scale: Liu et al. 2025, arXiv 2502.16982, eq. 4.
+Moonlight's scale: Liu et al. 2025, arXiv 2502.16982.
 """
 
 from collections.abc import Iterable

@@ -289,6 +289,18 @@ def test_seed_option_changes_the_run_and_the_default_folder(tiny_data, tmp_path)
     assert timeless(tmp_path / "a") != timeless(tmp_path / "b")
 
 
+def test_a_wrapper_doubles_the_evaluations_and_resumes_bit_exactly(tiny_data, tmp_path):
+    muon, sam = "config/lrp_grok_muon_400e.toml", ("--set", "optimizer.sam={rho = 0.1}")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert launch("grokking", whole, *sam, config=muon, epochs=4) == 0
+    assert launch("grokking", parts, *sam, config=muon, epochs=2) == 0
+    assert launch("grokking", parts, "--resume", *sam, config=muon, epochs=4) == 0
+    assert timeless(whole) == timeless(parts)
+    assert same(checkpoint(whole)["model"], checkpoint(parts)["model"])
+    assert lines(whole)[-1]["gradient_evaluations"] == 2 * lines(whole)[-1]["step"]
+    assert json.loads((whole / "run.json").read_text())["optimizer"] == "SAM"
+
+
 def test_bf16_trains(tiny_data, tmp_path):
     assert launch("cifar", tmp_path / "run", "--set", "experiment.precision='bf16'",
                   epochs=1) == 0
