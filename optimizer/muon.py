@@ -91,15 +91,11 @@ class Muon(MatrixOptimizer):
         }
         super().__init__(params, defaults)
 
-    def update_matrices(self, params: list[Tensor], group: dict) -> None:
+    def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
-        for p in params:
-            if "momentum_buffer" not in self.state[p]:
-                dtype = p.dtype if p.dtype == torch.float64 else torch.float32
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=dtype)
-        buffers = [self.state[p]["momentum_buffer"] for p in params]
-        grads = [p.grad for p in params]
-        directions = momentum_direction(grads, buffers, group["momentum"], group["nesterov"])
+        directions = momentum_direction(
+            [p.grad for p in params], self.buffers(params, "momentum_buffer"),
+            group["momentum"], group["nesterov"])
         polar = orthogonalize(directions, group["orthogonalizer"], group["ns_steps"])
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         for p, o in zip(params, polar, strict=True):

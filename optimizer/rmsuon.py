@@ -57,7 +57,7 @@ class RMSuon(MatrixOptimizer):
         }
         super().__init__(params, defaults)
 
-    def update_matrices(self, params: list[Tensor], group: dict) -> None:
+    def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
         exp_avgs, exp_avg_sqs, steps = moments(self.state, params)
         grads = [p.grad for p in params]

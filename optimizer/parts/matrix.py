@@ -5,18 +5,19 @@ a group that does not is split: tensors of two or more dimensions are matrices. 
 one `param_groups`, one `state` and one `state_dict`, in torch's own format.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
+
+from optimizer.parts.first_order import FirstOrder
 
 ADAMW_KEYS = ("lr", "betas", "eps", "weight_decay")
 BOOKKEEPING = ("params", "param_names", "track", "initial_lr")
 
 
-class MatrixOptimizer(Optimizer):
-    """Subclasses give `update_matrices(params, group)`; `defaults` are the matrix track's.
+class MatrixOptimizer(FirstOrder):
+    """Subclasses give `update_group(params, group)` for matrices; `defaults` are that track's.
 
     An AdamW group takes lr and weight_decay from `defaults` where it has none of its own, betas
     and eps from torch.optim.AdamW. `scalars` holds run-level numbers and is part of state_dict.
@@ -30,41 +31,19 @@ class MatrixOptimizer(Optimizer):
         self.scalars: dict[str, float] = {}
         super().__init__(params, defaults)
 
-    def update_matrices(self, params: list[Tensor], group: dict) -> None:
-        """Update in place the matrices `params` of `group`, all with a dense gradient."""
-        raise TypeError(f"{type(self).__name__} defines no update_matrices")
-
     @property
     def diagnostics(self) -> dict[str, float]:
         """Numbers worth logging; none unless a rule has something to say."""
         return {}
 
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """One step; the loss of the closure's first call, None without a closure."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with torch.no_grad():
-            self.update()
-        return loss
-
     def update(self) -> None:
-        """Apply the gradients that stand in `p.grad`; parameters without one are left alone."""
+        """Apply the gradients that stand in `p.grad`, each track by its rule."""
         for group in self.param_groups:
             params = self.with_gradient(group)
             if params and group["track"] == "matrix":
-                self.update_matrices(params, group)
+                self.update_group(params, group)
         if self.adamw is not None:
             self.adamw.step()
-
-    @staticmethod
-    def with_gradient(group: dict) -> list[Tensor]:
-        """The parameters of `group` that have a gradient. Raises ValueError for a sparse one."""
-        params = [p for p in group["params"] if p.grad is not None]
-        if any(p.grad.is_sparse for p in params):
-            raise ValueError("sparse gradients are not supported: use sparse=False")
-        return params
 
     def add_param_group(self, group: dict) -> None:
         """Add a group, split into a matrix and an AdamW group unless it names its track."""
@@ -107,16 +86,9 @@ class MatrixOptimizer(Optimizer):
         return {**super().state_dict(), "scalars": dict(self.scalars)}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restore exactly what `state_dict` gave: also moments kept wider than their parameter."""
+        """Restore both tracks and the scalars."""
         super().load_state_dict(state_dict)
         self.scalars = dict(state_dict["scalars"])
-        params = [p for group in self.param_groups for p in group["params"]]
-        indices = [index for group in state_dict["param_groups"] for index in group["params"]]
-        for index, p in zip(indices, params, strict=True):
-            for key, value in state_dict["state"].get(index, {}).items():
-                # torch casts state to the parameter's dtype, which would round float32 moments.
-                if torch.is_tensor(value) and self.state[p][key].dtype != value.dtype:
-                    self.state[p][key] = value.to(p.device, copy=True)
         if self.adamw is not None:
             self.adamw.param_groups = [g for g in self.param_groups if g["track"] == "adamw"]
             self.adamw.state = self.state
