@@ -123,13 +123,14 @@ def test_a_parameter_without_gradient_stays(name):
     assert torch.equal(model.unused, torch.ones(3, 3, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
 @pytest.mark.parametrize("name", [n for n in OWN if n not in WRAPPERS])
-def test_zero_gradient_only_decays(name):
+def test_zero_gradient_only_shrinks_by_the_decay(name, weight_decay):
     torch.manual_seed(0)
     w = nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
     b = nn.Parameter(torch.randn(3, dtype=torch.float64))
-    expected = (w * (1 - 0.1 * 0.5) ** 2, b * (1 - 0.1 * 0.5) ** 2)
-    optimizer = optimizer_class(name)([w, b], lr=0.1, weight_decay=0.5)
+    before = (w.detach().clone(), b.detach().clone())
+    optimizer = optimizer_class(name)([w, b], lr=0.1, weight_decay=weight_decay)
 
     def closure():
         w.grad, b.grad = torch.zeros_like(w), torch.zeros_like(b)
@@ -137,7 +138,11 @@ def test_zero_gradient_only_decays(name):
 
     for _ in range(2):
         optimizer.step(closure)
-    torch.testing.assert_close((w.data, b.data), tuple(e.data for e in expected))
+    for p, start in zip((w.detach(), b.detach()), before, strict=True):
+        kept = p / start  # decoupled decay keeps (1 - lr wd) a step, a trust ratio keeps 1 - lr
+        torch.testing.assert_close(kept, torch.full_like(kept, float(kept.flatten()[0])))
+        expected = [(1 - 0.1 * weight_decay) ** 2, (1 - 0.1 * bool(weight_decay)) ** 2]
+        assert min(abs(float(kept.flatten()[0]) - e) for e in expected) < 1e-12
 
 
 def candidates(parameter):
@@ -164,6 +169,8 @@ def test_every_constructor_argument_has_an_effect(name):
         if isinstance(parameter.default, bool | int):
             modes += [{**mode, key: value} for mode in list(modes)
                       for value in candidates(parameter)[:1] if len(mode) < 2]
+    modes += [{key: 0.0 if parameter.default else 0.3} for key, parameter in accepted.items()
+              if isinstance(parameter.default, float)]  # decay on or off, say
     unaffected = []
     for key, parameter in accepted.items():
         moved = False

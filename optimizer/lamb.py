@@ -1,0 +1,59 @@
+"""LAMB, You et al. 2019, arXiv 1904.00962, Algorithm 2: Adam with a trust ratio for each tensor."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from optimizer.parts import checks
+from optimizer.parts.adam import moments, update_moments, whitened
+from optimizer.parts.first_order import FirstOrder
+
+__all__ = ["LAMB"]
+
+SEARCH_SPACE = {
+    "lr": (1e-4, 1e-1, "log"),
+    "weight_decay": (1e-3, 1.0, "log"),
+    "betas": [[0.9, 0.95], [0.9, 0.999]],
+}
+COST = {"gradient_evaluations": 1, "state_tensors": 2}
+
+
+class LAMB(FirstOrder):
+    """Adam's direction, decay included, made as long as lr times the weights.
+
+        u = m_hat / (sqrt(v_hat) + eps) + weight_decay W
+        W <- W - lr (||W|| / ||u||) u        (ratio 1 where a norm is 0)
+
+    Bias-corrected as in timm; the paper's phi is the identity. Tensors of a group without decay
+    keep ratio 1 unless `always_adapt` (timm's rule, for biases and gains).
+
+    Cost: 1 gradient evaluation a step, 2 state tensors a parameter.
+    """
+
+    def __init__(self, params: Iterable, lr: float = 1e-3,
+                 betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6,
+                 weight_decay: float = 0.01, always_adapt: bool = False) -> None:
+        checks.non_negative(lr=lr, eps=eps, weight_decay=weight_decay)
+        checks.pair_of_fractions(betas=betas)
+        super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps,
+                                  "weight_decay": weight_decay, "always_adapt": always_adapt})
+
+    def update_group(self, params: list[Tensor], group: dict) -> None:
+        """The update of the class docstring, in place."""
+        exp_avgs, exp_avg_sqs, steps = moments(self.state, params)
+        grads = [p.grad for p in params]
+        update_moments(exp_avgs, exp_avg_sqs, grads, grads, group["betas"])
+        directions = whitened(exp_avgs, exp_avg_sqs, steps, group["betas"], group["eps"])
+        for p, u in zip(params, directions, strict=True):
+            u.add_(p.to(u.dtype), alpha=group["weight_decay"])
+            if group["weight_decay"] or group["always_adapt"]:
+                u.mul_(trust_ratio(p, u))
+            p.add_(u.to(p.dtype), alpha=-group["lr"])
+
+
+def trust_ratio(weight: Tensor, update: Tensor) -> Tensor:
+    """||weight|| / ||update||, 1 where either is 0; a scalar on the device."""
+    norms = [torch.linalg.vector_norm(t, dtype=update.dtype) for t in (weight, update)]
+    ratio = norms[0] / norms[1]
+    return torch.where((norms[0] > 0) & (norms[1] > 0), ratio, torch.ones_like(ratio))

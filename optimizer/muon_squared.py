@@ -1,0 +1,73 @@
+"""Muon^2, Liu et al. 2026, arXiv 2604.09967: whiten by a second moment, then orthogonalize."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from optimizer.muon import Scale, momentum_direction, step_scale
+from optimizer.parts import checks
+from optimizer.parts.matrix import MatrixOptimizer
+from optimizer.parts.polar import Orthogonalizer, orthogonalize
+
+__all__ = ["MuonSquared"]
+
+SEARCH_SPACE = {
+    "lr": (1e-3, 1e-1, "log"),
+    "weight_decay": (1e-3, 1.0, "log"),
+    "momentum": [0.9, 0.95, 0.98],
+    "adamw.lr": (1e-4, 1e-2, "log"),
+}
+COST = {"gradient_evaluations": 1, "state_tensors": 2}
+
+
+class MuonSquared(MatrixOptimizer):
+    """Muon of the whitened momentum: AdaRMSuon without bias correction and without energy.
+
+        M <- momentum M + (1 - momentum) g;  U = Nesterov of M
+        v <- beta2 v + (1 - beta2) g^2
+        O = msign(U / (sqrt(v) + eps))
+        W <- (1 - lr weight_decay) W - lr c(m, n) O        (c as in Muon)
+
+    Cost: 1 gradient evaluation a step, 2 state tensors a matrix.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        beta2: float = 0.95,
+        nesterov: bool = True,
+        eps: float = 1e-10,
+        weight_decay: float = 0.0,
+        ns_steps: int = 5,
+        scale: Scale = "keller",
+        orthogonalizer: Orthogonalizer = "keller",
+    ) -> None:
+        checks.non_negative(lr=lr, eps=eps, weight_decay=weight_decay)
+        checks.fraction(momentum=momentum, beta2=beta2)
+        checks.at_least(1, ns_steps=ns_steps)
+        checks.choice(Scale, scale=scale)
+        checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)
+        super().__init__(params, {
+            "lr": lr, "momentum": momentum, "beta2": beta2, "nesterov": nesterov, "eps": eps,
+            "weight_decay": weight_decay, "ns_steps": ns_steps, "scale": scale,
+            "orthogonalizer": orthogonalizer})
+
+    def update_group(self, params: list[Tensor], group: dict) -> None:
+        """The update of the class docstring, in place."""
+        grads = [p.grad for p in params]
+        directions = momentum_direction(grads, self.buffers(params, "momentum_buffer"),
+                                        group["momentum"], group["nesterov"])
+        variances = self.buffers(params, "exp_avg_sq")
+        squares = [g.to(v.dtype).square() for g, v in zip(grads, variances, strict=True)]
+        torch._foreach_lerp_(variances, squares, 1 - group["beta2"])
+        denominators = torch._foreach_sqrt(variances)
+        torch._foreach_add_(denominators, group["eps"])
+        white = torch._foreach_div(directions, denominators)
+        polar = orthogonalize(white, group["orthogonalizer"], group["ns_steps"])
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        for p, o in zip(params, polar, strict=True):
+            c = step_scale(p.shape, group["scale"], "flattened")
+            p.add_(o.reshape(p.shape), alpha=-group["lr"] * c)

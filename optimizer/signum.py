@@ -1,0 +1,51 @@
+"""Signum, Bernstein et al. 2018, arXiv 1802.04434, Algorithm 2: the sign of the momentum."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from optimizer.parts import checks
+from optimizer.parts.first_order import FirstOrder
+
+__all__ = ["Signum"]
+
+SEARCH_SPACE = {
+    "lr": (1e-5, 1e-2, "log"),
+    "weight_decay": (1e-2, 10.0, "log"),
+    "momentum": [0.9, 0.95, 0.99],
+}
+COST = {"gradient_evaluations": 1, "state_tensors": 1}
+
+
+class Signum(FirstOrder):
+    """Every entry moves by lr, in the direction of its momentum; momentum = 0 is signSGD.
+
+        m <- momentum m + (1 - momentum) g      (l2: g <- g + weight_decay W first)
+        W <- (1 - lr weight_decay) W - lr sign(m)
+
+    The authors' text has the decay decoupled, their code adds it to the gradient: `l2=True`.
+
+    Cost: 1 gradient evaluation a step, 1 state tensor a parameter.
+    """
+
+    def __init__(self, params: Iterable, lr: float = 1e-4, momentum: float = 0.9,
+                 weight_decay: float = 0.0, l2: bool = False) -> None:
+        checks.non_negative(lr=lr, weight_decay=weight_decay)
+        checks.fraction(momentum=momentum)
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay,
+                                  "l2": l2})
+
+    def update_group(self, params: list[Tensor], group: dict) -> None:
+        """The update of the class docstring, in place."""
+        momenta = self.buffers(params, "momentum_buffer")
+        grads = [p.grad.to(m.dtype) for p, m in zip(params, momenta, strict=True)]
+        decay = group["weight_decay"]
+        if group["l2"]:
+            weights = [p.to(m.dtype) for p, m in zip(params, momenta, strict=True)]
+            grads = torch._foreach_add(grads, weights, alpha=decay)
+        else:
+            torch._foreach_mul_(params, 1 - group["lr"] * decay)
+        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        for p, m in zip(params, momenta, strict=True):
+            p.add_(m.sign(), alpha=-group["lr"])

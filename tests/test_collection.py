@@ -1,0 +1,197 @@
+"""Optimizers besides the ARS family: hand-computed steps, identities, independent references."""
+
+import numpy as np
+import pytest
+import pytorch_optimizer
+import references
+import torch
+from test_ars_family import MATRICES, SHAPES, final, first_step, groups_of, trace
+from torch import nn
+
+from optimizer.adamuon import AdaMuon
+from optimizer.lamb import LAMB
+from optimizer.lion import Lion
+from optimizer.muon import Muon
+from optimizer.muon_squared import MuonSquared
+from optimizer.normuon import NorMuon
+from optimizer.signum import Signum
+
+
+def scalar_steps(make, gradients, start=1.0):
+    """The parameter after each step with the given gradients, and the optimizer."""
+    w = nn.Parameter(torch.tensor([start], dtype=torch.float64))
+    optimizer, found = make([w]), []
+    for g in gradients:
+        w.grad = torch.tensor([g], dtype=torch.float64)
+        optimizer.step()
+        found.append(float(w.detach()))
+    return found, optimizer.state[w]
+
+
+# --- hand-computed
+
+
+def test_lion_by_hand():
+    found, state = scalar_steps(lambda p: Lion(p, lr=0.1), [0.5, -0.4])
+    assert found == pytest.approx([0.9, 1.0])
+    assert float(state["exp_avg"]) == pytest.approx(0.00095)
+
+
+def test_soft_lion_is_half_a_step_where_c_equals_tau_rms():
+    found, _ = scalar_steps(lambda p: Lion(p, lr=0.1, tau=1.0), [0.5])
+    assert found == pytest.approx([0.95])  # one entry: |c| = RMS(c)
+
+
+def test_signum_by_hand():
+    found, state = scalar_steps(lambda p: Signum(p, lr=0.1), [1.0, -0.5])
+    assert found == pytest.approx([0.9, 0.8])
+    assert float(state["momentum_buffer"]) == pytest.approx(0.04)
+
+
+def test_signum_l2_decay_enters_the_sign():
+    found, _ = scalar_steps(lambda p: Signum(p, lr=0.1, weight_decay=2.0, l2=True), [-1.0])
+    assert found == pytest.approx([0.9])  # g + wd W = +1
+
+
+def test_lamb_by_hand():
+    w = nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
+    w.grad = torch.ones_like(w)
+    LAMB([w], lr=0.01, eps=0.0, weight_decay=0.0, always_adapt=True).step()
+    np.testing.assert_allclose(w.detach(), np.array([3, 4]) - 0.01 * 5 / np.sqrt(2))
+
+
+def test_adamuon_first_step_by_hand():
+    update = first_step(AdaMuon, [[3.0, 1], [-2, 5]], lr=1.0)
+    np.testing.assert_allclose(update, -0.2 * np.array([[1, 1], [-1, 1]]), rtol=1e-6)
+
+
+def test_adamuon_update_has_the_rms_of_adam():
+    g = np.random.default_rng(0).normal(size=(2, 6, 9)).tolist()
+    update = first_step(AdaMuon, g, lr=1.0)
+    np.testing.assert_allclose(np.sqrt((update**2).mean(axis=(1, 2))), 0.2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4)])
+def test_normuon_rows_are_equally_long_after_the_first_step(shape):
+    g = np.random.default_rng(0).normal(size=shape)
+    update = first_step(NorMuon, g.tolist(), lr=1.0)
+    c = max(1, shape[0] / shape[1]) ** 0.5
+    expected = c * np.sqrt(min(shape)) / np.sqrt(shape[0])
+    np.testing.assert_allclose(np.linalg.norm(update, axis=1), expected, rtol=1e-6)
+
+
+def test_normuon_of_a_square_matrix_starts_as_muon():
+    g = np.random.default_rng(0).normal(size=(5, 5)).tolist()
+    np.testing.assert_allclose(first_step(NorMuon, g), first_step(Muon, g), rtol=1e-6)
+
+
+# --- identities
+
+
+def test_lion_with_equal_betas_is_signum():
+    def all_of(params):
+        return [{"params": list(params.values())}]
+
+    lion = final(lambda p: Lion(all_of(p), lr=0.01, betas=(0.9, 0.9), weight_decay=0.1))
+    signum = final(lambda p: Signum(all_of(p), lr=0.01, momentum=0.9, weight_decay=0.1))
+    assert torch.equal(lion, signum)
+
+
+def test_muon_squared_without_second_moment_memory_is_muon_of_the_sign():
+    g = np.random.default_rng(0).normal(size=(4, 6))
+    squared = first_step(MuonSquared, g.tolist(), beta2=0.0)
+    np.testing.assert_allclose(squared, first_step(Muon, np.sign(g).tolist()), atol=1e-9)
+
+
+# --- twenty steps against implementations that are not ours
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [
+    (lambda p: Lion(p, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1),
+     lambda p: pytorch_optimizer.Lion(p, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1,
+                                      weight_decouple=True)),
+    (lambda p: Signum(p, lr=0.01, momentum=0.9, weight_decay=0.1),
+     lambda p: pytorch_optimizer.SignSGD(p, lr=0.01, momentum=0.9, weight_decay=0.1,
+                                         weight_decouple=True)),
+], ids=["lion", "signum"])
+def test_equals_pytorch_optimizer(ours, theirs):
+    found = []
+    for make in (ours, theirs):
+        found.append(final(lambda p, make=make: make([{"params": list(p.values())}])))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-10)
+
+
+def plain_lamb(states, weights, gradient, lr, wd, **_):
+    g = gradient(weights)
+    for n, w in weights.items():
+        u = states[n].direction(g[n]) + wd * w
+        weights[n] = w - lr * np.linalg.norm(w) / np.linalg.norm(u) * u
+
+
+class Variance:
+    """An exponential average that starts at zero."""
+
+    value = 0.0
+
+    def update(self, new, beta):
+        """Advance and return."""
+        self.value = beta * self.value + (1 - beta) * new
+        return self.value
+
+
+def nesterov(state, grad, mu):
+    m = state.setdefault("m", Variance()).update(grad, mu)
+    return (1 - mu) * grad + mu * m
+
+
+def plain_adamuon(state, grad, mu=0.95):
+    o = references.per_matrix(references.keller5, np.sign(nesterov(state, grad, mu)))
+    v = state.setdefault("v", Variance()).update(o**2, mu)
+    adapted = o / (np.sqrt(v) + 1e-8)
+    return references.per_matrix(
+        lambda a: 0.2 * np.sqrt(a.size) * a / (np.linalg.norm(a) + 1e-8), adapted)
+
+
+def plain_normuon(state, grad, mu=0.95, beta2=0.9):
+    u = nesterov(state, grad, mu)
+    stack = u if u.ndim == 3 else u.reshape(1, len(u), -1)
+    o = np.stack([references.keller5(matrix) for matrix in stack])
+    v = state.setdefault("v", Variance()).update((o**2).mean(-1, keepdims=True), beta2)
+    evened = o / (np.sqrt(v) + 1e-10)
+    kept, length = (np.linalg.norm(x, axis=(1, 2), keepdims=True) for x in (o, evened))
+    c = max(1, o.shape[1] / o.shape[2]) ** 0.5
+    return (c * evened * kept / (length + 1e-10)).reshape(u.shape)
+
+
+def plain_muon_squared(state, grad, mu=0.95, beta2=0.9):
+    u = nesterov(state, grad, mu)
+    v = state.setdefault("v", Variance()).update(grad**2, beta2)
+    m, n = u.shape[-2:] if u.ndim == 3 else u.reshape(len(u), -1).shape
+    white = u / (np.sqrt(v) + 1e-10)
+    return max(1, m / n) ** 0.5 * references.per_matrix(references.keller5, white)
+
+
+def test_lamb_follows_its_plain_version():
+    states = {n: references.Adam((0.9, 0.95), 1e-6) for n in SHAPES}
+    worst, _ = trace(
+        lambda p: LAMB(list(p.values()), lr=0.01, betas=(0.9, 0.95), weight_decay=0.1),
+        lambda weights, gradient: plain_lamb(states, weights, gradient, 0.01, 0.1))
+    assert worst < 1e-10
+
+
+@pytest.mark.parametrize(("cls", "plain", "settings"), [
+    (AdaMuon, plain_adamuon, {}), (NorMuon, plain_normuon, {"beta2": 0.9}),
+    (MuonSquared, plain_muon_squared, {"beta2": 0.9})], ids=["adamuon", "normuon", "muon_squared"])
+def test_matrix_rules_follow_their_plain_version(cls, plain, settings):
+    lr, wd = 0.01, 0.1
+    states = {n: {} for n in MATRICES}
+    adam = references.Adam((0.9, 0.999))
+
+    def reference(weights, gradient):
+        g = gradient(weights)
+        for n, w in weights.items():
+            move = adam.direction(g[n]) if n == "bias" else plain(states[n], g[n])
+            weights[n] = w * (1 - lr * wd) - lr * move
+
+    worst, _ = trace(lambda p: cls(groups_of(p), lr=lr, weight_decay=wd, **settings), reference)
+    assert worst < 1e-10
