@@ -41,7 +41,7 @@ class SAM(Wrapper):
     def _gradient(self, closure: Callable[[], Tensor]) -> Tensor:
         loss = closure()
         with torch.no_grad():
-            params = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
+            params = [p for p in self.parameters if p.grad is not None]
             grads = [p.grad for p in params]
             gradients_at(params, perturbation(params, grads, self.rho, "global", "none"), closure)
         return loss

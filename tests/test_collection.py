@@ -9,11 +9,15 @@ from test_ars_family import MATRICES, SHAPES, final, first_step, groups_of, trac
 from torch import nn
 
 from optimizer.adamuon import AdaMuon
+from optimizer.gsam import GSAM
 from optimizer.lamb import LAMB
 from optimizer.lion import Lion
+from optimizer.lookahead import Lookahead
+from optimizer.looksam import LookSAM
 from optimizer.muon import Muon
 from optimizer.muon_squared import MuonSquared
 from optimizer.normuon import NorMuon
+from optimizer.sam import SAM
 from optimizer.signum import Signum
 
 
@@ -195,3 +199,96 @@ def test_matrix_rules_follow_their_plain_version(cls, plain, settings):
 
     worst, _ = trace(lambda p: cls(groups_of(p), lr=lr, weight_decay=wd, **settings), reference)
     assert worst < 1e-10
+
+
+# --- wrappers
+
+
+def test_lookahead_by_hand():
+    w = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = Lookahead(torch.optim.SGD([w], lr=1.0), k=5, alpha=0.5)
+    found = []
+    for _ in range(10):
+        w.grad = torch.ones_like(w)
+        optimizer.step()
+        found.append(float(w.detach()))
+    assert found == [-1, -2, -3, -4, -2.5, -3.5, -4.5, -5.5, -6.5, -5]
+
+
+def quadratic_closure(w, calls=None):
+    def closure():
+        w.grad = None
+        loss = (w**2).sum() / 2
+        loss.backward()
+        if calls is not None:
+            calls.append(w.detach().clone())
+        return loss.detach()
+
+    return closure
+
+
+def test_gsam_by_hand():
+    """g1 = [1, 0], g2 = [2, 2], alpha .4: vert = [.5, -.5], g = [1.8, 2.2]."""
+    w = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    gradients = iter([[1.0, 0.0], [2.0, 2.0]])
+
+    def closure():
+        w.grad = torch.tensor(next(gradients), dtype=torch.float64)
+        return torch.tensor(0.0)
+
+    GSAM(torch.optim.SGD([w], lr=1.0), alpha=0.4).step(closure)
+    np.testing.assert_allclose(w.detach(), [-1.8, -2.2])
+
+
+def test_gsam_radius_follows_the_learning_rate():
+    w = nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
+    base = torch.optim.SGD([w], lr=1.0)
+    optimizer, visited = GSAM(base, rho=0.5), []
+    optimizer.param_groups[0].update(initial_lr=1.0, lr=0.1)
+    optimizer.step(quadratic_closure(w, visited))
+    np.testing.assert_allclose(visited[1] - visited[0], [0.03, 0.04], atol=1e-12)
+
+
+def test_looksam_by_hand():
+    """Step 1 at g1 = [1, 0], g2 = [2, 3]: f = [0, 3]; step 2 injects it: [3, 4] -> [3, 4.5]."""
+    w = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    gradients = iter([[1.0, 0.0], [2.0, 3.0], [3.0, 4.0]])
+
+    def closure():
+        w.grad = torch.tensor(next(gradients), dtype=torch.float64)
+        return torch.tensor(0.0)
+
+    optimizer = LookSAM(torch.optim.SGD([w], lr=1.0), k=2, alpha=0.1)
+    optimizer.step(closure)
+    np.testing.assert_allclose(w.detach(), [-2, -3])
+    optimizer.step(closure)
+    np.testing.assert_allclose(w.detach(), [-5, -7.5], atol=1e-10)
+
+
+def test_looksam_with_k_1_is_sam():
+    def run(make):
+        w = nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
+        optimizer = make(torch.optim.SGD([w], lr=0.1, momentum=0.9))
+        for _ in range(5):
+            optimizer.step(quadratic_closure(w))
+        return w.detach()
+
+    assert torch.equal(run(lambda b: LookSAM(b, rho=0.3, k=1)), run(lambda b: SAM(b, rho=0.3)))
+
+
+def test_wrappers_nest_and_restore():
+    def make(w):
+        return Lookahead(LookSAM(Muon([w]), k=3), k=2)
+
+    torch.manual_seed(0)
+    w = nn.Parameter(torch.randn(3, 4, dtype=torch.float64))
+    optimizer = make(w)
+    for _ in range(5):
+        optimizer.step(quadratic_closure(w))
+    copy = nn.Parameter(w.detach().clone())
+    other = make(copy)
+    other.load_state_dict(optimizer.state_dict())
+    for _ in range(5):
+        optimizer.step(quadratic_closure(w))
+        other.step(quadratic_closure(copy))
+    assert torch.equal(w, copy)

@@ -51,12 +51,16 @@ class FirstOrder(Optimizer):
         return [self.state[p][name] for p in params]
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restore exactly what `state_dict` gave: also state kept wider than its parameter."""
+        """Restore exactly what `state_dict` gave, as copies: also state wider than its parameter.
+
+        (torch rounds such state to the parameter's dtype, and else keeps the very tensors given.)
+        """
         super().load_state_dict(state_dict)
         params = [p for group in self.param_groups for p in group["params"]]
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]
         for index, p in zip(indices, params, strict=True):
             for key, value in state_dict["state"].get(index, {}).items():
-                # torch casts state to the parameter's dtype, which would round float32 moments.
-                if torch.is_tensor(value) and self.state[p][key].dtype != value.dtype:
-                    self.state[p][key] = value.to(p.device, copy=True)
+                if torch.is_tensor(value):
+                    # torch knows where its AdamW wants the step count.
+                    device = self.state[p][key].device if key == "step" else p.device
+                    self.state[p][key] = value.to(device, copy=True)

@@ -1,5 +1,6 @@
 """The base of optimizers that wrap another: SAM and its kin, Lookahead."""
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 
@@ -32,11 +33,24 @@ class Wrapper(Optimizer):
         else:  # torch's constructor lists the groups that the base has already
             self.param_groups.append(group)
 
+    def get_extra_state(self) -> dict:
+        """What the wrapper itself must remember; empty unless a subclass has something."""
+        return {}
+
+    def set_extra_state(self, state: dict) -> None:
+        """Put back what `get_extra_state` returned."""
+
     def state_dict(self) -> dict:
-        """The wrapped optimizer's: a wrapper with state of its own adds to it."""
-        return self.base.state_dict()
+        """The wrapped optimizer's, and beside it the wrapper's own under its class name."""
+        return {**self.base.state_dict(), type(self).__name__: self.get_extra_state()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restore the wrapped optimizer and share its groups and state again."""
+        """Restore the wrapped optimizer and the wrapper; share groups and state again."""
         self.base.load_state_dict(state_dict)
         self._share()
+        self.set_extra_state(state_dict[type(self).__name__])
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All parameters, in the order of the groups."""
+        return [p for group in self.param_groups for p in group["params"]]

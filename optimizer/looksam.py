@@ -1,0 +1,71 @@
+"""LookSAM, Liu et al. 2022, arXiv 2203.02714: SAM every k steps, its shear force in between."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from optimizer.parts import checks
+from optimizer.parts.sharpness import gradients_at, perturbation, shear_force, with_shear
+from optimizer.parts.wrapper import Wrapper
+
+__all__ = ["LookSAM"]
+
+SEARCH_SPACE = {"rho": (0.01, 0.5, "log"), "k": [2, 5, 10], "alpha": (0.1, 1.0, "linear")}
+COST = {"gradient_evaluations": 1.1, "state_tensors": 1}
+
+
+class LookSAM(Wrapper):
+    """Gives `base` SAM's gradient g2 on steps 1, k + 1, 2k + 1 ..., and on the others
+
+        g + alpha (||g|| / ||f||) f,   f = g2 - (<g2, g1> / ||g1||^2) g1 of the last such step.
+
+    The perturbation has one norm over all parameters, the shear force f is taken tensor by
+    tensor. A step here is one gradient that `base` asks for.
+
+    Cost: 1 + 1/k gradient evaluations for each one of `base`; 1 state tensor a parameter.
+    """
+
+    def __init__(self, base: Optimizer, rho: float = 0.1, k: int = 10, alpha: float = 0.7) -> None:
+        checks.non_negative(rho=rho, alpha=alpha)
+        checks.at_least(1, k=k)
+        super().__init__(base)
+        self.rho, self.k, self.alpha = rho, k, alpha
+        self.steps = 0
+        self.shear: dict[Tensor, Tensor] = {}
+
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+        """One step of `base`; the loss at the weights before it. ValueError without a closure."""
+        if closure is None:
+            raise ValueError("LookSAM needs a closure: step(closure)")
+        return self.base.step(partial(self._gradient, closure))
+
+    def _gradient(self, closure: Callable[[], Tensor]) -> Tensor:
+        loss = closure()
+        with torch.no_grad():
+            params = [p for p in self.parameters if p.grad is not None]
+            if self.steps % self.k == 0:
+                base = [p.grad for p in params]
+                offsets = perturbation(params, base, self.rho, "global", "none")
+                gradients_at(params, offsets, closure)
+                self.shear = {p: shear_force(p.grad, g) for p, g in zip(params, base, strict=True)
+                              if p.grad is not None}
+            else:
+                for p in params:
+                    if p in self.shear:
+                        p.grad = with_shear(p.grad, self.shear[p], self.alpha)
+        self.steps += 1
+        return loss
+
+    def get_extra_state(self) -> dict:
+        """The step count and the shear forces, None for a parameter that has none."""
+        return {"steps": self.steps, "shear": [self.shear.get(p) for p in self.parameters]}
+
+    def set_extra_state(self, state: dict) -> None:
+        """Put back what `get_extra_state` returned."""
+        self.steps = state["steps"]
+        self.shear = {p: f.to(p.device, copy=True)
+                      for p, f in zip(self.parameters, state["shear"], strict=True)
+                      if f is not None}
