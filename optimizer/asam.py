@@ -1,0 +1,52 @@
+"""ASAM, Kwon et al. 2021, arXiv 2102.11600, Algorithm 1: SAM at a radius that scales with W."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from optimizer.parts import checks
+from optimizer.parts.sharpness import EPS, gradients_at
+from optimizer.parts.wrapper import Wrapper
+
+__all__ = ["ASAM"]
+
+SEARCH_SPACE = {"rho": (0.1, 2.0, "log")}
+COST = {"gradient_evaluations": 2, "state_tensors": 0}
+
+
+class ASAM(Wrapper):
+    """Gives `base` the gradient at W + rho T^2 g / ||T g||: rescaling a layer changes nothing.
+
+        T = |W| + eta for tensors of two or more dimensions, 1 for vectors
+
+    (the authors' code asks whether the parameter's name contains "weight", which takes in norm
+    gains). One norm over all parameters.
+
+    Cost: 2 gradient evaluations for each one of `base`; no state.
+    """
+
+    def __init__(self, base: Optimizer, rho: float = 0.5, eta: float = 0.01) -> None:
+        checks.non_negative(rho=rho, eta=eta)
+        super().__init__(base)
+        self.rho, self.eta = rho, eta
+
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+        """One step of `base`; the loss at the weights before it. ValueError without a closure."""
+        if closure is None:
+            raise ValueError("ASAM needs a closure: step(closure)")
+        return self.base.step(partial(self._gradient, closure))
+
+    def _gradient(self, closure: Callable[[], Tensor]) -> Tensor:
+        loss = closure()
+        with torch.no_grad():
+            params = [p for p in self.parameters if p.grad is not None]
+            scales = [p.abs() + self.eta if p.ndim > 1 else torch.ones_like(p) for p in params]
+            scaled = [t * p.grad for t, p in zip(scales, params, strict=True)]
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(scaled)))
+            offsets = [t * s * (self.rho / (norm + EPS))
+                       for t, s in zip(scales, scaled, strict=True)]
+            gradients_at(params, offsets, closure)
+        return loss

@@ -1,0 +1,54 @@
+"""Tiger, Su 2023 (bojone/tiger): Lion with one decay rate, and steps relative to the weights."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from optimizer.parts import checks
+from optimizer.parts.first_order import FirstOrder
+
+__all__ = ["Tiger"]
+
+SEARCH_SPACE = {
+    "lr": (1e-4, 1e-1, "log"),
+    "weight_decay": (1e-3, 1.0, "log"),
+    "beta": [0.9, 0.945, 0.965],
+}
+COST = {"gradient_evaluations": 1, "state_tensors": 1}
+
+VECTOR_RATE = 0.5  # what lr is multiplied by for biases and gains
+
+
+class Tiger(FirstOrder):
+    """The sign of the momentum, at a rate relative to each tensor's size.
+
+        m <- beta m + (1 - beta) g
+        W <- W - lr_p (sign(m) + weight_decay W),   lr_p = lr max(rms_floor, RMS(W))
+
+    Vectors (biases, gains) take lr_p = lr / 2 and no decay, as the author's code has them by
+    name. The floor lets a tensor of zeros move at all. Deviation: an embedding has one RMS for the
+    table, not one for each row.
+
+    Cost: 1 gradient evaluation a step, 1 state tensor a parameter.
+    """
+
+    def __init__(self, params: Iterable, lr: float = 1e-3, beta: float = 0.965,
+                 weight_decay: float = 0.01, rms_floor: float = 1e-3) -> None:
+        checks.non_negative(lr=lr, weight_decay=weight_decay, rms_floor=rms_floor)
+        checks.fraction(beta=beta)
+        super().__init__(params, {"lr": lr, "beta": beta, "weight_decay": weight_decay,
+                                  "rms_floor": rms_floor})
+
+    def update_group(self, params: list[Tensor], group: dict) -> None:
+        """The update of the class docstring, in place."""
+        momenta = self.buffers(params, "exp_avg")
+        grads = [p.grad.to(m.dtype) for p, m in zip(params, momenta, strict=True)]
+        torch._foreach_lerp_(momenta, grads, 1 - group["beta"])
+        for p, m in zip(params, momenta, strict=True):
+            if p.ndim < 2:
+                p.add_(m.sign(), alpha=-group["lr"] * VECTOR_RATE)
+                continue
+            w = p.to(m.dtype)
+            rate = group["lr"] * w.square().mean().sqrt().clamp_min(group["rms_floor"])
+            p.sub_((rate * (m.sign() + group["weight_decay"] * w)).to(p.dtype))
