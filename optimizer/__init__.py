@@ -87,7 +87,8 @@ def _fused(cls: type[Optimizer], params: list, settings: dict) -> Optimizer:
 
 
 def _own() -> list[str]:
-    return [module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg]
+    return [module.name for module in pkgutil.iter_modules(__path__)
+            if not module.ispkg and module.name != "__main__"]
 
 
 def _torch() -> dict[str, type[Optimizer]]:

@@ -8,6 +8,8 @@ import torch
 from test_ars_family import MATRICES, SHAPES, final, first_step, groups_of, trace
 from torch import nn
 
+from optimizer import available_optimizers
+from optimizer.__main__ import main as optimizer_main
 from optimizer.adamuon import AdaMuon
 from optimizer.asam import ASAM
 from optimizer.gsam import GSAM
@@ -348,3 +350,22 @@ def test_asam_by_hand():
 
     ASAM(torch.optim.SGD([w], lr=1.0), rho=1.0, eta=0.0).step(closure)
     np.testing.assert_allclose(visited[1] - visited[0], [[1.8, 3.2]], atol=1e-9)
+
+
+# --- python -m optimizer
+
+
+def test_the_table_lists_every_optimizer_and_one_can_be_described(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["optimizer"])
+    assert optimizer_main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == available_optimizers()
+    (looksam,) = [line for line in lines if line.startswith("looksam")]
+    assert "1.1" in looksam
+    assert "arXiv 2203.02714" in looksam
+    monkeypatch.setattr("sys.argv", ["optimizer", "ARS2-Neo"])
+    assert optimizer_main() == 0
+    assert "adaptive_lambda: float = 2.0" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["optimizer", "adamx"])
+    assert optimizer_main() == 2
+    assert "unknown optimizer 'adamx'" in capsys.readouterr().err

@@ -1,0 +1,57 @@
+"""The table of all optimizers, or the update rule and arguments of one.
+
+python -m optimizer [NAME]
+"""
+
+import argparse
+import importlib
+import inspect
+import sys
+
+from optimizer import available_optimizers, optimizer_class
+
+
+def table() -> str:
+    """One line for each optimizer: name, evaluations a step, state tensors, source, defaults."""
+    rows = [("name", "evaluations", "state", "source", "defaults")]
+    for name in available_optimizers():
+        cls = optimizer_class(name)
+        module = importlib.import_module(cls.__module__)
+        cost = getattr(module, "COST", {})
+        source = (module.__doc__ or "").split("\n")[0].split(": ")[0]
+        if not cls.__module__.startswith("optimizer."):
+            source = "torch.optim"
+        rows.append((name, f"{cost.get('gradient_evaluations', '')}",
+                     f"{cost.get('state_tensors', '')}", source, _defaults(cls)))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join("  ".join([*(f"{cell:<{width}}" for cell, width in zip(row, widths,
+                     strict=False)), row[4]]).rstrip() for row in rows)
+
+
+def describe(name: str) -> str:
+    """The docstring and the signature of one optimizer. Raises ValueError for an unknown name."""
+    cls = optimizer_class(name)
+    return f"{cls.__name__}{inspect.signature(cls)}\n\n{inspect.getdoc(cls)}"
+
+
+def _defaults(cls: type) -> str:
+    parameters = inspect.signature(cls).parameters.values()
+    return ", ".join(f"{p.name}={p.default}" for p in parameters
+                     if p.default is not p.empty and p.default is not None)
+
+
+def main() -> int:
+    """Print what was asked for; the exit status, 2 for an unknown name."""
+    parser = argparse.ArgumentParser(prog="python -m optimizer")
+    parser.add_argument("name", nargs="?", help="an optimizer's name; all of them without it")
+    name = parser.parse_args().name
+    try:
+        print(describe(name) if name else table())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
