@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-from optimizer import available_optimizers
-
 README = Path("README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^uv run (.+)$", README, flags=re.MULTILINE)
 
@@ -27,8 +25,9 @@ def test_every_command_names_a_script_and_a_config_that_are_there():
         assert Path(config).exists()
 
 
-def test_the_tree_names_every_optimizer_file():
-    line = README.split("\noptimizer/")[1].split("\nmodel/")[0]
-    own = {path.stem for path in Path("optimizer").glob("*.py")} - {"__init__", "__main__"}
-    assert own <= set(available_optimizers())
-    assert own <= set(re.split(r"[\s;:,]+", line))
+def test_the_optimizers_that_the_tree_names_are_files():
+    """Not the other way round: a new optimizer needs no edit of the README."""
+    text = README.split("\noptimizer/   one algorithm per file: ")[1].split("\nmodel/")[0]
+    named = re.findall(r"\w+", text.replace("around any", ""))
+    assert len(named) > 10
+    assert {f"{name}.py" for name in named} <= {path.name for path in Path("optimizer").iterdir()}

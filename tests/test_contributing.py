@@ -1,0 +1,55 @@
+"""A new optimizer is one file: CONTRIBUTING's example, dropped into a copy of the project."""
+
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+EXAMPLE = re.search(r"```python\n(.*?)```", Path("CONTRIBUTING.md").read_text(encoding="utf-8"),
+                    flags=re.DOTALL)
+
+
+def copy_of_the_project(folder, code):
+    for name in ("optimizer", "model", "data", "exp", "tests", "config"):
+        shutil.copytree(name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "cache"))
+    shutil.copy("pyproject.toml", folder)
+    (folder / "optimizer" / "normalized_sgd.py").write_text(code, encoding="utf-8")
+
+
+def run(folder, *arguments):
+    return subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True,
+                          check=False)
+
+
+def test_the_example_is_tested_listed_and_trained_with_no_other_edit(tmp_path):
+    copy_of_the_project(tmp_path, textwrap.dedent(EXAMPLE.group(1)))
+    tested = run(tmp_path, "-m", "pytest", "-q", "tests/test_optimizers.py",
+                 "-k", "normalized_sgd")
+    assert tested.returncode == 0, tested.stdout
+    assert int(re.search(r"(\d+) passed", tested.stdout).group(1)) >= 9
+    listed = run(tmp_path, "-m", "optimizer")
+    assert "normalized_sgd  1            0      Normalized SGD, Hazan et al. 2015" in listed.stdout
+    config = (tmp_path / "config" / "lrp_grok_adamw_600e.toml").read_text(encoding="utf-8")
+    head = config.split("[optimizer]")[0]
+    (tmp_path / "new.toml").write_text(head + '[optimizer]\nname = "Normalized-SGD"\nlr = 0.1\n')
+    trained = run(tmp_path, "-m", "exp.grokking.train", "--config", "new.toml", "--device", "cpu",
+                  "--set", "experiment.epochs=1", "--set", "data.p=11", "--output", "run")
+    assert trained.returncode == 0, trained.stderr
+    assert "epoch" in trained.stdout
+
+
+def test_mistakes_in_the_file_are_found_by_name(tmp_path):
+    code = textwrap.dedent(EXAMPLE.group(1))
+    code = code.replace('SEARCH_SPACE = {"lr"', 'SEARCH_SPACE = {"rate"')
+    code = code.replace('1 - group["lr"] * group["weight_decay"]', "1")
+    copy_of_the_project(tmp_path, code)
+    tested = run(tmp_path, "-m", "pytest", "-q", "tests/test_optimizers.py",
+                 "-k", "normalized_sgd")
+    failed = set(re.findall(r"^FAILED \S+::(\w+)\[", tested.stdout, flags=re.MULTILINE))
+    assert failed == {"test_the_file_documents_itself_and_its_declared_cost_is_measured",
+                      "test_every_constructor_argument_has_an_effect",
+                      "test_zero_gradient_only_shrinks_by_the_decay"}, tested.stdout
+    assert "rate" in tested.stdout
+    assert "['weight_decay']" in tested.stdout
