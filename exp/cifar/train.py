@@ -6,10 +6,10 @@ python -m exp.cifar.train --config config/lrp_cifar10_ars2_neo_aga_20e.toml
 import sys
 
 import torch
-from data.cifar10 import cifar10
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data.cifar10 import cifar10
 from exp.harness.build import build
 from exp.harness.cli import launch
 from exp.harness.config import Task

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from model import build_model
 from torch import nn
 from torch.optim import Optimizer
 
@@ -12,6 +11,7 @@ from exp.harness.config import ConfigError, Task
 from exp.harness.device import autocast, pick_device, seed_everything
 from exp.harness.objective import LossFunction, Objective
 from exp.harness.schedule import Schedule
+from model import build_model
 from optimizer import build_optimizer
 
 

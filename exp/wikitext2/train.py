@@ -7,10 +7,10 @@ import math
 import sys
 
 import torch
-from data.wikitext2 import Wikitext2, wikitext2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data.wikitext2 import Wikitext2, wikitext2
 from exp.harness.build import build
 from exp.harness.cli import launch
 from exp.harness.config import Task
