@@ -5,6 +5,7 @@ Found as torchvision's `cifar-10-batches-py`, every file checked against its MD5
 
 import hashlib
 import pickle
+import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data import CACHE, DataError, locate
+from data import CACHE, DataError, locate, move_into_cache
 from data.batches import Batches
 
 FOLDER = "cifar-10-batches-py"
@@ -118,8 +119,10 @@ def _fetch() -> Path:
     try:
         from torchvision.datasets import CIFAR10 as Archive
 
-        Archive(CACHE, download=True)
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
+            Archive(temporary, download=True)
+            return move_into_cache(Path(temporary) / FOLDER, FOLDER)
     except Exception as error:  # a network has many ways to fail
         raise DataError(f"CIFAR-10 is not there and cannot be fetched ({error}): put the folder "
                         f"{FOLDER} into data/cache/ or into $ARS_DATA") from error
-    return CACHE / FOLDER

@@ -6,14 +6,15 @@ Tokenizer and packed rows are cached under the hash of what they were made from.
 import hashlib
 import json
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from data import CACHE, DataError, locate
+from data import CACHE, DataError, locate, move_into_cache
 from data.batches import Batches
 
 FOLDERS = {"v1": "wikitext-2", "raw": "wikitext-2-raw"}
@@ -56,6 +57,8 @@ def wikitext2(
     unless `train_on_padding` (published). Evaluation rows are never dropped.
     Raises ValueError for sizes out of range, DataError for missing data.
     """
+    if variant not in get_args(Variant) or packing not in get_args(Packing):
+        raise ValueError(f"unknown variant or packing, got {variant!r}, {packing!r}")
     if vocab_size < SMALLEST_VOCAB:
         raise ValueError(f"vocab_size must be >= {SMALLEST_VOCAB}, got {vocab_size}")
     if sequence_length < 1:
@@ -65,6 +68,8 @@ def wikitext2(
     texts = _read(variant)
     packed = _packed(texts, packing, sequence_length, vocab_size)
     rows = {split: packed[split].long().to(device) for split in SPLITS}
+    if not all(map(len, rows.values())):
+        raise ValueError(f"sequence_length {sequence_length} leaves a split without rows")
     pairs = {split: (row[:, :-1], row[:, 1:]) for split, row in rows.items()}
     inputs, targets = pairs["train"]
     if not train_on_padding:
@@ -89,7 +94,7 @@ def pack(pieces: list[list[int]], length: int, pad: int) -> Tensor:
             rows[-1] = rows[-1] + piece
         else:
             rows.append(piece)
-    return torch.tensor([row + [pad] * (length - len(row)) for row in rows], dtype=torch.int32)
+    return _padded(rows, length, pad)
 
 
 def chunk(tokens: list[int], length: int, pad: int) -> Tensor:
@@ -97,7 +102,12 @@ def chunk(tokens: list[int], length: int, pad: int) -> Tensor:
     before, so that every token but the first is a target once; the last row is padded."""
     stride = length - 1
     rows = [tokens[start:start + length] for start in range(0, len(tokens) - 1, stride)]
-    return torch.tensor([row + [pad] * (length - len(row)) for row in rows], dtype=torch.int32)
+    return _padded(rows, length, pad)
+
+
+def _padded(rows: list[list[int]], length: int, pad: int) -> Tensor:
+    filled = [row + [pad] * (length - len(row)) for row in rows]
+    return torch.tensor(filled, dtype=torch.int32).reshape(len(rows), length)
 
 
 def sentences(text: str) -> list[str]:
@@ -146,7 +156,10 @@ def _tokenizer(text: str, vocab_size: int):
 
     path = CACHE / f"tokenizer_{_digest([RECIPE, vocab_size, text])}.json"
     if path.exists():
-        return Tokenizer.from_file(str(path))
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing more precise
+            raise DataError(f"{path} is damaged: delete it, it will be made anew") from error
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -183,9 +196,13 @@ def _fetch(variant: str) -> dict[str, str]:
             f'Wikitext-2, variant "{variant}", is not there and cannot be fetched '
             f"({type(error).__name__}): put train.txt, valid.txt and test.txt into "
             f"data/cache/{FOLDERS[variant]}/ or $ARS_DATA/{FOLDERS[variant]}/") from error
-    for split, text in texts.items():
-        path = CACHE / FOLDERS[variant] / f"{split}.txt"
-        _write(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
+        made = Path(temporary) / FOLDERS[variant]
+        made.mkdir()
+        for split, text in texts.items():
+            (made / f"{split}.txt").write_text(text, encoding="utf-8")
+        move_into_cache(made, FOLDERS[variant])
     return texts
 
 

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 __all__ = ["GrokkingTransformer"]
 
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
+
 
 class GrokkingTransformer(nn.Module):
     """tokens (batch, sequence) -> logits (batch, vocab_size) of the last position.
@@ -37,6 +39,8 @@ class GrokkingTransformer(nn.Module):
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} must be >= 1, got {size}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {list(ACTIVATIONS)}, got {activation!r}")
         self.W_E = nn.Parameter(torch.randn(d_model, vocab_size) / d_model**0.5)
         self.W_pos = nn.Parameter(torch.randn(sequence_length, d_model) / d_model**0.5)
         self.blocks = nn.ModuleList(
@@ -44,7 +48,12 @@ class GrokkingTransformer(nn.Module):
         self.W_U = nn.Parameter(torch.randn(d_model, vocab_size) / vocab_size**0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of the last position; the last block computes no other query."""
+        """Logits of the last position; the last block computes no other query.
+
+        Raises ValueError for more tokens than positions (a single one would be broadcast).
+        """
+        if tokens.shape[1] > len(self.W_pos):
+            raise ValueError(f"{tokens.shape[1]} tokens, but sequence_length {len(self.W_pos)}")
         # Embedding lookup, not column indexing: its backward pass is many times faster.
         x = F.embedding(tokens, self.W_E.t()) + self.W_pos[: tokens.shape[1]]
         for block in self.blocks[:-1]:
@@ -66,7 +75,7 @@ class Block(nn.Module):
                  activation: str) -> None:
         super().__init__()
         scale = d_model**-0.5
-        self.activation = {"relu": F.relu, "gelu": F.gelu}[activation]
+        self.activation = ACTIVATIONS[activation]
         self.W_Q = nn.Parameter(torch.randn(num_heads, d_head, d_model) * scale)
         self.W_K = nn.Parameter(torch.randn(num_heads, d_head, d_model) * scale)
         self.W_V = nn.Parameter(torch.randn(num_heads, d_head, d_model) * scale)

@@ -10,7 +10,7 @@ class Qwen3(nn.Module):
 
     The defaults are the three-layer model of the paper's README 3.1; sizes bear the names that
     transformers gives them. Raises ValueError for a size below 1, query heads that key heads do
-    not divide, or an odd head_dim.
+    not divide, an odd head_dim, a rope_theta <= 0 or an attention_dropout outside [0, 1).
     """
 
     def __init__(
@@ -35,14 +35,7 @@ class Qwen3(nn.Module):
             "intermediate_size": intermediate_size,
             "max_position_embeddings": max_position_embeddings,
         }
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be >= 1, got {size}")
-        if num_attention_heads % num_key_value_heads:
-            raise ValueError(f"num_attention_heads {num_attention_heads} is no multiple of "
-                             f"num_key_value_heads {num_key_value_heads}")
-        if head_dim % 2:
-            raise ValueError(f"head_dim must be even for rotary positions, got {head_dim}")
+        _check(sizes, rope_theta, attention_dropout)
         from transformers import Qwen3Config, Qwen3ForCausalLM
 
         config = Qwen3Config(
@@ -73,3 +66,18 @@ class Qwen3(nn.Module):
                      "network.lm_head.weight": "head"}
             roles[name] = known.get(name, "hidden" if p.ndim == 2 else "vector")
         return roles
+
+
+def _check(sizes: dict[str, int], rope_theta: float, attention_dropout: float) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be >= 1, got {size}")
+    if sizes["num_attention_heads"] % sizes["num_key_value_heads"]:
+        raise ValueError(f"num_attention_heads {sizes['num_attention_heads']} is no multiple of "
+                         f"num_key_value_heads {sizes['num_key_value_heads']}")
+    if sizes["head_dim"] % 2:
+        raise ValueError(f"head_dim must be even for rotary positions, got {sizes['head_dim']}")
+    if not rope_theta > 0:
+        raise ValueError(f"rope_theta must be > 0, got {rope_theta}")
+    if not 0 <= attention_dropout < 1:
+        raise ValueError(f"attention_dropout must be in [0, 1), got {attention_dropout}")

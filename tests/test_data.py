@@ -48,14 +48,16 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch():
 
 def test_augmentation_is_a_pure_function_of_the_batch_and_leaves_the_global_rng_alone():
     def noise(rows, generator):
-        return rows + torch.rand(len(rows), generator=generator)
+        return torch.rand(len(rows), generator=generator)
 
     state = torch.get_rng_state()
     whole = [a for a, _ in batches(augment=noise).epoch(2)]
     rest = [a for a, _ in batches(augment=noise).epoch(2, start=1)]
     assert all(map(torch.equal, whole[1:], rest))
     assert torch.equal(state, torch.get_rng_state())
-    assert not torch.equal(whole[0] % 1, whole[1] % 1)
+    assert not torch.equal(whole[0], whole[1])
+    other = [next(batches(seed, augment=noise).epoch(epoch))[0] for seed, epoch in ((0, 3), (1, 2))]
+    assert not any(torch.equal(whole[0], first) for first in other)
 
 
 def test_batches_refuse_what_leaves_no_batch():
@@ -174,6 +176,24 @@ def test_damaged_or_missing_cifar_is_one_clear_error(tiny_data, tmp_path, monkey
         cifar10(**CPU)
 
 
+def test_cifar_that_cannot_be_fetched_says_where_to_put_it(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("ARS_DATA", str(tmp_path))
+    for module in (data, data.cifar10):
+        monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr("torchvision.datasets.CIFAR10",
+                        lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+    with pytest.raises(DataError, match=r"data/cache/ or into \$ARS_DATA"):
+        cifar10(**CPU)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_test_images_are_only_normalized(tiny_data):
+    d = cifar10(8, **CPU)
+    images, labels = data.cifar10._read(tiny_data / data.cifar10.FOLDER, ["test_batch"])
+    assert torch.equal(d.eval[0], normalize(images))
+    assert torch.equal(d.eval[1], labels)
+
+
 @pytest.mark.parametrize("settings", [{"crop": -1}, {"cutout": -2}, {"subset": 0.0},
                                       {"subset": 1.5}])
 def test_cifar_refuses_impossible_settings(settings, tiny_data):
@@ -192,6 +212,10 @@ def test_packing_by_hand():
     pieces = [[1, 1], [2, 2, 2], [9], [3, 3], [4, 4, 4, 4], [5] * 6, [6, 6]]
     expected = [[4, 4, 4, 4, 0], [2, 2, 2, 1, 1], [3, 3, 6, 6, 0]]
     assert pack(pieces, 5, 0).tolist() == expected
+    # Only the newest row is tried: [2, 2] would still fit beside [4, 4, 4, 4].
+    pieces = [[4] * 4, [3] * 3, [1] * 3, [2, 2]]
+    assert pack(pieces, 6, 0).tolist() == [[4, 4, 4, 4, 0, 0], [3, 3, 3, 1, 1, 1],
+                                           [2, 2, 0, 0, 0, 0]]
 
 
 def test_chunks_by_hand():
@@ -244,7 +268,46 @@ def test_subset_takes_evenly_spaced_rows(tiny_data):
     assert torch.equal(half.train.tensors[0][0], whole.train.tensors[0][0])
 
 
-@pytest.mark.parametrize("settings", [{"vocab_size": 100}, {"sequence_length": 0}, {"subset": 0.0}])
+def test_a_damaged_tokenizer_is_one_clear_error(tiny_data):
+    wikitext2(4, sequence_length=9, vocab_size=280, **CPU)
+    for path in (tiny_data / "cache").glob("tokenizer_*.json"):
+        path.write_text("{")
+    with pytest.raises(DataError, match="delete it"):
+        wikitext2(4, sequence_length=10, vocab_size=280, **CPU)
+    for path in (tiny_data / "cache").glob("tokenizer_*.json"):
+        path.unlink()
+
+
+def test_what_was_fetched_is_kept_whole_and_read_back(tiny_data, tmp_path, monkeypatch):
+    from datasets import Dataset
+
+    monkeypatch.setenv("ARS_DATA", str(tmp_path))
+    for module in (data, data.wikitext2):
+        monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
+    rows = {"text": ["", " = A = \n", " na\u00efve b c . \n"]}
+    fetched = {split: Dataset.from_dict(rows) for split in ("train", "validation", "test")}
+    monkeypatch.setattr("datasets.load_dataset", lambda *_: fetched)
+    texts = data.wikitext2._read("raw")
+    assert texts["valid"] == " = A = \n na\u00efve b c . \n"
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["wikitext-2-raw"]
+    monkeypatch.setattr("datasets.load_dataset", None)
+    assert data.wikitext2._read("raw") == texts
+
+
+def test_the_run_that_fetched_first_keeps_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "CACHE", tmp_path)
+    for content in ("first", "second"):
+        made = tmp_path / f"made by {content}"
+        made.mkdir()
+        (made / "file").write_text(content)
+        assert data.move_into_cache(made, "kept") == tmp_path / "kept"
+    assert (tmp_path / "kept" / "file").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("settings", [
+    {"vocab_size": 100}, {"sequence_length": 0}, {"subset": 0.0}, {"variant": "v2"},
+    {"packing": "line"}, {"sequence_length": 1, "packing": "sentence", "vocab_size": 300}])
 def test_wikitext_refuses_impossible_settings(settings, tiny_data):
     with pytest.raises(ValueError, match=next(iter(settings))):
         wikitext2(**settings, **CPU)

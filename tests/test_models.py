@@ -92,6 +92,11 @@ def test_grokking_transformer_equals_the_plain_computation(layers):
     torch.testing.assert_close(ours, plain)
 
 
+def test_more_tokens_than_positions_are_refused():
+    with pytest.raises(ValueError, match="sequence_length 1"):
+        small("grokking_transformer", sequence_length=1)(torch.zeros(2, 3, dtype=torch.long))
+
+
 def test_initial_scales_are_the_published_ones():
     torch.manual_seed(0)
     model = build_model({"name": "grokking_transformer", "vocab_size": 114})
@@ -134,7 +139,9 @@ def test_rope_theta_takes_effect():
 @pytest.mark.parametrize(("name", "changes", "word"), [
     ("grokking_transformer", {"d_model": 0}, "d_model"), ("resnet18", {"width": 0}, "width"),
     ("qwen3", {"num_key_value_heads": 3}, "num_key_value_heads"),
-    ("qwen3", {"head_dim": 3}, "even"),
+    ("qwen3", {"head_dim": 3}, "even"), ("qwen3", {"rope_theta": 0.0}, "rope_theta"),
+    ("qwen3", {"attention_dropout": 1.5}, "attention_dropout"),
+    ("grokking_transformer", {"activation": "tanh"}, "activation"),
     ("qwen3", {"hidden_size": 0}, "hidden_size")])
 def test_impossible_sizes_are_refused(name, changes, word):
     with pytest.raises(ValueError, match=word):
