@@ -1,7 +1,6 @@
 """ASAM, Kwon et al. 2021, arXiv 2102.11600, Algorithm 1: SAM at a radius that scales with W."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch.optim import Optimizer
 
 from optimizer.parts import checks
 from optimizer.parts.sharpness import EPS, gradients_at
-from optimizer.parts.wrapper import Wrapper
+from optimizer.parts.wrapper import ClosureWrapper
 
 __all__ = ["ASAM"]
 
@@ -17,7 +16,7 @@ SEARCH_SPACE = {"rho": (0.1, 2.0, "log")}
 COST = {"gradient_evaluations": 2, "state_tensors": 0}
 
 
-class ASAM(Wrapper):
+class ASAM(ClosureWrapper):
     """Gives `base` the gradient at W + rho T^2 g / ||T g||: rescaling a layer changes nothing.
 
         T = |W| + eta for tensors of two or more dimensions, 1 for vectors
@@ -33,13 +32,8 @@ class ASAM(Wrapper):
         super().__init__(base)
         self.rho, self.eta = rho, eta
 
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:
-        """One step of `base`; the loss at the weights before it. ValueError without a closure."""
-        if closure is None:
-            raise ValueError("ASAM needs a closure: step(closure)")
-        return self.base.step(partial(self._gradient, closure))
-
-    def _gradient(self, closure: Callable[[], Tensor]) -> Tensor:
+    def gradient(self, closure: Callable[[], Tensor]) -> Tensor:
+        """Leave in p.grad the gradient of the class docstring; the loss at the weights."""
         loss = closure()
         with torch.no_grad():
             params = [p for p in self.parameters if p.grad is not None]

@@ -1,7 +1,6 @@
 """GSAM, Zhuang et al. 2022, arXiv 2203.08065, Algorithm 1: SAM that also closes the gap to it."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch.optim import Optimizer
 
 from optimizer.parts import checks
 from optimizer.parts.sharpness import EPS, gradients_at, perturbation
-from optimizer.parts.wrapper import Wrapper
+from optimizer.parts.wrapper import ClosureWrapper
 
 __all__ = ["GSAM"]
 
@@ -17,7 +16,7 @@ SEARCH_SPACE = {"rho": (0.01, 0.5, "log"), "alpha": (0.05, 0.5, "log")}
 COST = {"gradient_evaluations": 2, "state_tensors": 0}
 
 
-class GSAM(Wrapper):
+class GSAM(ClosureWrapper):
     """Gives `base` SAM's gradient less a share of what the base gradient has beside it.
 
         g2 = gradient at W + rho_t g1 / ||g1||
@@ -35,13 +34,8 @@ class GSAM(Wrapper):
         super().__init__(base)
         self.rho, self.alpha = rho, alpha
 
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:
-        """One step of `base`; the loss at the weights before it. ValueError without a closure."""
-        if closure is None:
-            raise ValueError("GSAM needs a closure: step(closure)")
-        return self.base.step(partial(self._gradient, closure))
-
-    def _gradient(self, closure: Callable[[], Tensor]) -> Tensor:
+    def gradient(self, closure: Callable[[], Tensor]) -> Tensor:
+        """Leave in p.grad the gradient of the class docstring; the loss at the weights."""
         loss = closure()
         group = self.param_groups[0]
         initial = group.get("initial_lr", group["lr"])

@@ -1,7 +1,6 @@
 """LookSAM, Liu et al. 2022, arXiv 2203.02714: SAM every k steps, its shear force in between."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch.optim import Optimizer
 
 from optimizer.parts import checks
 from optimizer.parts.sharpness import gradients_at, perturbation, shear_force, with_shear
-from optimizer.parts.wrapper import Wrapper
+from optimizer.parts.wrapper import ClosureWrapper
 
 __all__ = ["LookSAM"]
 
@@ -17,7 +16,7 @@ SEARCH_SPACE = {"rho": (0.01, 0.5, "log"), "k": [2, 5, 10], "alpha": (0.1, 1.0, 
 COST = {"gradient_evaluations": 1.1, "state_tensors": 1}
 
 
-class LookSAM(Wrapper):
+class LookSAM(ClosureWrapper):
     """Gives `base` SAM's gradient g2 on steps 1, k + 1, 2k + 1 ..., and on the others
 
         g + alpha (||g|| / ||f||) f,   f = g2 - (<g2, g1> / ||g1||^2) g1 of the last such step.
@@ -36,13 +35,8 @@ class LookSAM(Wrapper):
         self.steps = 0
         self.shear: dict[Tensor, Tensor] = {}
 
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:
-        """One step of `base`; the loss at the weights before it. ValueError without a closure."""
-        if closure is None:
-            raise ValueError("LookSAM needs a closure: step(closure)")
-        return self.base.step(partial(self._gradient, closure))
-
-    def _gradient(self, closure: Callable[[], Tensor]) -> Tensor:
+    def gradient(self, closure: Callable[[], Tensor]) -> Tensor:
+        """Leave in p.grad the gradient of the class docstring; the loss at the weights."""
         loss = closure()
         with torch.no_grad():
             params = [p for p in self.parameters if p.grad is not None]

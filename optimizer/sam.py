@@ -1,7 +1,6 @@
 """SAM, Foret et al. 2020, arXiv 2010.01412: descend by the gradient at the worst point nearby."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch.optim import Optimizer
 
 from optimizer.parts import checks
 from optimizer.parts.sharpness import gradients_at, perturbation
-from optimizer.parts.wrapper import Wrapper
+from optimizer.parts.wrapper import ClosureWrapper
 
 __all__ = ["SAM"]
 
@@ -17,7 +16,7 @@ SEARCH_SPACE = {"rho": (0.01, 0.5, "log")}
 COST = {"gradient_evaluations": 2, "state_tensors": 0}
 
 
-class SAM(Wrapper):
+class SAM(ClosureWrapper):
     """Gives `base` the gradient at W + rho g / ||g|| instead of g (Algorithm 1, eq. 2).
 
     The norm is taken over all parameters together. SAM is a change of the closure: each time
@@ -32,13 +31,8 @@ class SAM(Wrapper):
         super().__init__(base)
         self.rho = rho
 
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:
-        """One step of `base`; the loss at the weights before it. ValueError without a closure."""
-        if closure is None:
-            raise ValueError("SAM needs a closure: step(closure)")
-        return self.base.step(partial(self._gradient, closure))
-
-    def _gradient(self, closure: Callable[[], Tensor]) -> Tensor:
+    def gradient(self, closure: Callable[[], Tensor]) -> Tensor:
+        """Leave in p.grad the gradient of the class docstring; the loss at the weights."""
         loss = closure()
         with torch.no_grad():
             params = [p for p in self.parameters if p.grad is not None]

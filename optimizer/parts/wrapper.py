@@ -1,5 +1,8 @@
 """The base of optimizers that wrap another: SAM and its kin, Lookahead."""
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -54,3 +57,17 @@ class Wrapper(Optimizer):
     def parameters(self) -> list[Tensor]:
         """All parameters, in the order of the groups."""
         return [p for group in self.param_groups for p in group["params"]]
+
+
+class ClosureWrapper(Wrapper):
+    """A wrapper that changes the gradient `base` is given: subclasses give `gradient(closure)`."""
+
+    def gradient(self, closure: Callable[[], Tensor]) -> Tensor:
+        """Leave in p.grad what `base` shall see; the loss at the unperturbed weights."""
+        raise TypeError(f"{type(self).__name__} defines no gradient")
+
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+        """One step of `base`; the loss at the weights before it. ValueError without a closure."""
+        if closure is None:
+            raise ValueError(f"{type(self).__name__} needs a closure: step(closure)")
+        return self.base.step(partial(self.gradient, closure))
