@@ -1,5 +1,6 @@
 """Facts for run.json: what exactly ran, on what, with which parameter groups as BUILT."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+ROOT = Path(__file__).parents[2]
+SOURCES = ("optimizer", "model", "data", "exp")
 PACKAGES = ("torch", "torchvision", "numpy", "transformers", "tokenizers", "pytorch_optimizer")
 
 
@@ -21,6 +24,7 @@ def run_facts(model: nn.Module, optimizer: Optimizer, device: torch.device) -> d
         "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "sources": loaded_sources(),
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "platform": platform.platform(),
@@ -30,6 +34,21 @@ def run_facts(model: nn.Module, optimizer: Optimizer, device: torch.device) -> d
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameter_groups": parameter_groups(model, optimizer),
     }
+
+
+def loaded_sources() -> dict[str, str]:
+    """Every file of ours that this process has imported, and its content's hash: the code that
+    this run depends on, whatever else a commit may change."""
+    files = {Path(module.__file__) for module in list(sys.modules.values())
+             if getattr(module, "__file__", None)}
+    ours = {file.relative_to(ROOT).as_posix(): source_hash(file) for file in files
+            if file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in SOURCES}
+    return dict(sorted(ours.items()))
+
+
+def source_hash(file: Path) -> str:
+    """The first 12 hex digits of the file's SHA-256."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
 def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict]:
@@ -62,9 +81,8 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    root = Path(__file__).parents[2]
     try:
-        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True,
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True,
                               check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
