@@ -33,37 +33,51 @@ SIZE = 32
 
 @dataclass(frozen=True)
 class CIFAR10:
-    """Training batches (images (batch, 3, 32, 32) float, labels) and the 10,000 test images."""
+    """Training batches (images (batch, 3, 32, 32) float, labels), the images to evaluate on every
+    epoch, and, where those are held-out training images, the 10,000 test images."""
 
     train: Batches
     eval: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor] | None = None
     num_classes: int = 10
 
 
 def cifar10(
     batch_size: int = 256, crop: int = 4, flip: bool = True, cutout: int = 16, subset: float = 1.0,
-    drop_last: bool = False, *, seed: int, device: torch.device,
+    drop_last: bool = False, validation: float = 0.0, *, seed: int, device: torch.device,
 ) -> CIFAR10:
     """The published augmentation: crop with `crop` black pixels around, flip, normalize, then a
     square of `cutout` pixels filled with the mean colour (0 after normalization), clipped at the
     border. `subset` is the share of training images, the same ones for every seed.
+    validation: the share of training images held out to choose by; 0, as published, evaluates
+    every epoch on the test set.
 
-    Raises ValueError for a negative size or a subset outside (0, 1], DataError for missing data.
+    Raises ValueError for a negative size, a subset outside (0, 1] or a validation outside [0, 1),
+    DataError for missing data.
     """
     if crop < 0 or cutout < 0:
         raise ValueError(f"crop and cutout must be >= 0, got {crop}, {cutout}")
     if not 0 < subset <= 1:
         raise ValueError(f"subset must be in (0, 1], got {subset}")
+    if not 0 <= validation < 1:
+        raise ValueError(f"validation must be in [0, 1), got {validation}")
     folder = locate(FOLDER) or _fetch()
     images, labels = _read(folder, [name for name in MD5 if name != "test_batch"])
-    # Shuffled with a fixed seed before cutting: the subset depends on nothing but its share.
+    # Shuffled with a fixed seed before cutting: the parts depend on nothing but their shares.
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    kept = order[: max(1, round(subset * len(labels)))]
+    order, held_out = order.split([len(order) - (held := round(validation * len(order))), held])
+    kept = order[: max(1, round(subset * len(order)))]
     train = (images[kept].to(device), labels[kept].to(device))
     change = partial(augment, crop=crop, flip=flip, cutout=cutout)
-    test_images, test_labels = _read(folder, ["test_batch"])
-    return CIFAR10(Batches(train, batch_size, seed, drop_last, change),
-                   (normalize(test_images.to(device)), test_labels.to(device)))
+    batches = Batches(train, batch_size, seed, drop_last, change)
+    test = _evaluated(*_read(folder, ["test_batch"]), device)
+    if not held:
+        return CIFAR10(batches, eval=test)
+    return CIFAR10(batches, _evaluated(images[held_out], labels[held_out], device), test)
+
+
+def _evaluated(images: Tensor, labels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    return normalize(images.to(device)), labels.to(device)
 
 
 def augment(images: Tensor, generator: torch.Generator, crop: int, flip: bool,

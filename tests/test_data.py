@@ -165,6 +165,18 @@ def test_cifar_subset_is_the_same_for_every_seed(tiny_data):
     assert labels(1)[1] == 20
 
 
+def test_cifar_validation_images_are_held_out_of_training_and_test_stays_the_test_set(tiny_data):
+    whole = cifar10(8, **CPU)
+    part = cifar10(8, validation=0.3, **CPU)
+    assert whole.test is None
+    assert all(map(torch.equal, part.test, whole.eval))
+    assert (len(part.eval[0]), len(part.train.tensors[0])) == (30, 70)
+    held, trained = part.eval[0].flatten(1), normalize(part.train.tensors[0]).flatten(1)
+    assert torch.cdist(held, trained, p=1).min() > 1  # every image is in one of them only
+    again = cifar10(8, validation=0.3, subset=0.5, seed=5, device=CPU["device"])
+    assert torch.equal(again.eval[0], part.eval[0])  # the same for every seed and subset
+
+
 def test_damaged_or_missing_cifar_is_one_clear_error(tiny_data, tmp_path, monkeypatch):
     folder = tmp_path / data.cifar10.FOLDER
     folder.mkdir()
@@ -238,6 +250,7 @@ def test_contiguous_targets_are_the_whole_text_in_order(variant, tiny_data):
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
     first = Tokenizer.from_file(str(paths[decoded.index(text)])).decode(tokens[:1])
     assert d.eval_bytes == len(text.encode()) - len(first.encode())
+    assert 0 < d.test_bytes != d.eval_bytes
 
 
 def test_training_leaves_padding_out_unless_asked(tiny_data):

@@ -81,6 +81,23 @@ def test_every_config_builds_in_full_and_trains_two_steps(path, tiny_data, tmp_p
     assert math.isfinite(line["eval_loss"])
 
 
+def test_the_best_epoch_is_tested_once_on_data_that_did_not_choose_it(tiny_data, tmp_path):
+    from exp.cifar.train import TASK, evaluate, loss_fn
+    from exp.harness.build import build
+
+    folder = tmp_path / "run"
+    assert launch("cifar", folder, "--set", "data.validation=0.2", epochs=4) == 0
+    best = json.loads((folder / "summary.json").read_text())["best"]
+    built = build(tomllib.loads((folder / "config.toml").read_text()), TASK, loss_fn)
+    built.model.load_state_dict(checkpoint(folder, "best.pt")["model"])
+    found = evaluate(built.objective, *built.data.test)
+    assert best["test_accuracy"] == found["eval_accuracy"]
+    assert best["test_loss"] == pytest.approx(found["eval_loss"], rel=1e-5)
+    assert launch("cifar", folder, "--resume", "--set", "data.validation=0.2", epochs=4) == 0
+    again = json.loads((folder / "summary.json").read_text())["best"]
+    assert again == pytest.approx(best, rel=1e-5)
+
+
 @pytest.mark.parametrize("task", list(AGA))
 def test_a_run_folder_holds_what_the_contract_says(task, tiny_data, tmp_path, capsys):
     folder = tmp_path / "run"

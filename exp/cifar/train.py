@@ -33,7 +33,7 @@ def loss_fn(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, d
 
 @torch.inference_mode()
 def evaluate(objective: Objective, images: Tensor, labels: Tensor) -> dict[str, float]:
-    """Loss (nats) and accuracy over all test images, each counted once."""
+    """Loss (nats) and accuracy over all images, each counted once."""
     objective.model.eval()
     loss, correct = torch.zeros(2, dtype=torch.float64, device=images.device)
     for batch, target in zip(images.split(EVAL_BATCH), labels.split(EVAL_BATCH), strict=True):
@@ -58,6 +58,8 @@ def train(settings: dict, folder: RunFolder) -> None:
                 built.schedule.set_lr(run.step)
                 optimizer.step(objective.on(batch))
             run.log(evaluate(objective, *built.data.eval))
+        if built.data.test is not None:
+            run.test(lambda: evaluate(objective, *built.data.test))
 
 
 def main() -> int:

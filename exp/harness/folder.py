@@ -55,9 +55,13 @@ class RunFolder:
 
         Raises ConfigError for a damaged one.
         """
-        path = self.path / "latest.pt"
-        if not self.resume or not path.exists():
+        if not self.resume or not (self.path / "latest.pt").exists():
             return None
+        return self.load_checkpoint("latest.pt")
+
+    def load_checkpoint(self, name: str) -> dict:
+        """latest.pt or best.pt on the CPU. Raises ConfigError for a damaged one."""
+        path = self.path / name
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:

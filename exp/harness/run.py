@@ -1,8 +1,9 @@
 """One training run: where it stands, its record, its checkpoints, its end."""
 
+import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -53,6 +54,7 @@ class Run:
                     schedule.set_lr(run.step)
                     optimizer.step(objective.on(batch))
                 run.log(evaluate(...))
+            run.test(lambda: evaluate(...))  # where there is a split that chose nothing
 
     metric, mode: what best.pt and `stop_at` go by, "max" or "min" is better.
     milestones: name -> (metric, threshold); the first epoch that reaches it is recorded.
@@ -77,6 +79,7 @@ class Run:
         self.saved_at = self.started_at = time.perf_counter()
         self.seconds_before = 0.0
         self.last_line: dict[str, Any] = {}
+        self.tested: dict[str, float] = {}
         self.board = self.progress = None  # made when it is known where the run begins
 
     @property
@@ -164,6 +167,16 @@ class Run:
         if self.interrupts.pending and self.at.epoch < self.experiment.epochs and not self.stopped:
             raise Interrupted
 
+    def test(self, evaluate: Callable[[], dict[str, float]]) -> None:
+        """Evaluate the best epoch's weights once, on data that had no part in choosing it."""
+        last = copy.deepcopy(self.model.state_dict())
+        self.model.load_state_dict(self._best_state())
+        self.tested = {f"test_{k.removeprefix('eval_')}": v for k, v in evaluate().items()}
+        self.model.load_state_dict(last)
+
+    def _best_state(self) -> dict:
+        return self.best_weights or self.folder.load_checkpoint("best.pt")["model"]
+
     def _update_best(self, line: dict) -> None:
         value, best = line[self.metric], self.at.best.get(self.metric)
         sign = 1 if self.mode == "max" else -1
@@ -212,7 +225,8 @@ class Run:
         summary = {
             "task": self.experiment.task, "optimizer": self.settings["optimizer"]["name"],
             "seed": self.experiment.seed, "status": status, "epochs": self.at.epoch,
-            "best": self.at.best, "final": final, "milestones": self.at.milestones,
+            "best": {**self.at.best, **self.tested}, "final": final,
+            "milestones": self.at.milestones,
             "wall_seconds": round(self._wall_seconds(), 1),
         }
         self.folder.write_json("summary.json", summary)

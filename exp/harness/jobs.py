@@ -1,0 +1,190 @@
+"""Many runs: training commands as a queue over local processes, resumable, seen as one."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, INTERRUPTED
+from exp.harness.config import Task, complete, load_settings
+from exp.harness.facts import ROOT, source_hash
+from exp.harness.toml import read_toml
+
+POLL_SECONDS = 0.5
+STOP_SECONDS = 60.0  # that a run told to stop may take to finish its step and checkpoint
+LOG = "train.log"
+IRRELEVANT = ("seed", "device", "tensorboard")  # [experiment] keys that are no setting of a result
+
+State = Literal["finished", "outdated", "unfinished", "missing", "other"]
+
+
+class Stopped(Exception):
+    """Ctrl-C: the running jobs were told to stop and have written their checkpoints."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run: a config with overrides, a seed, and the folder it is written to."""
+
+    task: str
+    config: Path
+    seed: int
+    folder: Path
+    overrides: tuple[str, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: the folder's name and the seed."""
+        return f"{self.folder.parent.name} seed {self.seed}"
+
+    def settings(self) -> dict[str, dict]:
+        """The resolved settings, seed and device left out. Raises ConfigError."""
+        return essential(load_settings(self.config, self.overrides, task_named(self.task)))
+
+    def command(self, held: str) -> list[str]:
+        """The training command; `held` is "--resume" or "--overwrite"."""
+        options = [word for override in self.overrides for word in ("--set", override)]
+        return [sys.executable, "-m", f"exp.{self.task}.train", "--config", str(self.config),
+                "--seed", str(self.seed), "--output", str(self.folder), *options, held]
+
+
+def task_named(name: str) -> Task:
+    """The Task of exp.<name>.train."""
+    return importlib.import_module(f"exp.{name}.train").TASK
+
+
+def essential(settings: dict[str, dict]) -> dict[str, dict]:
+    """Settings without what does not decide a result: seed, device, tensorboard."""
+    experiment = {k: v for k, v in settings["experiment"].items() if k not in IRRELEVANT}
+    return {**settings, "experiment": experiment}
+
+
+def folder_settings(folder: Path, task: str) -> dict[str, dict] | None:
+    """The essential settings of the run in a folder, completed with today's defaults; None if
+    there is no run. Raises ConfigError for settings that are no longer understood."""
+    path = folder / "config.toml"
+    return essential(complete(read_toml(path), task_named(task))) if path.exists() else None
+
+
+def current(sources: dict[str, str]) -> bool:
+    """Whether every file of a run's `sources` (run.json) is what it was."""
+    return bool(sources) and all(
+        (ROOT / name).exists() and source_hash(ROOT / name) == digest
+        for name, digest in sources.items())
+
+
+def state(job: Job) -> State:
+    """What the job's folder holds: this run finished, finished by other code, unfinished, nothing,
+    or a run of other settings."""
+    if not (job.folder / "config.toml").exists():
+        return "missing"
+    if folder_settings(job.folder, job.task) != job.settings():
+        return "other"
+    facts = _json(job.folder / "run.json")
+    summary = _json(job.folder / "summary.json")
+    if summary.get("status") not in ("completed", "diverged"):
+        return "unfinished"
+    return "finished" if current(facts.get("sources", {})) else "outdated"
+
+
+def run_jobs(
+    jobs: Iterable[Job], workers: int = 1, report: Callable[[Job, int], None] = lambda *_: None,
+) -> dict[Job, int]:
+    """Run every job, `workers` at a time, each in a process of its own; job -> exit status.
+
+    A folder with an unfinished run of the same settings and code is resumed; a run of other
+    settings is renamed, never lost. A failed run is reported and the rest go on. The output of
+    each goes to train.log in its folder; one progress view shows all. `report` is called as each
+    one ends. Raises Stopped after Ctrl-C, when every running job has checkpointed.
+    """
+    queue, running, done = list(jobs), {}, {}
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    with tqdm(total=len(queue), unit="run", dynamic_ncols=True, smoothing=0,
+              disable=not sys.stderr.isatty()) as bar:
+        try:
+            while queue or running:
+                while queue and len(running) < workers:
+                    job = queue.pop(0)
+                    running[job] = _start(job, threads)
+                time.sleep(POLL_SECONDS)
+                for job in [job for job, process in running.items() if process.poll() is not None]:
+                    done[job] = running.pop(job).returncode
+                    bar.update()
+                    bar.write(f"{job.name}: {_ending(job, done[job])}", file=sys.stderr)
+                    report(job, done[job])
+                bar.set_postfix_str(" · ".join(map(_where, running)))
+        except KeyboardInterrupt:
+            _stop(running.values())
+            raise Stopped from None
+        except BaseException:
+            _stop(running.values())
+            raise
+    return done
+
+
+def _start(job: Job, threads: int) -> subprocess.Popen:
+    found = state(job)
+    if found == "other":
+        job.folder.rename(_free_name(job.folder))
+    facts = _json(job.folder / "run.json")
+    resumable = found == "unfinished" and current(facts.get("sources", {}))
+    job.folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with open(job.folder / LOG, "ab") as log:
+        # A session of its own: Ctrl-C reaches it only through us, once.
+        return subprocess.Popen(job.command("--resume" if resumable else "--overwrite"),
+                                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                env=environment, start_new_session=True)
+
+
+def _stop(processes: Iterable[subprocess.Popen]) -> None:
+    processes = list(processes)
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _ending(job: Job, status: int) -> str:
+    known = {COMPLETED: "completed", DIVERGED: "diverged (recorded)", INTERRUPTED: "interrupted"}
+    if status in known:
+        return known[status]
+    log = (job.folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    reason = log[-1] if log else "no output"
+    word = "refused" if status == BAD_INPUT else f"failed with status {status}"
+    return f"{word}: {reason} (all of it in {job.folder / LOG})"
+
+
+def _where(job: Job) -> str:
+    """How far a running job is, from the last line of its record."""
+    with suppress(OSError, ValueError, IndexError):
+        last = (job.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+        return f"{job.name} epoch {json.loads(last)['epoch']}"
+    return f"{job.name} starting"
+
+
+def _free_name(folder: Path) -> Path:
+    number = 1
+    while (other := folder.with_name(f"{folder.name}.other{number}")).exists():
+        number += 1
+    return other
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,1 @@
+"""Every number of the paper beside a measured one: `python -m exp.reproduce`."""

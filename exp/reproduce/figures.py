@@ -1,0 +1,119 @@
+"""The figure of a table: learning curves with bands, time to the threshold, claims against ours."""
+
+import math
+import textwrap
+from pathlib import Path
+
+import numpy as np
+
+from exp.reproduce import statistics
+from exp.reproduce.claims import PERCENT, Claim, estimate, watched
+from exp.reproduce.plan import Table
+from exp.reproduce.report import UNITS, deciding_scale, sections, select
+
+COLORS = ("#4b5563", "#1f5fbf", "#c2410c", "#15803d", "#7c3aed", "#b45309", "#0e7490", "#be185d",
+          "#65a30d", "#1e3a8a", "#9f1239", "#0f766e")
+GRID = "#e3e5e8"
+LABEL_WIDTH = 36
+
+
+def draw(path: Path, table: Table, records: dict, claims: list[Claim]) -> None:
+    """One row of panels for each scale and protocol that was run; a PNG at `path`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = sections(table, records)
+    figure, axes = plt.subplots(len(shown), 3, figsize=(16, 4.6 * len(shown)), squeeze=False,
+                                layout="constrained")
+    own = [claim for claim in claims if claim.table == table.name]
+    for line, (scale, protocol) in zip(axes, shown, strict=True):
+        runs = select(records, scale, protocol)
+        colors = {row.label: COLORS[number % len(COLORS)] for number, row in enumerate(table.rows)}
+        metric = table.metric_of(protocol)
+        _curves(line[0], runs, metric, "epochs", colors)
+        if table.milestone:
+            _survival(line[1], runs, table.milestone, colors)
+        else:
+            _curves(line[1], runs, metric, "gradient_evaluations", colors)
+        _claims(line[2], own, table, records, scale, protocol)
+        line[0].set_title(f"{scale} scale, {protocol} protocol", loc="left", fontsize=11)
+        for panel in line:
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.grid(color=GRID, linewidth=0.8)
+            panel.set_axisbelow(True)
+        handles, labels = line[0].get_legend_handles_labels()
+        line[1].legend(handles, labels, frameon=False, fontsize=8, loc="center left",
+                       bbox_to_anchor=(1.0, 0.5))
+    figure.suptitle(table.title, fontsize=13)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _curves(axes, runs: dict[str, list[dict]], metric: str, axis: str, colors: dict) -> None:
+    """Mean over seeds with the band from the worst to the best seed."""
+    percent = UNITS[metric] == "%"
+    for row, group in runs.items():
+        length = min(len(run["curve"][metric]) for run in group)
+        every = np.array([[math.nan if value is None else value
+                           for value in run["curve"][metric][:length]] for run in group])
+        every = every * PERCENT if percent else every
+        costs = np.arange(1, length + 1) if axis == "epochs" else np.mean(
+            [run["curve"][axis][:length] for run in group], axis=0)
+        axes.plot(costs, np.nanmean(every, axis=0), color=colors[row], linewidth=1.7, label=row)
+        axes.fill_between(costs, np.nanmin(every, axis=0), np.nanmax(every, axis=0),
+                          color=colors[row], alpha=0.13, linewidth=0)
+    axes.set(xlabel=axis.replace("_", " "), ylabel="eval accuracy, %" if percent else "perplexity")
+    if not percent:
+        axes.set_yscale("log")
+
+
+def _survival(axes, runs: dict[str, list[dict]], milestone: str, colors: dict) -> None:
+    """The share of seeds that have got there, over epochs (one minus Kaplan-Meier)."""
+    for row, group in runs.items():
+        times, limits = [run["milestones"][milestone] for run in group], list(map(watched, group))
+        if all(time is None for time in times):
+            axes.plot([0, max(limits)], [0, 0], color=colors[row], linewidth=1.7)
+            continue
+        curve = statistics.survival(times, limits)
+        x = np.concatenate([[0], curve.quantiles, [max(limits)]])
+        y = np.concatenate([[0], 1 - curve.probabilities, [1 - curve.probabilities[-1]]])
+        axes.step(x, y, where="post", color=colors[row], linewidth=1.7)
+    axes.set(xlabel="epochs", ylabel=f"share of seeds that reached {milestone}",
+             ylim=(-0.03, 1.03))
+
+
+def _claims(axes, claims: list[Claim], table: Table, records: dict, scale: str, protocol: str
+            ) -> None:
+    """Claimed numbers as crosses, ours as dots with intervals, each over the claimed one."""
+    names, drawn = [], False
+    for claim in claims:
+        deciding, _ = deciding_scale(claim, table, records)
+        if not claim.log or deciding != scale:  # an order of rows is no number to plot
+            continue
+        ours = estimate(claim, table, records, scale, protocol)
+        if ours is None:
+            continue
+        y = len(names)
+        names.append(textwrap.fill(claim.says, LABEL_WIDTH))
+        axes.plot(1, y, "x", color="#c2410c", markersize=7, label=None if drawn else "claimed")
+        if math.isfinite(ours.value):
+            low, high = (ours.value if not math.isfinite(end) else end
+                         for end in (ours.low, ours.high))
+            axes.plot([low / claim.value, high / claim.value], [y, y], color="#1f5fbf",
+                      linewidth=2, alpha=0.5)
+            axes.plot(ours.value / claim.value, y, "o", color="#1f5fbf", markersize=5,
+                      label=None if drawn else "ours")
+            drawn = True
+        else:
+            axes.annotate("never", (1.05, y), va="center", fontsize=7, color="#1f5fbf")
+    if not names:
+        axes.text(0.5, 0.5, "the paper's numbers are tested\nat full scale only", ha="center",
+                  va="center", transform=axes.transAxes, color="#6b7280")
+        axes.set(xticks=[], yticks=[])
+        return
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("ours / claimed")
+    axes.legend(frameon=False, fontsize=8)

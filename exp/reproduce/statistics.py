@@ -1,0 +1,148 @@
+"""Seeds into numbers with intervals; scipy does the statistics.
+
+Intervals are 95 %. Times that were never reached are censored at the run's last epoch, not dropped.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+RESAMPLES = 9999
+EXACT_UP_TO = 12  # seeds: 2^12 sign changes are all tried, more are sampled
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with the ends of its 95 % interval (nan where n is too small for one), from n seeds.
+
+    A median that was not reached is infinite.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """The mean, with a percentile bootstrap interval over seeds."""
+    values = np.asarray(values, dtype=float)
+    low, high = _bootstrap(values)
+    return Estimate(float(values.mean()), low, high, len(values))
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The sample standard deviation, nan for one value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def survival(times: Sequence[float | None], limits: Sequence[float]):
+    """Kaplan-Meier: the share of seeds that have not got there yet, as scipy's survival function.
+
+    times: when each seed got there, None if never; limits: how long each was watched.
+    """
+    reached = [time is not None for time in times]
+    ends = [limit if time is None else time for time, limit in zip(times, limits, strict=True)]
+    return stats.ecdf(stats.CensoredData.right_censored(ends, np.logical_not(reached))).sf
+
+
+def median_time(times: Sequence[float | None], limits: Sequence[float]) -> Estimate:
+    """The Kaplan-Meier median and its interval (log-log); infinite ends were not reached, all
+    three where no seed got there."""
+    if all(time is None for time in times):
+        return Estimate(math.inf, math.inf, math.inf, len(times))
+    curve = survival(times, limits)
+    if len(times) == 1:
+        return Estimate(float(times[0]), math.nan, math.nan, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the band has no end where all are left
+        band = curve.confidence_interval(LEVEL, method="log-log")
+    low, high = (_crossing(end.quantiles, end.probabilities) for end in (band.low, band.high))
+    return Estimate(_crossing(curve.quantiles, curve.probabilities), low, high, len(times))
+
+
+def speedup(
+    slow: Sequence[float | None], fast: Sequence[float | None], limits: Sequence[float],
+) -> Estimate:
+    """Median time of `slow` over that of `fast`, bootstrapped over the seeds of both.
+
+    limits: how long each seed of `slow` was watched. Where half of them never got there, the
+    ratio at that limit is a lower bound: the value and the upper end are infinite.
+    """
+    rng = np.random.default_rng(0)
+    late = np.array([math.inf if time is None else time for time in slow])
+    early = np.array([math.inf if time is None else time for time in fast])
+    n = min(len(slow), len(fast))
+    if np.isinf(_median(early)):
+        return Estimate(math.nan, math.nan, math.nan, n)
+    if n < 2:
+        return Estimate(float(_median(late) / _median(early)), math.nan, math.nan, n)
+    watched = np.where(np.isinf(late), np.asarray(limits, dtype=float), late)
+    a, b = (rng.integers(0, len(times), (RESAMPLES, len(times))) for times in (late, early))
+    denominator = _median(early[b])
+    low = np.quantile(_median(watched[a]) / denominator, (1 - LEVEL) / 2)
+    with np.errstate(invalid="ignore"):
+        ratios = np.nan_to_num(_median(late[a]) / denominator, nan=math.inf,
+                               posinf=math.inf)
+    high = np.quantile(ratios, (1 + LEVEL) / 2, method="higher")
+    return Estimate(float(_median(late) / _median(early)), float(low), float(high), n)
+
+
+def paired(ours: dict[int, float], baseline: dict[int, float]) -> tuple[Estimate, float]:
+    """Mean difference on equal seeds, and the p value of a two-sided permutation test on its sign.
+
+    With n pairs the least possible p is 2^(1-n): three seeds cannot reach 0.05.
+    """
+    seeds = sorted(ours.keys() & baseline.keys())
+    differences = np.array([ours[seed] - baseline[seed] for seed in seeds])
+    if len(differences) < 2:
+        return Estimate(float(differences.mean()) if len(differences) else math.nan,
+                        math.nan, math.nan, len(differences)), math.nan
+    low, high = _bootstrap(differences)
+    resamples = np.inf if len(differences) <= EXACT_UP_TO else RESAMPLES
+    test = stats.permutation_test((differences,), np.mean, permutation_type="samples",
+                                  n_resamples=resamples, rng=np.random.default_rng(0))
+    return Estimate(float(differences.mean()), low, high, len(differences)), float(test.pvalue)
+
+
+def logrank(
+    times: Sequence[float | None], limits: Sequence[float],
+    other_times: Sequence[float | None], other_limits: Sequence[float],
+) -> float:
+    """p value of the log-rank test that two groups of seeds get there equally soon; nan if none
+    of either got there."""
+    if all(time is None for time in (*times, *other_times)):
+        return math.nan
+    groups = []
+    for these, watched in ((times, limits), (other_times, other_limits)):
+        missing = [time is None for time in these]
+        ends = [limit if time is None else time for time, limit in zip(these, watched, strict=True)]
+        groups.append(stats.CensoredData.right_censored(ends, missing))
+    return float(stats.logrank(*groups).pvalue)
+
+
+def _median(times: np.ndarray) -> np.ndarray:
+    """The Kaplan-Meier median of times of which none is censored early: of an even number the
+    lower middle one, when half have got there."""
+    return np.sort(times, axis=-1)[..., (times.shape[-1] - 1) // 2]
+
+
+def _crossing(quantiles: np.ndarray, shares: np.ndarray) -> float:
+    """The first time at which at most half are left; infinite if more than half remain."""
+    passed = np.flatnonzero(np.nan_to_num(shares, nan=1.0) <= 0.5)
+    return float(quantiles[passed[0]]) if len(passed) else math.inf
+
+
+def _bootstrap(values: np.ndarray) -> tuple[float, float]:
+    if len(values) < 2:
+        return math.nan, math.nan
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    found = stats.bootstrap((values,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES,
+                            method="percentile", rng=np.random.default_rng(0))
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)

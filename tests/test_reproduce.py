@@ -1,0 +1,294 @@
+"""exp.reproduce: statistics against hand counts, verdicts by the rule, runs planned, kept, shown."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+from exp.harness import jobs as harness_jobs
+from exp.harness.config import ConfigError
+from exp.harness.jobs import Job, run_jobs, state
+from exp.reproduce import __main__ as command
+from exp.reproduce import records as records_module
+from exp.reproduce.claims import MEASURES, Claim, estimate, judge, read_claims
+from exp.reproduce.plan import read_tables
+from exp.reproduce.records import collect, is_done, read_kept, write_kept
+from exp.reproduce.report import best_within, render
+from exp.reproduce.statistics import Estimate, logrank, mean, median_time, paired, speedup
+
+PAPER = Path("outputs/paper")
+TABLES = {table.name: table for table in read_tables()}
+
+
+# --- statistics
+
+
+def test_the_interval_of_a_mean_is_inside_its_values_and_holds_the_mean():
+    found = mean([1.0, 2.0, 3.0, 6.0])
+    assert found.value == 3.0
+    assert 1.0 <= found.low < 3.0 < found.high <= 6.0
+    assert math.isnan(mean([2.0]).low)
+
+
+def test_kaplan_meier_median_with_censored_seeds_by_hand():
+    # 5 seeds, two censored at 40: after 10, 20, 30 the shares left are 4/5, 3/5, 2/5.
+    found = median_time([10, None, 20, 30, None], [40] * 5)
+    assert found.value == 30.0
+    assert found.low == 10.0 and math.isinf(found.high)
+    # One seed watched for 15 epochs only: 4/5 left, then 2/3 and 1/3 of that: 0.8, 0.533, 0.267.
+    assert median_time([10, None, 20, 30, 40], [40, 15, 40, 40, 40]).value == 30.0
+
+
+def test_a_median_that_nobody_reached_is_infinite_as_a_whole():
+    found = median_time([None, None], [600, 600])
+    assert (found.value, found.low, found.high) == (math.inf,) * 3
+
+
+def test_speedup_is_the_ratio_of_medians_and_a_lower_bound_where_the_slow_one_never_got_there():
+    found = speedup([400, 440, 420], [100, 105, 110], [600] * 3)
+    assert found.value == 4.0
+    assert 400 / 110 <= found.low <= 4.0 <= found.high <= 440 / 100
+    bound = speedup([None] * 4, [100] * 4, [600] * 4)
+    assert (bound.value, bound.low, bound.high) == (math.inf, 6.0, math.inf)
+    assert math.isnan(speedup([100, 100], [None, None], [600] * 2).value)
+
+
+def test_paired_differences_use_equal_seeds_and_the_exact_permutation_test():
+    found, p = paired({1: 3.0, 2: 4.0, 3: 5.0, 9: 100.0}, {1: 1.0, 2: 2.0, 3: 3.0, 8: 0.0})
+    assert (found.value, found.n) == (2.0, 3)
+    assert p == 0.25  # 2 of the 8 sign changes are as extreme
+    found, p = paired(dict.fromkeys(range(8), 1.0), dict.fromkeys(range(8), 0.0))
+    assert p == 2 / 2**8
+
+
+def test_logrank_tells_groups_apart_only_where_they_differ():
+    early, late = [50, 55, 60, 65, 70, 75], [400, 420, 440, 460, None, None]
+    assert logrank(early, [600] * 6, late, [600] * 6) < 0.01
+    assert logrank(early, [600] * 6, early, [600] * 6) == pytest.approx(1.0)
+    assert math.isnan(logrank([None], [9], [None], [9]))
+
+
+# --- verdicts
+
+
+def claim(comparator, value, unit="%", measure="best", **more):
+    return Claim("id", "says", comparator, value, unit, measure=measure, **more)
+
+
+@pytest.mark.parametrize(("made", "ours", "verdict"), [
+    (claim("=", 90.7), Estimate(90.4, 90.3, 90.5, 3), "holds"),
+    (claim("=", 90.7), Estimate(89.9, 89.0, 90.8, 3), "holds"),  # inside the interval
+    (claim("=", 90.7), Estimate(89.9, 89.8, 90.0, 3), "holds partly"),
+    (claim("=", 90.7), Estimate(92.0, 91.9, 92.1, 3), "does not hold"),  # better is not equal
+    (claim("~", 140, "epoch", "fit"), Estimate(115, 110, 120, 8), "holds"),
+    (claim("~", 140, "epoch", "fit"), Estimate(100, 90, 110, 8), "holds partly"),
+    (claim("~", 140, "epoch", "fit"), Estimate(math.inf, 300, math.inf, 8), "does not hold"),
+    (claim(">", 600, "epoch", "grok"), Estimate(math.inf, math.inf, math.inf, 8), "holds"),
+    (claim(">", 600, "epoch", "grok"), Estimate(math.inf, 450, math.inf, 8), "holds partly"),
+    (claim(">", 600, "epoch", "grok"), Estimate(450, 400, math.inf, 8), "does not hold"),
+    (claim(">", 4, "x", "speedup"), Estimate(5.2, math.nan, math.nan, 1), "holds partly"),
+    (claim("<", 1.05, "x", "rebound"), Estimate(1.01, 1.0, 1.02, 3), "holds"),
+    (claim("<", 1.05, "x", "rebound"), Estimate(1.04, 1.0, 1.3, 3), "holds partly"),
+    (claim(">", 0, "%", "lead"), Estimate(math.nan, math.nan, math.nan, 3), "does not hold"),
+    (claim("=", 90.7), None, "not yet run"),
+    (claim("=", 15, cannot="needs many devices"), None, "cannot be tested here"),
+])
+def test_verdicts_follow_the_rule(made, ours, verdict):
+    assert judge(made, ours) == verdict
+
+
+def run(row, seed, accuracy, grok=None, **more):
+    epochs = len(accuracy)
+    return {"row": row, "config": "c", "scale": "full", "protocol": "published", "seed": seed,
+            "status": "completed", "epochs": epochs, "steps": 8 * epochs, "best": {},
+            "milestones": {"fit": 1, "grok": grok, "converged": grok}, "wall_seconds": 1.0,
+            "device": "CPU", "threads": 1, "torch": "2", "commit": "abcdef0", "settings": "s",
+            "uncommitted_changes": False, "sources": "s", "peak_memory_bytes": 1,
+            "curve": {"eval_accuracy": accuracy, "train_loss": [1.0] * epochs,
+                      "gradient_evaluations": [16 * (e + 1) for e in range(epochs)],
+                      "seconds": [0.5 * (e + 1) for e in range(epochs)], **more}}
+
+
+RUNS = {"settings": {}, "sources": {}, "runs": [
+    run("AdamW", 1, [0.1, 0.3, 0.5, 0.95], 4), run("AdamW", 2, [0.1, 0.2, 0.3, 0.4]),
+    run("ARS2-Neo AGA", 1, [0.5, 0.95], 2), run("ARS2-Neo AGA", 2, [0.4, 0.97], 2)]}
+
+
+@pytest.mark.parametrize(("measure", "unit", "value"), [
+    ("best", "%", 96.0), ("final", "%", 96.0), ("train_loss", "nats", 1.0),
+    ("epochs_to_best", "epochs", 2.0), ("grok", "epoch", 2.0), ("lead", "%", (0 + 57) / 2),
+    ("rebound", "x", 1.0), ("lag", "points", -(0 + 57) / 2), ("evaluations", "x", 1.0),
+    ("speedup", "x", 2.0), ("delay", "%", -50.0),
+])
+def test_measures_by_hand(measure, unit, value):
+    made = claim("=", 1.0, unit, measure, row="ARS2-Neo AGA", against="AdamW")
+    found = estimate(made, TABLES["readme-3.3"], RUNS, "full", "published")
+    assert found.value == pytest.approx(value)
+
+
+def test_the_best_within_a_budget_counts_whole_epochs_only():
+    slow = run("AdamW", 1, [0.1, 0.3, 0.5, 0.4])
+    assert best_within(slow, "eval_accuracy", "max", "epochs", 2) == 0.3
+    assert best_within(slow, "eval_accuracy", "max", "gradient_evaluations", 63) == 0.5
+    assert best_within(slow, "eval_accuracy", "max", "seconds", 9) == 0.5
+    assert math.isnan(best_within(slow, "eval_accuracy", "max", "seconds", 0.4))
+
+
+# --- registry
+
+
+def test_every_claim_names_a_measure_a_table_and_rows_that_exist():
+    claims = read_claims()
+    assert len({made.id for made in claims}) == len(claims)
+    assert sum(bool(made.log) for made in claims) == 66
+    for made in claims:
+        assert made.cannot or made.measure
+        if made.table in TABLES:
+            rows = {row.label for row in TABLES[made.table].rows}
+            assert made.row in rows and (not made.against or made.against in rows), made.id
+            assert made.measure in MEASURES, made.id
+
+
+def test_every_row_resolves_at_every_scale_and_under_every_protocol():
+    for table in TABLES.values():
+        resolved = [table.job(row, 1, scale, protocol, Path("o")).settings()
+                    for row, scale, protocol in records_module.cells(table)]
+        assert all(settings["experiment"]["task"] == table.task for settings in resolved)
+        folders = [table.job(row, 1, scale, protocol, Path("o")).folder
+                   for row, scale, protocol in records_module.cells(table)]
+        assert len(set(folders)) == len(folders)
+    with pytest.raises(ConfigError, match="readme-3.3"):
+        read_tables(["readme-9"])
+
+
+def test_the_fixed_protocol_routes_and_decays_alike():
+    table = TABLES["readme-3.3"]
+    for row in table.rows:
+        settings = table.job(row, 1, "full", "fixed", Path("o")).settings()["optimizer"]
+        assert settings.get("routing", "role") == "role"
+        assert settings.get("adamw", {"weight_decay": 1.0})["weight_decay"] == 1.0
+
+
+# --- running
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """The grokking table with two rows, tiny and two epochs long; returns a runner."""
+    tiny = tuple(TINY["grokking"]) + ("experiment.epochs=2",)
+    table = TABLES["readme-3.3"]
+    rows = tuple(row for row in table.rows if row.label in ("AdamW", "ARS2-Neo AGA"))
+    from dataclasses import replace
+
+    table = replace(table, rows=rows, scales={"full": tiny}, protocols={"published": ()})
+    monkeypatch.setattr(command, "read_tables", lambda names=None: [table])
+
+    def reproduce(*options):
+        return command.main(["readme-3.3", "--outputs", str(tmp_path), "--seeds", "1", *options])
+
+    return table, reproduce, tmp_path
+
+
+def test_a_table_is_run_kept_shown_and_not_run_again(small, capsys, monkeypatch):
+    table, reproduce, outputs = small
+    assert reproduce("--list") == 0
+    assert "0 runs there, 2 missing" in capsys.readouterr().out
+    assert reproduce("--workers", "2") == 0
+    paper = outputs / "paper"
+    kept = json.loads((paper / "readme-3.3.json").read_text())
+    assert [(r["row"], r["seed"], r["epochs"]) for r in kept["runs"]] == [
+        ("AdamW", 1, 2), ("ARS2-Neo AGA", 1, 2)]
+    page = (paper / "readme-3.3.md").read_text()
+    assert "| ARS2-Neo AGA |" in page and "does not hold" in page
+    assert (paper / "readme-3.3.png").stat().st_size > 10_000
+    assert "readme-3.1-1-best" in (paper / "verdicts.md").read_text()
+
+    def forbidden(*_):
+        raise AssertionError("a finished run was run again")
+
+    monkeypatch.setattr(command, "run_jobs", forbidden)
+    assert reproduce() == 0  # from the folders
+    for folder in outputs.glob("lrp_*"):
+        folder.rename(outputs / f"away-{folder.name}")
+    assert reproduce() == 0  # from the kept records
+    assert (paper / "readme-3.3.md").read_text() == page
+    monkeypatch.setattr(records_module, "current", lambda sources: False)
+    with pytest.raises(AssertionError):
+        reproduce()  # by other code: run again
+    assert reproduce("--any-version") == 0
+    capsys.readouterr()
+
+
+def test_jobs_resume_keep_other_runs_and_report_failures(tmp_path, capfd):
+    config = Path("config/lrp_grok_adamw_600e.toml")
+    tiny = tuple(TINY["grokking"])
+    folder = tmp_path / "lrp" / "seed1"
+    job = Job("grokking", config, 1, folder, (*tiny, "experiment.epochs=1"))
+    longer = Job("grokking", config, 1, folder, (*tiny, "experiment.epochs=2"))
+    broken = Job("grokking", config, 2, tmp_path / "lrp" / "seed2", (*tiny, "data.fraction=1e-9"))
+    assert state(job) == "missing"
+    assert run_jobs([job, broken], 2) == {job: 0, broken: 2}
+    assert "lrp seed 2: refused" in capfd.readouterr().err
+    assert state(job) == "finished"
+    assert state(longer) == "other"
+    summary = folder / "summary.json"
+    summary.write_text(summary.read_text().replace("completed", "interrupted"))
+    assert state(job) == "unfinished"
+    assert run_jobs([longer]) == {longer: 0}
+    assert (tmp_path / "lrp" / "seed1.other1" / "metrics.jsonl").exists()
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_ctrl_c_stops_every_job_with_a_checkpoint(tmp_path, monkeypatch):
+    job = Job("grokking", Path("config/lrp_grok_adamw_600e.toml"), 1, tmp_path / "a" / "seed1",
+              (*TINY["grokking"], "experiment.epochs=100000"))
+
+    def interrupt(seconds):
+        if (job.folder / "metrics.jsonl").exists():
+            raise KeyboardInterrupt
+        harness_time.sleep(seconds)
+
+    harness_time = harness_jobs.time
+    monkeypatch.setattr(harness_jobs, "time", type("Clock", (), {
+        "sleep": staticmethod(interrupt), "monotonic": staticmethod(harness_time.monotonic)}))
+    with pytest.raises(harness_jobs.Stopped):
+        run_jobs([job])
+    assert json.loads((job.folder / "summary.json").read_text())["status"] == "interrupted"
+    assert (job.folder / "latest.pt").exists()
+    assert state(job) == "unfinished"
+
+
+def test_a_damaged_kept_file_is_one_clear_error(tmp_path):
+    path = tmp_path / "readme-3.3.json"
+    path.write_text('{"runs": [')
+    with pytest.raises(ConfigError, match="damaged"):
+        read_kept(path)
+
+
+# --- what is committed
+
+
+@pytest.mark.parametrize("path", sorted(PAPER.glob("*.json")), ids=lambda path: path.stem)
+def test_committed_pages_are_what_their_json_says(path):
+    kept = read_kept(path)
+    assert kept["runs"]
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == render(
+        TABLES[path.stem], kept, read_claims())
+    assert path.with_suffix(".png").exists()
+
+
+def test_committed_verdicts_are_what_the_records_say():
+    verdicts = PAPER / "verdicts.md"
+    assert verdicts.read_text(encoding="utf-8") == command.render_verdicts(PAPER)
+
+
+def test_records_survive_writing_and_reading(tmp_path):
+    write_kept(tmp_path / "a.json", RUNS)
+    assert read_kept(tmp_path / "a.json") == RUNS
+    assert not is_done(TABLES["readme-3.3"].job(TABLES["readme-3.3"].rows[0], 1, "full",
+                                                "published", tmp_path), RUNS, any_version=True)
+    dropped = collect(TABLES["readme-3.3"], tmp_path / "none", {"runs": [], "settings": {},
+                                                                 "sources": {}})
+    assert dropped["runs"] == []
