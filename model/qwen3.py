@@ -54,6 +54,10 @@ class Qwen3(nn.Module):
         """The last hidden state after the final norm, (batch, sequence, hidden_size)."""
         return self.network.model(input_ids=inputs, use_cache=False).last_hidden_state
 
+    def compile(self, *args, **kwargs) -> None:
+        """Compile the network itself, so that `features` runs compiled too."""
+        self.network.model.compile(*args, **kwargs)
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits of the next token at every position."""
         return self.features(inputs) @ self.head_weight.T

@@ -17,6 +17,7 @@ from exp.harness.config import Task
 from exp.harness.folder import RunFolder
 from exp.harness.objective import Objective
 from exp.harness.run import Run
+from exp.wikitext2.loss import linear_cross_entropy, token_losses
 
 TASK = Task("wikitext2", data=wikitext2, sizes=("vocab_size",))
 
@@ -25,9 +26,21 @@ TASK = Task("wikitext2", data=wikitext2, sizes=("vocab_size",))
 
 
 def loss_fn(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean cross entropy of the next token, nats; both (batch, sequence), targets -100 left out."""
-    logits = model(inputs)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten()), {}
+    """Mean cross entropy of the next token, nats; both (batch, sequence), targets -100 left out.
+
+    A model with `features` and `head_weight` is spared its logits, another just gives them.
+    """
+    if hasattr(model, "features"):
+        features = model.features(inputs).flatten(0, 1)
+        return linear_cross_entropy(features, model.head_weight, targets.flatten()), {}
+    return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()), {}
+
+
+def next_token_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy of every target, nats, (batch * sequence,), without gradients."""
+    if hasattr(model, "features"):
+        return token_losses(model.features(inputs).flatten(0, 1), model.head_weight, targets)
+    return F.cross_entropy(model(inputs).flatten(0, 1), targets, reduction="none")
 
 
 @torch.inference_mode()
@@ -40,8 +53,7 @@ def evaluate(objective: Objective, data: Wikitext2) -> dict[str, float]:
     rows = data.train.batch_size
     for batch, target in zip(inputs.split(rows), targets.split(rows), strict=True):
         with objective.autocast():
-            logits = objective.model(batch)
-        losses = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none")
+            losses = next_token_losses(objective.model, batch, target.flatten())
         padding = target.flatten() == data.pad_id
         sums += torch.stack([losses[~padding].double().sum(), losses[padding].double().sum()])
     real = int((targets != data.pad_id).sum())
