@@ -1,4 +1,4 @@
-"""exp.reproduce: statistics against hand counts, verdicts by the rule, runs planned, kept, shown."""
+"""exp.reproduce: statistics by hand, verdicts by the rule, runs planned, kept and shown."""
 
 import json
 import math

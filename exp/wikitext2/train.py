@@ -5,6 +5,7 @@ python -m exp.wikitext2.train --config config/lrp_wikitext2_ars2_neo_sync_10e.to
 
 import math
 import sys
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,12 +45,14 @@ def next_token_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tens
 
 
 @torch.inference_mode()
-def evaluate(objective: Objective, data: Wikitext2) -> dict[str, float]:
+def evaluate(
+    objective: Objective, data: Wikitext2, split: Literal["eval", "test"] = "eval"
+) -> dict[str, float]:
     """Loss (nats per real token), its perplexity, the published perplexity, which counts padding,
     and bits per UTF-8 byte of text, the one that compares across tokenizers."""
     objective.model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=data.eval[0].device)  # real tokens, padding
-    inputs, targets = data.eval
+    inputs, targets = getattr(data, split)
+    sums = torch.zeros(2, dtype=torch.float64, device=inputs.device)  # real tokens, padding
     rows = data.train.batch_size
     for batch, target in zip(inputs.split(rows), targets.split(rows), strict=True):
         with objective.autocast():
@@ -62,7 +65,7 @@ def evaluate(objective: Objective, data: Wikitext2) -> dict[str, float]:
         "eval_loss": loss,
         "eval_perplexity": exp(loss),
         "eval_perplexity_padded": exp(float(sums.sum()) / targets.numel()),
-        "eval_bits_per_byte": float(sums[0]) / math.log(2) / data.eval_bytes,
+        "eval_bits_per_byte": float(sums[0]) / math.log(2) / getattr(data, f"{split}_bytes"),
     }
 
 
@@ -85,6 +88,7 @@ def train(settings: dict, folder: RunFolder) -> None:
                 built.schedule.set_lr(run.step)
                 optimizer.step(objective.on(batch))
             run.log(evaluate(objective, built.data))
+        run.test(lambda: evaluate(objective, built.data, "test"))
 
 
 def main() -> int:
