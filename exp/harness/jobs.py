@@ -103,11 +103,12 @@ def run_jobs(
 
     A folder with an unfinished run of the same settings and code is resumed; a run of other
     settings is renamed, never lost. A failed run is reported and the rest go on. The output of
-    each goes to train.log in its folder; one progress view shows all. `report` is called as each
-    one ends. Raises Stopped after Ctrl-C, when every running job has checkpointed.
+    each goes to train.log in its folder; one progress view shows all. The cores are shared out
+    between the workers unless $OMP_NUM_THREADS says otherwise. `report` is called as each one
+    ends. Raises Stopped after Ctrl-C, when every running job has checkpointed.
     """
     queue, running, done = list(jobs), {}, {}
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // workers))
     with tqdm(total=len(queue), unit="run", dynamic_ncols=True, smoothing=0,
               disable=not sys.stderr.isatty()) as bar:
         try:
@@ -131,14 +132,14 @@ def run_jobs(
     return done
 
 
-def _start(job: Job, threads: int) -> subprocess.Popen:
+def _start(job: Job, threads: str) -> subprocess.Popen:
     found = state(job)
     if found == "other":
         job.folder.rename(_free_name(job.folder))
     facts = _json(job.folder / "run.json")
     resumable = found == "unfinished" and current(facts.get("sources", {}))
     job.folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
     with open(job.folder / LOG, "ab") as log:
         # A session of its own: Ctrl-C reaches it only through us, once.
         return subprocess.Popen(job.command("--resume" if resumable else "--overwrite"),
