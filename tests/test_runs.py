@@ -290,6 +290,18 @@ def test_a_full_disk_keeps_the_last_checkpoint(tiny_data, tmp_path, capsys):
     assert launch("grokking", folder, "--resume", epochs=2) == 0
 
 
+def test_a_run_ends_with_the_epoch_that_spends_its_gradient_evaluations(tiny_data, tmp_path):
+    run = tmp_path / "run"
+    sync = ["optimizer.adaptive_sync=false", "optimizer.k=1"]
+    options = [word for item in sync for word in ("--set", item)]
+    assert launch("grokking", run, *options, "--set", "experiment.max_evaluations=5") == 0
+    assert [line["gradient_evaluations"] for line in lines(run)] == [4, 8]  # two steps an epoch
+    assert launch("grokking", run, *options, "--set", "experiment.max_evaluations=12",
+                  "--resume") == 0
+    assert [line["gradient_evaluations"] for line in lines(run)] == [4, 8, 12]
+    assert launch("grokking", run, "--set", "experiment.max_evaluations=0", "--overwrite") == 2
+
+
 def test_stop_at_ends_the_run_early(tiny_data, tmp_path):
     assert launch("grokking", tmp_path / "run", "--set", "experiment.stop_at=0.0") == 0
     assert len(lines(tmp_path / "run")) == 1

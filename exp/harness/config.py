@@ -33,10 +33,13 @@ class Experiment:
     tensorboard: bool = False
     diagnostics: bool = True  # the optimizer's own numbers in metrics.jsonl
     stop_at: float | None = None  # end after the first epoch whose metric is at least this good
+    max_evaluations: int | None = None  # end after the first epoch with so many gradients taken
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"epochs must be >= 1, got {self.epochs}")
+        if self.max_evaluations is not None and self.max_evaluations < 1:
+            raise ValueError(f"max_evaluations must be >= 1, got {self.max_evaluations}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2**63), got {self.seed}")
 

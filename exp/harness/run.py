@@ -22,7 +22,7 @@ from exp.harness.plots import plot_curves
 from exp.harness.progress import Progress, final_table
 
 CHECKPOINT_SECONDS = 10.0  # at least so long between checkpoints: short epochs cost nothing
-MAY_CHANGE_ON_RESUME = ("epochs", "device", "tensorboard", "stop_at")
+MAY_CHANGE_ON_RESUME = ("epochs", "device", "tensorboard", "stop_at", "max_evaluations")
 
 
 class Diverged(Exception):
@@ -184,7 +184,11 @@ class Run:
             self.at.best = {"epoch": self.at.epoch, self.metric: value}
             self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         target = self.experiment.stop_at
-        self.stopped = target is not None and sign * value >= sign * target
+        self.stopped = target is not None and sign * value >= sign * target or self._is_spent()
+
+    def _is_spent(self) -> bool:
+        limit = self.experiment.max_evaluations
+        return limit is not None and self.objective.gradient_evaluations >= limit
 
     def _require_finite(self, epoch: int, numbers: dict[str, float]) -> None:
         for name, value in numbers.items():
@@ -217,8 +221,9 @@ class Run:
         set_rng_state(state["rng"], self.device)
         self.at = Position(**state["position"])
         self.seconds_before = state["wall_seconds"]
-        target = self.experiment.stop_at
-        self.stopped = state["stopped"] and target == state["settings"]["experiment"].get("stop_at")
+        before, now = state["settings"]["experiment"], self.settings["experiment"]
+        self.stopped = state["stopped"] and all(before.get(key) == now.get(key)
+                                                for key in ("stop_at", "max_evaluations"))
 
     def _summarize(self, status: str) -> None:
         final = {k: v for k, v in self.last_line.items() if k not in ("diagnostics", "epoch")}
