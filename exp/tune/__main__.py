@@ -1,0 +1,228 @@
+"""Tune optimizers on equal terms, run the winners on fresh seeds, write the leaderboard.
+
+python -m exp.tune TASK [--optimizers a,b,...|all] [--budget N] [--studies N] [--workers N]
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
+from exp.harness.config import ConfigError
+from exp.harness.jobs import Stopped, run_jobs
+from exp.harness.run import Interrupted
+from exp.tune import report, score
+from exp.tune.space import Goal, all_arms, goal_of, search_space
+from exp.tune.study import open_storage, prepare, running, until_done, waiting, work
+
+OUTPUTS = Path("outputs")
+DEFAULT_ARMS = ("adamw", "muon", "ars2_neo_base", "ars2_neo_aga")
+STOP_SECONDS = 60.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status: 0, 2 bad arguments, 1 something failed, 130 Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        return tune(options)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except (Stopped, Interrupted, KeyboardInterrupt):
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        print(f"error: cannot write: {error}; finished trials are kept", file=sys.stderr)
+        return FAILED
+
+
+def tune(options: argparse.Namespace) -> int:
+    """Everything between the arguments and the exit status."""
+    goal = goal_of(options.task, options.target, options.cap, options.set)
+    arms = all_arms() if options.optimizers == "all" else options.optimizers.split(",")
+    for arm in arms:
+        search_space(arm)  # a wrong name is said before anything is made
+    folder = options.outputs / "tune"
+    folder.mkdir(parents=True, exist_ok=True)
+    url = options.storage or f"sqlite:///{folder / goal.task}.db"
+    storage = open_storage(url)
+    # Study by study, so that what is unfinished is equally unfinished for every arm.
+    order = [(arm, number) for number in range(1, options.studies + 1) for arm in arms]
+    studies = {key: prepare(goal, *key, options.budget, storage) for key in order}
+    if options.worker:
+        for arm, number in order:
+            work(goal, arm, number, storage, folder)
+        return COMPLETED
+    failed = _search(list(studies.values()), options, url)
+    records = {arm: [score.study_record(studies[arm, number])
+                     for number in range(1, options.studies + 1)] for arm in arms}
+    jobs = {arm: score.fresh_jobs(goal, arm, records[arm], folder, options.fresh_seeds)
+            for arm in arms}
+    missing = [job for group in jobs.values() for job in group if not _is_finished(job)]
+    ended = run_jobs(missing, options.workers)
+    paper = options.outputs / "paper"
+    write_leaderboard(goal, records, jobs, options.budget, paper)
+    print(f"written to {paper}: leaderboard.md, leaderboard.html, leaderboard.json")
+    failed |= any(code not in (COMPLETED, DIVERGED) for code in ended.values())
+    return FAILED if failed else COMPLETED
+
+
+def _is_finished(job) -> bool:
+    return bool(score.fresh_records([job]))
+
+
+def _search(studies: list, options: argparse.Namespace, url: str) -> bool:
+    """Run what waits with worker processes; whether one of them failed.
+
+    Raises Stopped after Ctrl-C, when every worker has put its trial back.
+    """
+    total = sum(map(waiting, studies))
+    if not total and not sum(map(running, studies)):
+        return False
+    threads = os.environ.get("OMP_NUM_THREADS") or str(
+        max(1, (os.cpu_count() or 1) // options.workers))
+    command = [sys.executable, "-m", "exp.tune", options.task, "--optimizers", options.optimizers,
+               "--budget", str(options.budget), "--studies", str(options.studies),
+               "--storage", url, "--outputs", str(options.outputs), "--worker"]
+    command += [] if options.target is None else ["--target", str(options.target)]
+    command += [] if options.cap is None else ["--cap", str(options.cap)]
+    command += [word for item in options.set for word in ("--set", item)]
+    log_path = options.outputs / "tune" / "workers.log"
+    with open(log_path, "ab") as log:
+        workers = [subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                    env={**os.environ, "OMP_NUM_THREADS": threads},
+                                    start_new_session=True) for _ in range(options.workers)]
+    try:
+        with tqdm(total=total, unit="trial", dynamic_ncols=True, smoothing=0,
+                  disable=not sys.stderr.isatty()) as bar:
+            def show() -> None:
+                left = sum(map(waiting, studies))
+                bar.set_postfix_str(f"{sum(map(running, studies))} running")
+                bar.update(total - left - bar.n)
+
+            until_done(studies, show, lambda: any(w.poll() is None for w in workers))
+        codes = [worker.wait() for worker in workers]
+    except KeyboardInterrupt:
+        for worker in workers:
+            worker.send_signal(signal.SIGTERM)
+        for worker in workers:
+            worker.wait(STOP_SECONDS)
+        raise Stopped from None
+    if any(codes):
+        print(f"a worker failed, see {log_path}", file=sys.stderr)
+    return any(codes)
+
+
+def write_leaderboard(goal: Goal, records: dict, jobs: dict, budget: int, paper: Path) -> None:
+    """Put the task into leaderboard.json, beside what other tasks and arms have there, write the
+    pages from it, and config/tuned_<task>_<arm>.toml for every arm with a winner."""
+    paper.mkdir(parents=True, exist_ok=True)
+    path = paper / "leaderboard.json"
+    board = read_board(path)
+    terms = {"task": goal.task, "metric": goal.metric, "mode": goal.mode, "target": goal.target,
+             "cap": goal.cap, "budget": budget, "set": list(goal.overrides)}
+    task = board["tasks"].setdefault(goal.task, {"terms": terms, "arms": {}})
+    if task["terms"] != terms:
+        task |= {"terms": terms, "arms": {}}  # other terms are another leaderboard
+    for arm, studies in records.items():
+        fresh = score.fresh_records(jobs[arm])
+        for run in fresh:
+            run["reached"] = run["status"] == "completed" and _reached(goal, run)
+        number = score.representative(studies)
+        text = config = ""
+        if number is not None:
+            name = f"tuned_{goal.task}_{arm}"
+            text = score.winner_config(goal, arm, score.winner(studies[number - 1]), name)
+            config = f"config/{name}.toml"
+            (options_root(paper) / f"{name}.toml").write_text(text, encoding="utf-8")
+        task["arms"][arm] = {"studies": studies, "fresh": fresh, "config": config, "text": text}
+    every = [run for entry in task["arms"].values() for run in entry["fresh"]]
+    for key in ("device", "torch", "commit"):
+        task[key] = ", ".join(sorted({str(run[key])[:40] for run in every})) or "–"
+    text = report.board_text(board)
+    path.write_text(text, encoding="utf-8")
+    write_pages(paper)
+
+
+def options_root(paper: Path) -> Path:
+    """Where tuned configs go: config/ beside the outputs folder."""
+    folder = paper.parent.parent / "config"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def read_board(path: Path) -> dict:
+    """leaderboard.json, or an empty one. Raises ConfigError for a damaged file."""
+    if not path.exists():
+        return {"tasks": {}}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}): restore it or delete it") from error
+
+
+def write_pages(paper: Path) -> None:
+    """leaderboard.md, leaderboard.html and the figures, from leaderboard.json."""
+    board = read_board(paper / "leaderboard.json")
+    (paper / "leaderboard.md").write_text(report.render(board), encoding="utf-8")
+    (paper / "leaderboard.html").write_text(report.render_html(board), encoding="utf-8")
+    for name, task in board["tasks"].items():
+        report.draw(paper / f"leaderboard_{name}.png", task)
+
+
+def _reached(goal: Goal, run: dict) -> bool:
+    values = [value for value in run["curve"].get(goal.metric, []) if value is not None]
+    if not values:
+        return False
+    return max(values) >= goal.target if goal.mode == "max" else min(values) <= goal.target
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m exp.tune",
+        description="Search every optimizer's SEARCH_SPACE with the same budget.")
+    parser.add_argument("task", metavar="TASK", help="grokking, cifar or wikitext2")
+    parser.add_argument("--optimizers", default=",".join(DEFAULT_ARMS), metavar="A,B",
+                        help="names, arms of exp/tune/tasks.toml, or all (default: "
+                             f"{','.join(DEFAULT_ARMS)})")
+    parser.add_argument("--budget", type=_positive, default=10, metavar="N",
+                        help="quasi-random trials a study (default 10)")
+    parser.add_argument("--studies", type=_positive, default=3, metavar="N",
+                        help="independent studies an optimizer (default 3)")
+    parser.add_argument("--fresh-seeds", type=_seeds, default=score.FRESH_SEEDS, metavar="N",
+                        help="fresh seeds a winner is run on (default 10)")
+    parser.add_argument("--workers", type=_positive, default=1, metavar="N",
+                        help="trials at a time on this machine")
+    parser.add_argument("--target", type=float, help="another target than tasks.toml's")
+    parser.add_argument("--cap", type=_positive, metavar="N",
+                        help="another cap on a trial's gradient evaluations")
+    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
+                        help="change the task for every optimizer alike; repeatable")
+    parser.add_argument("--storage", metavar="URL",
+                        help="an Optuna storage, so that many machines join the same studies "
+                             "(default: sqlite:///outputs/tune/<task>.db)")
+    parser.add_argument("--outputs", type=Path, default=OUTPUTS, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    first = score.FRESH_SEEDS[0]
+    return tuple(range(first, first + _positive(text)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

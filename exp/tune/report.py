@@ -1,0 +1,269 @@
+"""The leaderboard as Markdown, self-contained HTML and heat maps, from leaderboard.json alone."""
+
+import html
+import json
+import math
+from pathlib import Path
+
+from exp.reproduce import statistics
+from exp.reproduce.report import interval, markdown, number
+from exp.reproduce.statistics import Estimate
+from exp.tune.score import (
+    default_over_best,
+    performance_profile,
+    share_near_best,
+    tuned_score,
+)
+
+BASELINE = "adamw"
+FACTORS = (1.0, 1.5, 2.0, 4.0)
+COST = "gradient_evaluations"
+
+
+def rows_of(task: dict) -> list[dict]:
+    """One row an arm, the cheapest on fresh seeds first; those that were not re-run yet last."""
+    base = task["arms"].get(BASELINE, {}).get("fresh", [])
+    rows = [_row(arm, entry, base) for arm, entry in task["arms"].items()]
+    return sorted(rows, key=lambda row: (row["fresh"] is None,
+                                         row["fresh"].value if row["fresh"] else row["tuned"],
+                                         row["arm"]))
+
+
+def _row(arm: str, entry: dict, base: list[dict]) -> dict:
+    fresh = entry["fresh"]
+    times = {axis: [_reached(run, axis) for run in fresh]
+             for axis in (COST, "epochs", "seconds")}
+    limits = {axis: [_watched(run, axis) for run in fresh] for axis in times}
+    medians = {axis: statistics.median_time(times[axis], limits[axis]) if fresh else None
+               for axis in times}
+    ratio = None
+    if fresh and base and arm != BASELINE:
+        ratio = statistics.speedup([_reached(run, COST) for run in base], times[COST],
+                                   [_watched(run, COST) for run in base])
+    return {"arm": arm, "studies": len(entry["studies"]),
+            "trials": sum(len(study["trials"]) for study in entry["studies"]),
+            "tuned": tuned_score(entry["studies"]), "near": share_near_best(entry["studies"]),
+            "defaults": default_over_best(entry["studies"]), "fresh": medians[COST],
+            "epochs": medians["epochs"], "seconds": medians["seconds"],
+            "reached": f"{sum(time is not None for time in times[COST])} of {len(fresh)}",
+            "ratio": ratio, "config": entry["config"], "text": entry["text"], "runs": fresh}
+
+
+def render(board: dict) -> str:
+    """leaderboard.md."""
+    parts = ["# Who needs how much, after equal tuning",
+             "Gradient evaluations to the target. Every arm had the same number of quasi-random "
+             "trials over its own SEARCH_SPACE, in independent studies; the winner of each study "
+             "was then run on seeds that the tuning never saw, and the columns *fresh* are those "
+             "runs. Medians are Kaplan-Meier, intervals 95 %. *near best*: the share of the "
+             "search space that needs at most twice the study's best. *defaults*: how many times "
+             "the tuned cost the constructor's defaults need."]
+    for name, task in board["tasks"].items():
+        parts += [f"## {name}", _terms(task), _table(rows_of(task)),
+                  f"![search spaces](leaderboard_{name}.png)"]
+    costs = {name: {arm: tuned_score(entry["studies"]) for arm, entry in task["arms"].items()}
+             for name, task in board["tasks"].items()}
+    if len(costs) > 1:
+        parts += ["## Performance profiles", _profiles(costs)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _terms(task: dict) -> str:
+    terms = task["terms"]
+    better = "at least" if terms["mode"] == "max" else "at most"
+    return (f"Target: {terms['metric']} {better} {terms['target']:g}, within {terms['cap']} "
+            f"gradient evaluations. {terms['budget']} trials a study. Device {task['device']}; "
+            f"torch {task['torch']}; commit {task['commit']}. `python -m exp.tune "
+            f"{terms['task']}`.")
+
+
+def _table(rows: list[dict]) -> str:
+    lines = [("", "fresh: evaluations", "reached", "epochs", "seconds",
+              f"times cheaper than {BASELINE}", "tuned: evaluations", "near best", "defaults",
+              "trials", "config")]
+    for row in rows:
+        lines.append((row["arm"], _shown(row["fresh"]), row["reached"], _shown(row["epochs"]),
+                      _shown(row["seconds"]), _at_least(row["ratio"]), number(row["tuned"]),
+                      f"{100 * row['near']:.0f} %", number(row["defaults"]),
+                      f"{row['trials']} in {row['studies']}",
+                      f"`{row['config']}`" if row["config"] else ""))
+    return markdown(lines)
+
+
+def _profiles(costs: dict[str, dict[str, float]]) -> str:
+    arms = sorted(set.union(*(set(arms) for arms in costs.values())))
+    lines = [("within a factor of the cheapest", *map(number, FACTORS))]
+    for arm in arms:
+        lines.append((arm, *(f"{performance_profile(costs, arm, factor):.2f}"
+                             for factor in FACTORS)))
+    return "Share of tasks that an arm does within a factor of the cheapest:\n\n" + markdown(lines)
+
+
+def draw(path: Path, task: dict) -> None:
+    """Every trial in the plane of its learning rate and weight decay, coloured by its cost."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import LogNorm
+
+    arms = [row["arm"] for row in rows_of(task)]
+    columns = min(4, len(arms))
+    lines = math.ceil(len(arms) / columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4 * columns, 3.2 * lines), squeeze=False,
+                                layout="constrained")
+    values = [trial["value"] for entry in task["arms"].values() for study in entry["studies"]
+              for trial in study["trials"] if trial["value"]]
+    norm = LogNorm(min(values, default=1), max([*values, min(values, default=1) * 1.01]))
+    dots = None
+    for panel in axes.flat[len(arms):]:
+        panel.axis("off")
+    for arm, panel in zip(arms, axes.flat, strict=False):
+        trials = [trial for study in task["arms"][arm]["studies"] for trial in study["trials"]]
+        second = next((key for key in ("weight_decay", "rho", "momentum")
+                       if trials and key in trials[0]["settings"]), None)
+        for hit in (False, True):
+            chosen = [trial for trial in trials if (trial["value"] is not None) == hit]
+            x = [trial["settings"]["lr"] for trial in chosen]
+            y = [trial["settings"][second] if second else 1.0 for trial in chosen]
+            if hit:
+                dots = panel.scatter(x, y, c=[trial["value"] for trial in chosen], norm=norm,
+                                     cmap="viridis_r", s=42, zorder=3) if x else dots
+            else:
+                panel.scatter(x, y, marker="x", color="#b0b5bd", s=24)
+        panel.set(xscale="log", title=arm, xlabel="lr", ylabel=second or "")
+        if second in ("weight_decay", "rho"):
+            panel.set_yscale("log")
+        panel.spines[["top", "right"]].set_visible(False)
+    if dots is not None:
+        figure.colorbar(dots, ax=axes, label="gradient evaluations to the target; x: missed")
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def render_html(board: dict) -> str:
+    """leaderboard.html: sortable tables, behind each row its curves and its config; one file."""
+    sections = []
+    for name, task in board["tasks"].items():
+        body = "".join(_html_row(row, task["terms"]) for row in rows_of(task))
+        head = "".join(f"<th>{html.escape(title)}</th>" for title in HEAD)
+        sections.append(f"<h2>{html.escape(name)}</h2><p>{html.escape(_terms(task))}</p>"
+                        f"<table><thead><tr>{head}</tr></thead>{body}</table>")
+    return PAGE.replace("SECTIONS", "\n".join(sections))
+
+
+def _html_row(row: dict, terms: dict) -> str:
+    cells = [(row["arm"], row["arm"]),
+             (_shown(row["fresh"]), _key(row["fresh"] and row["fresh"].value)),
+             (row["reached"], row["reached"]),
+             (_shown(row["epochs"]), _key(row["epochs"] and row["epochs"].value)),
+             (_shown(row["seconds"]), _key(row["seconds"] and row["seconds"].value)),
+             (_at_least(row["ratio"]), _key(row["ratio"] and row["ratio"].low)),
+             (number(row["tuned"]), _key(row["tuned"])),
+             (f"{100 * row['near']:.0f} %", _key(row["near"])),
+             (number(row["defaults"]), _key(row["defaults"]))]
+    line = "".join(f'<td data-key="{html.escape(str(key))}">{html.escape(text)}</td>'
+                   for text, key in cells)
+    return (f'<tbody><tr class="row">{line}</tr><tr class="more" hidden><td colspan="{len(cells)}">'
+            f"{_svg(row['runs'], terms)}<pre>{html.escape(row['text'])}</pre></td></tr></tbody>")
+
+
+def _svg(runs: list[dict], terms: dict) -> str:
+    """The metric over gradient evaluations, one line a fresh run, and the target."""
+    width, height = 640, 220
+    curves = [[(x, y) for x, y in zip(run["curve"][COST], run["curve"][terms["metric"]],
+                                      strict=True) if y is not None] for run in runs]
+    points = [point for curve in curves for point in curve]
+    if not points:
+        return "<p>not run on fresh seeds yet</p>"
+    right = max(x for x, _ in points)
+    low, high = (end(*(y for _, y in points), terms["target"]) for end in (min, max))
+
+    def at(x: float, y: float) -> str:
+        return f"{width * x / right:.1f},{height * (high - y) / ((high - low) or 1):.1f}"
+
+    lines = "".join(f'<polyline points="{" ".join(at(x, y) for x, y in curve)}"/>'
+                    for curve in curves)
+    return (f'<svg viewBox="-4 -4 {width + 8} {height + 8}" role="img"><title>{terms["metric"]} '
+            f'over gradient evaluations</title>{lines}<polyline class="target" '
+            f'points="{at(0, terms["target"])} {at(right, terms["target"])}"/></svg>')
+
+
+def _reached(run: dict, axis: str) -> float | None:
+    """What the run had spent when it reached the target; None if it did not."""
+    if not run["reached"]:
+        return None
+    return run["epochs"] if axis == "epochs" else run["curve"][axis][-1]
+
+
+def _watched(run: dict, axis: str) -> float:
+    return run["epochs"] if axis == "epochs" else run["curve"][axis][-1]
+
+
+def _shown(found: Estimate | None) -> str:
+    return "" if found is None else interval(found)
+
+
+def _at_least(ratio: Estimate | None) -> str:
+    if ratio is None:
+        return ""
+    return f"> {number(ratio.low)}" if math.isinf(ratio.value) else interval(ratio)
+
+
+def _key(value: float | None) -> float:
+    """What a column sorts by."""
+    return 1e300 if value is None or not math.isfinite(value) else value
+
+
+def board_text(board: dict) -> str:
+    """leaderboard.json: one arm a line."""
+    tasks = []
+    for name, task in board["tasks"].items():
+        arms = ",\n".join(f"{json.dumps(arm)}: {json.dumps(entry)}"
+                          for arm, entry in task["arms"].items())
+        rest = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}"
+                          for key, value in task.items() if key != "arms")
+        tasks.append(f'{json.dumps(name)}: {{\n{rest},\n"arms": {{\n{arms}\n}}}}')
+    return '{"tasks": {\n' + ",\n".join(tasks) + "\n}}\n"
+
+
+HEAD = ("optimizer", "fresh: evaluations", "reached", "epochs", "seconds",
+        f"times cheaper than {BASELINE}", "tuned: evaluations", "near best", "defaults")
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>ARS leaderboard</title>
+<meta name="viewport" content="width=device-width">
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem;
+       color: #1f2937 }
+table { border-collapse: collapse; width: 100% }
+th, td { padding: .35rem .6rem; text-align: left; border-bottom: 1px solid #e3e5e8 }
+th { cursor: pointer; white-space: nowrap } th[data-order]::after { content: " \\2193" }
+th[data-order="-1"]::after { content: " \\2191" }
+.row { cursor: pointer } .row:hover { background: #f3f4f6 }
+svg { width: 640px; max-width: 100%; background: #fafafa }
+polyline { fill: none; stroke: #1f5fbf; stroke-width: 1.4; opacity: .7 }
+.target { stroke: #c2410c; stroke-dasharray: 5 4 } pre { overflow: auto; font-size: 12px }
+</style></head><body>
+<h1>Who needs how much, after equal tuning</h1>
+<p>Click a heading to sort, a row for its learning curves and the config that reproduces it.</p>
+SECTIONS
+<script>
+for (const table of document.querySelectorAll("table")) {
+  const heads = [...table.querySelectorAll("th")];
+  heads.forEach((head, column) => head.addEventListener("click", () => {
+    const order = head.dataset.order === "1" ? -1 : 1;
+    heads.forEach(other => delete other.dataset.order);
+    head.dataset.order = order;
+    const key = body => body.querySelectorAll(".row td")[column].dataset.key;
+    const number = text => text.trim() !== "" && isFinite(text) ? Number(text) : null;
+    const bodies = [...table.tBodies].sort((a, b) => {
+      const [x, y] = [number(key(a)), number(key(b))];
+      return order * (x !== null && y !== null ? x - y : key(a).localeCompare(key(b)));
+    });
+    table.append(...bodies);
+  }));
+  for (const row of table.querySelectorAll(".row"))
+    row.addEventListener("click", () => { row.nextElementSibling.hidden ^= true; });
+}
+</script></body></html>
+"""

@@ -1,0 +1,138 @@
+"""Scores: the tuned time to the target, as in AlgoPerf (arXiv 2306.07179), and fresh seeds.
+
+Each arm has several independent studies of equal budget; its tuned score is the median over
+studies of the best trial, a miss being infinite. What is reported is the winners' runs on seeds
+that the tuning never saw.
+"""
+
+import math
+import statistics
+import textwrap
+from pathlib import Path
+
+import optuna
+
+from exp.harness.jobs import Job, folder_settings
+from exp.harness.toml import to_toml
+from exp.reproduce.records import is_finished, read_folder
+from exp.tune.space import Goal, arm_settings, with_point
+from exp.tune.study import HOPELESS, finished, trial_settings
+
+FRESH_SEEDS = tuple(range(101, 111))
+
+
+def study_record(study: optuna.Study) -> dict:
+    """Every finished trial of a study, and the one with the defaults."""
+    def plain(attributes: dict, value: float) -> dict:
+        return {"settings": attributes["settings"], "value": _finite(value),
+                **attributes["result"]}
+
+    trials = [plain(*trial) for trial in finished(study)]
+    defaults = [plain(*trial) for trial in finished(study, defaults=True)]
+    return {"trials": trials, "defaults": defaults[0] if defaults else None}
+
+
+def winner(record: dict) -> dict | None:
+    """The best trial of a study; None if none reached the target."""
+    reached = [trial for trial in record["trials"] if trial["value"] is not None]
+    return min(reached, key=lambda trial: trial["value"]) if reached else None
+
+
+def tuned_score(records: list[dict], key: str = "gradient_evaluations") -> float:
+    """Median over studies of the winner's cost; a study without a winner counts as infinite."""
+    winners = map(winner, records)
+    return statistics.median(math.inf if best is None else best[key] for best in winners)
+
+
+def share_near_best(records: list[dict]) -> float:
+    """Share of the search space that reaches the target in at most HOPELESS times the study's
+    best; trials were never given up sooner than that."""
+    near = total = 0
+    for record in records:
+        best = winner(record)
+        total += len(record["trials"])
+        if best is not None:
+            near += sum(trial["value"] is not None and trial["value"] <= HOPELESS * best["value"]
+                        for trial in record["trials"])
+    return near / total if total else math.nan
+
+
+def default_over_best(records: list[dict]) -> float:
+    """How many times the tuned cost the defaults need, the median over studies; infinite where
+    they had not arrived when they were given up."""
+    ratios = []
+    for record in records:
+        best, defaults = winner(record), record["defaults"]
+        if defaults is None or best is None:
+            continue
+        value = defaults["value"]
+        ratios.append(math.inf if value is None else value / best["value"])
+    return statistics.median(ratios) if ratios else math.nan
+
+
+def performance_profile(costs: dict[str, dict[str, float]], arm: str, factor: float) -> float:
+    """Share of tasks that `arm` does at most `factor` times dearer than the cheapest arm.
+
+    costs: task -> arm -> cost; a missing arm is a miss.
+    """
+    solved = 0
+    for arms in costs.values():
+        cheapest = min(arms.values())
+        cost = arms.get(arm, math.inf)
+        solved += math.isfinite(cost) and cost <= factor * cheapest
+    return solved / len(costs)
+
+
+def representative(records: list[dict]) -> int | None:
+    """The number, from 1, of the study with the median winner: the lower middle one of an even
+    number; None if no study has a winner."""
+    ranked = sorted((best["value"], number) for number, record in enumerate(records, 1)
+                    if (best := winner(record)) is not None)
+    return ranked[(len(ranked) - 1) // 2][1] if ranked else None
+
+
+def winner_config(goal: Goal, arm: str, trial: dict, name: str) -> str:
+    """A config that runs a winner: its text. The first line is the command."""
+    settings = trial_settings(goal, arm, trial["settings"], seed=42, limit=goal.cap)
+    settings["optimizer"] = with_point(arm_settings(arm), trial["settings"])
+    for key in ("device", "precision", "compile", "tensorboard", "diagnostics"):
+        settings["experiment"].pop(key, None)
+    said = textwrap.fill(
+        f"Written by exp.tune: the winner of a search for {goal.metric} {goal.target:g} in the "
+        f"fewest gradient evaluations. Searched: {', '.join(trial['settings'])}.",
+        98, initial_indent="# ", subsequent_indent="# ")
+    return (f"# python -m exp.{goal.task}.train --config config/{name}.toml\n{said}\n"
+            f"{to_toml(settings)}")
+
+
+def fresh_jobs(goal: Goal, arm: str, records: list[dict], outputs: Path,
+               seeds: tuple[int, ...] = FRESH_SEEDS) -> list[Job]:
+    """The winner of each study on fresh seeds; its config is written beside the runs."""
+    found = []
+    for number, record in enumerate(records, 1):
+        best = winner(record)
+        if best is None:
+            continue
+        folder = outputs / goal.task / arm / f"{arm}-winner{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        config = folder / f"{arm}.toml"
+        config.write_text(winner_config(goal, arm, best, f"tuned_{goal.task}_{arm}"),
+                          encoding="utf-8")
+        found += [Job(goal.task, config, seed, folder / f"seed{seed}") for seed in seeds]
+    return found
+
+
+def fresh_records(jobs: list[Job]) -> list[dict]:
+    """The finished ones of these runs, each with the study it comes from."""
+    found = []
+    for job in jobs:
+        if is_finished(job.folder) and folder_settings(job.folder, job.task) == job.settings():
+            record, _, _ = read_folder(job.folder)
+            study = int(job.folder.parent.name.rsplit("-winner", 1)[1])
+            found.append({"study": study, "seed": job.seed, **record})
+    return found
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
