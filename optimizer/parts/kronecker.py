@@ -121,27 +121,34 @@ def adam_in_eigenbasis(
     gradient that gradient is diagonal, and Adam would blow up the rounding beside the diagonal.
     Every `frequency` steps the bases are refreshed, after they were used.
     """
+    grads = {p: matrix_gradient(p) for p in params}
     ready = [p for p in params
              if all(f"{side}_basis" in state[p] for side in sides(p.shape, max_dim))]
-    entries = [state[p] for p in ready]
-    grads = [matrix_gradient(p) for p in ready]
+    directions = _adam_directions([state[p] for p in ready], [grads[p] for p in ready],
+                                  betas, eps, nesterov) if ready else []
+    for p in params:
+        step = state[p].get("step", 0)
+        refresh = step > 0 and step % frequency == 0
+        update_bases(state[p], grads[p], shampoo_beta, max_dim, refresh)
+    return ready, directions
+
+
+def _adam_directions(
+    entries: list[dict],
+    grads: list[Tensor],
+    betas: tuple[float, float],
+    eps: float,
+    nesterov: bool,
+) -> list[Tensor]:
     for entry, g in zip(entries, grads, strict=True):
         if "step" not in entry:
             entry.update(step=0, exp_avg=torch.zeros_like(g), exp_avg_sq=torch.zeros_like(g))
         entry["step"] += 1
-    exp_avgs = [entry["exp_avg"] for entry in entries]
-    exp_avg_sqs = [entry["exp_avg_sq"] for entry in entries]
-    directions = []
-    if ready:
-        seen = [rotated(g, entry) for g, entry in zip(grads, entries, strict=True)]
-        update_moments(exp_avgs, exp_avg_sqs, grads, seen, betas)
-        momenta = torch._foreach_lerp(grads, exp_avgs, betas[0]) if nesterov else exp_avgs
-        momenta = [rotated(m, entry) for m, entry in zip(momenta, entries, strict=True)]
-        steps = [entry["step"] for entry in entries]
-        white = whitened(momenta, exp_avg_sqs, steps, betas, eps)
-        directions = [rotated_back(u, entry) for u, entry in zip(white, entries, strict=True)]
-    for p in params:
-        step = state[p].get("step", 0)
-        refresh = step > 0 and step % frequency == 0
-        update_bases(state[p], matrix_gradient(p), shampoo_beta, max_dim, refresh)
-    return ready, directions
+    exp_avgs, exp_avg_sqs, steps = (
+        [entry[key] for entry in entries] for key in ("exp_avg", "exp_avg_sq", "step"))
+    seen = [rotated(g, entry) for g, entry in zip(grads, entries, strict=True)]
+    update_moments(exp_avgs, exp_avg_sqs, grads, seen, betas)
+    momenta = torch._foreach_lerp(grads, exp_avgs, betas[0]) if nesterov else exp_avgs
+    momenta = [rotated(m, entry) for m, entry in zip(momenta, entries, strict=True)]
+    white = whitened(momenta, exp_avg_sqs, steps, betas, eps)
+    return [rotated_back(u, entry) for u, entry in zip(white, entries, strict=True)]
