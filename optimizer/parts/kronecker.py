@@ -38,18 +38,17 @@ def accumulate(entry: dict, side: str, grads: Tensor, beta: float) -> Tensor:
 def eigh(statistics: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (stack, n), descending, and eigenvectors (stack, n, n) in columns.
 
-    A matrix that is not finite counts as zero: LAPACK would raise, and the gradient that spoilt
-    it is in the momentum, so that the loss will tell. Computed in the precision given, and again
-    in float64 where that fails; raises torch.linalg.LinAlgError where this fails too.
+    Computed in float64 whatever the precision given: in float32 LAPACK may fail on a statistic of
+    low rank, and even return NaN without a word. A matrix that is not finite counts as zero:
+    LAPACK would raise for the whole stack, and the gradient that spoilt it is in the momentum, so
+    that the loss will tell. Raises torch.linalg.LinAlgError where float64 fails too.
     """
     finite = torch.isfinite(statistics).all(dim=(-2, -1), keepdim=True)
-    statistics = torch.where(finite, statistics, torch.zeros_like(statistics))
-    try:
-        values, vectors = torch.linalg.eigh(statistics)
-    except torch.linalg.LinAlgError:
-        values, vectors = torch.linalg.eigh(statistics.double())
-    values, vectors = values.flip(-1), vectors.flip(-1)
-    return values.to(statistics.dtype), vectors.to(statistics.dtype)
+    values, vectors = torch.linalg.eigh(statistics.where(finite, 0).double())
+    if not torch.isfinite(vectors).all():
+        raise torch.linalg.LinAlgError(
+            f"eigh of finite statistics {tuple(statistics.shape)} gave NaN, in float64 too")
+    return values.flip(-1).to(statistics.dtype), vectors.flip(-1).to(statistics.dtype)
 
 
 def inverse_root(statistics: Tensor, exponent: float, eps: float) -> Tensor:
