@@ -31,7 +31,9 @@ class SOAP(MatrixOptimizer):
         every precondition_frequency steps: Q_L <- qr(L Q_L), Q_R likewise
 
     The first step only makes the bases, by eigh, and leaves the weights (authors' code). A side
-    longer than max_precond_dim is not rotated; with neither side rotated (0) this is Adam.
+    longer than max_precond_dim is not rotated; with neither side rotated (0) this is Adam. While
+    statistics are of low rank the basis of their null space is arbitrary, and the update with it:
+    two right implementations then agree only if they start from the same one.
 
     Deviations from the authors' soap.py: V_hat is formed before eps is added, as in torch's Adam
     (there eps / sqrt(1 - beta2^t); the paper's Algorithm 3 has no bias correction to decide);

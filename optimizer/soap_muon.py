@@ -41,6 +41,10 @@ class SOAPMuon(MatrixOptimizer):
     As in SOAP the first step only makes the bases. nesterov: the momentum is beta1 M + (1 -
     beta1) G, as in modded-nanogpt's SOAP-Muon (pull request 278); the authors' v1 has none.
 
+    A trap: a direction the gradient never takes is rounding divided by rounding, and msign makes
+    it as large as the others, where Muon leaves it small. In float32 an eps of a thousandth of
+    the gradient's entries keeps it below a hundredth of them; the authors' 1e-15 does not.
+
     Deviations: the authors multiply lr by Adam's sqrt(1 - beta2^t) / (1 - beta1^t) although msign
     has removed what it corrects: not here. v1 orthogonalizes by 10 + 2 Newton-Schulz steps and
     makes the update's RMS 1, scale="moonlight" makes it 0.2; v2 has Keller's scale and takes the

@@ -163,6 +163,26 @@ def test_the_first_gradient_may_be_zero(name):
     assert np.abs(found).max() > 0
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_rows_without_gradient_stay(name):
+    gradients = gaussian(12, 2, 6, 9)
+    gradients[:, :, 4:] = 0
+    found, _ = steps_of(
+        lambda p: RULES[name](p, precondition_frequency=3), gradients, torch.float32)
+    assert not found[:, 4:].any()
+    assert (found[:, :4] != 0).all()
+
+
+@pytest.mark.parametrize(("eps", "low", "high"), [(1e-15, 0.5, 1.0), (1e-6, 0.0, 0.01)])
+def test_what_soap_muon_makes_of_a_direction_never_taken(eps, low, high):
+    """Rounding over rounding (see its docstring), measured beside what it makes of the others."""
+    q = np.linalg.qr(gaussian(24, 24))[0]
+    gradients = 1e-3 * np.einsum("ij,tjk->tik", q[:, :16], gaussian(40, 16, 32, seed=1))
+    found, _ = steps_of(lambda p: SOAPMuon(p, eps=eps), gradients, torch.float32)
+    taken, never = (np.sqrt(np.mean((part.T @ found) ** 2)) for part in (q[:, :16], q[:, 16:]))
+    assert low < never / taken < high
+
+
 @pytest.mark.parametrize(("name", "eighs", "qrs"), [
     ("shampoo", 5 + 3, 0), ("soap", 1, 3), ("soap_muon", 1, 3)])
 def test_the_interval_counts_decompositions(name, eighs, qrs, monkeypatch):
