@@ -35,12 +35,12 @@ class SOAP(MatrixOptimizer):
     statistics are of low rank the basis of their null space is arbitrary, and the update with it:
     two right implementations then agree only if they start from the same one.
 
-    Deviations from the authors' soap.py: V_hat is formed before eps is added, as in torch's Adam
-    (there eps / sqrt(1 - beta2^t); the paper's Algorithm 3 has no bias correction to decide);
+    Deviations from the authors' soap.py: eps is added to the corrected sqrt(V_hat), as line 8 of
+    Algorithm 3 has it and torch's Adam (there to sqrt(V): eps / sqrt(1 - beta2^t) in effect);
     decay comes before the update, as in torch's AdamW; a convolution is one matrix (out, in *
     kernel), their merge_dims, where their default rotates each of its four sides; bases are
     refreshed in the precision of the statistics (pytorch_optimizer: always float32). The options
-    normalize_grads and precondition_1d are left out: vectors take AdamW.
+    normalize_grads and precondition_1d are left out: vectors take AdamW, as in the paper.
 
     Cost: 1 gradient evaluation a step, 2 + 2 (m^2 + n^2) / (m n) state tensors a matrix, matrix
     products of 4 m n (m + n) to rotate and m n (m + n) for the statistics, and every
