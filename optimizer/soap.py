@@ -43,7 +43,7 @@ class SOAP(MatrixOptimizer):
     normalize_grads and precondition_1d are left out: vectors take AdamW, as in the paper.
 
     Cost: 1 gradient evaluation a step, 2 + 2 (m^2 + n^2) / (m n) state tensors a matrix, matrix
-    products of 4 m n (m + n) to rotate and m n (m + n) for the statistics, and every
+    products of 3 m n (m + n) to rotate and m n (m + n) for the statistics, and every
     precondition_frequency steps a product and a QR a side, of order m^3 + n^3.
     """
 
