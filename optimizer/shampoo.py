@@ -1,0 +1,142 @@
+"""Shampoo, Gupta et al. 2018, arXiv 1802.09568, Algorithm 1: both sides of the gradient whitened.
+
+Moving averages, filtering, grafting: Shi et al. 2023, arXiv 2309.06497 (Distributed Shampoo).
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from optimizer.parts import checks
+from optimizer.parts.kronecker import accumulate, inverse_root, matrix_gradient, sides
+from optimizer.parts.matrix import MatrixOptimizer
+
+__all__ = ["Shampoo"]
+
+SEARCH_SPACE = {
+    "lr": (1e-4, 1e-1, "log"),
+    "weight_decay": (1e-3, 1.0, "log"),
+    "beta2": [0.95, 0.99, 1.0],
+    "graft": ["none", "adam"],
+}
+COST = {"gradient_evaluations": 1, "state_tensors": 5}  # one like the matrix, four square
+
+GRAFT_EPS = 1e-8  # added to Adam's denominator
+Graft = Literal["none", "sgd", "adam"]
+
+
+class Shampoo(MatrixOptimizer):
+    """The momentum between inverse roots of the Kronecker statistics of the gradient.
+
+        L <- beta2 L + (1 - beta2) G G^T,   R <- beta2 R + (1 - beta2) G^T G
+        M <- momentum M + (1 - momentum) G
+        P = (L_hat + eps I)^(-exponent) M_hat (R_hat + eps I)^(-exponent)
+        graft: P <- P ||D|| / ||P||   with D = M_hat ("sgd") or Adam's direction ("adam")
+        W <- (1 - lr weight_decay) W - lr P
+
+    L_hat = L / (1 - beta2^t), R_hat and M_hat likewise. beta2 = 1 sums, as in the paper (and
+    makes "adam" AdaGrad). The first step of full rank is Muon's: P = msign(G) for exponent 1/4
+    and eps 0. A side longer than max_precond_dim is left alone and the other takes twice the
+    exponent; with both left alone (0) this is SGD with momentum.
+
+    Roots are computed by eigh in the first precondition_frequency steps and then every so many:
+    early statistics are of low rank, and a root of them would multiply what comes new by
+    eps^(-exponent). For more than 1, and on real problems, take beta2 < 1 and graft = "adam".
+
+    Deviations: a convolution is one matrix (out, in * kernel) with exponent 1/4 a side, a 3-D
+    tensor a stack of matrices; the paper (and pytorch_optimizer.Shampoo) has 1 / (2 order) for
+    every axis of a tensor of that order. eps enters where the root is taken, not as L_0 = eps I:
+    the same for beta2 = 1, while an average would forget it (pytorch_optimizer.ScalableShampoo,
+    which also leaves out the bias correction: a factor sqrt(1 - beta2^t) of P). Released ports
+    with exponent 1/order exist (moskomule): exponent = 0.5; Algorithm 1 decides for 1/4.
+
+    Cost: 1 gradient evaluation a step, 1 + 2 (m^2 + n^2) / (m n) state tensors a matrix (1 more
+    for graft = "adam"), products of 2 m n (m + n), and every precondition_frequency steps an eigh
+    a side, of order 10 (m^3 + n^3).
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-2,
+        momentum: float = 0.9,
+        beta2: float = 1.0,
+        eps: float = 1e-12,
+        weight_decay: float = 0.0,
+        exponent: float = 0.25,
+        graft: Graft = "none",
+        precondition_frequency: int = 1,
+        max_precond_dim: int = 1024,
+    ) -> None:
+        checks.non_negative(lr=lr, eps=eps, weight_decay=weight_decay, exponent=exponent)
+        checks.fraction(momentum=momentum)
+        if not 0 <= beta2 <= 1:
+            raise ValueError(f"beta2 must be in [0, 1], got {beta2!r}")
+        checks.choice(Graft, graft=graft)
+        checks.at_least(1, precondition_frequency=precondition_frequency)
+        checks.at_least(0, max_precond_dim=max_precond_dim)
+        super().__init__(params, {
+            "lr": lr, "momentum": momentum, "beta2": beta2, "eps": eps,
+            "weight_decay": weight_decay, "exponent": exponent, "graft": graft,
+            "precondition_frequency": precondition_frequency, "max_precond_dim": max_precond_dim})
+
+    def update_group(self, params: list[Tensor], group: dict) -> None:
+        """The update of the class docstring, in place."""
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        for p in params:
+            direction = self._direction(self.state[p], matrix_gradient(p), group)
+            p.add_(direction.reshape(p.shape), alpha=-group["lr"])
+
+    def _direction(self, entry: dict, grads: Tensor, group: dict) -> Tensor:
+        """P of one stack of gradients (stack, m, n); advances its state."""
+        if "step" not in entry:
+            entry.update(step=0, exp_avg=torch.zeros_like(grads))
+        entry["step"] += 1
+        update_roots(entry, grads, group)
+        entry["exp_avg"].lerp_(grads, 1 - group["momentum"])
+        momentum = entry["exp_avg"] / (1 - group["momentum"] ** entry["step"])
+        direction = momentum
+        if "left_root" in entry:
+            direction = entry["left_root"] @ direction
+        if "right_root" in entry:
+            direction = direction @ entry["right_root"]
+        if group["graft"] == "none":
+            return direction
+        if group["graft"] == "adam":
+            momentum = adam_direction(entry, momentum, grads, group["beta2"])
+        return with_length_of(direction, momentum)
+
+
+def correction(beta2: float, step: int) -> float:
+    """By which an average of `step` terms falls short: 1 - beta2^step; 1 for the sum, beta2 = 1."""
+    return 1 - beta2**step if beta2 < 1 else 1.0
+
+
+def update_roots(entry: dict, grads: Tensor, group: dict) -> None:
+    """Advance the statistics of a state entry and, where it is time, their inverse roots."""
+    step, frequency = entry["step"], group["precondition_frequency"]
+    kept = sides(grads.shape, group["max_precond_dim"])
+    for side in kept:
+        statistic = accumulate(entry, side, grads, group["beta2"])
+        if step <= frequency or step % frequency == 0:
+            exponent = group["exponent"] * 2 / len(kept)
+            entry[f"{side}_root"] = inverse_root(
+                statistic / correction(group["beta2"], step), exponent, group["eps"])
+
+
+def adam_direction(entry: dict, momentum: Tensor, grads: Tensor, beta2: float) -> Tensor:
+    """momentum / (sqrt(v_hat) + GRAFT_EPS), v the average of squares, or their sum if beta2 = 1."""
+    if "exp_avg_sq" not in entry:
+        entry["exp_avg_sq"] = torch.zeros_like(grads)
+    weight = 1 - beta2 if beta2 < 1 else 1.0
+    entry["exp_avg_sq"].mul_(beta2).addcmul_(grads, grads, value=weight)
+    corrected = entry["exp_avg_sq"] / correction(beta2, entry["step"])
+    return momentum / (corrected.sqrt() + GRAFT_EPS)
+
+
+def with_length_of(direction: Tensor, other: Tensor) -> Tensor:
+    """Each matrix of `direction` scaled to the Frobenius norm of its partner in `other`."""
+    lengths = [torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) for x in (direction, other)]
+    return direction * (lengths[1] / lengths[0].clamp_min(torch.finfo(direction.dtype).tiny))
