@@ -62,13 +62,11 @@ class KFAC(MatrixOptimizer):
     and G = sum d d^T / (N T); "kfac_pytorch" (alecwangcq/KFAC-Pytorch) the first over T^2, the
     second times T^2. The product is the same, the weight of the identity start is not.
 
-    Deviations from that code: weight_decay acts from the first step (there after 20 TCov); the
-    other parameters take AdamW (there this SGD);
-    `p.grad` is left as it is (there overwritten).
+    Deviations from that code: weight_decay acts from the first step (there after 20 TCov), the
+    other parameters take AdamW (there this SGD), `p.grad` is left as it is (there overwritten).
 
-    Cost: 1 gradient evaluation a step; 1 momentum a parameter and 3 square matrices or vectors of
-    each side of a layer (eigenvectors, eigenvalues, factor); an eigendecomposition of both sides
-    every `inverse_interval` steps.
+    Cost: 1 gradient evaluation a step; momentum, and for each side of a layer its factor, the
+    eigenvectors and the eigenvalues; two eigendecompositions a layer every `inverse_interval`.
     """
 
     def __init__(
