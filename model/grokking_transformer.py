@@ -61,6 +61,10 @@ class GrokkingTransformer(nn.Module):
         x = self.blocks[-1](x, queries=1)
         return x[:, -1] @ self.W_U
 
+    def attention_layers(self) -> list["Block"]:
+        """The blocks: W_Q, W_K, and `max_logits` for an optimizer that watches the logits."""
+        return list(self.blocks)
+
     def roles(self) -> dict[str, str]:
         """Parameter name -> "hidden", "embedding", "head" or "vector"."""
         known = {"W_E": "embedding", "W_pos": "embedding", "W_U": "head"}
@@ -69,13 +73,17 @@ class GrokkingTransformer(nn.Module):
 
 
 class Block(nn.Module):
-    """x (batch, sequence, d_model) -> its last `queries` positions after attention and MLP."""
+    """x (batch, sequence, d_model) -> its last `queries` positions after attention and MLP.
+
+    max_logits: None, or a tensor (heads,) that training passes raise to the largest logits seen.
+    """
 
     def __init__(self, d_model: int, num_heads: int, d_head: int, d_mlp: int,
                  activation: str) -> None:
         super().__init__()
         scale = d_model**-0.5
         self.activation = ACTIVATIONS[activation]
+        self.max_logits: Tensor | None = None
         self.W_Q = nn.Parameter(torch.randn(num_heads, d_head, d_model) * scale)
         self.W_K = nn.Parameter(torch.randn(num_heads, d_head, d_model) * scale)
         self.W_V = nn.Parameter(torch.randn(num_heads, d_head, d_model) * scale)
@@ -104,6 +112,8 @@ class Block(nn.Module):
             future = torch.ones(last.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
             future = future.triu(x.shape[1] - last.shape[1] + 1)
             scores = scores.masked_fill(future[:, :, None], -torch.inf)
+        if self.max_logits is not None and self.training:
+            self.max_logits = self.max_logits.maximum(scores.detach().amax((0, 1, 2)))
         weights = scores.softmax(2)
         mixed = (weights.unsqueeze(-1) * v.unsqueeze(1)).sum(2)
         return F.linear(mixed.flatten(2), self.W_O)

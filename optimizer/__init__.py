@@ -13,7 +13,11 @@ from optimizer.parts.joint import Joint
 from optimizer.parts.matrix import MatrixOptimizer
 from optimizer.parts.split import split
 
-__all__ = ["available_optimizers", "build_optimizer", "is_wrapper", "optimizer_class"]
+__all__ = ["GIVEN_BY_CODE", "available_optimizers", "build_optimizer", "is_wrapper",
+           "optimizer_class"]
+
+# Constructor arguments that `build_optimizer` fills in; a configuration sets the others.
+GIVEN_BY_CODE = ("params", "base", "model")
 
 
 def available_optimizers() -> list[str]:
@@ -51,7 +55,8 @@ def build_optimizer(settings: dict, model: nn.Module) -> Optimizer:
 
     settings: `name` and that class's keywords; for a matrix rule also `routing` and the table
     `adamw` for the parameters off the matrix track (given either, any class becomes the matrix
-    rule beside an AdamW); every other table is a wrapper, the first one innermost.
+    rule beside an AdamW); every other table is a wrapper, the first one innermost. A class that
+    has an argument `model` is given it.
     Raises ValueError for an unknown name or a bad value, TypeError for an unknown keyword.
     """
     settings = dict(settings)
@@ -63,18 +68,26 @@ def build_optimizer(settings: dict, model: nn.Module) -> Optimizer:
         matrices, rest = split(model, routing or "role")
         groups = [{"params": matrices, "track": "matrix"},
                   {"params": rest, "track": "adamw", **(adamw or {})}]
-        optimizer = cls([group for group in groups if group["params"]], **settings)
+        groups = [group for group in groups if group["params"]]
+        optimizer = cls(groups, **_with_model(cls, settings, model))
     elif routing is not None or adamw is not None:
         matrices, rest = split(model, routing or "role")
         shared = {key: settings[key] for key in ("lr", "weight_decay") if key in settings}
-        optimizer = Joint(_fused(cls, matrices, settings),
+        optimizer = Joint(_fused(cls, matrices, _with_model(cls, settings, model)),
                           _fused(AdamW, rest, {**shared, **(adamw or {})}))
     else:
         params = [p for p in model.parameters() if p.requires_grad]
-        optimizer = _fused(cls, params, settings)
+        optimizer = _fused(cls, params, _with_model(cls, settings, model))
     for name, table in tables.items():
-        optimizer = optimizer_class(name)(optimizer, **table)
+        wrapper = optimizer_class(name)
+        optimizer = wrapper(optimizer, **_with_model(wrapper, table, model))
     return optimizer
+
+
+def _with_model(cls: type[Optimizer], settings: dict, model: nn.Module) -> dict:
+    """`settings`, and the model too for a class that asks for one."""
+    asks = "model" in inspect.signature(cls).parameters
+    return {**settings, "model": model} if asks else settings
 
 
 def _fused(cls: type[Optimizer], params: list, settings: dict) -> Optimizer:

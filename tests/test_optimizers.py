@@ -9,12 +9,22 @@ import torch
 from torch import nn
 
 from exp.harness.schema import keywords
-from optimizer import available_optimizers, build_optimizer, is_wrapper, optimizer_class
+from optimizer import (
+    GIVEN_BY_CODE,
+    available_optimizers,
+    build_optimizer,
+    is_wrapper,
+    optimizer_class,
+)
 
 OWN = [n for n in available_optimizers() if optimizer_class(n).__module__.startswith("optimizer.")]
 WRAPPERS = [name for name in OWN if is_wrapper(optimizer_class(name))]
 RULES = [name for name in available_optimizers() if name not in WRAPPERS]
 DENSE = [name for name in RULES if name != "sparse_adam"]  # needs sparse gradients, by its nature
+
+
+def sees_the_model(name):
+    return "model" in inspect.signature(optimizer_class(name)).parameters
 
 
 class Net(nn.Module):
@@ -37,9 +47,33 @@ class Net(nn.Module):
 
     def forward(self, tokens):
         x = self.embedding(tokens).view(-1, 2, 1, 3)
-        x = self.conv(x).flatten(1)[:, :6].view(-1, 2, 3)
+        x = self.mixed(self.conv(x).flatten(1)[:, :6].view(-1, 2, 3))
         x = torch.einsum("shd,bsd->bsh", self.stack, x).flatten(1)
         return self.head(torch.tanh(self.tall(x)))
+
+    def mixed(self, x):
+        return x
+
+
+class Attentive(Net):
+    """Net with two heads of attention between its two positions, their logits exposed."""
+
+    def __init__(self):
+        super().__init__()
+        self.W_Q, self.W_K = (nn.Parameter(torch.randn(2, 2, 3)) for _ in range(2))
+        self.max_logits = None
+
+    def attention_layers(self):
+        return [self]
+
+    def roles(self):
+        return {**super().roles(), "W_Q": "hidden", "W_K": "hidden"}
+
+    def mixed(self, x):
+        scores = torch.einsum("hdm,bqm,hdn,bkn->hbqk", self.W_Q, x, self.W_K, x) / 2**0.5
+        if self.max_logits is not None:
+            self.max_logits = self.max_logits.maximum(scores.detach().amax((1, 2, 3)))
+        return x + (scores.softmax(-1) @ x).mean(0)
 
 
 def settings_of(name, **changes):
@@ -51,7 +85,8 @@ def settings_of(name, **changes):
 
 def problem(settings, dtype=torch.float64, seed=0):
     torch.manual_seed(seed)
-    model = Net().to(dtype)
+    looked_at = any(sees_the_model(name) for name in [settings["name"], *settings] if name in OWN)
+    model = (Attentive if looked_at else Net)().to(dtype)
     optimizer = build_optimizer(settings, model)
 
     def closure():
@@ -123,27 +158,45 @@ def test_a_parameter_without_gradient_stays(name):
     assert torch.equal(model.unused, torch.ones(3, 3, dtype=torch.float64))
 
 
+class Affine(nn.Module):
+    """A layer, and a vector of its own: x W^T + b."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(3, 4, bias=False, dtype=torch.float64)
+        self.b = nn.Parameter(torch.randn(4, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.layer(x) + self.b
+
+
+def over(name, params, model, **settings):
+    """The rule over bare parameters; one that looks at the model is given it."""
+    given = {"model": model} if sees_the_model(name) else {}
+    return optimizer_class(name)(params, **given, **settings)
+
+
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])
 @pytest.mark.parametrize("name", [n for n in OWN if n not in WRAPPERS])
 def test_zero_gradient_only_shrinks_by_the_decay(name, weight_decay):
-    torch.manual_seed(0)
-    w = nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
-    b = nn.Parameter(torch.randn(3, dtype=torch.float64))
-    before = (w.detach().clone(), b.detach().clone())
-    optimizer = optimizer_class(name)([w, b], lr=0.1, weight_decay=weight_decay)
+    model = Affine()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = over(name, model.parameters(), model, lr=0.1, weight_decay=weight_decay)
 
     def closure():
-        w.grad, b.grad = torch.zeros_like(w), torch.zeros_like(b)
+        optimizer.zero_grad()
+        (0 * model(torch.ones(1, 3, dtype=torch.float64))).sum().backward()
         return torch.tensor(0.0)
 
     for _ in range(2):
         optimizer.step(closure)
     # By how much is the rule's own: the traces with decay, against plain versions, pin it down.
-    for p, start in zip((w.detach(), b.detach()), before, strict=True):
-        kept = float((p / start).flatten()[0])
-        torch.testing.assert_close(p, kept * start)
+    for p, start in zip(model.parameters(), before, strict=True):
+        kept = float((p / start).flatten()[0].detach())
+        torch.testing.assert_close(p.detach(), kept * start)
         assert kept == 1 if weight_decay == 0 else 0 < kept <= 1
-    assert (weight_decay > 0) == (not torch.equal(w.detach(), before[0]))
+    assert (weight_decay > 0) == (not torch.equal(model.layer.weight, before[1]))
 
 
 def candidates(parameter):
@@ -155,16 +208,17 @@ def candidates(parameter):
     if isinstance(default, bool):
         return [not default]
     if isinstance(default, int):
-        return [default + 2, default + 1, 0, max(1, default // 3)]
+        # 1 first: an interval matters within a few steps only if it is short.
+        return [1] * (default > 1) + [default + 2, default + 1, 0, max(1, default // 3)]
     if isinstance(default, tuple):
         return [(default[0] * 0.5, default[1]), (default[0], default[1] * 0.5)]
-    return [default * 0.5, default + 0.05, 0.3, default + 20]
+    return [default * 0.5, default + 0.05, 0.3, default + 20, 0.0]
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_every_constructor_argument_has_an_effect(name):
     """Some arguments matter only in a mode: each must matter in one that others switch on."""
-    accepted = keywords(optimizer_class(name), ("params", "base"))
+    accepted = keywords(optimizer_class(name), GIVEN_BY_CODE)
     modes = [{}]
     for key, parameter in accepted.items():
         if isinstance(parameter.default, bool | int):
@@ -196,7 +250,7 @@ BAD = {float: [-1.0, float("nan")], int: [-1], tuple: [(0.9, 1.0), (-0.1, 0.9)],
 
 @pytest.mark.parametrize("name", OWN)
 def test_bad_values_raise_and_name_the_argument(name):
-    for key, parameter in keywords(optimizer_class(name), ("params", "base")).items():
+    for key, parameter in keywords(optimizer_class(name), GIVEN_BY_CODE).items():
         for value in BAD.get(type(parameter.default), []):
             with pytest.raises(ValueError, match=key):
                 problem(settings_of(name, **{key: value}))
@@ -216,7 +270,7 @@ def test_the_file_documents_itself_and_its_declared_cost_is_measured(name):
     assert cls.__doc__
     assert "Cost:" in cls.__doc__
     assert module.__all__ == [cls.__name__]
-    accepted = keywords(cls, ("params", "base"))
+    accepted = keywords(cls, GIVEN_BY_CODE)
     for key in module.SEARCH_SPACE:
         assert key in accepted or key.startswith("adamw.")
     model, optimizer, closure = problem(settings_of(name))
@@ -239,21 +293,19 @@ def test_the_file_documents_itself_and_its_declared_cost_is_measured(name):
 @pytest.mark.parametrize("name", [n for n in OWN if n not in WRAPPERS])
 def test_any_form_of_parameters_gives_the_same_steps(name):
     def final(make):
-        torch.manual_seed(0)
-        w = nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
-        b = nn.Parameter(torch.randn(3, dtype=torch.float64))
-        target = torch.randn(4, 3, dtype=torch.float64)
-        optimizer = optimizer_class(name)(make(w, b), lr=0.01)
+        model = Affine()
+        x, target = torch.randn(5, 3, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+        optimizer = over(name, make(model.layer.weight, model.b), model, lr=0.01)
 
         def closure():
             optimizer.zero_grad()
-            loss = ((w + b - target) ** 2).sum()
+            loss = ((model(x) - target) ** 2).sum()
             loss.backward()
             return loss.detach()
 
         for _ in range(4):
             optimizer.step(closure)
-        return torch.cat([w.data.flatten(), b.data])
+        return weights(model)
 
     bare = final(lambda w, b: [w, b])
     assert torch.equal(bare, final(lambda w, b: [("w", w), ("b", b)]))

@@ -9,7 +9,7 @@ from exp.harness import schema
 from exp.harness.schedule import Schedule
 from exp.harness.toml import apply_override, read_toml
 from model import model_class
-from optimizer import is_wrapper, optimizer_class
+from optimizer import GIVEN_BY_CODE, is_wrapper, optimizer_class
 from optimizer.parts.matrix import ADAMW_KEYS, MatrixOptimizer
 from optimizer.parts.split import Routing
 
@@ -119,7 +119,7 @@ def _optimizer(given: dict, task: Task, found: list[str]) -> dict:
         found.append(f"[optimizer] {given['name']!r} wraps another optimizer: name that one here"
                      f" and add a table [optimizer.{given['name']}]")
         return given
-    accepted = schema.keywords(cls, ("params",))
+    accepted = schema.keywords(cls, GIVEN_BY_CODE)
     tables = {key: value for key, value in given.items() if isinstance(value, dict)}
     routed = issubclass(cls, MatrixOptimizer) or "routing" in given or "adamw" in tables
     found += schema.problems("optimizer", given, accepted, extra=("name", "routing", *tables))
@@ -135,7 +135,7 @@ def _optimizer(given: dict, task: Task, found: list[str]) -> dict:
 def _optimizer_table(key: str, table: dict, found: list[str]) -> dict:
     """`[optimizer.adamw]`, or a wrapper's table."""
     if key == "adamw":
-        adamw = schema.keywords(optimizer_class("adamw"), ("params",))
+        adamw = schema.keywords(optimizer_class("adamw"), GIVEN_BY_CODE)
         found += schema.problems("optimizer.adamw", table, {k: adamw[k] for k in ADAMW_KEYS})
         return table
     cls = _named(optimizer_class, f"optimizer.{key}", {"name": key}, found)
@@ -144,7 +144,7 @@ def _optimizer_table(key: str, table: dict, found: list[str]) -> dict:
     if not is_wrapper(cls):
         found.append(f"[optimizer.{key}] {key!r} is no wrapper: give it as [optimizer] name")
         return table
-    accepted = schema.keywords(cls, ("base",))
+    accepted = schema.keywords(cls, GIVEN_BY_CODE)
     found += schema.problems(f"optimizer.{key}", table, accepted)
     return {**schema.defaults(accepted), **table}
 

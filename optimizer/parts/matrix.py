@@ -8,6 +8,7 @@ one `param_groups`, one `state` and one `state_dict`, in torch's own format.
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 from torch.optim import AdamW
 
 from optimizer.parts.first_order import FirstOrder
@@ -36,6 +37,10 @@ class MatrixOptimizer(FirstOrder):
         """Numbers worth logging; none unless a rule has something to say."""
         return {}
 
+    def is_matrix(self, tensor: Tensor) -> bool:
+        """Whether the matrix track takes it: two or more dimensions."""
+        return tensor.ndim >= 2
+
     def update(self) -> None:
         """Apply the gradients that stand in `p.grad`, each track by its rule."""
         for group in self.param_groups:
@@ -47,7 +52,7 @@ class MatrixOptimizer(FirstOrder):
 
     def add_param_group(self, group: dict) -> None:
         """Add a group, split into a matrix and an AdamW group unless it names its track."""
-        for part in _by_track(group):
+        for part in by_track(group):
             self._check_group(part)
             if part["track"] == "matrix":
                 super().add_param_group(part)
@@ -67,7 +72,7 @@ class MatrixOptimizer(FirstOrder):
                 raise ValueError("some parameters appear in more than one parameter group")
             if torch.is_complex(tensor):
                 raise ValueError("complex parameters are not supported")
-            if group["track"] == "matrix" and tensor.ndim < 2:
+            if group["track"] == "matrix" and not self.is_matrix(tensor):
                 raise ValueError(f"a tensor of shape {tuple(tensor.shape)} is no matrix: "
                                  'put it on track "adamw"')
 
@@ -94,7 +99,7 @@ class MatrixOptimizer(FirstOrder):
             self.adamw.state = self.state
 
 
-def _by_track(group: dict) -> list[dict]:
+def by_track(group: dict) -> list[dict]:
     """`group` itself if it names its track, else its matrices and its rest as two groups."""
     params = group["params"]
     params = [params] if torch.is_tensor(params) else list(params)

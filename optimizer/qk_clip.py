@@ -1,0 +1,83 @@
+"""QK-Clip, Kimi Team 2025, arXiv 2507.20534 (MuonClip): W_Q and W_K of heads whose logits explode.
+
+Su 2025, "QK-Clip" (kexue.fm 11126), gives the reasoning.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from optimizer.parts import checks
+from optimizer.parts.wrapper import Wrapper
+
+__all__ = ["QKClip"]
+
+SEARCH_SPACE = {"tau": (10.0, 200.0, "log")}
+COST = {"gradient_evaluations": 1, "state_tensors": 0}
+
+
+class QKClip(Wrapper):
+    """After each step of `base`, head by head, with S the largest logit q.k / sqrt(d_head) of the
+    forward passes of that step (before the softmax, causal entries only, signed):
+
+        gamma = min(1, tau / S)
+        W_Q <- sqrt(gamma) W_Q,   W_K <- sqrt(gamma) W_K
+
+    or W_Q <- gamma W_Q alone where query heads share a key head. Every logit of the head shrinks
+    by gamma; heads with S <= tau, the gradient and the state of `base` are left as they are.
+
+    `model` exposes its logits by a method `attention_layers()`, a list of objects with
+        W_Q (heads, d_head, d_model), W_K (key heads, d_head, d_model), both without bias, and
+        max_logits: None, or a tensor (heads,) that training passes raise to the largest logits.
+    It is None, and nothing is recorded, until a QKClip is there. ValueError for another model: one
+    with QK-norm (Qwen3) has no such method, because its logits do not follow the scale of W_Q.
+
+    With gradient accumulation and sharpness-aware passes S is the largest of all passes.
+
+    Cost: no gradient evaluation of its own, no state; a maximum over the logits of each pass.
+    """
+
+    def __init__(self, base: Optimizer, model: nn.Module, tau: float = 100.0) -> None:
+        checks.non_negative(tau=tau)
+        if not hasattr(model, "attention_layers"):
+            raise ValueError(
+                f"{type(model).__name__} does not expose its attention logits: QK-Clip needs a "
+                "model with attention_layers(); one with QK-norm has none, its logits do not "
+                "follow the scale of the query and key weights")
+        super().__init__(base)
+        self.tau = tau
+        self.layers = model.attention_layers()
+        self.largest, self.clipped = torch.zeros(()), torch.zeros(())
+        self._record_anew()
+
+    @property
+    def diagnostics(self) -> dict[str, float]:
+        """The largest logit of the last step and the heads clipped; what `base` has to say."""
+        return {**super().diagnostics, "max_logit": float(self.largest),
+                "clipped_heads": float(self.clipped)}
+
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One step of `base`, then the clip; what `base` returns."""
+        loss = self.base.step() if closure is None else self.base.step(closure)
+        with torch.no_grad():
+            for layer in self.layers:
+                self._clip(layer)
+            logits = torch.cat([layer.max_logits for layer in self.layers])
+            self.largest, self.clipped = logits.max(), (logits > self.tau).sum()
+        self._record_anew()
+        return loss
+
+    def _clip(self, layer: nn.Module) -> None:
+        s = layer.max_logits
+        gamma = torch.where(s > self.tau, self.tau / s, 1)[:, None, None]
+        shared = len(layer.W_K) < len(layer.W_Q)
+        layer.W_Q.mul_(gamma if shared else gamma.sqrt())
+        if not shared:
+            layer.W_K.mul_(gamma.sqrt())
+
+    def _record_anew(self) -> None:
+        for layer in self.layers:
+            layer.max_logits = torch.full_like(layer.W_Q[:, 0, 0], -torch.inf, dtype=torch.float32,
+                                               requires_grad=False)
