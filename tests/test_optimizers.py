@@ -155,7 +155,7 @@ def candidates(parameter):
     if isinstance(default, bool):
         return [not default]
     if isinstance(default, int):
-        return [default + 2, default + 1, 0, max(1, default // 3)]
+        return [default + 2, default + 1, 0, max(1, default // 3), 1]
     if isinstance(default, tuple):
         return [(default[0] * 0.5, default[1]), (default[0], default[1] * 0.5)]
     return [default * 0.5, default + 0.05, 0.3, default + 20]
