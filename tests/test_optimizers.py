@@ -17,6 +17,16 @@ RULES = [name for name in available_optimizers() if name not in WRAPPERS]
 DENSE = [name for name in RULES if name != "sparse_adam"]  # needs sparse gradients, by its nature
 
 
+@pytest.fixture(autouse=True)
+def what_the_optimizer_requires(request):
+    """Skip the rows of a file whose REQUIRES, a package of its own, is not installed."""
+    name = request.node.callspec.params.get("name") if hasattr(request.node, "callspec") else None
+    if name in OWN:
+        module = importlib.import_module(optimizer_class(name).__module__)
+        if hasattr(module, "REQUIRES"):
+            pytest.importorskip(module.REQUIRES)
+
+
 class Net(nn.Module):
     """A conv, a stack, matrices wide and tall, a vector, an embedding, a parameter left unused."""
 
