@@ -27,7 +27,9 @@ class Lion(FirstOrder):
         m <- beta2 m + (1 - beta2) g
 
     tau = 0 is Lion; tau > 0 softens the sign near zero without losing scale invariance. As a rule
-    of thumb lr is 3 to 10 times smaller and weight_decay as much larger than AdamW's.
+    of thumb lr is 3 to 10 times smaller and weight_decay as much larger than AdamW's. A decay that
+    rises along a cosine (dmf-archive/ARS, optimizer summary 4.4) must know how long the run is: it
+    is `weight_decay = "cosine"` of the [schedule] table, for any optimizer.
 
     Cost: 1 gradient evaluation a step, 1 state tensor a parameter.
     """

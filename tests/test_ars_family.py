@@ -132,7 +132,7 @@ def trace(make, reference_step, steps=20):
         reference_step(weights, lambda w, step=step: gradient(w, step))
         for n, p in params.items():
             difference = np.abs(p.detach().numpy() - weights[n]).max()
-            worst = max(worst, difference / np.abs(weights[n]).max())
+            worst = np.maximum(worst, difference / np.abs(weights[n]).max())  # keeps a NaN
     return worst, optimizer
 
 

@@ -1,5 +1,6 @@
 """Configuration: signatures as schema, overrides, and a clear refusal of everything else."""
 
+import math
 import tomllib
 from pathlib import Path
 from typing import Literal
@@ -9,11 +10,13 @@ import torch
 from torch import nn
 
 from data.modular_addition import modular_addition
+from exp.harness.build import build
 from exp.harness.config import ConfigError, complete, load_settings
 from exp.harness.schedule import Schedule
 from exp.harness.schema import conforms
 from exp.harness.toml import to_toml
 from exp.wikitext2.train import TASK as WIKITEXT2
+from optimizer import optimizer_class
 
 CONFIGS = sorted(Path("config").glob("*.toml"))
 GROK = Path("config/lrp_grok_ars2_neo_aga_400e.toml")
@@ -64,6 +67,10 @@ def test_the_resolved_settings_survive_toml_and_resolve_to_themselves():
     ("data.fractoin=0.5", ["Did you mean 'fraction'"]),
     ("data.batch_size=true", ["batch_size must be a whole number"]),
     ("schedule.name='cosin'", ["'cosine'"]),
+    ("schedule.batch_scaling='cubic'", ["batch_scaling must be one of 'none', 'linear', 'sqrt'"]),
+    ("schedule.batch_size=8", ["unknown key 'batch_size'", "base_batch_size"]),
+    ("schedule.base_batch_size=1.5", ["base_batch_size must be a whole number"]),
+    ("schedule.weight_decay=0.1", ["weight_decay must be one of 'constant', 'cosine'"]),
     ("schedul.name='cosine'", ["unknown table [schedul]"]),
     ("experiment.epochs=0", ["epochs must be >= 1"]),
     ("experiment.seed=-1", ["seed must be"]),
@@ -154,6 +161,93 @@ def test_impossible_schedules_are_refused():
                      {"name": "cosine", "min_lr": 2.0}):
         with pytest.raises(ValueError, match="min_lr|period"):
             rates(1, 1, **settings)
+
+
+@pytest.mark.parametrize(("scaling", "expected"), [
+    ("none", [0.1, 0.02]), ("linear", [0.4, 0.08]), ("sqrt", [0.2, 0.04])])
+def test_batch_scaling_multiplies_the_rate_of_every_group(scaling, expected):
+    """Batches of 256 with rates found at 64: linear 4, sqrt 2."""
+    w, b = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
+    optimizer = build_muon([w], [b])
+    base = {} if scaling == "none" else {"base_batch_size": 64}
+    for _ in range(2):  # made anew on the same optimizer: not scaled twice
+        schedule = Schedule(optimizer, 1, 4, name="linear", batch_scaling=scaling, batch_size=256,
+                            **base)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected)
+    schedule.set_lr(3)
+    found = [group["lr"] for group in optimizer.param_groups]
+    assert found == pytest.approx([rate / 4 for rate in expected])
+
+
+def build_muon(matrices, rest):
+    return optimizer_class("muon")([{"params": matrices, "lr": 0.1, "weight_decay": 0.5},
+                                    {"params": rest, "lr": 0.02, "weight_decay": 0.0}])
+
+
+@pytest.mark.parametrize("settings", [
+    {"batch_scaling": "linear"}, {"batch_scaling": "sqrt", "base_batch_size": 0},
+    {"base_batch_size": 64}])
+def test_a_batch_scaling_needs_its_base_and_a_base_its_scaling(settings):
+    with pytest.raises(ValueError, match="base_batch_size"):
+        rates(1, 1, batch_size=128, **settings)
+
+
+def test_the_batch_size_of_the_data_scales_the_rate_of_a_run():
+    from exp.grokking.train import TASK, loss_fn
+
+    settings = grok("data.batch_size=32", "optimizer.lr=0.01", "optimizer.adamw.lr=0.02",
+                    "schedule.batch_scaling='linear'", "schedule.base_batch_size=64",
+                    "data.p=11", "experiment.device='cpu'")
+    assert settings["schedule"]["batch_scaling"] == "linear"
+    assert settings["schedule"]["base_batch_size"] == 64
+    groups = build(settings, TASK, loss_fn).optimizer.param_groups
+    assert [group["lr"] for group in groups] == pytest.approx([0.005, 0.01])
+
+
+@pytest.mark.parametrize(("decay", "expected"), [
+    ("constant", [0.5, 0.5, 0.5, 0.5, 0.5, 0.5]),
+    ("cosine", [0.0, 0.5 * (1 - 0.5**0.5), 0.5, 0.5 * (1 + 0.5**0.5), 1.0, 1.0]),
+    ("half_cosine", [0.0, 0.25 * (1 - 0.5**0.5), 0.25, 0.25 * (1 + 0.5**0.5), 0.5, 0.5]),
+    ("lr", [0.25, 0.375, 0.25, 0.125, 0.0, 0.0])])
+def test_weight_decay_schedules_by_hand(decay, expected):
+    """wd 0.5 over a period of 4 of 6 steps, beside a linear rate with 2 steps of warm-up."""
+    w, b = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
+    optimizer = build_muon([w], [b])
+    schedule = Schedule(optimizer, 6, 1, name="linear", warmup_epochs=2, period_epochs=4,
+                        weight_decay=decay)
+    found = []
+    for step in range(6):
+        schedule.set_lr(step)
+        matrix, rest = optimizer.param_groups
+        found.append(matrix["weight_decay"])
+        assert rest["weight_decay"] == 0
+    assert found == pytest.approx(expected)
+
+
+def test_scheduled_decay_reaches_the_weights_and_survives_a_checkpoint():
+    """Lion with zero gradients: W is multiplied by 1 - lr wd_t at every step, also after a load."""
+    def make(w):
+        optimizer = optimizer_class("lion")([w], lr=0.1, weight_decay=0.5)
+        return optimizer, Schedule(optimizer, 4, 1, weight_decay="cosine")
+
+    w = nn.Parameter(torch.ones(1, dtype=torch.float64))
+    optimizer, schedule = make(w)
+    expected = 1.0
+    for step in range(4):
+        if step == 2:
+            saved = optimizer.state_dict()
+            optimizer, schedule = make(w)
+            optimizer.load_state_dict(saved)
+        schedule.set_lr(step)
+        w.grad = torch.zeros_like(w)
+        optimizer.step()
+        expected *= 1 - 0.1 * 0.5 * (1 - math.cos(math.pi * step / 4))
+        assert float(w.detach()) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_changing_decay_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="weight_decay 'cosine' changes nothing"):
+        rates(1, 1, weight_decay="cosine")
 
 
 def test_task_data_functions_are_schemas_without_var_keywords():

@@ -27,6 +27,16 @@ def sees_the_model(name):
     return "model" in inspect.signature(optimizer_class(name)).parameters
 
 
+@pytest.fixture(autouse=True)
+def what_the_optimizer_requires(request):
+    """Skip the rows of a file whose REQUIRES, a package of its own, is not installed."""
+    name = request.node.callspec.params.get("name") if hasattr(request.node, "callspec") else None
+    if name in OWN:
+        module = importlib.import_module(optimizer_class(name).__module__)
+        if hasattr(module, "REQUIRES"):
+            pytest.importorskip(module.REQUIRES)
+
+
 class Net(nn.Module):
     """A conv, a stack, matrices wide and tall, a vector, an embedding, a parameter left unused."""
 

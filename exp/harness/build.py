@@ -45,8 +45,8 @@ def build(settings: dict, task: Task, loss_fn: LossFunction) -> Built:
         optimizer = build_optimizer(settings["optimizer"], model)
         table = "schedule"
         schedule = Schedule(optimizer, experiment["epochs"], len(data.train),
-                            **settings["schedule"])
-    except (ValueError, TypeError) as error:
+                            **settings["schedule"], batch_size=settings["data"]["batch_size"])
+    except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"[{table}] {error}") from error
     if experiment["compile"]:
         model.compile()

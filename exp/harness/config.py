@@ -83,7 +83,8 @@ def complete(settings: dict[str, dict], task: Task) -> dict[str, dict]:
     simple = {
         "experiment": schema.keywords(Experiment),
         "data": schema.keywords(task.data, ("seed", "device")),
-        "schedule": schema.keywords(Schedule, ("optimizer", "epochs", "steps_per_epoch")),
+        "schedule": schema.keywords(
+            Schedule, ("optimizer", "epochs", "steps_per_epoch", "batch_size")),
     }
     done = {}
     for table, accepted in simple.items():

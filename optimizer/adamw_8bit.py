@@ -1,0 +1,79 @@
+"""8-bit AdamW, Dettmers et al. 2021, arXiv 2110.02861: AdamW with its moments in a byte each.
+
+The kernels are bitsandbytes' (from 0.50 on for the CPU too): `pip install 'bitsandbytes>=0.50'` or
+this project's extra, `uv sync --extra 8bit`. It is imported when an optimizer is made.
+"""
+
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+import torch
+
+from optimizer.parts import checks
+from optimizer.parts.first_order import FirstOrder
+
+__all__ = ["AdamW8bit"]
+
+SEARCH_SPACE = {
+    "lr": (1e-5, 1e-1, "log"),
+    "weight_decay": (1e-3, 1.0, "log"),
+    "betas": [[0.9, 0.95], [0.9, 0.98], [0.9, 0.999]],
+}
+COST = {"gradient_evaluations": 1, "state_tensors": 2}  # of a byte an entry
+REQUIRES = "bitsandbytes"
+
+
+class AdamW8bit(FirstOrder):
+    """torch's AdamW, its two moments quantized in blocks of 256 entries after every step.
+
+        m <- beta1 m + (1 - beta1) g,   v <- beta2 v + (1 - beta2) g^2
+        W <- (1 - lr weight_decay) W - lr m_hat / (sqrt(v_hat) + eps)
+        m, v <- the nearest of 256 values of a dynamic code, times the block's largest entry
+
+    Tensors of fewer than min_8bit_size entries keep float32 moments: there it is AdamW. The change
+    of float64 parameters is computed in float32 as well.
+
+    Cost: 1 gradient evaluation a step, 2 state tensors a parameter, of one byte an entry.
+    Raises ImportError where bitsandbytes is not installed.
+    """
+
+    def __init__(self, params: Iterable, lr: float = 1e-3,
+                 betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+                 weight_decay: float = 0.01, min_8bit_size: int = 4096) -> None:
+        checks.non_negative(lr=lr, eps=eps, weight_decay=weight_decay)
+        checks.pair_of_fractions(betas=betas)
+        checks.at_least(0, min_8bit_size=min_8bit_size)
+        library = bitsandbytes()
+        super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps,
+                                  "weight_decay": weight_decay})
+        self.kernels = library.optim.AdamW8bit([p for group in self.param_groups
+                                                for p in group["params"]],
+                                               min_8bit_size=min_8bit_size)
+        self._share()
+
+    def _share(self) -> None:
+        self.kernels.param_groups, self.kernels.state = self.param_groups, self.state
+
+    def update(self) -> None:
+        """The update of the class docstring, in place, by bitsandbytes."""
+        params = [p for group in self.param_groups for p in self.with_gradient(group)]
+        doubles = [p for p in params if p.dtype == torch.float64]
+        before = [p.clone() for p in doubles]
+        self.kernels.step()
+        for p, old in zip(doubles, before, strict=True):  # the kernels rounded these to float32
+            p.copy_(old + (p - old.float()))
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Restore the moments, byte for byte."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+
+def bitsandbytes() -> ModuleType:
+    """The library. Raises ImportError that says how to get it where it is not installed."""
+    try:
+        return importlib.import_module(REQUIRES)
+    except ImportError as error:
+        raise ImportError("adamw_8bit needs bitsandbytes: pip install 'bitsandbytes>=0.50', or "
+                          f"uv sync --extra 8bit ({error})") from error
