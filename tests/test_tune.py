@@ -1,0 +1,284 @@
+"""exp.tune: search spaces, equal budgets, scores by hand, and a study that survives its workers."""
+
+import json
+import math
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import optuna
+import pytest
+from conftest import TINY
+from optuna.trial import TrialState
+
+from exp.harness.config import ConfigError, complete
+from exp.harness.jobs import task_named
+from exp.harness.run import Interrupted
+from exp.tune import __main__ as command
+from exp.tune import report, score, study
+from exp.tune.space import (
+    Choice,
+    Range,
+    all_arms,
+    arm_settings,
+    goal_of,
+    points,
+    search_space,
+    with_point,
+)
+
+PAPER = Path("outputs/paper")
+EASY = goal_of("grokking", target=0.05, cap=40, overrides=TINY["grokking"])
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return study.open_storage(f"sqlite:///{tmp_path / 'tune.db'}")
+
+
+# --- search spaces
+
+
+@pytest.mark.parametrize("arm", all_arms())
+def test_every_arm_has_a_space_whose_points_are_valid_settings(arm):
+    space = search_space(arm)
+    assert space
+    for task in ("grokking", "cifar", "wikitext2"):
+        for point in points(space, 3, seed=1):
+            settings = study.trial_settings(goal_of(task), arm, point, seed=7, limit=100)
+            assert settings["experiment"]["max_evaluations"] == 100
+            assert settings == complete(settings, task_named(task))
+
+
+def test_what_an_arm_states_is_not_searched():
+    assert {"k", "adaptive_sync"} <= set(search_space("ars2_neo"))
+    assert not {"k", "adaptive_sync"} & set(search_space("ars2_neo_sync"))
+    assert "sam.rho" in search_space("sam_adamw")
+    assert with_point(arm_settings("sam_adamw"), {"lr": 0.1, "sam.rho": 0.2}) == {
+        "name": "adamw", "lr": 0.1, "sam": {"rho": 0.2}}
+    assert arm_settings("sam_adamw")["sam"] == {}  # the arm itself is untouched
+
+
+@pytest.mark.parametrize("name", ["adamx", "sam", "rprop"])
+def test_an_arm_that_cannot_be_searched_is_a_clear_error(name):
+    with pytest.raises(ConfigError, match=name):
+        search_space(name)
+
+
+def test_ranges_and_choices_by_hand():
+    assert Range(1e-4, 1e-2, log=True).at(0.5) == 1e-3
+    assert Range(0.0, 1.0, log=False).at(0.25) == 0.25
+    assert [Choice(("a", "b", "c")).at(share) for share in (0, 0.34, 0.999, 1.0)] == list("abcc")
+
+
+def test_more_points_keep_the_first_and_fill_the_space_evenly():
+    space = search_space("muon")
+    assert points(space, 40, 3)[:10] == points(space, 10, 3)
+    assert points(space, 10, 3) != points(space, 10, 4)
+    lows = [point["lr"] < 1e-2 for point in points(space, 32, 3)]  # the middle, on a log scale
+    assert 15 <= sum(lows) <= 17
+
+
+# --- studies
+
+
+def test_a_study_is_prepared_once_grows_and_keeps_its_terms(storage):
+    first = study.prepare(EASY, "adamw", 1, 3, storage)
+    assert study.waiting(first) == 4  # three points and the defaults
+    assert study.waiting(study.prepare(EASY, "adamw", 1, 3, storage)) == 4
+    assert study.waiting(study.prepare(EASY, "adamw", 1, 5, storage)) == 6
+    with pytest.raises(ConfigError, match="other terms"):
+        study.prepare(goal_of("grokking", target=0.5), "adamw", 1, 3, storage)
+
+
+def test_trials_run_stop_at_the_target_and_are_given_up_only_when_hopeless(storage, tmp_path):
+    made = study.prepare(EASY, "adamw", 1, 4, storage)
+    study.work(EASY, "adamw", 1, storage, tmp_path)
+    record = score.study_record(made)
+    assert len(record["trials"]) == 4 and record["defaults"] is not None
+    best = math.inf
+    for trial in record["trials"] + [record["defaults"]]:
+        assert trial["limit"] == min(EASY.cap, 2 * best)
+        if trial["value"] is None:
+            assert trial["best"] < EASY.target
+        else:
+            assert trial["best"] >= EASY.target
+            assert trial["value"] == trial["gradient_evaluations"] == 2 * trial["epoch"]
+            best = min(best, trial["value"])
+    folders = list((tmp_path / "grokking" / "adamw" / "study1").iterdir())
+    assert len(folders) == 5
+    assert not list(tmp_path.rglob("*.pt"))
+    assert study.waiting(made) == 0
+
+
+def test_an_interrupted_trial_waits_again_and_a_spare_one_is_not_scored(storage, tmp_path,
+                                                                       monkeypatch):
+    made = study.prepare(EASY, "adamw", 1, 1, storage)
+
+    def interrupted(*_):
+        raise Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(study, "run_trial", interrupted)
+        study.work(EASY, "adamw", 1, storage, tmp_path)
+    assert study.waiting(made) == 2
+    study.work(EASY, "adamw", 1, storage, tmp_path)
+    assert len(score.study_record(made)["trials"]) == 1
+    made.optimize(lambda trial: 1.0, n_trials=1)  # one that was never asked for
+    with pytest.raises(KeyError):
+        score.study_record(made)
+
+
+def test_a_dead_workers_trial_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(study, "GRACE_SECONDS", 1)
+    url = f"sqlite:///{tmp_path / 'tune.db'}"
+    storage = study.open_storage(url)
+    made = study.prepare(EASY, "adamw", 1, 1, storage)
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        trial = made.ask()  # taken by a worker ...
+    storage.record_heartbeat(trial._trial_id)  # ... that lived once
+    assert (study.waiting(made), study.running(made)) == (1, 1)
+    import time
+
+    time.sleep(2.5)
+    made = study.prepare(EASY, "adamw", 1, 1, study.open_storage(url))
+    assert (study.waiting(made), study.running(made)) == (2, 0)
+    states = [t.state for t in made.get_trials()]
+    assert states.count(TrialState.FAIL) == 1
+
+
+def test_a_storage_that_cannot_be_opened_is_one_clear_error():
+    with pytest.raises(ConfigError, match="cannot open the storage"):
+        study.open_storage("sqlite:////no/such/folder/tune.db")
+
+
+# --- scores
+
+
+def record(*values, defaults=None):
+    def trial(value):
+        return {"settings": {"lr": 0.1}, "value": value, "gradient_evaluations": value,
+                "epoch": value and value / 8}
+
+    return {"trials": [trial(value) for value in values],
+            "defaults": None if defaults is None else trial(defaults)}
+
+
+def test_scores_by_hand():
+    records = [record(100, 80, None, 170), record(60, None), record(None, None)]
+    assert score.tuned_score(records) == 80  # 80, 60, infinite
+    assert score.tuned_score(records[2:]) == math.inf
+    assert score.tuned_score(records, "epoch") == 10
+    # Near the best: 100 and 80 (not 170 > 160) of 4, 60 of 2, none of 2.
+    assert score.share_near_best(records) == 3 / 8
+    assert score.representative(records) == 1  # of 60 and 80 the ... lower middle is 60
+    assert score.representative(records[2:]) is None
+    with_defaults = [record(100, defaults=300), record(50, defaults=None)]
+    assert score.default_over_best(with_defaults) == 3.0
+
+
+def test_performance_profiles_by_hand():
+    costs = {"a": {"x": 10.0, "y": 20.0}, "b": {"x": 30.0, "y": math.inf}}
+    assert score.performance_profile(costs, "x", 1.0) == 1.0
+    assert score.performance_profile(costs, "y", 1.9) == 0.0
+    assert score.performance_profile(costs, "y", 2.0) == 0.5
+
+
+# --- the whole command
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory):
+    """Two arms tuned from end to end by a real worker process, in a folder of their own."""
+    root = tmp_path_factory.mktemp("tune")
+    options = ["grokking", "--optimizers", "adamw,ars2_neo_sync", "--budget", "2", "--studies",
+               "1", "--fresh-seeds", "2", "--target", "0.05", "--cap", "40", "--workers", "2",
+               "--outputs", str(root / "outputs")]
+    options += [word for item in TINY["grokking"] for word in ("--set", item)]
+    assert command.main(options) == 0
+    return root, options
+
+
+def test_the_leaderboard_is_written_and_nothing_is_run_twice(board, monkeypatch):
+    root, options = board
+    paper = root / "outputs" / "paper"
+    kept = json.loads((paper / "leaderboard.json").read_text())
+    arms = kept["tasks"]["grokking"]["arms"]
+    assert set(arms) == {"adamw", "ars2_neo_sync"}
+    reached = [arm for arm in arms if score.representative(arms[arm]["studies"])]
+    assert reached
+    for arm in reached:
+        assert [run["seed"] for run in arms[arm]["fresh"]] == [101, 102]
+        config = tomllib.loads((root / arms[arm]["config"]).read_text())
+        assert config["optimizer"]["name"] == arm_settings(arm)["name"]
+        best = score.winner(arms[arm]["studies"][0])
+        assert config["optimizer"]["lr"] == best["settings"]["lr"]
+    page = (paper / "leaderboard.md").read_text()
+    assert "| adamw" in page and "2 trials a study" in page
+    assert (paper / "leaderboard_grokking.png").stat().st_size > 5_000
+
+    def forbidden(*_):
+        raise AssertionError("what was done is done again")
+
+    monkeypatch.setattr(command, "run_jobs", lambda jobs, workers: forbidden() if jobs else {})
+    monkeypatch.setattr(command.subprocess, "Popen", forbidden)
+    assert command.main(options) == 0
+    assert (paper / "leaderboard.md").read_text() == page
+
+
+def test_a_wrong_task_optimizer_or_board_is_refused(board, tmp_path, capsys):
+    assert command.main(["chess"]) == 2
+    assert "no task 'chess'" in capsys.readouterr().err
+    assert command.main(["grokking", "--optimizers", "adamx", "--outputs", str(tmp_path)]) == 2
+    assert not list(tmp_path.iterdir())
+    broken = tmp_path / "leaderboard.json"
+    broken.write_text("{")
+    with pytest.raises(ConfigError, match="damaged"):
+        command.read_board(broken)
+
+
+BROWSER = next(filter(None, map(shutil.which, (
+    "chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+CLICKS = """<script>
+addEventListener("load", () => {
+  document.querySelectorAll("th")[0].click(); document.querySelectorAll("th")[0].click();
+  document.querySelector(".row").click();
+  document.title = [...document.querySelectorAll(".row td:first-child")].map(c => c.textContent)
+    .join(",") + ";" + document.querySelectorAll(".more:not([hidden])").length;
+});
+</script>"""
+
+
+def test_the_html_page_is_one_file_with_every_config(board):
+    root, _ = board
+    page = (root / "outputs" / "paper" / "leaderboard.html").read_text()
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.count('class="row"') == 2
+    assert "stop_at = 0.05" in page and "<polyline" in page
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
+def test_the_html_page_sorts_and_unfolds_in_a_browser(board, tmp_path):
+    root, _ = board
+    page = tmp_path / "page.html"
+    source = (root / "outputs" / "paper" / "leaderboard.html").read_text()
+    page.write_text(source.replace("</body>", CLICKS + "</body>"))
+    dom = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--dump-dom", page.as_uri()],
+                         capture_output=True, text=True, timeout=60).stdout
+    assert "<title>ars2_neo_sync,adamw;1</title>" in dom
+
+
+@pytest.mark.skipif(not (PAPER / "leaderboard.json").exists(), reason="nothing was tuned yet")
+def test_the_committed_leaderboard_is_what_its_json_says():
+    kept = command.read_board(PAPER / "leaderboard.json")
+    assert (PAPER / "leaderboard.md").read_text(encoding="utf-8") == report.render(kept)
+    assert (PAPER / "leaderboard.html").read_text(encoding="utf-8") == report.render_html(kept)
+    for task in kept["tasks"].values():
+        for entry in task["arms"].values():
+            if entry["config"]:
+                assert Path(entry["config"]).read_text(encoding="utf-8") == entry["text"]
+
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
