@@ -146,7 +146,7 @@ def test_adam_mini_is_the_one_of_pytorch_optimizer():
         for optimizer in optimizers:
             optimizer.step()
     for n, p in ours.items():
-        torch.testing.assert_close(p.flatten(), theirs[n].flatten(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(p.flatten(), theirs[n].flatten(), rtol=1e-6, atol=1e-7)
 
 
 # --- AdaEps
