@@ -31,6 +31,15 @@ def test_the_example_is_tested_listed_and_trained_with_no_other_edit(tmp_path):
     assert int(re.search(r"(\d+) passed", tested.stdout).group(1)) >= 9
     listed = run(tmp_path, "-m", "optimizer")
     assert re.search(r"normalized_sgd +1 +0 +Normalized SGD, Hazan et al. 2015", listed.stdout)
+    found = run(tmp_path, "-c", "from exp.tune.space import all_arms, search_space;"
+                " print('normalized_sgd' in all_arms(), search_space('normalized_sgd'))")
+    assert re.search(r"True .*'lr': Range", found.stdout), found.stderr
+    benchmarked = run(tmp_path, "-c", "import exp.bench.collection as c; c.TASKS = {k: (v[0], ("
+                      "*v[1], 'experiment.epochs=1', 'data.p=11')) for k, v in c.TASKS.items()"
+                      " if k == 'grokking'}; print('normalized_sgd' in c.collection(),"
+                      " c.run_jobs([j := c.job('normalized_sgd', 'grokking', c.Path('out'))]),"
+                      " c.result(j)['status'])")
+    assert re.search(r"True .*: 0} completed", benchmarked.stdout), benchmarked.stderr
     config = (tmp_path / "config" / "lrp_grok_adamw_600e.toml").read_text(encoding="utf-8")
     head = config.split("[optimizer]")[0]
     (tmp_path / "new.toml").write_text(head + '[optimizer]\nname = "Normalized-SGD"\nlr = 0.1\n')

@@ -173,7 +173,7 @@ def test_scores_by_hand():
     assert score.tuned_score(records, "epoch") == 10
     # Near the best: 100 and 80 (not 170 > 160) of 4, 60 of 2, none of 2.
     assert score.share_near_best(records) == 3 / 8
-    assert score.representative(records) == 1  # of 60 and 80 the ... lower middle is 60
+    assert score.representative(records) == 2  # of 60 and 80 the lower middle is 60
     assert score.representative(records[2:]) is None
     with_defaults = [record(100, defaults=300), record(50, defaults=None)]
     assert score.default_over_best(with_defaults) == 3.0

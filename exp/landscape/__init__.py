@@ -1,0 +1,1 @@
+"""Optimizers walking over functions one can look at: `python -m exp.landscape`."""
