@@ -59,13 +59,18 @@ class RMSuon(MatrixOptimizer):
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
-        exp_avgs, exp_avg_sqs, steps = moments(self.state, params)
-        grads = [p.grad for p in params]
-        update_moments(exp_avgs, exp_avg_sqs, grads, grads, group["betas"])
-        u = whitened(exp_avgs, exp_avg_sqs, steps, group["betas"], group["eps"])
-        # msign does not see the positive factor by which m_hat and m differ.
-        polar = orthogonalize(exp_avgs, group["orthogonalizer"], group["ns_steps"])
+        updates = rmsuon_updates(self.state, params, group)
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        for p, o, direction in zip(params, polar, u, strict=True):
-            update = with_energy(o, as_matrices(direction), "frobenius", group["energy_scope"])
-            p.add_(update.reshape(p.shape), alpha=-group["lr"])
+        torch._foreach_add_(params, updates, alpha=-group["lr"])
+
+
+def rmsuon_updates(state: dict, params: list[Tensor], group: dict) -> list[Tensor]:
+    """E O / ||O||_F of each matrix, in its shape; the moments are advanced."""
+    exp_avgs, exp_avg_sqs, steps = moments(state, params)
+    grads = [p.grad for p in params]
+    update_moments(exp_avgs, exp_avg_sqs, grads, grads, group["betas"])
+    u = whitened(exp_avgs, exp_avg_sqs, steps, group["betas"], group["eps"])
+    # msign does not see the positive factor by which m_hat and m differ.
+    polar = orthogonalize(exp_avgs, group["orthogonalizer"], group["ns_steps"])
+    return [with_energy(o, as_matrices(direction), "frobenius", group["energy_scope"])
+            .reshape(p.shape) for p, o, direction in zip(params, polar, u, strict=True)]

@@ -1,4 +1,4 @@
-"""exp.landscape: the functions have their minima, walks are what the optimizer does, pages match."""
+"""exp.landscape: functions have their minima, walks are what the optimizer does, pages match."""
 
 import json
 import math

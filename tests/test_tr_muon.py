@@ -1,0 +1,184 @@
+"""TR-Muon: RMSuon where its rules are off, the spike's numbers by hand, secants on quadratics."""
+
+import math
+
+import pytest
+import torch
+from test_ars_family import SHAPES, final
+from torch import nn
+
+from optimizer.rmsuon import RMSuon
+from optimizer.tr_muon import RADIUS, TRMuon
+
+DOUBLE = torch.float64
+EXACT = {"orthogonalizer": "svd", "eps": 1e-30, "weight_decay": 0.0}  # 0 / eps is 0
+
+
+def quadratic(start, h=1.0, **settings):
+    """f = h ||W||^2 / 2 from `start`; weight, optimizer, closure."""
+    w = nn.Parameter(torch.tensor(start, dtype=DOUBLE))
+    optimizer = TRMuon([w], **{**EXACT, **settings})
+
+    def closure():
+        optimizer.zero_grad()
+        loss = h * w.square().sum() / 2
+        loss.backward()
+        return loss.detach()
+
+    return w, optimizer, closure
+
+
+@pytest.mark.parametrize("settings", [{"rule": "none"}, {"rule": "ratio", "gain": 0.0},
+                                      {"rule": "curvature", "gain": 0.0, "interval": 1}])
+def test_without_adaptation_it_is_rmsuon_bit_for_bit(settings):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+    other = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+    other.load_state_dict(model.state_dict())
+    x, target = torch.randn(9, 5), torch.randn(9, 3)
+    for net, optimizer in ((model, TRMuon(model.parameters(), lr=0.02, **settings)),
+                           (other, RMSuon(other.parameters(), lr=0.02))):
+        def closure(net=net, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = (net(x) - target).square().mean()
+            loss.backward()
+            return loss.detach()
+
+        for _ in range(9):
+            optimizer.step(closure)
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_refactored_rmsuon_still_equals_tr_muon_on_every_shape():
+    assert SHAPES
+    found = final(lambda p: TRMuon([{"params": list(p.values())}], lr=0.01, rule="none"))
+    assert torch.equal(found, final(lambda p: RMSuon([{"params": list(p.values())}], lr=0.01)))
+
+
+@pytest.mark.parametrize("rule", ["ratio", "curvature"])
+def test_rho_of_a_quadratic_by_hand(rule):
+    w, optimizer, closure = quadratic([[1.0]], rule=rule, lr=0.4)
+    optimizer.step(closure)  # s = -0.4: pred 0.4, ared 0.5 - 0.18 = 0.32
+    assert optimizer.diagnostics["rho"] == pytest.approx(0.8)
+    assert optimizer.diagnostics["kappa"] == pytest.approx(1.0)
+    radius = math.exp(0.1 * (0.8 - 0.75))
+    assert optimizer.diagnostics["radius"] == pytest.approx(radius)
+    assert float(w.detach()) == pytest.approx(1 - 0.4 * radius)
+    assert pytest.approx(1.0 / 0.4) == 1 / (2 * (1 - 0.8))  # the best length over this one
+
+
+@pytest.mark.parametrize("rule", ["ratio", "curvature"])
+def test_rho_is_a_ratio_of_averages_over_looks(rule):
+    w, optimizer, closure = quadratic([[1.0]], rule=rule, lr=0.1, interval=2, gain=0.5)
+    looked, at = [], []
+    for _ in range(5):
+        position = float(w.detach())
+        before = dict(optimizer.scalars)
+        optimizer.step(closure)
+        if optimizer.scalars["predicted"] != before["predicted"]:
+            looked.append((position, before["radius"]))
+            at.append(optimizer.scalars["rho"])
+    assert len(looked) == 3  # steps 1, 3, 5
+    # Adam's direction of a shrinking gradient is a little above 1: read the step off the moments.
+    assert at[0] == pytest.approx(0.95)
+    assert all(b != a for a, b in zip(at, at[1:], strict=False))
+    assert optimizer.scalars["rho"] == pytest.approx(
+        optimizer.scalars["found"] / optimizer.scalars["predicted"])
+
+
+def test_the_radius_finds_the_length_where_rho_is_the_target():
+    # f = |w|^2 / 2 seen through a constant direction: drive it and let r settle.
+    for lr, grows in ((1e-4, True), (3.0, False)):
+        _, optimizer, closure = quadratic([[1.0, 2.0], [0.5, -1.0]], lr=lr, interval=1, gain=0.3)
+        for _ in range(6):
+            optimizer.step(closure)
+        assert (optimizer.diagnostics["radius"] > 1) == grows
+    assert optimizer.diagnostics["radius"] >= RADIUS[0]
+
+
+def test_a_step_that_fails_is_undone_and_the_radius_halved():
+    w, optimizer, closure = quadratic([[1.0]], rule="ratio", lr=5.0, accept=0.01, interval=1)
+    optimizer.step(closure)  # f(1 - 5) = 8 > 0.5
+    assert float(w.detach()) == 1.0
+    assert optimizer.diagnostics == pytest.approx(
+        {"radius": 0.5, "rho": 1.0, "kappa": 1.0, "rejected": 1.0})
+
+
+def test_a_step_into_infinity_halves_the_radius():
+    w = nn.Parameter(torch.tensor([[1.0]], dtype=DOUBLE))
+    optimizer = TRMuon([w], **EXACT, lr=1.0, interval=1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = -torch.log(w.abs()).sum() if float(w.detach()) > 1.5 else -w.sum()
+        loss = loss * math.inf if float(w.detach()) > 1.5 else loss
+        loss.backward()
+        return loss.detach()
+
+    optimizer.step(closure)
+    assert optimizer.diagnostics["radius"] == 0.5
+
+
+def test_the_gradients_and_weights_are_as_before_the_look():
+    w, b = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(3))
+    optimizer = TRMuon([w, b], lr=0.1, interval=1)
+    seen = []
+
+    def closure():
+        optimizer.zero_grad(set_to_none=False)
+        loss = ((w.sum(0) + b) ** 2).sum()
+        loss.backward()
+        seen.append((w.detach().clone(), b.detach().clone()))
+        return loss.detach()
+
+    optimizer.step(closure)
+    assert len(seen) == 2
+    assert torch.equal(seen[0][1], seen[1][1])  # the vector does not move for the look
+    assert not torch.equal(seen[0][0], seen[1][0])
+    torch.testing.assert_close(w.grad, torch.full((2, 3), 6.0))
+    torch.testing.assert_close(b.grad, torch.full((3,), 6.0))
+
+
+def test_a_missing_closure_is_a_clear_error():
+    w = nn.Parameter(torch.ones(2, 2))
+    w.grad = torch.ones(2, 2)
+    with pytest.raises(ValueError, match="needs a closure"):
+        TRMuon([w]).step()
+    TRMuon([w], rule="secant").step()
+
+
+@pytest.mark.parametrize("h", [0.5, 4.0])
+def test_the_secant_is_the_curvature_of_a_quadratic_and_caps_the_step(h):
+    # betas (0, .): the average is the gradient itself, so s and y are exact.
+    w, optimizer, closure = quadratic([[2.0, 0.0], [0.0, 2.0]], h, rule="secant", lr=1.0,
+                                      betas=(0.0, 0.999), interval=1)
+    optimizer.step(closure)
+    position = w.detach().clone()
+    optimizer.step(closure)
+    assert optimizer.state[w]["kappa"] == pytest.approx(h)
+    # The slope is |h c| sqrt(2), so a / kappa = sqrt(2) |c|: just what is left to 0. RMSuon's own
+    # step is lr E, E the norm of Adam's direction after gradients 2 h and h c.
+    c = float(position[0, 0])
+    second_moment = (0.999 * 0.001 * (2 * h) ** 2 + 0.001 * (h * c) ** 2) / (1 - 0.999**2)
+    energy = math.sqrt(2) * abs(h * c) / math.sqrt(second_moment)
+    assert optimizer.diagnostics["radius"] == pytest.approx(
+        min(1.0, max(RADIUS[0], math.sqrt(2) * abs(c) / energy)))
+
+
+def test_on_a_quadratic_the_secant_step_goes_to_the_minimum():
+    w, optimizer, closure = quadratic([[2.0, 0.0], [0.0, 2.0]], 4.0, rule="secant", lr=1.5,
+                                      betas=(0.0, 0.999), interval=1)
+    optimizer.step(closure)  # 2 - 1.5: no curvature is known yet
+    torch.testing.assert_close(w.detach(), 0.5 * torch.eye(2, dtype=DOUBLE))
+    optimizer.step(closure)
+    torch.testing.assert_close(w.detach(), torch.zeros(2, 2, dtype=DOUBLE))
+
+
+def test_a_negative_secant_is_ignored():
+    w, optimizer, closure = quadratic([[1.0, 0.0], [0.0, 1.0]], -1.0, rule="secant", lr=0.1,
+                                      betas=(0.0, 0.999), interval=1)
+    for _ in range(3):
+        optimizer.step(closure)
+    assert "kappa" not in optimizer.state[w]
+    assert optimizer.diagnostics["radius"] == 1.0
