@@ -7,7 +7,7 @@ import hashlib
 import pickle
 import tempfile
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -108,8 +108,14 @@ def augment(images: Tensor, generator: torch.Generator, crop: int, flip: bool,
 
 def normalize(images: Tensor) -> Tensor:
     """Bytes (batch, 3, h, w) -> floats with the training set's mean 0 and deviation 1."""
-    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = _statistics(images.device)
     return (images.float() / 255 - mean) / std
+
+
+@cache
+def _statistics(device: torch.device) -> Tensor:
+    """Mean and deviation, (2, 3, 1, 1), sent to a device once: a copy waits for the device."""
+    return torch.tensor((MEAN, STD), device=device).view(2, 3, 1, 1)
 
 
 def _read(folder: Path, names: list[str]) -> tuple[Tensor, Tensor]:

@@ -82,3 +82,35 @@ def test_float32_agrees_with_float64():
     (single,), (double,) = orthogonalize([x]), orthogonalize([x.double()])
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), double, atol=2e-5, rtol=0)
+
+
+def spectrum(m, n, values):
+    """A float64 matrix (1, m, n) with these singular values."""
+    generator = torch.Generator().manual_seed(4)
+    u, _, vh = torch.linalg.svd(torch.randn(m, n, generator=generator, **DOUBLE),
+                                full_matrices=False)
+    return (u[:, : len(values)] * torch.as_tensor(values) @ vh[: len(values)]).unsqueeze(0)
+
+
+@pytest.mark.parametrize(("values", "tolerance"), [
+    (np.linspace(1, 0.3, 150), 1e-5), (np.geomspace(1, 1e-6, 150), 1e-3),
+    (np.ones(75), 1e-4), (np.ones(1), 2e-3)], ids=["well", "ill", "half the rank", "rank one"])
+@pytest.mark.parametrize("name", ["keller", "polar_express"])
+def test_gram_space_loses_little_in_float32_whatever_the_condition(name, values, tolerance):
+    # 150 rows: symmetric products are split, and the last block row is shorter than the others.
+    x = spectrum(150, 400, values)
+    expected = newton_schulz(x, 5, name)  # float64: the long matrix itself
+    error = (newton_schulz(x.float(), 5, name) - expected).norm() / expected.norm()
+    assert float(error) < tolerance
+
+
+def test_gram_space_starts_anew_before_its_rounding_grows():
+    x = spectrum(20, 60, np.ones(1))
+    result = newton_schulz(x.float(), 12, "polar_express")
+    assert float((result - x).norm()) < 2e-2
+
+
+def test_split_products_of_square_matrices_are_the_plain_ones():
+    x = torch.randn(1, 300, 310, generator=torch.Generator().manual_seed(5), **DOUBLE)
+    expected = torch.from_numpy(keller5(x[0].numpy()))
+    torch.testing.assert_close(newton_schulz(x)[0], expected, atol=1e-12, rtol=1e-12)

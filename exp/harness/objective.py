@@ -55,8 +55,9 @@ class Objective:
         self.last_loss = loss
         self.examples += len(batch[0])
         for name, mean in {"loss": loss, **means}.items():
-            weighted = mean.detach().double() * len(batch[0])
-            self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
+            if name not in self.sums:
+                self.sums[name] = torch.zeros_like(mean, dtype=torch.float64)
+            self.sums[name].add_(mean.detach(), alpha=len(batch[0]))
         return loss
 
     def _gradients(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:

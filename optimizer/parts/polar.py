@@ -71,6 +71,10 @@ COEFFICIENTS = {
     "cubic": (1.0, ((1.5, -0.5, 0.0),)),
 }
 
+# Decided by measurement, see outputs/paper/bench: rows of a symmetric product computed at a time,
+# shape n / m from which Gram space pays, its steps at a time, size of a matrix best left alone.
+STRIP, LONG, GRAM_STEPS, LARGE = 128, 1.5, 5, 2**17
+
 
 def as_matrices(tensor: Tensor) -> Tensor:
     """View `tensor` as (stack, m, n): 2-D (m, n) -> (1, m, n); 3-D is a stack already;
@@ -86,21 +90,89 @@ def newton_schulz(
     """Approximate msign of each matrix of a stack (stack, m, n); a zero matrix stays zero.
 
     Normalized in the precision given and then iterated in `dtype` (default: the same), so that a
-    norm far from 1 costs no accuracy. Cheapest for m <= n: the Gram matrix is (m, m).
+    norm far from 1 costs no accuracy. Cheapest for m <= n: the Gram matrix is (m, m). Long float32
+    matrices on the CPU are iterated in Gram space, see `_gram_steps`.
     """
     divisor, rows = COEFFICIENTS[coefficients]
     norms = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
     tiny = torch.finfo(norms.dtype).tiny
     x = (matrices / (norms * divisor).clamp_min_(tiny)).to(dtype or matrices.dtype)
-    for step in range(steps):
-        a, b, c = rows[min(step, len(rows) - 1)]
-        gram = x @ x.mT
-        if c:
-            polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-            x = torch.baddbmm(x, polynomial, x, beta=a)
-        else:
-            x = torch.baddbmm(x, gram, x, beta=a, alpha=b)
+    rows = [rows[min(step, len(rows) - 1)] for step in range(steps)]
+    m, n = x.shape[-2:]
+    if x.device.type == "cpu" and x.dtype == torch.float32 and n >= LONG * m:
+        for start in range(0, steps, GRAM_STEPS):
+            x = _gram_steps(x, rows[start:start + GRAM_STEPS])
+        return x
+    return _direct_steps(x, rows)
+
+
+def _direct_steps(x: Tensor, rows: Sequence[tuple[float, float, float]]) -> Tensor:
+    """A = X X^T, X <- (a I + b A + c A^2) X for each row; x (stack, m, n) serves as work space."""
+    gram, polynomial = _square(x), _square(x)
+    y = torch.empty_like(x)
+    for row in rows:
+        _symmetric_product(x, x.mT, gram)
+        torch.bmm(_polynomial(gram, row, polynomial), x, out=y)
+        x, y = y, x
     return x
+
+
+def _gram_steps(x: Tensor, rows: Sequence[tuple[float, float, float]]) -> Tensor:
+    """The same steps with (m, m) products alone but for the first and the last.
+
+    With A = X X^T and P = a I + b A + c A^2 a step is X <- P X, so A <- P A P. All of these are
+    polynomials of the first A: symmetric, and Q = P P' P'' ... is gathered in any order; X <- Q X.
+    A holds squares: in float32, singular values below 3e-4 of the largest drown in it, and its
+    rounding, negative eigenvalues too, grows by a^2 a step; hence GRAM_STEPS at a time.
+    """
+    gram, polynomial, product, spare = (_square(x) for _ in range(4))
+    _symmetric_product(x, x.mT, gram)
+    for step, row in enumerate(rows):
+        _polynomial(gram, row, polynomial)
+        if step < len(rows) - 1:
+            _symmetric_product(polynomial, gram, spare)
+            _symmetric_product(spare, polynomial, gram)
+        if step == 0:
+            product, polynomial = polynomial, product
+        else:
+            # Not mirrored: in what is rounding only (null space) P and Q do not commute.
+            torch.bmm(polynomial, product, out=spare)
+            product, spare = spare, product
+    return product @ x
+
+
+def _square(x: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], x.shape[-2])
+
+
+def _polynomial(gram: Tensor, row: tuple[float, float, float], out: Tensor) -> Tensor:
+    """out = a I + b A + c A^2 of each matrix of the stack."""
+    a, b, c = row
+    if c and _is_split(gram):
+        _symmetric_product(gram, gram, out)
+        out.mul_(c).add_(gram, alpha=b)
+    elif c:
+        torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=out)
+    else:
+        torch.mul(gram, b, out=out)
+    out.diagonal(dim1=-2, dim2=-1).add_(a)
+    return out
+
+
+def _symmetric_product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """out = left @ right of a stack, where that is symmetric: on the CPU large ones are computed
+    in block rows from the diagonal on, and mirrored, which saves up to half the operations."""
+    if not _is_split(out):
+        torch.bmm(left, right, out=out)
+        return
+    for start in range(0, out.shape[-1], STRIP):
+        rows, rest = slice(start, start + STRIP), slice(start + STRIP, None)
+        torch.bmm(left[:, rows], right[:, :, start:], out=out[:, rows, start:])
+        out[:, rest, rows] = out[:, rows, rest].mT
+
+
+def _is_split(out: Tensor) -> bool:
+    return out.device.type == "cpu" and out.shape[-1] > STRIP
 
 
 def exact_polar(matrices: Tensor) -> Tensor:
@@ -121,11 +193,8 @@ def orthogonalize(
     stacks = [as_matrices(tensor) for tensor in tensors]
     tall = [stack.shape[-2] > stack.shape[-1] for stack in stacks]
     wide = [stack.mT if t else stack for stack, t in zip(stacks, tall, strict=True)]
-    buckets = defaultdict(list)
-    for index, stack in enumerate(wide):
-        buckets[stack.shape[-2:], stack.dtype, stack.device].append(index)
     results: list[Tensor] = [None] * len(wide)
-    for indices in buckets.values():
+    for indices in _batches(wide):
         members = [wide[index] for index in indices]
         batch = torch.cat(members) if len(members) > 1 else members[0]
         polar = _polar(batch, orthogonalizer, steps)
@@ -133,6 +202,16 @@ def orthogonalize(
         for index, part in zip(indices, parts, strict=True):
             results[index] = part.mT if tall[index] else part
     return results
+
+
+def _batches(stacks: Sequence[Tensor]) -> list[list[int]]:
+    """Indices of what to compute as one batch: equal matrices, on the CPU only if small, since
+    there a batch of large ones gains nothing and leaves the cache."""
+    buckets = defaultdict(list)
+    for index, stack in enumerate(stacks):
+        alone = stack.device.type == "cpu" and stack[0].numel() >= LARGE
+        buckets[stack.shape[-2:], stack.dtype, stack.device, index if alone else None].append(index)
+    return list(buckets.values())
 
 
 def _polar(batch: Tensor, orthogonalizer: str, steps: int) -> Tensor:
