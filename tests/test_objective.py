@@ -1,6 +1,8 @@
 """The closure: what it counts, averages, freezes and repeats; and the tasks' evaluations."""
 
 import math
+import subprocess
+import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -124,3 +126,18 @@ def test_cifar_evaluation_counts_every_image_once():
     assert found["eval_accuracy"] == pytest.approx(401 / 1203)
     expected = F.cross_entropy(logits.expand(1203, -1), labels)
     assert found["eval_loss"] == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_freed_memory_is_kept_for_the_next_step():
+    """In a process of its own: the setting is for good."""
+    code = ("import resource, numpy as np\n"
+            "from exp.harness.device import keep_freed_memory\n"
+            "def faults():\n"
+            "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+            "    for _ in range(20): np.ones(4_000_000)\n"
+            "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+            "faults(); first = faults(); keep_freed_memory(); faults(); print(first, faults())")
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    first, then = map(int, found.split())
+    assert then < 100 < first

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data import DataError
 from exp.harness.config import ConfigError, Task, load_settings
+from exp.harness.device import keep_freed_memory
 from exp.harness.folder import RunFolder
 from exp.harness.run import Diverged, Interrupted
 
@@ -28,6 +29,7 @@ def launch(
     if options.device is not None:
         overrides.append(f'experiment.device="{options.device}"')
     folder = None
+    keep_freed_memory()
     try:
         settings = load_settings(options.config, overrides, task)
         seed = settings["experiment"]["seed"]

@@ -19,6 +19,7 @@ from optuna.storages import BaseStorage, RDBStorage, RetryHeartbeatStaleTrialCal
 from optuna.trial import TrialState
 
 from exp.harness.config import ConfigError, complete
+from exp.harness.device import keep_freed_memory
 from exp.harness.folder import RunFolder
 from exp.harness.jobs import task_named
 from exp.harness.run import Diverged, Interrupted
@@ -122,6 +123,7 @@ def work(goal: Goal, arm: str, number: int, storage: BaseStorage, outputs: Path)
                 key: trial.user_attrs[key] for key in (POINT, "settings")})
             raise Interrupted from error
 
+    keep_freed_memory()
     while waiting(study):
         with _quiet():
             study.optimize(objective, n_trials=1)
