@@ -135,7 +135,7 @@ def test_freed_memory_is_kept_for_the_next_step():
             "from exp.harness.device import keep_freed_memory\n"
             "def faults():\n"
             "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-            "    for _ in range(20): np.ones(4_000_000)\n"
+            "    for _ in range(20): np.ones(16_000_000)\n"
             "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
             "faults(); first = faults(); keep_freed_memory(); faults(); print(first, faults())")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
