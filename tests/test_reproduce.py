@@ -270,7 +270,9 @@ def test_a_damaged_kept_file_is_one_clear_error(tmp_path):
 # --- what is committed
 
 
-@pytest.mark.parametrize("path", sorted(PAPER.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [PAPER / f"{name}.json" for name in TABLES if (PAPER / f"{name}.json").exists()],
+    ids=lambda path: path.stem)
 def test_committed_pages_are_what_their_json_says(path):
     kept = read_kept(path)
     assert kept["runs"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from exp.harness import schema
+from exp.harness.diagnostics import Instrument
 from exp.harness.schedule import Schedule
 from exp.harness.toml import apply_override, read_toml
 from model import model_class
@@ -31,7 +32,8 @@ class Experiment:
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     tensorboard: bool = False
-    diagnostics: bool = True  # the optimizer's own numbers in metrics.jsonl
+    diagnostics: bool | list[Instrument] = True  # the optimizer's own numbers, and instruments
+    diagnostics_every: int | None = None  # steps between measurements; once an epoch by default
     stop_at: float | None = None  # end after the first epoch whose metric is at least this good
     max_evaluations: int | None = None  # end after the first epoch with so many gradients taken
 
@@ -40,6 +42,8 @@ class Experiment:
             raise ValueError(f"epochs must be >= 1, got {self.epochs}")
         if self.max_evaluations is not None and self.max_evaluations < 1:
             raise ValueError(f"max_evaluations must be >= 1, got {self.max_evaluations}")
+        if self.diagnostics_every is not None and self.diagnostics_every < 1:
+            raise ValueError(f"diagnostics_every must be >= 1, got {self.diagnostics_every}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2**63), got {self.seed}")
 

@@ -13,8 +13,8 @@ import torch
 from exp.harness.config import ConfigError
 from exp.harness.toml import to_toml
 
-FILES = ("config.toml", "run.json", "metrics.jsonl", "summary.json", "curves.png", "latest.pt",
-         "best.pt")
+FILES = ("config.toml", "run.json", "metrics.jsonl", "summary.json", "curves.png",
+         "diagnostics.png", "latest.pt", "best.pt")
 
 
 class RunFolder:

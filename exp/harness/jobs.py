@@ -22,7 +22,8 @@ from exp.harness.toml import read_toml
 POLL_SECONDS = 0.5
 STOP_SECONDS = 60.0  # that a run told to stop may take to finish its step and checkpoint
 LOG = "train.log"
-IRRELEVANT = ("seed", "device", "tensorboard")  # [experiment] keys that are no setting of a result
+# [experiment] keys that are no setting of a result.
+IRRELEVANT = ("seed", "device", "tensorboard", "diagnostics", "diagnostics_every")
 
 State = Literal["finished", "outdated", "unfinished", "missing", "other"]
 

@@ -25,6 +25,7 @@ class Objective:
         self.norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.gradient_evaluations = 0
         self.last_loss: Tensor | None = None
+        self.batch: tuple[Tensor, ...] = ()  # the one that `on` was last given
         self.reset()
 
     def reset(self) -> None:
@@ -34,6 +35,7 @@ class Objective:
 
     def on(self, batch: tuple[Tensor, ...]) -> Callable[[], Tensor]:
         """The closure of one batch: zero gradients, forward, backward, return the loss."""
+        self.batch = batch
         calls = 0
         rng = None
 

@@ -47,6 +47,51 @@ def plot_curves(
     plt.close(figure)
 
 
+def plot_diagnostics(path: Path, lines: list[dict]) -> None:
+    """One panel for each instrument's measure, one line a parameter; nothing without instruments.
+
+    lines: the objects of metrics.jsonl, their diagnostics named "instrument/parameter/.../measure".
+    """
+    keys = sorted({key for line in lines for key in line.get("diagnostics", {}) if "/" in key
+                   and not key.endswith("/seconds")})
+    panels: dict[str, list[str]] = {}
+    for key in keys:
+        instrument, *middle, measure = key.split("/")
+        panels.setdefault(" ".join((instrument, *middle[1:], measure)), []).append(key)
+    if not panels:
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3 * rows), squeeze=False,
+                                layout="constrained")
+    epochs = [line["epoch"] for line in lines]
+    for panel in axes.flat[len(panels):]:
+        panel.axis("off")
+    for (title, members), panel in zip(panels.items(), axes.flat, strict=False):
+        for number, key in enumerate(members):
+            values = [line.get("diagnostics", {}).get(key) for line in lines]
+            numbers = [float("nan") if value is None else value for value in values]
+            label = key.split("/")[1] if key.count("/") > 1 else None
+            panel.plot(epochs, numbers, marker=".", linewidth=1.3, color=f"C{number % 10}",
+                       label=label)
+        panel.set_title(title, fontsize=9)
+        panel.grid(color="#e3e5e8", linewidth=0.8)
+        panel.spines[["top", "right"]].set_visible(False)
+        if title.endswith("condition"):
+            panel.set_yscale("log")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    if labels:
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7,
+                      frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def _curve(axes, epochs: list[int], lines: list[dict], key: str, label: str, color: str,
            style: dict) -> None:
     values = [line.get(key) for line in lines]

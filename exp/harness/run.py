@@ -14,11 +14,12 @@ from torch.optim import Optimizer
 from data.batches import Batches
 from exp.harness.board import Board
 from exp.harness.config import ConfigError, Experiment
+from exp.harness.diagnostics import Instruments
 from exp.harness.facts import run_facts
 from exp.harness.folder import RunFolder
 from exp.harness.interrupts import Interrupts
 from exp.harness.objective import Objective, rng_state, set_rng_state
-from exp.harness.plots import plot_curves
+from exp.harness.plots import plot_curves, plot_diagnostics
 from exp.harness.progress import Progress, final_table
 
 CHECKPOINT_SECONDS = 10.0  # at least so long between checkpoints: short epochs cost nothing
@@ -80,6 +81,9 @@ class Run:
         self.seconds_before = 0.0
         self.last_line: dict[str, Any] = {}
         self.tested: dict[str, float] = {}
+        asked = self.experiment.diagnostics
+        self.instruments = Instruments(() if isinstance(asked, bool) else asked, model, optimizer,
+                                       objective)
         self.board = self.progress = None  # made when it is known where the run begins
 
     @property
@@ -123,12 +127,14 @@ class Run:
         if self.progress is None:
             epochs = self.experiment.epochs
             self.progress = Progress(epochs * len(train), epochs, self.at.step)
-        started = time.perf_counter() - self.at.seconds
+        self.instruments.every = self.experiment.diagnostics_every or len(train)
+        self.instruments.steps = self.at.step
+        started = time.perf_counter() - self.at.seconds - self.instruments.seconds
         for batch in train.epoch(self.at.epoch, start=self.at.batch):
             yield batch
             self.at.batch += 1
             self.at.step += 1
-            self.at.seconds = time.perf_counter() - started
+            self.at.seconds = time.perf_counter() - started - self.instruments.seconds
             if self.progress.is_due():
                 loss = float(self.objective.last_loss)
                 self.progress.show(self.at.epoch + 1, self.at.step, loss)
@@ -138,7 +144,7 @@ class Run:
                 raise Interrupted
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        self.at.seconds = time.perf_counter() - started
+        self.at.seconds = time.perf_counter() - started - self.instruments.seconds
 
     def log(self, evaluation: dict[str, float]) -> None:
         """End the epoch: one line of metrics.jsonl, best so far, milestones, checkpoint."""
@@ -149,9 +155,9 @@ class Run:
             **self.objective.means(), **evaluation,
             "lr": self.optimizer.param_groups[0]["lr"], "seconds": round(self.at.seconds, 3),
         }
-        numbers = getattr(self.optimizer, "diagnostics", {}) if self.experiment.diagnostics else {}
-        if numbers:
-            line["diagnostics"] = dict(numbers)
+        if self.experiment.diagnostics is not False:
+            numbers = {**getattr(self.optimizer, "diagnostics", {}), **self.instruments.take()}
+            line |= {"diagnostics": numbers} if numbers else {}
         line["peak_memory_bytes"] = _peak_memory(self.device)
         self.folder.append_metrics(line)
         self.last_line = line
@@ -239,6 +245,7 @@ class Run:
         if lines:
             plot_curves(self.folder.path / "curves.png", lines, self.metric, self.at.milestones,
                         f"{self.folder.path.parent.name} · seed {self.experiment.seed}")
+            plot_diagnostics(self.folder.path / "diagnostics.png", lines)
         print(final_table(summary, self.folder.path))
 
     def _wall_seconds(self) -> float:
