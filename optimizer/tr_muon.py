@@ -87,14 +87,16 @@ class TRMuon(MatrixOptimizer):
         super().__init__(params, {
             "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
             "ns_steps": ns_steps, "energy_scope": energy_scope, "orthogonalizer": orthogonalizer})
-        self.scalars = {"step": 0, "radius": 1.0, "predicted": 0.0, "found": 0.0, "looks": 0,
-                        "rejected": 0, "rho": 1.0, "kappa": 0.0}
+        self.scalars = {"step": 0, "radius": 1.0, "predicted": 0.0, "found": 0.0,
+                        "rejected": 0, "rho": 1.0, "kappa": 0.0, "kappa_ratio": 0.0}
 
     @property
     def diagnostics(self) -> dict[str, float]:
-        """radius r, the averaged rho, the curvature kappa along the last step looked at (or the
-        mean secant curvature), steps undone."""
-        return {key: float(self.scalars[key]) for key in ("radius", "rho", "kappa", "rejected")}
+        """radius r (its mean for "secant"), the averaged rho, the curvature along the last step
+        looked at from the gradients at its ends (kappa; the mean one for "secant") and from its
+        actual reduction (kappa_ratio), steps undone."""
+        return {key: float(self.scalars[key])
+                for key in ("radius", "rho", "kappa", "kappa_ratio", "rejected")}
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """One step; the loss before it."""
@@ -151,7 +153,9 @@ class TRMuon(MatrixOptimizer):
         lengths = [_norm([gradients[p] for p in params]), _norm(steps)]
         predicted, actual = -slope, float(loss) - float(after)
         found = actual if self.rule == "ratio" else predicted - bend / 2
-        self.scalars["kappa"] = bend / max(lengths[1] ** 2, torch.finfo(torch.float64).tiny)
+        square = max(lengths[1] ** 2, torch.finfo(torch.float64).tiny)
+        self.scalars["kappa"] = bend / square
+        self.scalars["kappa_ratio"] = 2 * (predicted - actual) / square
         if not predicted > FLAT * lengths[0] * lengths[1]:
             return True  # uphill or level on this batch: the model has nothing to say
         if self.accept > 0 and not actual >= self.accept * predicted:

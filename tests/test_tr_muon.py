@@ -1,5 +1,6 @@
 """TR-Muon: RMSuon where its rules are off, the spike's numbers by hand, secants on quadratics."""
 
+import json
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from test_ars_family import SHAPES, final
 from torch import nn
 
+from exp.theory.trust_region import estimates, main, noisy_quadratic, render, softmax_regression
 from optimizer.rmsuon import RMSuon
 from optimizer.tr_muon import RADIUS, TRMuon
 
@@ -62,6 +64,7 @@ def test_rho_of_a_quadratic_by_hand(rule):
     optimizer.step(closure)  # s = -0.4: pred 0.4, ared 0.5 - 0.18 = 0.32
     assert optimizer.diagnostics["rho"] == pytest.approx(0.8)
     assert optimizer.diagnostics["kappa"] == pytest.approx(1.0)
+    assert optimizer.diagnostics["kappa_ratio"] == pytest.approx(1.0)
     radius = math.exp(0.1 * (0.8 - 0.75))
     assert optimizer.diagnostics["radius"] == pytest.approx(radius)
     assert float(w.detach()) == pytest.approx(1 - 0.4 * radius)
@@ -102,7 +105,7 @@ def test_a_step_that_fails_is_undone_and_the_radius_halved():
     optimizer.step(closure)  # f(1 - 5) = 8 > 0.5
     assert float(w.detach()) == 1.0
     assert optimizer.diagnostics == pytest.approx(
-        {"radius": 0.5, "rho": 1.0, "kappa": 1.0, "rejected": 1.0})
+        {"radius": 0.5, "rho": 1.0, "kappa": 1.0, "kappa_ratio": 1.0, "rejected": 1.0})
 
 
 def test_a_step_into_infinity_halves_the_radius():
@@ -173,6 +176,28 @@ def test_on_a_quadratic_the_secant_step_goes_to_the_minimum():
     torch.testing.assert_close(w.detach(), 0.5 * torch.eye(2, dtype=DOUBLE))
     optimizer.step(closure)
     torch.testing.assert_close(w.detach(), torch.zeros(2, 2, dtype=DOUBLE))
+
+
+@pytest.mark.parametrize("make", [lambda: noisy_quadratic(1.0, 3),
+                                  lambda: softmax_regression(16, 3)])
+def test_the_known_hessian_is_the_hessian(make):
+    problem = make()
+    w = torch.randn_like(problem.start)
+    s = torch.randn_like(w)
+    (gradient,) = torch.autograd.grad(problem.true(w.requires_grad_()), w)
+    (ahead,) = torch.autograd.grad(problem.true(w + 1e-5 * s), w)
+    torch.testing.assert_close(problem.product(w.detach(), s), (ahead - gradient) / 1e-5,
+                               rtol=1e-3, atol=1e-6)
+
+
+def test_on_one_batch_the_curvature_is_exact_whatever_the_noise_and_the_page_matches(tmp_path):
+    found = estimates(noisy_quadratic(5.0, 1), 8, 1)
+    assert found["ratio"]["error"] < 1e-9 and found["curvature"]["error"] < 1e-9
+    assert found["secant"]["error"] is None or found["secant"]["error"] > 0.1
+    assert main(["--steps", "4", "--seeds", "1", "--output", str(tmp_path)]) == 0
+    content = json.loads((tmp_path / "trust_region.json").read_text())
+    assert (tmp_path / "trust_region.md").read_text() == render(content)
+    assert set(content["losses"]) == set(content["estimates"])
 
 
 def test_a_negative_secant_is_ignored():
