@@ -20,6 +20,7 @@ from optimizer.parts.sharpness import (
     shear_force,
     with_shear,
 )
+from optimizer.parts.stored import Storage, restored, stored
 
 __all__ = ["ARS2Neo"]
 
@@ -32,6 +33,8 @@ SEARCH_SPACE = {
     "adaptive_sync": [False, True],
 }
 COST = {"gradient_evaluations": 2, "state_tensors": 2}
+
+PARTS = {"value": "shear_force", "scale": "shear_scale"}  # of a stored tensor: its name in `state`
 
 
 class ARS2Neo(AdaRMSuon):
@@ -54,7 +57,8 @@ class ARS2Neo(AdaRMSuon):
     `elementwise_scale` "none" (the paper's text) or "asam" replaces |W| (the released code).
 
     Cost: gradient evaluations a step 1 (Base), 2 (Sync), 1 + 1/k (Lazy), 1 + 1/effective_k (AGA);
-    state tensors a parameter 2, and the shear force as a third in Lazy and AGA.
+    state tensors a parameter 2, and the shear force as a third in Lazy and AGA;
+    `shear_storage` "bf16" or "8bit" (blocks) makes that half or a quarter of one.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class ARS2Neo(AdaRMSuon):
         perturb_norm: PerturbNorm = "tensor",
         elementwise_scale: ElementwiseScale = "abs",
         orthogonalizer: Orthogonalizer = "keller",
+        shear_storage: Storage = "full",
     ) -> None:
         checks.non_negative(rho=rho, alpha=alpha, adaptive_lambda=adaptive_lambda,
                             adaptive_gamma=adaptive_gamma)
@@ -84,12 +89,14 @@ class ARS2Neo(AdaRMSuon):
         checks.fraction(adaptive_beta=adaptive_beta)
         checks.choice(PerturbNorm, perturb_norm=perturb_norm)
         checks.choice(ElementwiseScale, elementwise_scale=elementwise_scale)
+        checks.choice(Storage, shear_storage=shear_storage)
         super().__init__(params, lr, betas, eps, weight_decay, ns_steps, energy_norm,
                          energy_scope, orthogonalizer)
         self.rho, self.k, self.alpha, self.adaptive_sync = rho, k, alpha, adaptive_sync
         self.adaptive_beta, self.adaptive_lambda = adaptive_beta, adaptive_lambda
         self.adaptive_gamma = adaptive_gamma
         self.perturb_norm, self.elementwise_scale = perturb_norm, elementwise_scale
+        self.shear_storage = shear_storage
         self.fresh_shear: dict[Tensor, Tensor] = {}
         self.scalars = {"step": 0, "sync_steps": 0, "last_sync_step": 0, "phi": 1.0,
                         "phi_var": 0.0, "threshold": 1.0, "alpha_t": alpha}
@@ -114,7 +121,8 @@ class ARS2Neo(AdaRMSuon):
         loss = super().step(partial(self._gradient, closure))
         # Stored only now: torch's AdamW takes a tensor with any state for an initialized one.
         for p, shear in self.fresh_shear.items():
-            self.state[p]["shear_force"] = shear
+            for part, value in stored(shear, self.shear_storage).items():
+                self.state[p][PARTS[part]] = value
         self.fresh_shear = {}
         return loss
 
@@ -136,8 +144,7 @@ class ARS2Neo(AdaRMSuon):
     def _is_sync_step(self) -> bool:
         if self.adaptive_sync:
             sheared = self._sheared()
-            phi = cosine([p.grad for p in sheared],
-                         [self.state[p]["shear_force"] for p in sheared])
+            phi = cosine([p.grad for p in sheared], [self._shear(p) for p in sheared])
             return self._decide(phi)
         return self.k == 1 or self.scalars["step"] % self.k == 1
 
@@ -184,7 +191,12 @@ class ARS2Neo(AdaRMSuon):
         return [p for group in self.param_groups for p in self.with_gradient(group)
                 if "shear_force" in self.state.get(p, {})]
 
+    def _shear(self, p: Tensor) -> Tensor:
+        """The shear force of p as it was stored."""
+        value, scale = (self.state[p].get(name) for name in PARTS.values())
+        return restored(value, scale, p.grad)
+
     def _inject_shear(self) -> None:
         # A new tensor: the caller's gradient is not changed in place.
         for p in self._sheared():
-            p.grad = with_shear(p.grad, self.state[p]["shear_force"], self.scalars["alpha_t"])
+            p.grad = with_shear(p.grad, self._shear(p), self.scalars["alpha_t"])

@@ -1,78 +1,54 @@
-"""Optimizer step cost on the grokking model's matrices, ours beside torch's, interleaved.
+"""What optimizers cost, ours beside torch's and the libraries', interleaved in one process.
 
-python -m exp.bench [--rounds N]
+python -m exp.bench [steps] [polar] [training] [--rounds N] [--full] [--output DIR]
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+import json
+from pathlib import Path
 
 import torch
-from torch import nn
-from torch.optim import AdamW, Optimizer
-from torch.optim import Muon as TorchMuon
 
-from model import build_model
-from optimizer import optimizer_class
+from exp.bench import polar, report, steps, training
+from exp.bench.timing import CLOCKS
+from exp.harness.facts import device_name, version_of
 
-WARM_UP = 3
-
-
-def contestants(matrices: list[nn.Parameter]) -> dict[str, Optimizer]:
-    """Every optimizer over the same matrices; torch's Muon takes only 2-D ones, so a stack of
-    heads goes to it as one matrix a head."""
-    flat = [nn.Parameter(part.detach().clone()) for p in matrices
-            for part in (p if p.ndim == 3 else [p])]
-    for p in flat:
-        p.grad = torch.randn_like(p)
-    return {
-        "torch.optim.Muon": TorchMuon(flat),
-        "muon": optimizer_class("muon")(matrices),
-        "ars2_neo, base": optimizer_class("ars2_neo")(matrices, k=0),
-        "rmsuon": optimizer_class("rmsuon")(matrices),
-        "torch.optim.AdamW, fused": AdamW(matrices, fused=True),
-    }
+PARTS = ("steps", "polar", "training")
+PACKAGES = ("torch", "pytorch_optimizer", "heavyball")
 
 
-def milliseconds(function: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one call."""
-    started = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - started) * 1e3
+def facts(device: torch.device, clock: str) -> dict:
+    """Device, threads, clock and versions: what the numbers depend on."""
+    return {"device": device.type, "processor": device_name(device), "clock": clock,
+            "threads": torch.get_num_threads(),
+            "versions": {name: version_of(name) for name in PACKAGES}}
 
 
 def main() -> None:
-    """Print the median step of each contestant and its ratio to torch.optim.Muon."""
-    parser = argparse.ArgumentParser(prog="python -m exp.bench")
+    """Measure the parts asked for, write <part>.json each, then the report of all there are."""
+    parser = argparse.ArgumentParser(prog="python -m exp.bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {PARTS}; default: all")
     parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--full", action="store_true", help="training: the models of the paper")
+    parser.add_argument("--output", type=Path, default=Path("outputs/paper/bench"))
+    options = parser.parse_args()
+    for part in options.parts:
+        if part not in PARTS:
+            parser.error(f"unknown part {part!r}; known: {', '.join(PARTS)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(0)
-    model = build_model({"name": "grokking_transformer"}, vocab_size=114).to(device)
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    for p in matrices:
-        p.grad = torch.randn_like(p)
-    optimizers = contestants(matrices)
-
-    def step(optimizer: Optimizer) -> None:
-        optimizer.step(lambda: torch.zeros(()))  # the gradients are there already
-
-    times: dict[str, list[float]] = {name: [] for name in optimizers}
-    for round_ in range(WARM_UP + rounds):
-        for name, optimizer in optimizers.items():
-            taken = milliseconds(lambda optimizer=optimizer: step(optimizer), device)
-            if round_ >= WARM_UP:
-                times[name].append(taken)
-    reference = statistics.median(times["torch.optim.Muon"])
-    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__},"
-          f" {rounds} rounds, grokking matrices {[tuple(p.shape) for p in matrices]}")
-    for name, taken in times.items():
-        median = statistics.median(taken)
-        print(f"  {name:26} median {median:8.3f} ms  min {min(taken):8.3f}  max {max(taken):8.3f}"
-              f"  torch.optim.Muon / this {reference / median:6.1f}x")
+    options.output.mkdir(parents=True, exist_ok=True)
+    for part in options.parts or PARTS:
+        arguments = (options.rounds, options.clock, device)
+        if part == "training":
+            results = training.measure(*arguments, options.full)
+        else:
+            results = {"steps": steps, "polar": polar}[part].measure(*arguments)
+        content = {"facts": facts(device, options.clock), "results": results}
+        path = options.output / f"{part}_{device.type}.json"
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    report.write(options.output)
+    print((options.output / "bench.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ def run_facts(model: nn.Module, optimizer: Optimizer, device: torch.device) -> d
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "sources": loaded_sources(),
         "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: found for name in PACKAGES if (found := version_of(name))},
         "platform": platform.platform(),
-        "device": _device_name(device),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "optimizer": type(optimizer).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -73,7 +73,8 @@ def _module() -> str:
     return spec.name if spec else Path(sys.argv[0]).stem
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The installed version of a distribution, None if there is none."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -88,7 +89,8 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The processor's model; on Linux a CPU's is in /proc/cpuinfo alone."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpu = Path("/proc/cpuinfo")

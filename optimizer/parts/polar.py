@@ -107,12 +107,13 @@ def newton_schulz(
 
 
 def _direct_steps(x: Tensor, rows: Sequence[tuple[float, float, float]]) -> Tensor:
-    """A = X X^T, X <- (a I + b A + c A^2) X for each row; x (stack, m, n) serves as work space."""
+    """A = X X^T, X <- a X + (b A + c A^2) X for each row; x (stack, m, n) serves as work space."""
     gram, polynomial = _square(x), _square(x)
     y = torch.empty_like(x)
-    for row in rows:
+    for a, b, c in rows:
         _symmetric_product(x, x.mT, gram)
-        torch.bmm(_polynomial(gram, row, polynomial), x, out=y)
+        # a X is added apart: a on the diagonal would be rounded to bfloat16.
+        torch.baddbmm(x, _polynomial(gram, (0.0, b, c), polynomial), x, beta=a, out=y)
         x, y = y, x
     return x
 
@@ -155,7 +156,8 @@ def _polynomial(gram: Tensor, row: tuple[float, float, float], out: Tensor) -> T
         torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=out)
     else:
         torch.mul(gram, b, out=out)
-    out.diagonal(dim1=-2, dim2=-1).add_(a)
+    if a:
+        out.diagonal(dim1=-2, dim2=-1).add_(a)
     return out
 
 

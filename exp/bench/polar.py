@@ -1,0 +1,76 @@
+"""Orthogonalization: time, rate against the measured matmul peak, distance from the exact polar."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.optim._muon import _zeropower_via_newtonschulz as torch_polar
+from torch.utils.flop_counter import FlopCounterMode
+
+from exp.bench.steps import keller
+from exp.bench.timing import interleaved, summary
+from optimizer.parts.polar import COEFFICIENTS, exact_polar, orthogonalize
+
+REFERENCE = "keller, float32"
+EMULATED = 128  # rows above which bfloat16 on a CPU takes seconds
+SIZES = [(128, 128), (128, 512), (512, 512), (512, 2048)]
+
+
+def inputs(m: int, n: int) -> Iterator[tuple[str, Tensor]]:
+    """Named float64 matrices: Gaussian, whitened (signs), condition 1e6, half the rank, rank 1."""
+    generator = torch.Generator().manual_seed(0)
+    gaussian = torch.randn(m, n, generator=generator, dtype=torch.float64)
+    u, _, vh = torch.linalg.svd(gaussian, full_matrices=False)
+    yield "gaussian", gaussian
+    low = torch.randn(m, 2, generator=generator, dtype=torch.float64) @ gaussian[:2]
+    yield "whitened", (gaussian + low).sign()
+    yield "condition 1e6", u * torch.logspace(0, -6, m, dtype=torch.float64) @ vh
+    yield "half the rank", u[:, : m // 2] @ vh[: m // 2]
+    yield "rank one", u[:, :1] @ vh[:1]
+
+
+def methods(m: int, device: torch.device) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Name -> function of one float32 matrix of m rows; five steps each."""
+    ours = {f"ours, {name}": lambda x, name=name: orthogonalize([x], name)[0][0]
+            for name in COEFFICIENTS}
+    found = {**ours, "keller, float32": keller, "svd": lambda x: exact_polar(x[None])[0]}
+    if device.type != "cpu" or m <= EMULATED:
+        coefficients = (3.4445, -4.7750, 2.0315)
+        found["torch, bfloat16"] = lambda x: torch_polar(x, coefficients, 5, 1e-7)
+    return found
+
+
+def peak(device: torch.device, clock: str) -> float:
+    """GFLOP/s of a 1024 x 1024 float32 product (bfloat16 on CUDA), the best of several."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    a, b = torch.randn(2, 1024, 1024, device=device, dtype=dtype)
+    seconds = interleaved({"product": lambda: a @ b}, 15, clock)["product"]
+    return 2 * 1024**3 / min(seconds) / 1e9
+
+
+def measure(rounds: int, clock: str, device: torch.device) -> dict:
+    """Per size and method: time, ratio to Keller's, GFLOP/s, share of the peak, errors."""
+    best = peak(device, clock)
+    results: dict = {"peak_gflops": best, "sizes": {}}
+    for m, n in SIZES:
+        matrices = {name: x.to(device) for name, x in inputs(m, n)}
+        exact = {name: exact_polar(x[None])[0] for name, x in matrices.items()}
+        gaussian = matrices["gaussian"].float()
+        found = methods(m, device)
+        calls = {name: partial(method, gaussian) for name, method in found.items()}
+        rows = summary(interleaved(calls, rounds, clock), REFERENCE)
+        for name, method in found.items():
+            with FlopCounterMode(display=False) as counter:
+                method(gaussian)
+            gflops = counter.get_total_flops() / (1e6 * rows[name]["ms"])
+            rows[name].update(gflops=gflops, share_of_peak=gflops / best)
+            rows[name]["error"] = {key: distance(method(x.float()), exact[key])
+                                   for key, x in matrices.items()}
+        results["sizes"][f"{m} x {n}"] = rows
+    return results
+
+
+def distance(result: Tensor, exact: Tensor) -> float:
+    """||result - msign(x)||_F / ||msign(x)||_F, `exact` = msign(x) by SVD in float64."""
+    return float((result.double() - exact).norm() / exact.norm())

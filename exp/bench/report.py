@@ -1,0 +1,103 @@
+"""bench.md and pareto.png, generated from the JSON files beside them."""
+
+import json
+from pathlib import Path
+
+
+def write(folder: Path) -> None:
+    """Tables of every <part>_<device>.json in `folder`, and time against error as a plot."""
+    text = ["# Benchmarks", "",
+            "Medians over interleaved rounds, quartiles in brackets; a ratio is the median over "
+            "rounds of this / reference in the same round."]
+    for path in sorted(folder.glob("*_*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        part = path.stem.split("_")[0]
+        text += ["", f"## {TITLES[part]}", "", _facts(content["facts"]), ""]
+        text += TABLES[part](content["results"])
+        if part == "polar":
+            plot(folder / f"pareto_{content['facts']['device']}.png", content["results"])
+    notes = folder / "notes.md"
+    if notes.exists():
+        text += ["", notes.read_text(encoding="utf-8").strip()]
+    (folder / "bench.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+def _facts(facts: dict) -> str:
+    versions = ", ".join(f"{name} {found}" for name, found in facts["versions"].items() if found)
+    return (f"{facts['device']}, {facts['processor']}, {facts['threads']} thread(s), clock: "
+            f"{facts['clock']}; {versions}.")
+
+
+def _spread(row: dict, key: str, digits: str) -> str:
+    return (f"{row[key]:{digits}} [{row[key + '_low']:{digits}}, {row[key + '_high']:{digits}}]")
+
+
+def step_tables(results: dict) -> list[str]:
+    """One table a set of shapes; the ratio is to our Muon."""
+    lines = []
+    for name, rows in results.items():
+        lines += [f"### {name}", "", "| optimizer | ms a step | / our Muon | state / weight |",
+                  "|---|---|---|---|"]
+        lines += [f"| {key} | {_spread(row, 'ms', '.2f')} | {_spread(row, 'ratio', '.3g')} | "
+                  f"{row['state_per_weight']:.2f} |" for key, row in rows.items()]
+        lines.append("")
+    return lines
+
+
+def polar_tables(results: dict) -> list[str]:
+    """One table a size; errors are relative distances from the exact polar factor."""
+    lines = [f"Peak of a 1024 x 1024 product: {results['peak_gflops']:.0f} GFLOP/s.", ""]
+    for size, rows in results["sizes"].items():
+        kinds = list(next(iter(rows.values()))["error"])
+        lines += [f"### {size}", "",
+                  f"| method | ms | / keller | share of peak | {' | '.join(kinds)} |",
+                  "|---|---|---|---|" + "---|" * len(kinds)]
+        for key, row in rows.items():
+            errors = " | ".join(f"{row['error'][kind]:.2g}" for kind in kinds)
+            share = f"{row['share_of_peak']:.0%}" if row["gflops"] else "-"
+            lines.append(f"| {key} | {_spread(row, 'ms', '.2f')} | {row['ratio']:.2f} | {share} | "
+                         f"{errors} |")
+        lines.append("")
+    return lines
+
+
+def training_tables(results: dict) -> list[str]:
+    """One table a configuration; the ratio is to AdamW, the claim the paper's."""
+    lines = []
+    for name, rows in results.items():
+        lines += [f"### {name}", "", "| mode | ms a step | / AdamW | claim | evaluations a step |"
+                  " state / weight |", "|---|---|---|---|---|---|"]
+        for key, row in rows.items():
+            claim = f"{row['claim']:.2f}" if row["claim"] else "-"
+            lines.append(f"| {key} | {_spread(row, 'ms', '.1f')} | {_spread(row, 'ratio', '.2f')} |"
+                         f" {claim} | {row['evaluations']:.2f} | {row['state_per_weight']:.2f} |")
+        lines.append("")
+    return lines
+
+
+def plot(path: Path, results: dict) -> None:
+    """Time against error on the Gaussian matrix, one panel a size; lower left is better."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(results["sizes"]), figsize=(4 * len(results["sizes"]), 4),
+                                layout="constrained")
+    for panel, (size, rows) in zip(axes, results["sizes"].items(), strict=True):
+        for name, row in rows.items():
+            error = max(row["error"]["gaussian"], 1e-8)
+            color = "#1f5fbf" if name.startswith("ours") else "#c2410c"
+            panel.plot(row["ms"], error, "o", color=color)
+            panel.annotate(name.removeprefix("ours, "), (row["ms"], error), fontsize=7,
+                           xytext=(3, 3), textcoords="offset points")
+        panel.set(title=size, xscale="log", yscale="log", xlabel="ms")
+        panel.grid(color="#e3e5e8", linewidth=0.8)
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("distance from the exact polar factor")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+TITLES = {"steps": "Optimizer steps", "polar": "Orthogonalization", "training": "Training steps"}
+TABLES = {"steps": step_tables, "polar": polar_tables, "training": training_tables}

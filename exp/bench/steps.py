@@ -1,0 +1,125 @@
+"""What an optimizer step costs: ours, torch's and the libraries', over the same matrices."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim import Muon as TorchMuon
+
+from exp.bench.timing import interleaved, summary
+from model import build_model
+from optimizer import optimizer_class
+
+REFERENCE = "muon"
+
+
+def shapes() -> dict[str, list[tuple[int, ...]]]:
+    """The matrices of the grokking model, and of one layer of the 512-wide Qwen3."""
+    grokking = build_model({"name": "grokking_transformer"}, vocab_size=114)
+    return {
+        "grokking": [tuple(p.shape) for p in grokking.parameters() if p.ndim >= 2],
+        "qwen3 layer": [(512, 512)] * 4 + [(2048, 512)] * 2 + [(512, 2048)],
+    }
+
+
+class KellerMuon(Optimizer):
+    """The fair opponent: Muon, one matrix at a time, float32, fused multiply-adds."""
+
+    def __init__(self, params: Iterable) -> None:
+        super().__init__(params, {"lr": 0.02, "momentum": 0.95})
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                buffer.lerp_(p.grad, 1 - group["momentum"])
+                update = keller(p.grad.lerp(buffer, group["momentum"]))
+                p.add_(update, alpha=-group["lr"] * max(1, p.shape[0] / p.shape[1]) ** 0.5)
+
+
+def keller(x: Tensor, steps: int = 5) -> Tensor:
+    """Keller's iteration of one matrix as his code has it, in the precision given."""
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        polynomial = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.addmm(x, polynomial, x, beta=3.4445)
+    return x.T if tall else x
+
+
+def contestants() -> dict[str, Callable[[list[nn.Parameter]], Optimizer]]:
+    """Name -> optimizer of a list of 2-D parameters; libraries that are not installed are left
+    out."""
+    found = {
+        "muon": lambda matrices: optimizer_class("muon")(matrices),
+        "ars2_neo, base": lambda matrices: optimizer_class("ars2_neo")(matrices, k=0),
+        "keller, float32": KellerMuon,
+        "torch.optim.Muon": TorchMuon,
+        "torch AdamW, fused": lambda matrices: AdamW(matrices, fused=True),
+        "torch AdamW, foreach": lambda matrices: AdamW(matrices, foreach=True),
+    }
+    try:
+        from pytorch_optimizer import Muon as LibraryMuon
+    except ImportError:
+        pass
+    else:
+        for name, settings in {"plain": {"foreach": False}, "foreach": {"foreach": True},
+                               "gram": {"ns_method": "gram_newton_schulz"}}.items():
+            found[f"pytorch_optimizer, {name}"] = lambda matrices, settings=settings: LibraryMuon(
+                [{"params": matrices, "use_muon": True}], **settings)
+    try:
+        from heavyball import Muon as HeavyMuon
+    except ImportError:
+        pass
+    else:
+        found["heavyball"] = HeavyMuon
+    return found
+
+
+def measure(rounds: int, clock: str, device: torch.device) -> dict[str, dict]:
+    """Per set of shapes: times, ratios to our Muon, state tensors per weight."""
+    results = {}
+    for name, sizes in shapes().items():
+        optimizers = {key: make(_parameters(sizes, key, device))
+                      for key, make in contestants().items()}
+        steps = {key: optimizer.step if key == "heavyball" else lambda optimizer=optimizer:
+                 optimizer.step(lambda: torch.zeros(())) for key, optimizer in optimizers.items()}
+        rows = summary(interleaved(steps, rounds, clock), REFERENCE)
+        for key, optimizer in optimizers.items():
+            rows[key]["state_per_weight"] = state_per_weight(optimizer)
+        results[name] = rows
+    return results
+
+
+def state_per_weight(optimizer: Optimizer) -> float:
+    """Bytes of state over bytes of parameters."""
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    state = [value for p in weights for value in _tensors(optimizer.state.get(p, {}))]
+    return sum(t.nbytes for t in state) / sum(p.nbytes for p in weights)
+
+
+def _tensors(value: object) -> list[Tensor]:
+    if torch.is_tensor(value):
+        return [value]
+    members = value.values() if isinstance(value, dict) else value
+    return [t for member in members for t in _tensors(member)] \
+        if isinstance(value, dict | list | tuple) else []
+
+
+def _parameters(sizes: list[tuple[int, ...]], contestant: str,
+                device: torch.device) -> list[nn.Parameter]:
+    """Random weights and gradients; ours take a stack of heads as it is, others head by head."""
+    generator = torch.Generator().manual_seed(0)
+    ours = contestant in ("muon", "ars2_neo, base") or "AdamW" in contestant
+    params = []
+    for size in sizes:
+        pieces = [size] if ours or len(size) == 2 else [size[1:]] * size[0]
+        for piece in pieces:
+            p = nn.Parameter(torch.randn(piece, generator=generator).to(device))
+            p.grad = torch.randn(piece, generator=generator).to(device)
+            params.append(p)
+    return params

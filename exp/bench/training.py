@@ -1,0 +1,69 @@
+"""Whole training steps of each task in each mode of ARS2-Neo, over AdamW's: the overhead table."""
+
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from exp.bench.steps import state_per_weight
+from exp.bench.timing import interleaved, summary
+from exp.harness.build import Built, build
+from exp.harness.config import load_settings
+
+CONFIGS = {"grokking": "lrp_grok_adamw_600e", "wikitext2": "mini_wikitext2_adamw",
+           "cifar": "mini_cifar10_adamw"}
+FULL = {"grokking": "lrp_grok_adamw_600e", "wikitext2": "lrp_wikitext2_adamw_20e",
+        "cifar": "lrp_cifar10_adamw_100e"}
+MODES = {
+    "AdamW": {"name": "adamw"},
+    "Muon": {"name": "muon"},
+    "Base": {"name": "ars2_neo", "k": 0},
+    "Sync": {"name": "ars2_neo", "k": 1},
+    "Lazy k=5": {"name": "ars2_neo", "k": 5},
+    "AGA": {"name": "ars2_neo", "k": 10, "adaptive_sync": True},
+}
+CLAIMS = {"Base": 1.05, "Lazy k=5": 1.25, "AGA": 1.25, "Sync": 2.0}  # paper, over AdamW
+PERIOD = 5  # steps timed together: a whole lazy cycle
+
+
+def measure(rounds: int, clock: str, device: torch.device, full: bool) -> dict[str, dict]:
+    """Per task and mode: ms a step, ratio to AdamW, claim, state, gradient evaluations a step."""
+    results = {}
+    for task, config in (FULL if full else CONFIGS).items():
+        module = importlib.import_module(f"exp.{task}.train")
+        path = Path(__file__).parents[2] / "config" / f"{config}.toml"
+        settings = load_settings(path, [f'experiment.device="{device.type}"'], module.TASK)
+        runs = {mode: build({**settings, "optimizer": {**optimizer, "routing": "role"}},
+                            module.TASK, module.loss_fn) for mode, optimizer in MODES.items()}
+        rows = summary(interleaved({mode: steps(built) for mode, built in runs.items()},
+                                   rounds, clock), "AdamW")
+        for mode, built in runs.items():
+            for key in ("ms", "ms_low", "ms_high"):
+                rows[mode][key] /= PERIOD
+            rows[mode]["claim"] = CLAIMS.get(mode)
+            rows[mode]["state_per_weight"] = state_per_weight(built.optimizer)
+            taken = PERIOD * (2 + rows[mode]["rounds"])
+            rows[mode]["evaluations"] = built.objective.gradient_evaluations / taken
+        results[config] = rows
+    return results
+
+
+def steps(built: Built) -> Callable[[], None]:
+    """A function that trains PERIOD steps, as the scripts' loops do."""
+    batches = endless(built)
+    built.model.train()
+
+    def run() -> None:
+        for _ in range(PERIOD):
+            built.optimizer.step(built.objective.on(next(batches)))
+
+    return run
+
+
+def endless(built: Built) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The training batches, epoch after epoch."""
+    epoch = 0
+    while True:
+        yield from built.data.train.epoch(epoch)
+        epoch += 1

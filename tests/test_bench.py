@@ -1,0 +1,60 @@
+"""The benchmarks run, at toy sizes, and their arithmetic is right."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from exp.bench import __main__ as bench
+from exp.bench import polar, steps, timing
+from exp.bench.timing import interleaved, summary
+
+
+def test_what_takes_too_long_is_timed_once_and_paired_with_the_first_round(monkeypatch):
+    now = 0.0
+
+    def takes(seconds):
+        def call():
+            nonlocal now
+            now += seconds
+        return call
+
+    monkeypatch.setitem(timing.CLOCKS, "fake", lambda: now)
+    seconds = interleaved({"quick": takes(2), "slow": takes(8)}, 3, "fake")
+    assert seconds == {"quick": [2, 2, 2], "slow": [8, None, None]}
+    rows = summary(seconds, "quick")
+    assert rows["slow"]["ratio"] == 4 and rows["slow"]["rounds"] == 1
+    assert rows["quick"]["ms"] == 2000 and rows["quick"]["ratio_high"] == 1
+
+
+def test_the_opponent_is_kellers_muon():
+    from optimizer.muon import Muon
+
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(6, 4, dtype=torch.float64)) for _ in range(2)]
+    params[1].data.copy_(params[0].data)
+    optimizers = steps.KellerMuon(params[:1]), Muon(params[1:])
+    for _ in range(3):
+        gradient = torch.randn(6, 4, dtype=torch.float64)
+        for p, optimizer in zip(params, optimizers, strict=True):
+            p.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(params[0], params[1], rtol=1e-6, atol=1e-6)  # its floor is 1e-7
+
+
+@pytest.mark.filterwarnings("ignore")  # the libraries' own
+def test_the_command_writes_numbers_tables_and_a_plot(monkeypatch, tmp_path):
+    monkeypatch.setattr(polar, "SIZES", [(4, 6), (6, 6)])
+    monkeypatch.setattr(steps, "shapes", lambda: {"toy": [(2, 4, 6), (5, 5)]})
+    monkeypatch.setattr(sys, "argv", ["bench", "polar", "steps", "--rounds", "2", "--output",
+                                      str(tmp_path)])
+    bench.main()
+    rows = json.loads((tmp_path / "steps_cpu.json").read_text())["results"]["toy"]
+    assert rows["muon"]["state_per_weight"] == 1 and rows["muon"]["ratio"] == 1
+    assert rows["ars2_neo, base"]["state_per_weight"] == 2
+    sizes = json.loads((tmp_path / "polar_cpu.json").read_text())["results"]["sizes"]
+    assert sizes["4 x 6"]["svd"]["error"]["gaussian"] < 1e-5
+    assert sizes["6 x 6"]["ours, keller"]["error"]["gaussian"] < 0.5
+    assert "| muon |" in (tmp_path / "bench.md").read_text()
+    assert (tmp_path / "pareto_cpu.png").stat().st_size > 1000
