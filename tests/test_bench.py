@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,3 +59,26 @@ def test_the_command_writes_numbers_tables_and_a_plot(monkeypatch, tmp_path):
     assert sizes["6 x 6"]["ours, keller"]["error"]["gaussian"] < 0.5
     assert "| muon |" in (tmp_path / "bench.md").read_text()
     assert (tmp_path / "pareto_cpu.png").stat().st_size > 1000
+
+
+def test_the_collection_has_every_file_with_settings_that_resolve(tmp_path):
+    from exp.bench import collection
+
+    names = collection.collection()
+    assert {path.stem for path in Path("optimizer").glob("[a-z]*.py")} <= set(names)
+    for name in names:
+        for task in collection.TASKS:
+            settings = collection.job(name, task, tmp_path).settings()["optimizer"]
+            assert name in (settings["name"], *settings)
+    assert collection.main(["adamx"]) == 2
+
+
+COLLECTION = Path("outputs/paper/bench/collection.json")
+
+
+@pytest.mark.skipif(not COLLECTION.exists(), reason="not run yet")
+def test_the_committed_collection_is_what_its_json_says():
+    from exp.bench.collection import render
+
+    results = json.loads(COLLECTION.read_text(encoding="utf-8"))
+    assert COLLECTION.with_suffix(".md").read_text(encoding="utf-8") == render(results)

@@ -27,7 +27,8 @@ TASKS = {
                                      "data.batch_size=64", 'schedule.name="constant"')),
 }
 BESIDE = ("adamw", "sgd")  # torch.optim's own, to compare with
-STATED = {"sgd": {"lr": 0.1, "momentum": 0.9}}  # where there is no default
+# Where there is no default, or one for batches of thousands.
+STATED = {"sgd": {"lr": 0.1, "momentum": 0.9}, "lars": {"lr": 0.1}}
 WRAPPED = "adamw"
 
 
