@@ -14,7 +14,7 @@ from pathlib import Path
 from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
 from exp.harness.config import ConfigError
 from exp.harness.facts import ROOT
-from exp.harness.jobs import Job, Stopped, run_jobs, state
+from exp.harness.jobs import LOG, Job, Stopped, run_jobs, state
 from exp.harness.toml import apply_override, read_toml, to_toml
 from exp.reproduce.report import markdown, number
 from optimizer import available_optimizers, is_wrapper, optimizer_class
@@ -61,10 +61,14 @@ def job(name: str, task: str, folder: Path) -> Job:
 
 
 def result(made: Job) -> dict:
-    """What a run has to say; "status": "failed" without the rest if it wrote no summary."""
+    """What a run has to say; only "status" if it wrote no summary: "refused" with the reason where
+    the rule does not go with the task, else "failed"."""
     path = made.folder / "summary.json"
     if not path.exists():
-        return {"status": "failed"}
+        log = made.folder / LOG
+        last = log.read_text(encoding="utf-8").strip().splitlines()[-1:] if log.exists() else []
+        refused = bool(last) and last[0].startswith("error:")
+        return {"status": "refused", "reason": last[0]} if refused else {"status": "failed"}
     summary = json.loads(path.read_text(encoding="utf-8"))
     facts = json.loads((made.folder / "run.json").read_text(encoding="utf-8"))
     final = summary["final"]
@@ -77,7 +81,7 @@ def result(made: Job) -> dict:
 
 def render(results: dict[str, dict[str, dict]]) -> str:
     """The page: one line an optimizer."""
-    grok, cifar = (TASKS[task][1] for task in TASKS)
+    grok, cifar = (overrides for _, overrides in TASKS.values())
     lines = [("", "grokking: training loss", "accuracy", "fit, epoch", "evaluations a step",
               "ms a step", "CIFAR-10: training loss", "eval accuracy", "ms a step")]
     for name, tasks in results.items():
@@ -88,6 +92,8 @@ def render(results: dict[str, dict[str, dict]]) -> str:
                       if first.get("step") else "–", _pace(first),
                       _shown(second, "train_loss"), _shown(second, "eval_accuracy"),
                       _pace(second)))
+    refused = [f"{name}: {run['reason'].removeprefix('error: [optimizer] ')}"
+               for name, tasks in results.items() for run in tasks.values() if "reason" in run]
     known = [run for tasks in results.values() for run in tasks.values() if "device" in run]
     facts = "; ".join(", ".join(sorted({str(run[key])[:40] for run in known}))
                       for key in ("device", "torch", "commit"))
@@ -96,7 +102,7 @@ def render(results: dict[str, dict[str, dict]]) -> str:
         f"`python -m exp.bench.collection`: defaults, one seed ({SEED}), nothing tuned, wrappers "
         f"around {WRAPPED}; {STATED}. Grokking with {', '.join(grok)}; mini CIFAR-10 with "
         f"{', '.join(cifar)}. {facts}. Milliseconds are of whole training steps on a machine with "
-        "other work on it.", markdown(lines)]) + "\n"
+        "other work on it.", markdown(lines), *refused]) + "\n"
 
 
 def _shown(run: dict, key: str) -> str:
@@ -140,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (paper / "collection.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
     (paper / "collection.md").write_text(render(results), encoding="utf-8")
     print(f"written to {paper}: collection.md, collection.json")
-    failed = any(code not in (COMPLETED, DIVERGED) for code in ended.values())
+    failed = any(code not in (COMPLETED, DIVERGED, BAD_INPUT) for code in ended.values())
     return FAILED if failed else COMPLETED
 
 
