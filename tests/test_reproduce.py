@@ -12,7 +12,7 @@ from exp.harness.config import ConfigError
 from exp.harness.jobs import Job, run_jobs, state
 from exp.reproduce import __main__ as command
 from exp.reproduce import records as records_module
-from exp.reproduce.claims import MEASURES, Claim, estimate, judge, read_claims
+from exp.reproduce.claims import MEASURES, Claim, estimate, judge, overhead, read_claims
 from exp.reproduce.plan import read_tables
 from exp.reproduce.records import collect, is_done, read_kept, write_kept
 from exp.reproduce.report import best_within, render, short
@@ -126,6 +126,21 @@ def test_measures_by_hand(measure, unit, value):
     made = claim("=", 1.0, unit, measure, row="ARS2-Neo AGA", against="AdamW")
     found = estimate(made, TABLES["readme-3.3"], RUNS, "full", "published")
     assert found.value == pytest.approx(value)
+
+
+def test_overheads_come_from_the_full_training_steps_of_the_benchmark():
+    def row(ratio):
+        return {"ratio": ratio, "ratio_low": ratio - 0.02, "ratio_high": ratio + 0.02, "rounds": 9}
+
+    bench = {"results": {"lrp_cifar10_adamw_100e": {"Base": row(1.04)},
+                         "lrp_wikitext2_adamw_20e": {"Base": row(1.10)},
+                         "lrp_grok_adamw_600e": {"Base": row(3.0)}}}
+    made = claim("~", 5.0, "%", "extra_compute", row="ARS2-Neo Base", against="AdamW")
+    found = overhead(made, bench)
+    assert (found.value, found.low, found.high) == pytest.approx((7.0, 2.0, 12.0))
+    assert judge(made, found) == "holds"
+    assert overhead(claim("~", 5.0, "%", "extra_memory", row="ARS2-Neo Base"), bench) is None
+    assert overhead(claim("~", 5.0, "%", "extra_compute", row="NorMuon"), bench) is None
 
 
 def test_the_best_within_a_budget_counts_whole_epochs_only():

@@ -22,8 +22,11 @@ MODES = {
     "Sync": {"name": "ars2_neo", "k": 1},
     "Lazy k=5": {"name": "ars2_neo", "k": 5},
     "AGA": {"name": "ars2_neo", "k": 10, "adaptive_sync": True},
+    "AdaMuon": {"name": "adamuon"},
+    "NorMuon": {"name": "normuon"},
 }
-CLAIMS = {"Base": 1.05, "Lazy k=5": 1.25, "AGA": 1.25, "Sync": 2.0}  # paper, over AdamW
+CLAIMS = {"Base": 1.05, "Lazy k=5": 1.25, "AGA": 1.25, "Sync": 2.0,
+          "AdaMuon": 1.05, "NorMuon": 1.1}  # paper, over AdamW
 PERIOD = 5  # steps timed together: a whole lazy cycle
 
 

@@ -113,15 +113,19 @@ def render_verdicts(paper: Path) -> str:
     claims = read_claims()
     parts = ["# Every claim and its verdict",
              "How a verdict is reached: the docstring of `exp/reproduce/claims.py`. `python -m "
-             "exp.reproduce TABLE --scale full` runs what is not yet run."]
+             "exp.reproduce TABLE --scale full` runs what is not yet run, `python -m exp.bench "
+             "training --full` measures the overheads (a GPU, or hours)."]
     tables = {table.name: table for table in read_tables()}
+    bench = next((read_kept(path) for path in (
+        paper / "bench" / f"training_{device}.json" for device in ("cuda", "cpu"))
+        if path.exists()), {})
     names = list(dict.fromkeys([*tables, *(claim.table for claim in claims)]))
     for name in names:
         own = [claim for claim in claims if claim.table == name]
         if own:
             title = tables[name].title if name in tables else name or "Statements in the text"
             records = read_kept(paper / f"{name}.json")
-            parts += [f"## {title}", claims_table(own, tables.get(name), records)]
+            parts += [f"## {title}", claims_table(own, tables.get(name), records, bench)]
     return "\n\n".join(parts) + "\n"
 
 

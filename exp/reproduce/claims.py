@@ -27,6 +27,7 @@ CLAIMS = Path(__file__).parent / "claims.toml"
 SCALE_FREE = ("lead", "speedup", "delay")  # measures that compare two of our rows
 MILESTONES = ("fit", "grok", "converged")
 PERCENT = 100.0
+OVERHEAD_CONFIGS = ("lrp_cifar10_", "lrp_wikitext2_")  # the tasks of the paper's overhead table
 
 Verdict = Literal["holds", "holds partly", "does not hold", "not yet run", "cannot be tested here"]
 
@@ -101,6 +102,20 @@ def estimate(claim: Claim, table: Table, records: dict, scale: str, protocol: st
     if not ours or (claim.against and not other):
         return None
     return MEASURES[claim.measure](claim, table.metric_of(protocol), table.mode, ours, other)
+
+
+def overhead(claim: Claim, bench: dict) -> Estimate | None:
+    """Extra time beyond AdamW's in percent, from `exp.bench training --full`: the mean over the
+    paper's two tasks, with the lowest and the highest quartile; None where it was not measured."""
+    mode = claim.row.removeprefix("ARS2-Neo ")
+    rows = [modes[mode] for config, modes in bench.get("results", {}).items()
+            if config.startswith(OVERHEAD_CONFIGS) and mode in modes]
+    if claim.measure != "extra_compute" or not rows:
+        return None
+    low, high = min(row["ratio_low"] for row in rows), max(row["ratio_high"] for row in rows)
+    value = sum(row["ratio"] for row in rows) / len(rows)
+    return Estimate(*(PERCENT * (ratio - 1) for ratio in (value, low, high)),
+                    min(row["rounds"] for row in rows))
 
 
 def chosen(run: dict, metric: str, mode: str) -> float:

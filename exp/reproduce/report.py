@@ -11,6 +11,7 @@ from exp.reproduce.claims import (
     chosen,
     estimate,
     judge,
+    overhead,
     watched,
 )
 from exp.reproduce.plan import PROTOCOLS, SCALES, Table
@@ -78,12 +79,15 @@ def select(records: dict, scale: str, protocol: str) -> dict[str, list[dict]]:
     return found
 
 
-def claims_table(claims: Iterable[Claim], table: Table | None, records: dict) -> str:
-    """Claimed, logged, ours and the verdict, one line a claim."""
+def claims_table(
+    claims: Iterable[Claim], table: Table | None, records: dict, bench: dict | None = None
+) -> str:
+    """Claimed, logged, ours and the verdict, one line a claim. bench: for claims about cost."""
     lines = [("claim", "claimed", "its log", "ours, published", "ours, fixed", "verdict")]
     for claim in claims:
         scale, word = deciding_scale(claim, table, records)
-        ours = estimate(claim, table, records, scale, "published") if table else None
+        ours = (estimate(claim, table, records, scale, "published") if table
+                else overhead(claim, bench or {}))
         fixed = estimate(claim, table, records, scale, "fixed") if table else None
         verdict = judge(claim, ours)
         if verdict == "not yet run" and table:
@@ -92,7 +96,8 @@ def claims_table(claims: Iterable[Claim], table: Table | None, records: dict) ->
         lines.append((f"{claim.says} <sub>{claim.id}</sub>",
                       f"{claim.comparator} {number(claim.value)} {claim.unit}",
                       f"{logged}({claim.log})" if claim.log else "",
-                      shown(ours, claim.unit), shown(fixed, claim.unit),
+                      shown(ours, claim.unit, "seed" if table else "round"),
+                      shown(fixed, claim.unit),
                       f"**{verdict}**{word}{_why(claim, verdict, ours)}"))
     return markdown(lines)
 
@@ -131,12 +136,11 @@ def number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
 
 
-def shown(ours: Estimate | None, unit: str) -> str:
-    """An estimate with its interval and number of seeds."""
+def shown(ours: Estimate | None, unit: str, what: str = "seed") -> str:
+    """An estimate with its interval and number of seeds, or of rounds of a benchmark."""
     if ours is None:
         return ""
-    seeds = "1 seed" if ours.n == 1 else f"{ours.n} seeds"
-    return f"{interval(ours, unit)}, {seeds}"
+    return f"{interval(ours, unit)}, {ours.n} {what}{'s' * (ours.n != 1)}"
 
 
 def _end(value: float) -> str:
