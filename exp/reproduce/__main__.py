@@ -112,7 +112,8 @@ def render_verdicts(paper: Path) -> str:
     """The text of verdicts.md."""
     claims = read_claims()
     parts = ["# Every claim and its verdict",
-             "How a verdict is reached: the docstring of `exp/reproduce/claims.py`. `python -m "
+             "Under the paper's own settings, its untuned baselines among them: a ratio that holds "
+             "here may not survive a tuned one. How a verdict is reached: the docstring of `exp/reproduce/claims.py`. `python -m "
              "exp.reproduce TABLE --scale full` runs what is not yet run, `python -m exp.bench "
              "training --full` measures the overheads (a GPU, or hours)."]
     tables = {table.name: table for table in read_tables()}

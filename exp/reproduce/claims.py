@@ -1,8 +1,8 @@
 """Claims and verdicts. The rule, the same for wins and losses, and written before the runs:
 
-    a number ("=", "~")   holds         our value is within the tolerance of its unit, or the
-                                        claimed one inside our 95 % interval
-                          holds partly  within two tolerances
+    a number ("=", "~")   holds         our value is within the tolerance of its unit
+                          holds partly  within two tolerances, or the claimed number is inside our
+                                        95 % interval and that has two ends
     a bound (">", "<")    holds         our whole interval is beyond it
                           holds partly  our value is
     else it does not hold. (A milestone that no seed reached is beyond every bound as a whole.)
@@ -76,9 +76,10 @@ def judge(claim: Claim, ours: Estimate | None) -> Verdict:
     if claim.comparator == ">":
         return _judge_bound(ours.value, ours.low, claim.value)
     distance = abs(ours.value - claim.value)
-    if distance <= claim.tolerance or ours.low <= claim.value <= ours.high:
+    if distance <= claim.tolerance:
         return "holds"
-    return "holds partly" if distance <= 2 * claim.tolerance else "does not hold"
+    inside = ours.low <= claim.value <= ours.high < math.inf
+    return "holds partly" if inside or distance <= 2 * claim.tolerance else "does not hold"
 
 
 def _judge_bound(value: float, low: float, bound: float) -> Verdict:

@@ -87,7 +87,14 @@ def _survival(axes, runs: dict[str, list[dict]], milestone: str, colors: dict) -
 def _claims(axes, claims: list[Claim], table: Table, records: dict, scale: str, protocol: str
             ) -> None:
     """Claimed numbers as crosses, ours as dots with intervals, each over the claimed one."""
-    names, drawn = [], False
+    names, drawn = [], set()
+
+    def label(text: str) -> str | None:
+        """The label of the first of its kind, for the legend."""
+        first = text not in drawn
+        drawn.add(text)
+        return text if first else None
+
     for claim in claims:
         deciding, _ = deciding_scale(claim, table, records)
         if not claim.log or deciding != scale:  # an order of rows is no number to plot
@@ -97,17 +104,16 @@ def _claims(axes, claims: list[Claim], table: Table, records: dict, scale: str, 
             continue
         y = len(names)
         names.append(textwrap.fill(claim.says, LABEL_WIDTH))
-        axes.plot(1, y, "x", color="#c2410c", markersize=7, label=None if drawn else "claimed")
+        axes.plot(1, y, "x", color="#c2410c", markersize=7, label=label("claimed"))
         if math.isfinite(ours.value):
             low, high = (ours.value if not math.isfinite(end) else end
                          for end in (ours.low, ours.high))
             axes.plot([low / claim.value, high / claim.value], [y, y], color="#1f5fbf",
                       linewidth=2, alpha=0.5)
             axes.plot(ours.value / claim.value, y, "o", color="#1f5fbf", markersize=5,
-                      label=None if drawn else "ours")
-            drawn = True
+                      label=label("ours"))
         else:
-            axes.annotate("never", (1.05, y), va="center", fontsize=7, color="#1f5fbf")
+            axes.annotate("out of reach", (1.05, y), va="center", fontsize=7, color="#1f5fbf")
     if not names:
         axes.text(0.5, 0.5, "the paper's numbers are tested\nat full scale only", ha="center",
                   va="center", transform=axes.transAxes, color="#6b7280")

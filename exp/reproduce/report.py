@@ -281,6 +281,8 @@ def _at_least(ratio: Estimate) -> str:
 
 def interval(ours: Estimate, unit: str = "") -> str:
     """A value with its unit and, where there is one, its interval."""
+    if math.isinf(ours.value) and unit == "x":  # a ratio to what was never reached
+        return f"> {number(ours.low)} x"
     value = number(ours.value)
     if unit and math.isfinite(ours.value):
         value += f" {unit}"
