@@ -11,8 +11,8 @@ from exp.reproduce.claims import PERCENT, Claim, estimate, watched
 from exp.reproduce.plan import Table
 from exp.reproduce.report import UNITS, deciding_scale, sections, select
 
-COLORS = ("#4b5563", "#1f5fbf", "#c2410c", "#15803d", "#7c3aed", "#b45309", "#0e7490", "#be185d",
-          "#65a30d", "#1e3a8a", "#9f1239", "#0f766e")
+COLORS = ("#111827", "#60a5fa", "#1d4ed8", "#0e7490", "#a3a3a3", "#f59e0b", "#92400e", "#a855f7",
+          "#84cc16", "#15803d", "#dc2626", "#ec4899")
 GRID = "#e3e5e8"
 LABEL_WIDTH = 36
 
