@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optimizer.parts import checks
+from optimizer.parts.kronecker import eigh
 from optimizer.parts.matrix import ADAMW_KEYS, BOOKKEEPING, MatrixOptimizer, by_track
 
 __all__ = ["KFAC"]
@@ -311,7 +312,7 @@ def eigenbasis(factor: Tensor) -> tuple[Tensor, Tensor]:
     """
     if not factor.isfinite().all():
         return factor.diagonal() * torch.nan, factor * torch.nan
-    values, vectors = torch.linalg.eigh(factor)
+    values, vectors = eigh(factor)
     return values * (values > SMALLEST_EIGENVALUE), vectors
 
 

@@ -14,7 +14,7 @@ from exp.grokking.train import TASK
 from exp.harness.config import ConfigError, complete
 from model import build_model
 from optimizer import build_optimizer
-from optimizer.kfac import KFAC, rows_of
+from optimizer.kfac import KFAC, eigenbasis, rows_of
 from optimizer.muon import Muon
 from optimizer.qk_clip import QKClip
 from optimizer.sam import SAM
@@ -661,3 +661,15 @@ def test_the_model_is_no_key_of_a_configuration():
         with pytest.raises(ConfigError, match="unknown key 'model'"):
             complete(settings, TASK)
         del table["model"]
+
+
+def test_the_eigenbasis_of_a_low_rank_factor_is_computed_in_float64(monkeypatch):
+    """In float32 LAPACK may return NaN for one, without a word."""
+    seen = []
+    real = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda a: seen.append(a.dtype) or real(a))
+    rows = torch.randn(3, 40)
+    values, vectors = eigenbasis(rows.T @ rows)
+    assert seen == [torch.float64] and values.dtype == vectors.dtype == torch.float32
+    assert int((values > 1e-4).sum()) == 3
+    torch.testing.assert_close((vectors * values) @ vectors.T, rows.T @ rows, rtol=1e-4, atol=1e-4)

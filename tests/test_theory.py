@@ -81,11 +81,9 @@ def test_steps_counts_across_epochs():
     assert math.isfinite(float(run.objective.last_loss))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if (KEPT / f"{name}.json").exists()])
 def test_committed_pages_are_what_their_json_says(name):
     path = KEPT / f"{name}.json"
-    if not path.exists():
-        pytest.skip("not run yet")
     content = json.loads(path.read_text(encoding="utf-8"))
     assert path.with_suffix(".md").read_text(encoding="utf-8") == command.page(name, content)
 

@@ -1,4 +1,6 @@
-"""Claims and verdicts. The rule, the same for wins and losses, and written before the runs:
+"""Claims and verdicts. The rule, the same for wins and losses, written before the runs and made
+stricter once after the first grokking seeds (being inside an interval used to hold in full, and
+few seeds have intervals without an upper end):
 
     a number ("=", "~")   holds         our value is within the tolerance of its unit
                           holds partly  within two tolerances, or the claimed number is inside our
