@@ -10,13 +10,13 @@ from conftest import TINY
 from exp.harness import jobs as harness_jobs
 from exp.harness.config import ConfigError
 from exp.harness.jobs import Job, run_jobs, state
+from exp.harness.statistics import Estimate, logrank, mean, median_time, paired, speedup
 from exp.reproduce import __main__ as command
 from exp.reproduce import records as records_module
 from exp.reproduce.claims import MEASURES, Claim, estimate, judge, overhead, read_claims
 from exp.reproduce.plan import read_tables
 from exp.reproduce.records import collect, is_done, read_kept, write_kept
 from exp.reproduce.report import best_within, render, short
-from exp.reproduce.statistics import Estimate, logrank, mean, median_time, paired, speedup
 
 PAPER = Path("outputs/paper")
 TABLES = {table.name: table for table in read_tables()}

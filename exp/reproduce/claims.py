@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from exp.harness import statistics
+from exp.harness.statistics import Estimate
 from exp.harness.toml import read_toml
-from exp.reproduce import statistics
 from exp.reproduce.plan import Table
-from exp.reproduce.statistics import Estimate
 
 CLAIMS = Path(__file__).parent / "claims.toml"
 SCALE_FREE = ("lead", "speedup", "delay")  # measures that compare two of our rows

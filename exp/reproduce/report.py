@@ -3,7 +3,9 @@
 import math
 from collections.abc import Iterable
 
-from exp.reproduce import statistics
+from exp.harness import statistics
+from exp.harness.statistics import Estimate
+from exp.harness.tables import interval, markdown, number
 from exp.reproduce.claims import (
     PERCENT,
     SCALE_FREE,
@@ -15,7 +17,6 @@ from exp.reproduce.claims import (
     watched,
 )
 from exp.reproduce.plan import PROTOCOLS, SCALES, Table
-from exp.reproduce.statistics import Estimate
 
 AXES = {"epochs": "epochs", "gradient_evaluations": "gradient evaluations", "seconds": "seconds"}
 UNITS = {"eval_accuracy": "%", "eval_perplexity": "ppl", "eval_perplexity_padded": "ppl"}
@@ -118,33 +119,11 @@ def deciding_scale(claim: Claim, table: Table | None, records: dict) -> tuple[st
     return "full", ""
 
 
-def markdown(lines: list[tuple[str, ...]]) -> str:
-    """Lines of cells, the first one the head, as an aligned Markdown table."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    rows = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-            + " |" for line in lines]
-    return "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|",
-                      *rows[1:]])
-
-
-def number(value: float) -> str:
-    """Four significant digits, whole numbers as they are."""
-    if math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "never"
-    return f"{value:.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
-
-
 def shown(ours: Estimate | None, unit: str, what: str = "seed") -> str:
     """An estimate with its interval and number of seeds, or of rounds of a benchmark."""
     if ours is None:
         return ""
     return f"{interval(ours, unit)}, {ours.n} {what}{'s' * (ours.n != 1)}"
-
-
-def _end(value: float) -> str:
-    return "∞" if math.isinf(value) else number(value)
 
 
 def _command(table: Table) -> str:
@@ -277,18 +256,6 @@ def _at_least(ratio: Estimate) -> str:
     if math.isinf(ratio.value):
         return f"> {number(ratio.low)}"
     return interval(ratio)
-
-
-def interval(ours: Estimate, unit: str = "") -> str:
-    """A value with its unit and, where there is one, its interval."""
-    if math.isinf(ours.value) and unit == "x":  # a ratio to what was never reached
-        return f"> {number(ours.low)} x"
-    value = number(ours.value)
-    if unit and math.isfinite(ours.value):
-        value += f" {unit}"
-    if math.isnan(ours.low) or math.isinf(ours.low):
-        return value
-    return f"{value} [{number(ours.low)}, {_end(ours.high)}]"
 
 
 def _mean(values: list[float]) -> float:

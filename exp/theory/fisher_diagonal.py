@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from exp.reproduce.report import interval, markdown
-from exp.reproduce.statistics import mean
+from exp.harness.statistics import mean
+from exp.harness.tables import interval, markdown
 from exp.theory.grokking_steps import built, steps
 
 SAYS = "Adam's second moment is the diagonal of the Fisher information"

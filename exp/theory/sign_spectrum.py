@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from exp.harness.diagnostics import spectrum
-from exp.reproduce.report import interval, markdown
-from exp.reproduce.statistics import mean
+from exp.harness.statistics import mean
+from exp.harness.tables import interval, markdown
 from exp.theory.grokking_steps import built, matrices, steps
 
 SAYS = "sign(G) collapses the spectral entropy of G (the \"sign catastrophe\" of AdaMuon)"

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from exp.reproduce.report import interval, markdown, number
-from exp.reproduce.statistics import mean
+from exp.harness.statistics import mean
+from exp.harness.tables import interval, markdown, number
 from optimizer import optimizer_class
 
 OUTPUT = Path("outputs/paper/theory")

@@ -5,8 +5,8 @@ import math
 import torch
 
 from exp.harness.diagnostics import spectrum
-from exp.reproduce.report import interval, markdown, number
-from exp.reproduce.statistics import mean
+from exp.harness.statistics import mean
+from exp.harness.tables import interval, markdown, number
 from exp.theory.grokking_steps import built, matrices, steps
 
 SAYS = "ARS keeps dW^T dW = lr^2 norm(g_nat)^2 I: every update has condition number 1"

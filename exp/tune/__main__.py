@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
 from exp.harness.config import ConfigError
-from exp.harness.jobs import Stopped, run_jobs
+from exp.harness.jobs import Job, Stopped, run_jobs
 from exp.harness.run import Interrupted
 from exp.tune import report, score
 from exp.tune.space import Goal, all_arms, goal_of, search_space
@@ -74,7 +74,7 @@ def tune(options: argparse.Namespace) -> int:
     return FAILED if failed else COMPLETED
 
 
-def _is_finished(job) -> bool:
+def _is_finished(job: Job) -> bool:
     return bool(score.fresh_records([job]))
 
 
@@ -141,7 +141,7 @@ def write_leaderboard(goal: Goal, records: dict, jobs: dict, budget: int, paper:
             name = f"tuned_{goal.task}_{arm}"
             text = score.winner_config(goal, arm, score.winner(studies[number - 1]), name)
             config = f"config/{name}.toml"
-            (options_root(paper) / f"{name}.toml").write_text(text, encoding="utf-8")
+            (config_folder(paper) / f"{name}.toml").write_text(text, encoding="utf-8")
         task["arms"][arm] = {"studies": studies, "fresh": fresh, "config": config, "text": text}
     every = [run for entry in task["arms"].values() for run in entry["fresh"]]
     for key in ("device", "torch", "commit"):
@@ -151,7 +151,7 @@ def write_leaderboard(goal: Goal, records: dict, jobs: dict, budget: int, paper:
     write_pages(paper)
 
 
-def options_root(paper: Path) -> Path:
+def config_folder(paper: Path) -> Path:
     """Where tuned configs go: config/ beside the outputs folder."""
     folder = paper.parent.parent / "config"
     folder.mkdir(exist_ok=True)

@@ -1,0 +1,39 @@
+"""Numbers and tables as Markdown, the same on every page."""
+
+import math
+
+from exp.harness.statistics import Estimate
+
+
+def markdown(lines: list[tuple[str, ...]]) -> str:
+    """Lines of cells, the first one the head, as an aligned Markdown table."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    rows = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            + " |" for line in lines]
+    return "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|",
+                      *rows[1:]])
+
+
+def number(value: float) -> str:
+    """Four significant digits, whole numbers as they are."""
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "never"
+    return f"{value:.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
+
+
+def interval(ours: Estimate, unit: str = "") -> str:
+    """A value with its unit and, where there is one, its interval."""
+    if math.isinf(ours.value) and unit == "x":  # a ratio to what was never reached
+        return f"> {number(ours.low)} x"
+    value = number(ours.value)
+    if unit and math.isfinite(ours.value):
+        value += f" {unit}"
+    if math.isnan(ours.low) or math.isinf(ours.low):
+        return value
+    return f"{value} [{number(ours.low)}, {_end(ours.high)}]"
+
+
+def _end(value: float) -> str:
+    return "∞" if math.isinf(value) else number(value)
