@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+IGNORED = -100  # a target that counts for nothing: torch's cross entropy leaves it out
+
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from data import CACHE, DataError, locate, move_into_cache
-from data.batches import Batches
+from data.batches import IGNORED, Batches
 
 FOLDERS = {"v1": "wikitext-2", "raw": "wikitext-2-raw"}
 SPLITS = {"train": "train", "valid": "validation", "test": "test"}  # our file, the library's split
 EOT, PAD = "<|endoftext|>", "<pad>"
 SMALLEST_VOCAB = 256 + 2  # every byte, and the two special tokens
 RECIPE = "bpe-2"  # part of every hash: change it when the code below changes its result
-IGNORED = -100  # what cross entropy leaves out
 
 Variant = Literal["v1", "raw"]
 Packing = Literal["contiguous", "sentence"]

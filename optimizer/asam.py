@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optimizer.parts import checks
-from optimizer.parts.sharpness import EPS, gradients_at
+from optimizer.parts.sharpness import EPS, gradients_at, norm_of_all
 from optimizer.parts.wrapper import ClosureWrapper
 
 __all__ = ["ASAM"]
@@ -39,7 +39,7 @@ class ASAM(ClosureWrapper):
             params = [p for p in self.parameters if p.grad is not None]
             scales = [p.abs() + self.eta if p.ndim > 1 else torch.ones_like(p) for p in params]
             scaled = [t * p.grad for t, p in zip(scales, params, strict=True)]
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(scaled)))
+            norm = norm_of_all(torch._foreach_norm(scaled))
             offsets = [t * s * (self.rho / (norm + EPS))
                        for t, s in zip(scales, scaled, strict=True)]
             gradients_at(params, offsets, closure)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optimizer.parts import checks
+from optimizer.parts.sharded import total
 from optimizer.parts.sharpness import EPS, gradients_at, perturbation
 from optimizer.parts.wrapper import ClosureWrapper
 
@@ -45,8 +46,8 @@ class GSAM(ClosureWrapper):
             base = [p.grad for p in params]
             gradients_at(params, perturbation(params, base, rho, "global", "none"), closure)
             pairs = [(p, g) for p, g in zip(params, base, strict=True) if p.grad is not None]
-            product = sum((g * p.grad).sum() for p, g in pairs)
-            square = sum((p.grad * p.grad).sum() for p, _ in pairs)
+            product = total(sum(((g * p.grad).sum() for p, g in pairs), torch.zeros(())))
+            square = total(sum(((p.grad * p.grad).sum() for p, _ in pairs), torch.zeros(())))
             for p, g in pairs:
                 vertical = g - product / (square + EPS) * p.grad
                 p.grad = p.grad - self.alpha * vertical

@@ -70,6 +70,8 @@ class KFAC(MatrixOptimizer):
     eigenvectors and the eigenvalues; two eigendecompositions a layer every `inverse_interval`.
     """
 
+    one_process = "its factors are of the activations that this process has seen"
+
     def __init__(
         self,
         params: Iterable,

@@ -6,6 +6,7 @@ Su 2025, "QK-Clip" (kexue.fm 11126), gives the reasoning.
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -34,7 +35,8 @@ class QKClip(Wrapper):
     It is None, and nothing is recorded, until a QKClip is there. ValueError for another model: one
     with QK-norm (Qwen3) has no such method, because its logits do not follow the scale of W_Q.
 
-    With gradient accumulation and sharpness-aware passes S is the largest of all passes.
+    With gradient accumulation and sharpness-aware passes S is the largest of all passes, where
+    torch.distributed is running of all processes.
 
     Cost: no gradient evaluation of its own, no state; a maximum over the logits of each pass.
     """
@@ -63,6 +65,8 @@ class QKClip(Wrapper):
         loss = self.base.step() if closure is None else self.base.step(closure)
         with torch.no_grad():
             for layer in self.layers:
+                if dist.is_initialized():
+                    dist.all_reduce(layer.max_logits, dist.ReduceOp.MAX)
                 self._clip(layer)
             logits = torch.cat([layer.max_logits for layer in self.layers])
             self.largest, self.clipped = logits.max(), (logits > self.tau).sum()

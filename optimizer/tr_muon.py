@@ -15,6 +15,7 @@ from optimizer.parts import checks
 from optimizer.parts.energy import EnergyScope
 from optimizer.parts.matrix import MatrixOptimizer
 from optimizer.parts.polar import Orthogonalizer
+from optimizer.parts.sharded import total
 from optimizer.rmsuon import rmsuon_updates
 
 __all__ = ["TRMuon"]
@@ -113,7 +114,7 @@ class TRMuon(MatrixOptimizer):
                  for group in self.param_groups if group["track"] == "matrix"
                  if (params := self.with_gradient(group))]
         looks = self.rule in ("ratio", "curvature")
-        due = moves and looks and self.scalars["step"] % self.interval == 0
+        due = looks and self.scalars["step"] % self.interval == 0 and total(_count(moves)) > 0
         self.scalars["step"] += 1
         if not due or self._look(moves, closure, loss):
             for group, params, updates in moves:
@@ -194,7 +195,7 @@ class TRMuon(MatrixOptimizer):
             curvatures.append(kappa)
             slope = float((average * update).sum()) / float(update.norm())
             found.append(min(max(slope / (kappa * length), RADIUS[0]), 1.0))
-        if curvatures:
+        if curvatures:  # with several processes, of this one's share
             self.scalars["kappa"] = sum(curvatures) / len(curvatures)
             self.scalars["radius"] = sum(found) / len(found)
         return found
@@ -212,10 +213,19 @@ def _measure_secant(entry: dict, p: Tensor, average: Tensor) -> None:
     entry["snapshot"], entry["snapshot_average"] = p.clone(), average.clone()
 
 
+def _zero() -> Tensor:
+    return torch.zeros((), dtype=torch.float64)
+
+
+def _count(moves: list) -> Tensor:
+    return _zero() + len(moves)
+
+
 def _dot(a: list[Tensor], b: list[Tensor]) -> float:
     products = torch._foreach_mul([x.to(y.dtype) for x, y in zip(a, b, strict=True)], b)
-    return float(sum(product.sum(dtype=torch.float64) for product in products))
+    return float(total(sum((product.sum(dtype=torch.float64) for product in products), _zero())))
 
 
 def _norm(tensors: list[Tensor]) -> float:
-    return float(sum(t.square().sum(dtype=torch.float64) for t in tensors)) ** 0.5
+    squares = sum((t.square().sum(dtype=torch.float64) for t in tensors), _zero())
+    return float(total(squares)) ** 0.5

@@ -13,6 +13,7 @@ from data.cifar10 import cifar10
 from exp.harness.build import build
 from exp.harness.cli import launch
 from exp.harness.config import Task
+from exp.harness.distributed import all_sum, my_share
 from exp.harness.folder import RunFolder
 from exp.harness.objective import Objective
 from exp.harness.run import Run
@@ -31,17 +32,21 @@ def loss_fn(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, d
     return F.cross_entropy(logits, labels), {"accuracy": accuracy}
 
 
-@torch.inference_mode()
 def evaluate(objective: Objective, images: Tensor, labels: Tensor) -> dict[str, float]:
     """Loss (nats) and accuracy over all images, each counted once."""
-    objective.model.eval()
-    loss, correct = torch.zeros(2, dtype=torch.float64, device=images.device)
-    for batch, target in zip(images.split(EVAL_BATCH), labels.split(EVAL_BATCH), strict=True):
-        with objective.autocast():
-            logits = objective.model(batch)
-        loss += F.cross_entropy(logits.float(), target, reduction="sum")
-        correct += (logits.argmax(-1) == target).sum()
-    return {"eval_loss": float(loss) / len(labels), "eval_accuracy": float(correct) / len(labels)}
+    sums = torch.zeros(2, dtype=torch.float64, device=images.device)
+    batches = zip(images.split(EVAL_BATCH), labels.split(EVAL_BATCH), strict=True)
+    for batch, target in my_share(list(batches)):
+        sums += objective.measure(loss_and_correct, batch, target)
+    loss, accuracy = (all_sum(sums) / len(labels)).tolist()
+    return {"eval_loss": loss, "eval_accuracy": accuracy}
+
+
+def loss_and_correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Sum of the losses (nats) and number of right answers, (2,) in float64."""
+    logits = model(images)
+    loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+    return torch.stack([loss.double(), (logits.argmax(-1) == labels).sum().double()])
 
 
 # --- run

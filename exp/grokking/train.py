@@ -5,7 +5,6 @@ python -m exp.grokking.train --config config/lrp_grok_ars2_neo_aga_400e.toml
 
 import sys
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,8 +12,9 @@ from data.modular_addition import modular_addition
 from exp.harness.build import build
 from exp.harness.cli import launch
 from exp.harness.config import Task
+from exp.harness.distributed import part_of
 from exp.harness.folder import RunFolder
-from exp.harness.objective import Objective
+from exp.harness.objective import Objective, of_whole_batch
 from exp.harness.run import Run
 
 TASK = Task("grokking", data=modular_addition, sizes=("vocab_size",))
@@ -35,12 +35,10 @@ def loss_fn(model: nn.Module, tokens: Tensor, labels: Tensor) -> tuple[Tensor, d
     return F.cross_entropy(logits, labels), {"accuracy": accuracy}
 
 
-@torch.inference_mode()
 def evaluate(objective: Objective, tokens: Tensor, labels: Tensor) -> dict[str, float]:
     """Loss (nats) and accuracy on all held-out pairs, in one batch."""
-    objective.model.eval()
-    with objective.autocast():
-        loss, means = loss_fn(objective.model, tokens, labels)
+    part, share = part_of((tokens, labels))
+    loss, means = of_whole_batch(*objective.measure(loss_fn, *part), share)
     return {"eval_loss": float(loss), "eval_accuracy": float(means["accuracy"])}
 
 

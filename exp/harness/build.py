@@ -7,12 +7,17 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from data.batches import Batches
+from exp.harness.batch_norm import synchronized
 from exp.harness.config import ConfigError, Task
 from exp.harness.device import autocast, pick_device, seed_everything
+from exp.harness.distributed import data_parallel, main_first, rank, size, together
 from exp.harness.objective import LossFunction, Objective
 from exp.harness.schedule import Schedule
 from model import build_model
 from optimizer import build_optimizer
+from optimizer.parts.sharded import Sharded
+from optimizer.parts.wrapper import Wrapper
 
 
 @dataclass(frozen=True)
@@ -35,20 +40,60 @@ def build(settings: dict, task: Task, loss_fn: LossFunction) -> Built:
     experiment = settings["experiment"]
     device = pick_device(experiment["device"])
     seed_everything(experiment["seed"])
+    with together():
+        data, model, optimizer, schedule = _parts(settings, task, device)
+    if experiment["compile"]:
+        model.compile()
+    objective = Objective(model, loss_fn, autocast(device, experiment["precision"]), data_parallel)
+    # The weights are the same everywhere, the random numbers of training (dropout) need not be.
+    if rank():
+        torch.manual_seed(experiment["seed"] + rank())
+    return Built(device, data, model, optimizer, objective, schedule)
+
+
+def _parts(settings: dict, task: Task, device: torch.device) -> tuple:
+    experiment = settings["experiment"]
     table = "data"
     try:
-        data = task.data(**settings["data"], seed=experiment["seed"], device=device)
+        with main_first():
+            data = task.data(**settings["data"], seed=experiment["seed"], device=device)
+        _require_work_for_all(data.train)
         table = "model"
         sizes = {name: getattr(data, name) for name in task.sizes}
         model = build_model(settings["model"], **sizes).to(device)
+        if size() > 1:
+            model = synchronized(model, device)
         table = "optimizer"
         optimizer = build_optimizer(settings["optimizer"], model)
+        if size() > 1:
+            optimizer = _over_processes(optimizer, experiment)
         table = "schedule"
         schedule = Schedule(optimizer, experiment["epochs"], len(data.train),
                             **settings["schedule"], batch_size=settings["data"]["batch_size"])
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"[{table}] {error}") from error
-    if experiment["compile"]:
-        model.compile()
-    objective = Objective(model, loss_fn, autocast(device, experiment["precision"]))
-    return Built(device, data, model, optimizer, objective, schedule)
+    return data, model, optimizer, schedule
+
+
+def _require_work_for_all(train: Batches) -> None:
+    last = train.examples % train.batch_size or train.batch_size
+    if last < size():
+        raise ValueError(f"the last batch of an epoch has {last} examples for {size()} processes: "
+                         "drop_last = true, another batch_size, or fewer processes")
+
+
+def _over_processes(optimizer: Optimizer, experiment: dict) -> Optimizer:
+    """The optimizer as several processes share it. Raises ValueError where a rule refuses."""
+    innermost = optimizer
+    while isinstance(innermost, Wrapper):
+        innermost = innermost.base
+    reason = getattr(innermost, "one_process", None)
+    if reason is not None:
+        raise ValueError(f"{type(innermost).__name__} works in one process only: {reason}")
+    if experiment["sharding"] == "none":
+        return optimizer
+    instruments = experiment["diagnostics"]
+    if isinstance(instruments, list) and instruments:
+        raise ValueError("[experiment] diagnostics look at the state of every parameter, which "
+                         'sharding shares out: sharding = "none", or diagnostics = true')
+    return Sharded(optimizer)

@@ -1,6 +1,7 @@
 """The command line of every training script: options in, exit status out."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from data import DataError
 from exp.harness.config import ConfigError, Task, load_settings
 from exp.harness.device import keep_freed_memory
+from exp.harness.distributed import is_lost_peer, is_main, joined, restarted, together
 from exp.harness.folder import RunFolder
 from exp.harness.run import Diverged, Interrupted
 
@@ -28,29 +30,46 @@ def launch(
         overrides.append(f"experiment.seed={options.seed}")
     if options.device is not None:
         overrides.append(f'experiment.device="{options.device}"')
-    folder = None
     keep_freed_memory()
     try:
         settings = load_settings(options.config, overrides, task)
+        with joined(settings["experiment"]["device"]):
+            status, message = _train(settings, train, options)
+            main = is_main()
+    except ConfigError as error:  # of every process alike
+        status, message, main = BAD_INPUT, f"error: {error}", os.environ.get("RANK", "0") == "0"
+    if message and main:
+        print(message, file=sys.stderr)
+    return status
+
+
+def _train(settings: dict, train: Callable[[dict, RunFolder], None], options: argparse.Namespace
+           ) -> tuple[int, str]:
+    """The run itself: exit status and last words."""
+    folder = None
+    try:
         seed = settings["experiment"]["seed"]
         path = options.output or Path("outputs") / options.config.stem / f"seed{seed}"
-        folder = RunFolder(path, options.resume, options.overwrite)
+        resume = options.resume or restarted()
+        with together():
+            folder = RunFolder(path, resume, not resume and options.overwrite)
         train(settings, folder)
     except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return BAD_INPUT, f"error: {error}"
     except Diverged as error:
-        print(f"diverged: {error}; recorded in {folder.path}", file=sys.stderr)
-        return DIVERGED
+        return DIVERGED, f"diverged: {error}; recorded in {folder.path}"
     except (Interrupted, KeyboardInterrupt):
         at = f"; the same command with --resume continues {folder.path}" if folder else ""
-        print(f"interrupted{at}", file=sys.stderr)
-        return INTERRUPTED
+        return INTERRUPTED, f"interrupted{at}"
     except OSError as error:
-        print(f"error: cannot write {folder.path}: {error}; what was written before is whole,"
-              " --resume continues from the last checkpoint", file=sys.stderr)
-        return FAILED
-    return COMPLETED
+        return FAILED, (f"error: cannot write {folder.path}: {error}; what was written before is"
+                        " whole, --resume continues from the last checkpoint")
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        return FAILED, (f"error: another process of this run is gone; {folder.path} is whole,"
+                        " --resume continues from the last checkpoint")
+    return COMPLETED, ""
 
 
 def _parser(task: Task) -> argparse.ArgumentParser:

@@ -14,6 +14,8 @@ from optimizer import GIVEN_BY_CODE, is_wrapper, optimizer_class
 from optimizer.parts.matrix import ADAMW_KEYS, MatrixOptimizer
 from optimizer.parts.split import Routing
 
+Sharding = Literal["none", "optimizer"]
+
 TABLES = ("experiment", "data", "model", "optimizer", "schedule")
 
 
@@ -31,6 +33,7 @@ class Experiment:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
+    sharding: Sharding = "optimizer"  # what several processes share out besides the batch
     tensorboard: bool = False
     diagnostics: bool | list[Instrument] = True  # the optimizer's own numbers, and instruments
     diagnostics_every: int | None = None  # steps between measurements; once an epoch by default

@@ -13,6 +13,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from exp.harness.distributed import size
+from optimizer.parts.sharded import Sharded
+
 ROOT = Path(__file__).parents[2]
 SOURCES = ("optimizer", "model", "data", "exp")
 PACKAGES = ("torch", "torchvision", "numpy", "transformers", "tokenizers", "pytorch_optimizer")
@@ -20,6 +23,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "transformers", "tokenizers", "pyto
 
 def run_facts(model: nn.Module, optimizer: Optimizer, device: torch.device) -> dict:
     """Commit, versions, device, threads, and every parameter group with its real settings."""
+    unwrapped = optimizer.base if isinstance(optimizer, Sharded) else optimizer
     return {
         "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
         "commit": _git("rev-parse", "HEAD"),
@@ -30,7 +34,8 @@ def run_facts(model: nn.Module, optimizer: Optimizer, device: torch.device) -> d
         "platform": platform.platform(),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
-        "optimizer": type(optimizer).__name__,
+        "processes": size(),
+        "optimizer": type(unwrapped).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameter_groups": parameter_groups(model, optimizer),
     }

@@ -2,11 +2,26 @@
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from exp.harness.distributed import all_sum, part_of, size
+
 LossFunction = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+
+
+class Applied(nn.Module):
+    """Any function of a model as a forward pass, which is where data parallelism looks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable, *inputs: Tensor) -> Any:
+        """function(model, *inputs)."""
+        return function(self.model, *inputs)
 
 
 class Objective:
@@ -18,10 +33,15 @@ class Objective:
 
     Later calls of a step (sharpness-aware passes) leave batch-norm running statistics alone and
     see the random numbers (dropout) of the first.
+
+    With several processes a batch is the batch of all of them and each computes its part; losses,
+    means and gradients are those of the whole. `parallel` goes around what runs the model.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: LossFunction, autocast: Callable) -> None:
+    def __init__(self, model: nn.Module, loss_fn: LossFunction, autocast: Callable,
+                 parallel: Callable[[nn.Module], nn.Module] = lambda module: module) -> None:
         self.model, self.loss_fn, self.autocast = model, loss_fn, autocast
+        self.applied = parallel(Applied(model))
         self.norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.gradient_evaluations = 0
         self.last_loss: Tensor | None = None
@@ -64,10 +84,22 @@ class Objective:
 
     def _gradients(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         self.model.zero_grad(set_to_none=True)
+        part, share = part_of(batch)
         with self.autocast():
-            loss, means = self.loss_fn(self.model, *batch)
-        loss.backward()
-        return loss.detach(), means
+            loss, means = self.applied(self.loss_fn, *part)
+        if size() == 1:
+            loss.backward()
+            return loss.detach(), means
+        # The gradients of all processes are averaged, not added.
+        (loss * (share * size())).backward()
+        return of_whole_batch(loss.detach(), means, share)
+
+    @torch.inference_mode()
+    def measure(self, function: Callable, *inputs: Tensor) -> Any:
+        """function(model, *inputs) as evaluation wants it: eval mode, autocast, no gradients."""
+        self.model.eval()
+        with self.autocast():
+            return self.applied(function, *inputs)
 
     def means(self) -> dict[str, float]:
         """The epoch's averages so far, prefixed "train_"."""
@@ -83,6 +115,14 @@ class Objective:
         self.gradient_evaluations, self.examples = state["gradient_evaluations"], state["examples"]
         device = next(self.model.parameters()).device
         self.sums = {name: total.to(device) for name, total in state["sums"].items()}
+
+
+def of_whole_batch(loss: Tensor, means: dict[str, Tensor], share: Tensor | float
+                   ) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss and the means of a whole batch from those of this process's share of it."""
+    values = torch.stack([value.double() for value in (loss, *means.values())]) * share
+    whole, *rest = all_sum(values)
+    return whole, dict(zip(means, rest, strict=True))
 
 
 @contextmanager

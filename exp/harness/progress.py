@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from exp.harness.distributed import is_main
+
 BAR_SECONDS = 0.2  # between updates on a terminal
 LINE_SECONDS = 10.0  # between lines in a log file
 SHOWN = ("eval_accuracy", "eval_perplexity")
@@ -14,7 +16,8 @@ SHOWN = ("eval_accuracy", "eval_perplexity")
 class Progress:
     """Shows epoch, loss, last metric and time left over all steps of a run.
 
-    A terminal gets one bar, cut to its width; anything else a line every ten seconds.
+    A terminal gets one bar, cut to its width; anything else a line every ten seconds. Of several
+    processes only the main one shows anything.
     """
 
     def __init__(self, steps: int, epochs: int, step: int) -> None:
@@ -22,14 +25,14 @@ class Progress:
         self.started = self.shown = time.perf_counter()
         self.metric = ""
         self.bar = None
-        if sys.stderr.isatty():
+        if is_main() and sys.stderr.isatty():
             self.bar = tqdm(total=steps, initial=step, dynamic_ncols=True, leave=False,
                             bar_format="{desc} {percentage:3.0f}% {remaining} left |{bar}|")
 
     def is_due(self) -> bool:
         """Whether it is time to show something: only then is the loss fetched from the device."""
         pause = LINE_SECONDS if self.bar is None else BAR_SECONDS
-        return time.perf_counter() - self.shown >= pause
+        return is_main() and time.perf_counter() - self.shown >= pause
 
     def evaluated(self, line: dict) -> None:
         """Remember the metric of a finished epoch."""

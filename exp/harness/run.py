@@ -15,6 +15,7 @@ from data.batches import Batches
 from exp.harness.board import Board
 from exp.harness.config import ConfigError, Experiment
 from exp.harness.diagnostics import Instruments
+from exp.harness.distributed import Consensus, from_main, is_main, together
 from exp.harness.facts import run_facts
 from exp.harness.folder import RunFolder
 from exp.harness.interrupts import Interrupts
@@ -23,7 +24,8 @@ from exp.harness.plots import plot_curves, plot_diagnostics
 from exp.harness.progress import Progress, final_table
 
 CHECKPOINT_SECONDS = 10.0  # at least so long between checkpoints: short epochs cost nothing
-MAY_CHANGE_ON_RESUME = ("epochs", "device", "tensorboard", "stop_at", "max_evaluations")
+MAY_CHANGE_ON_RESUME = ("epochs", "device", "tensorboard", "stop_at", "max_evaluations", "sharding")
+INTERRUPTED, DIVERGED = 1, 2  # what one process may have to say to all
 
 
 class Diverged(Exception):
@@ -60,6 +62,7 @@ class Run:
     metric, mode: what best.pt and `stop_at` go by, "max" or "min" is better.
     milestones: name -> (metric, threshold); the first epoch that reaches it is recorded.
     Leaving the block writes summary.json and curves.png, however it is left.
+    With several processes the main one writes, and all of them stop at the same step.
     Raises ConfigError on entry for a checkpoint of another configuration.
     """
 
@@ -76,6 +79,7 @@ class Run:
         self.device = next(model.parameters()).device
         self.stopped = False
         self.interrupts = Interrupts()
+        self.consensus = Consensus()
         self.best_weights: dict | None = None
         self.saved_at = self.started_at = time.perf_counter()
         self.seconds_before = 0.0
@@ -92,13 +96,18 @@ class Run:
         return self.at.step
 
     def __enter__(self) -> "Run":
-        state = self.folder.checkpoint()
+        with together():
+            state = self.folder.checkpoint() if is_main() else None
+        state = from_main(lambda: state)
         if state is not None:
-            self._restore(state)
-        facts = run_facts(self.model, self.optimizer, self.device)
-        self.folder.begin(self.settings, facts, self.at.epoch)
-        self.last_line = (self.folder.metrics() or [{}])[-1]
-        self.board = Board(self.folder.path, self.experiment.tensorboard, self.at.epoch + 1)
+            with together():
+                self._restore(state)
+        if is_main():
+            facts = run_facts(self.model, self.optimizer, self.device)
+            self.folder.begin(self.settings, facts, self.at.epoch)
+            self.last_line = (self.folder.metrics() or [{}])[-1]
+        wanted = self.experiment.tensorboard and is_main()
+        self.board = Board(self.folder.path, wanted, self.at.epoch + 1)
         self.interrupts.install()
         return self
 
@@ -111,7 +120,8 @@ class Run:
         if status is not None:
             if status == "completed":
                 self._checkpoint()
-            self._summarize(status)
+            if is_main():
+                self._summarize(status)
         self.board.close()
 
     def epochs(self) -> Iterator[int]:
@@ -135,13 +145,12 @@ class Run:
             self.at.batch += 1
             self.at.step += 1
             self.at.seconds = time.perf_counter() - started - self.instruments.seconds
+            signal = INTERRUPTED if self.interrupts.pending else 0
             if self.progress.is_due():
                 loss = float(self.objective.last_loss)
                 self.progress.show(self.at.epoch + 1, self.at.step, loss)
-                self._require_finite(self.at.epoch + 1, {"training loss": loss})
-            if self.interrupts.pending:
-                self._checkpoint()
-                raise Interrupted
+                signal = signal if math.isfinite(loss) else DIVERGED
+            self._heed(self.consensus.hear(signal))
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         self.at.seconds = time.perf_counter() - started - self.instruments.seconds
@@ -159,7 +168,8 @@ class Run:
             numbers = {**getattr(self.optimizer, "diagnostics", {}), **self.instruments.take()}
             line |= {"diagnostics": numbers} if numbers else {}
         line["peak_memory_bytes"] = _peak_memory(self.device)
-        self.folder.append_metrics(line)
+        if is_main():
+            self.folder.append_metrics(line)
         self.last_line = line
         self.progress.evaluated(line)
         self.board.write(line)
@@ -168,9 +178,20 @@ class Run:
         for name, (metric, threshold) in self.thresholds.items():
             if self.at.milestones[name] is None and line[metric] >= threshold:
                 self.at.milestones[name] = self.at.epoch
-        if time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS or self.interrupts.pending:
+        due = from_main(lambda: time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS)
+        pending = self.consensus.hear(INTERRUPTED if self.interrupts.pending else 0)
+        if due or pending:
             self._checkpoint()
-        if self.interrupts.pending and self.at.epoch < self.experiment.epochs and not self.stopped:
+        if pending and self.at.epoch < self.experiment.epochs and not self.stopped:
+            raise Interrupted
+
+    def _heed(self, signal: int) -> None:
+        """Act on what some process has found, between two steps."""
+        if signal == DIVERGED:
+            self._require_finite(self.at.epoch + 1,
+                                 {"training loss": float(self.objective.last_loss)})
+        elif signal == INTERRUPTED:
+            self._checkpoint()
             raise Interrupted
 
     def test(self, evaluate: Callable[[], dict[str, float]]) -> None:
@@ -181,7 +202,8 @@ class Run:
         self.model.load_state_dict(last)
 
     def _best_state(self) -> dict:
-        return self.best_weights or self.folder.load_checkpoint("best.pt")["model"]
+        return self.best_weights or from_main(
+            lambda: self.folder.load_checkpoint("best.pt")["model"])
 
     def _update_best(self, line: dict) -> None:
         value, best = line[self.metric], self.at.best.get(self.metric)
@@ -202,15 +224,18 @@ class Run:
                 raise Diverged(f"{name} is {value} in epoch {epoch}, step {self.at.step}")
 
     def _checkpoint(self) -> None:
-        if self.best_weights is not None:
-            self.folder.save_checkpoint("best.pt", {"model": self.best_weights, **self.at.best})
-            self.best_weights = None
-        self.folder.save_checkpoint("latest.pt", {
+        state = {
             "settings": self.settings, "position": asdict(self.at),
             "stopped": self.stopped, "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(), "objective": self.objective.state_dict(),
             "rng": rng_state(self.device), "wall_seconds": self._wall_seconds(),
-        })
+        }
+        if is_main():
+            if self.best_weights is not None:
+                best = {"model": self.best_weights, **self.at.best}
+                self.folder.save_checkpoint("best.pt", best)
+            self.folder.save_checkpoint("latest.pt", state)
+        self.best_weights = None
         self.saved_at = time.perf_counter()
 
     def _restore(self, state: dict) -> None:
@@ -224,7 +249,8 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.objective.load_state_dict(state["objective"])
-        set_rng_state(state["rng"], self.device)
+        if is_main():
+            set_rng_state(state["rng"], self.device)
         self.at = Position(**state["position"])
         self.seconds_before = state["wall_seconds"]
         before, now = state["settings"]["experiment"], self.settings["experiment"]

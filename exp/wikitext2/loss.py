@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-IGNORED = -100  # a target that is left out
+from data.batches import IGNORED
+
 CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}  # of float32 logits; smaller ones slow the products
 
 
@@ -53,7 +54,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 to_weight.addmm_(surplus.T, part * mask)
             else:
                 to_weight += surplus.T @ (part * mask)
-        ctx.count = kept.sum()
+        ctx.count = kept.sum().clamp_min(1)  # no target, no loss
         ctx.save_for_backward(to_features.mul_(kept), to_weight)
         return total / ctx.count
 

@@ -15,6 +15,7 @@ from data.wikitext2 import Wikitext2, wikitext2
 from exp.harness.build import build
 from exp.harness.cli import launch
 from exp.harness.config import Task
+from exp.harness.distributed import all_sum, my_share
 from exp.harness.folder import RunFolder
 from exp.harness.objective import Objective
 from exp.harness.run import Run
@@ -44,21 +45,20 @@ def next_token_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tens
     return F.cross_entropy(model(inputs).flatten(0, 1), targets, reduction="none")
 
 
-@torch.inference_mode()
 def evaluate(
     objective: Objective, data: Wikitext2, split: Literal["eval", "test"] = "eval"
 ) -> dict[str, float]:
     """Loss (nats per real token), its perplexity, the published perplexity, which counts padding,
     and bits per UTF-8 byte of text, the one that compares across tokenizers."""
-    objective.model.eval()
     inputs, targets = getattr(data, split)
     sums = torch.zeros(2, dtype=torch.float64, device=inputs.device)  # real tokens, padding
     rows = data.train.batch_size
-    for batch, target in zip(inputs.split(rows), targets.split(rows), strict=True):
-        with objective.autocast():
-            losses = next_token_losses(objective.model, batch, target.flatten())
+    batches = zip(inputs.split(rows), targets.split(rows), strict=True)
+    for batch, target in my_share(list(batches)):
+        losses = objective.measure(next_token_losses, batch, target.flatten())
         padding = target.flatten() == data.pad_id
         sums += torch.stack([losses[~padding].double().sum(), losses[padding].double().sum()])
+    all_sum(sums)
     real = int((targets != data.pad_id).sum())
     loss = float(sums[0]) / real
     return {

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from optimizer.parts.first_order import FirstOrder
+from optimizer.parts.sharded import publish
 
 ADAMW_KEYS = ("lr", "betas", "eps", "weight_decay")
 BOOKKEEPING = ("params", "param_names", "track", "initial_lr")
@@ -47,6 +48,8 @@ class MatrixOptimizer(FirstOrder):
             params = self.with_gradient(group)
             if params and group["track"] == "matrix":
                 self.update_group(params, group)
+        publish(p for group in self.param_groups if group["track"] == "matrix"
+                for p in group["params"])
         if self.adamw is not None:
             self.adamw.step()
 

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from optimizer.parts.sharded import total, total_norm
+
 PerturbNorm = Literal["tensor", "global"]
 ElementwiseScale = Literal["abs", "none", "asam"]
 
@@ -58,10 +60,16 @@ def perturbation(
         weighted = torch._foreach_mul(weighted, torch._foreach_abs(list(params)))
     lengths = torch._foreach_norm(weighted)
     if norm == "global":
-        lengths = [torch.linalg.vector_norm(torch.stack(lengths))] * len(weighted)
+        lengths = [norm_of_all(lengths)] * len(weighted)
     if scale == "asam":
         weighted = torch._foreach_mul(weighted, torch._foreach_abs(list(params)))
     return [w * (rho / (length + EPS)) for w, length in zip(weighted, lengths, strict=True)]
+
+
+def norm_of_all(lengths: Sequence[Tensor]) -> Tensor:
+    """The norm over all parameters from that of each tensor."""
+    return total_norm(torch.linalg.vector_norm(torch.stack(list(lengths))) if lengths
+                      else torch.zeros(()))
 
 
 def shear_force(adversarial: Tensor, base: Tensor) -> Tensor:
@@ -81,8 +89,10 @@ def with_shear(grad: Tensor, shear: Tensor, alpha: float) -> Tensor:
 
 def cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
     """Cosine of two lists of tensors taken as two long vectors; one host synchronisation."""
-    if not left:
-        return 0.0
-    products = torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)]).sum()
-    squares = [torch.stack(torch._foreach_norm(list(x))).square().sum() for x in (left, right)]
-    return float(products / (torch.sqrt(squares[0] * squares[1]) + EPS))
+    sums = torch.zeros(3)
+    if left:
+        products = torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)])
+        norms = [torch.stack(torch._foreach_norm(list(x))) for x in (left, right)]
+        sums = torch.stack([products.sum(), *(norm.square().sum() for norm in norms)])
+    product, *squares = total(sums)
+    return float(product / (torch.sqrt(squares[0] * squares[1]) + EPS))

@@ -1,0 +1,75 @@
+"""Batch norms whose statistics are those of the whole batch, however many processes share it."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def synchronized(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` with every batch norm made a synchronized one, parameters and buffers the same."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, _BatchNorm):
+                setattr(parent, name, GlooBatchNorm(child))
+    return model
+
+
+class GlooBatchNorm(_BatchNorm):
+    """torch's SyncBatchNorm for the CPU, which torch's own refuses.
+
+    norm: the batch norm whose place it takes. Input (batch, channels, ...); the parts of a batch
+    may differ in size.
+    """
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, affine=False,
+                         track_running_stats=False)
+        self.__dict__.update(norm.__dict__)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize by the statistics of all parts in training, by the running ones else."""
+        if not self.training and self.running_mean is not None:
+            return super().forward(x)
+        others = [dim for dim in range(x.ndim) if dim != 1]
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        count = x.new_tensor([x.numel() / x.shape[1]])
+        *total, count = _AllSum.apply(torch.cat([x.sum(others), count])).split(
+            [x.shape[1], 1])
+        mean = total[0] / count
+        centered = x - mean.view(shape)
+        variance = _AllSum.apply(centered.square().sum(others)) / count
+        if self.track_running_stats:
+            self._track(mean.detach(), (variance * count / (count - 1).clamp_min(1)).detach())
+        y = centered * (variance + self.eps).rsqrt().view(shape)
+        return y * self.weight.view(shape) + self.bias.view(shape) if self.affine else y
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        self.num_batches_tracked += 1
+        share = self.momentum if self.momentum is not None else 1 / int(self.num_batches_tracked)
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Any input of at least two dimensions: the norm it stands for has its own opinion."""
+
+
+class _AllSum(torch.autograd.Function):
+    """The sum over all processes; so is its gradient, since each of them uses the sum."""
+
+    @staticmethod
+    def forward(ctx, part: Tensor) -> Tensor:
+        total = part.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total

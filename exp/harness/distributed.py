@@ -1,0 +1,200 @@
+"""Many processes as one run (torchrun): who am I, what is my part, what do all of us say.
+
+In a process of its own there is a world of one, and everything here is the identity.
+"""
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data import DataError
+from data.batches import IGNORED
+from exp.harness.config import ConfigError
+from exp.harness.device import pick_device
+
+LOST = ("gloo", "Connection", "closed by peer", "NCCL", "Timed out", "timed out")
+
+
+# --- the world
+
+
+def size() -> int:
+    """Processes in this run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process among them, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_main() -> bool:
+    """Whether this process writes the files."""
+    return rank() == 0
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this run again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """Inside, the processes that torchrun started are one world: gloo for CPU tensors, NCCL for
+    CUDA's. `device` as in the configuration; on CUDA each process takes the card of its number.
+
+    Raises ConfigError for a missing backend, too few cards, or others that cannot be reached.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes == 1:
+        yield
+        return
+    backend = _backend(pick_device(device).type)
+    try:
+        dist.init_process_group(backend)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"cannot join the other {processes - 1} processes: {error}") from error
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _backend(device_type: str) -> str:
+    if not (dist.is_available() and dist.is_gloo_available()):
+        raise ConfigError("this torch was built without gloo: more than one process is impossible")
+    if device_type == "cpu":
+        return "gloo"
+    local, cards = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= cards:
+        raise ConfigError(f"process {local} of this host finds {cards} CUDA devices: "
+                          f"--nproc-per-node {cards}, or --device cpu")
+    if not dist.is_nccl_available():
+        raise ConfigError("this torch was built without NCCL: --device cpu, or one process")
+    torch.cuda.set_device(local)
+    return "cpu:gloo,cuda:nccl"
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed because another process is gone."""
+    return size() > 1 and isinstance(error, RuntimeError) \
+        and any(word in str(error) for word in LOST)
+
+
+# --- agreement
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What is wrong for one process is wrong for all: each raises the first one's error.
+
+    Only for ConfigError and DataError, and for blocks without collectives.
+    """
+    mine = None
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        mine = error
+    if size() > 1:
+        found: list[str | None] = [None] * size()
+        dist.all_gather_object(found, str(mine) if mine else None)
+        if mine is None and any(found):
+            number, text = next((n, text) for n, text in enumerate(found) if text)
+            mine = ConfigError(f"process {number}: {text}")
+    if mine is not None:
+        raise mine
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """The main process runs the block before the others: it makes files that they then find."""
+    if not is_main():
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if is_main() and size() > 1:
+            dist.barrier()
+
+
+def from_main(make: Callable[[], Any]) -> Any:
+    """What `make` returns on the main process, on all of them."""
+    if size() == 1:
+        return make()
+    held = [make() if is_main() else None]
+    dist.broadcast_object_list(held, device=torch.device("cpu"))
+    return held[0]
+
+
+class Consensus:
+    """The same decision everywhere at the same step, without waiting for it.
+
+    What any process hands in at one step all of them hear at the next; alone, at once.
+    """
+
+    def __init__(self) -> None:
+        self.work: dist.Work | None = None
+
+    def hear(self, signal: int) -> int:
+        """Hand in `signal`; the largest one that was handed in at the step before, 0 at first."""
+        if size() == 1:
+            return signal
+        heard = 0
+        if self.work is not None:
+            self.work.wait()
+            heard = int(self.value)
+        self.value = torch.tensor(signal)  # on the CPU: no device has to wait
+        self.work = dist.all_reduce(self.value, dist.ReduceOp.MAX, async_op=True)
+        return heard
+
+
+# --- parts of the work
+
+
+def my_share(items: Sequence) -> Sequence:
+    """Every size-th item, from this process's number on."""
+    return items[rank()::size()]
+
+
+def part_of(batch: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | float]:
+    """This process's rows of a batch, and their share of its targets: the weight with which means
+    over these rows add up to means over the batch. batch[-1] are the targets; IGNORED ones count
+    for nothing."""
+    if size() == 1:
+        return batch, 1.0
+    part = tuple(tensor.tensor_split(size())[rank()] for tensor in batch)
+    counts = [(targets != IGNORED).sum(dtype=torch.float64) for targets in (part[-1], batch[-1])]
+    return part, counts[0] / counts[1].clamp_min(1)
+
+
+def data_parallel(module: nn.Module) -> nn.Module:
+    """`module` with its gradients averaged over the processes, itself in a world of one.
+
+    Raises ConfigError if the processes hold tensors of different shapes.
+    """
+    if size() == 1:
+        return module
+    # Buffers are equal everywhere already: batch norms are synchronized. torch 2.15 renamed this.
+    accepted = inspect.signature(DistributedDataParallel).parameters
+    renamed = "forward_sync_buffers" in accepted
+    options = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    try:
+        return DistributedDataParallel(module, **options)
+    except RuntimeError as error:
+        if is_lost_peer(error):
+            raise
+        raise ConfigError(f"the processes do not hold the same model: {error}") from error
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
+    if size() > 1:
+        dist.all_reduce(tensor)
+    return tensor

@@ -1,0 +1,210 @@
+"""One optimizer over several processes: each holds the state of its share of the parameters and
+updates them, and the others are sent the result (ZeRO stage 1, Rajbhandari et al. 2019, arXiv
+1910.02054; a matrix is never cut, since it is orthogonalized as a whole).
+
+Any rule works unchanged that treats parameters one by one. One that sums over all of them says so
+with `total`, which is the identity outside a sharded step.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+
+from optimizer.parts.first_order import FirstOrder
+from optimizer.parts.polar import as_matrices
+from optimizer.parts.wrapper import Wrapper
+
+ELEMENTWISE = 8  # what an element costs besides orthogonalization, in rows of the shorter side
+
+_running: "Sharded | None" = None  # the one whose step this process is in
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum over the processes that share out the parameters of the running step."""
+    if _running is None:
+        return value
+    value = value.to(_running.device, copy=True)
+    dist.all_reduce(value)
+    return value
+
+
+def total_norm(norm: Tensor) -> Tensor:
+    """The norm over all parameters from the norm over this process's share of them."""
+    return norm if _running is None else total(norm.square()).sqrt()
+
+
+def publish(params: Iterable[Tensor]) -> None:
+    """Say that these parameters have their final values: they are sent while others are updated."""
+    if _running is not None and isinstance(_running.base, FirstOrder):
+        _running.send(params)
+
+
+def update_cost(p: Tensor, group: dict) -> int:
+    """About how long the update of `p` takes: elements, times the shorter side of a matrix."""
+    if group.get("track") != "matrix":
+        return p.numel() * ELEMENTWISE
+    return p.numel() * (ELEMENTWISE + min(as_matrices(p).shape[-2:]))
+
+
+def balanced(costs: Sequence[int], shares: int) -> list[int]:
+    """Which share each item belongs to: the dearest first, each to the share that has least."""
+    loads, chosen = [0] * shares, [0] * len(costs)
+    for index in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        chosen[index] = loads.index(min(loads))
+        loads[chosen[index]] += costs[index]
+    return chosen
+
+
+class Sharded(Wrapper):
+    """`base` with its work and its state shared out over the processes of torch.distributed.
+
+    Every process must hold the same weights and call `step` together; the closure leaves on each
+    of them the gradients of the whole batch (as DistributedDataParallel does). The state_dict is
+    `base`'s own as one process has it, complete on process 0 and only there; every process loads
+    the complete one. Raises ValueError for a rule that cannot be shared out.
+
+    Cost a step, bytes received by each process: those of the parameters that others own, once,
+    and once more for every further gradient evaluation at moved weights.
+    """
+
+    def __init__(self, base: Optimizer) -> None:
+        _require_shardable(base)
+        super().__init__(base)
+        groups = [(p, group) for group in self.param_groups for p in group["params"]]
+        owners = balanced([update_cost(p, group) for p, group in groups], dist.get_world_size())
+        self.owner = {p: owner for (p, _), owner in zip(groups, owners, strict=True)}
+        self.rank = dist.get_rank()
+        self.device = groups[0][0].device
+        self.hidden: dict[Tensor, Tensor] = {}
+        self.under_way: list[tuple[dist.Work, Tensor, list[Tensor]]] = []
+        self.sent: set[Tensor] = set()
+        self._drop_others_state()
+
+    def is_mine(self, p: Tensor) -> bool:
+        """Whether this process updates `p`."""
+        return self.owner[p] == self.rank
+
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One step of `base` on this process's share, and the others' results; its loss."""
+        global _running
+        outer, _running = _running, self
+        try:
+            if closure is None:
+                self._hide_others()
+                loss = self.base.step()
+            else:
+                self.passes = 0
+                loss = self.base.step(partial(self._pass, closure))
+            self._exchange()
+        finally:
+            _running = outer
+            for p, grad in self.hidden.items():
+                p.grad = grad
+            self.hidden = {}
+        return loss
+
+    def _pass(self, closure: Callable[[], Tensor]) -> Tensor:
+        if self.passes:  # the rule has moved its weights
+            self._exchange()
+        self.passes += 1
+        loss = closure()
+        self._hide_others()
+        return loss
+
+    def _hide_others(self) -> None:
+        """A rule leaves alone what has no gradient."""
+        self.hidden = {p: p.grad for p in self.owner if not self.is_mine(p) and p.grad is not None}
+        for p in self.hidden:
+            p.grad = None
+
+    def _exchange(self) -> None:
+        self.send(self.owner)
+        self._receive()
+
+    @torch.no_grad()
+    def send(self, params: Iterable[Tensor]) -> None:
+        """Begin to send this process's of `params` and to receive the others': one message from
+        each process and dtype."""
+        left = [p for p in params if p not in self.sent]
+        self.sent.update(left)
+        for (owner, dtype), members in _grouped(left, self.owner).items():
+            if owner == self.rank:
+                flat = torch.cat([p.flatten() for p in members])
+            else:
+                flat = torch.empty(sum(p.numel() for p in members), dtype=dtype,
+                                   device=self.device)
+            self.under_way.append((dist.broadcast(flat, owner, async_op=True), flat, members))
+
+    @torch.no_grad()
+    def _receive(self) -> None:
+        for work, flat, members in self.under_way:
+            work.wait()
+            if not self.is_mine(members[0]):
+                parts = flat.split([p.numel() for p in members])
+                torch._foreach_copy_(members, [part.view_as(p) for part, p
+                                               in zip(parts, members, strict=True)])
+        self.under_way, self.sent = [], set()
+
+    def state_dict(self) -> dict:
+        """`base`'s: complete on process 0, its own share on the others."""
+        mine = _on_cpu(self.base.state_dict())
+        found: list[dict | None] = [None] * dist.get_world_size()
+        dist.gather_object(mine, found if self.rank == 0 else None)
+        if self.rank != 0:
+            return mine
+        owners = list(self.owner.values())
+        states = {index: entry for part in found for index, entry in part["state"].items()}
+        rest = {key: _merged([part[key] for part in found], owners)
+                for key in mine if key not in ("state", "param_groups")}
+        return {**mine, "state": dict(sorted(states.items())), **rest}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Restore `base` from a complete state_dict; keep this process's share of it."""
+        self.base.load_state_dict(state_dict)
+        self._share()
+        self._drop_others_state()
+
+    def _drop_others_state(self) -> None:
+        for p in self.owner:
+            if not self.is_mine(p):
+                self.state.pop(p, None)
+
+
+def _require_shardable(optimizer: Optimizer) -> None:
+    if isinstance(optimizer, LBFGS):
+        raise ValueError("LBFGS cannot be shared out: it takes all parameters as one vector")
+    if isinstance(optimizer, Wrapper):
+        _require_shardable(optimizer.base)
+
+
+def _grouped(params: Iterable[Tensor], owner: dict[Tensor, int]
+             ) -> dict[tuple[int, torch.dtype], list[Tensor]]:
+    groups: dict[tuple[int, torch.dtype], list[Tensor]] = {}
+    for p in params:
+        groups.setdefault((owner[p], p.dtype), []).append(p)
+    return dict(sorted(groups.items(), key=lambda item: (item[0][0], str(item[0][1]))))
+
+
+def _merged(parts: list[Any], owners: list[int]) -> Any:
+    """One value from each process's: of a list with an entry a parameter, each owner's entry;
+    what is no such list is the same everywhere."""
+    if isinstance(parts[0], dict):
+        return {key: _merged([part[key] for part in parts], owners) for key in parts[0]}
+    if isinstance(parts[0], list) and len(parts[0]) == len(owners):
+        return [parts[owner][index] for index, owner in enumerate(owners)]
+    return parts[0]
+
+
+def _on_cpu(value: Any) -> Any:
+    if torch.is_tensor(value):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_on_cpu(item) for item in value)
+    return value

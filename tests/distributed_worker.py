@@ -1,0 +1,94 @@
+"""What test_distributed.py runs in one process and in two: python distributed_worker.py OUT ROOT.
+
+ROOT holds the tiny data sets and md5.json; OUT gets the trajectories of every case as out.pt.
+"""
+
+import importlib
+import json
+import sys
+import tomllib
+from pathlib import Path
+
+import torch
+from conftest import TINY
+
+import data
+import data.cifar10
+import data.wikitext2
+from exp.harness.build import build
+from exp.harness.config import complete
+from exp.harness.distributed import is_main, joined
+from exp.harness.toml import apply_override
+
+STEPS = 12
+CONFIG = {"grokking": "config/lrp_grok_adamw_600e.toml",
+          "cifar": "config/mini_cifar10_muon.toml",
+          "wikitext2": "config/mini_wikitext2_muon.toml"}
+ARS = {"name": "ars2_neo", "lr": 1e-3, "rho": 0.1}
+RULES = {
+    "adamw": {"name": "adamw", "lr": 1e-2},
+    "muon": {"name": "muon", "lr": 1e-2},
+    "base": {**ARS, "k": 0},
+    "sync": {**ARS, "k": 1},
+    "global": {**ARS, "k": 1, "perturb_norm": "global"},
+    "lazy": {**ARS, "k": 3},
+    "aga": {**ARS, "k": 4, "adaptive_sync": True, "adaptive_lambda": 0.1},
+    "soap": {"name": "soap", "lr": 1e-2, "precondition_frequency": 2},
+    "ars": {"name": "ars", "k": 2},
+    "tr_muon": {"name": "tr_muon", "interval": 2},
+    "sam": {"name": "muon", "sam": {}},
+    "asam": {"name": "lion", "lr": 1e-3, "asam": {}},
+    "gsam": {"name": "adamw", "lr": 1e-2, "gsam": {}},
+    "looksam": {"name": "muon", "looksam": {"k": 3}},
+    "lookahead": {"name": "muon", "lookahead": {"k": 2}},
+    "qk_clip": {"name": "muon", "lr": 0.1, "qk_clip": {"tau": 0.05}},
+}
+EVERYWHERE = ("adamw", "muon", "base", "sync", "lazy", "aga", "soap")
+CASES = [("grokking", rule, "optimizer") for rule in RULES] \
+    + [("grokking", rule, "none") for rule in ("adamw", "sync", "aga", "sam")] \
+    + [(task, rule, "optimizer") for task in ("cifar", "wikitext2") for rule in EVERYWHERE]
+
+
+def trajectory(task: str, rule: str, sharding: str, steps: int = STEPS) -> dict:
+    """Losses of every step and the weights at the end; state_dict on the main process."""
+    module = importlib.import_module(f"exp.{task}.train")
+    settings = tomllib.loads(Path(CONFIG[task]).read_text(encoding="utf-8"))
+    for override in [*TINY[task], 'experiment.device="cpu"', f'experiment.sharding="{sharding}"']:
+        apply_override(settings, override)
+    settings["data"]["batch_size"] = {"grokking": 25, "cifar": 15, "wikitext2": 3}[task]  # uneven
+    settings["optimizer"] = dict(RULES[rule])
+
+    def loss_fn(model, inputs, targets):
+        return module.loss_fn(model, inputs.double() if inputs.is_floating_point() else inputs,
+                              targets)
+
+    built = build(complete(settings, module.TASK), module.TASK, loss_fn)
+    losses = []
+    epoch = 0
+    while len(losses) < steps:
+        for batch in built.data.train.epoch(epoch):
+            losses.append(float(built.optimizer.step(built.objective.on(batch))))
+        epoch += 1
+    buffers = {name: b for name, b in built.model.named_buffers() if "running" in name}
+    return {"losses": losses, "means": built.objective.means(), "buffers": buffers,
+            "weights": [p.detach().clone() for p in built.model.parameters()],
+            "kept": sum(t.numel() for s in built.optimizer.state.values() for t in s.values()
+                        if torch.is_tensor(t)),
+            "state": built.optimizer.state_dict()}
+
+
+def main(out: Path, root: Path) -> None:
+    """Run every case and write what came out, of each process."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    sums = json.loads((root / "md5.json").read_text())
+    for place in (data, data.cifar10, data.wikitext2):
+        place.CACHE = root / "cache"
+    data.cifar10.MD5 = sums
+    with joined("cpu"):
+        found = {case: trajectory(*case) for case in CASES}
+        torch.save(found, out / ("main.pt" if is_main() else "other.pt"))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
