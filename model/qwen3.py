@@ -54,6 +54,10 @@ class Qwen3(nn.Module):
         """The last hidden state after the final norm, (batch, sequence, hidden_size)."""
         return self.network.model(input_ids=inputs, use_cache=False).last_hidden_state
 
+    def layers(self) -> list[nn.Module]:
+        """The blocks that are alike, in order: what is sharded block by block."""
+        return list(self.network.model.layers)
+
     def compile(self, *args, **kwargs) -> None:
         """Compile the network itself, so that `features` runs compiled too."""
         self.network.model.compile(*args, **kwargs)

@@ -24,6 +24,8 @@ class Lookahead(Wrapper):
     Cost: no gradient evaluation of its own; 1 state tensor a parameter.
     """
 
+    moves_all = True  # parameters without a gradient too
+
     def __init__(self, base: Optimizer, k: int = 6, alpha: float = 0.5) -> None:
         checks.at_least(1, k=k)
         checks.non_negative(alpha=alpha)

@@ -16,6 +16,7 @@ from exp.harness.objective import LossFunction, Objective
 from exp.harness.schedule import Schedule
 from model import build_model
 from optimizer import build_optimizer
+from optimizer.parts.gathered import Gathered
 from optimizer.parts.sharded import Sharded
 from optimizer.parts.wrapper import Wrapper
 
@@ -44,7 +45,12 @@ def build(settings: dict, task: Task, loss_fn: LossFunction) -> Built:
         data, model, optimizer, schedule = _parts(settings, task, device)
     if experiment["compile"]:
         model.compile()
-    objective = Objective(model, loss_fn, autocast(device, experiment["precision"]), data_parallel)
+    whole = list(model.parameters())
+    applied = data_parallel(model, experiment["sharding"])
+    if size() > 1:
+        shards = dict(zip(whole, model.parameters(), strict=True))
+        optimizer = over_processes(optimizer, experiment["sharding"], shards)
+    objective = Objective(model, loss_fn, autocast(device, experiment["precision"]), applied)
     # The weights are the same everywhere, the random numbers of training (dropout) need not be.
     if rank():
         torch.manual_seed(experiment["seed"] + rank())
@@ -66,7 +72,7 @@ def _parts(settings: dict, task: Task, device: torch.device) -> tuple:
         table = "optimizer"
         optimizer = build_optimizer(settings["optimizer"], model)
         if size() > 1:
-            optimizer = _over_processes(optimizer, experiment)
+            _require_many_processes(optimizer, experiment)
         table = "schedule"
         schedule = Schedule(optimizer, experiment["epochs"], len(data.train),
                             **settings["schedule"], batch_size=settings["data"]["batch_size"])
@@ -82,18 +88,30 @@ def _require_work_for_all(train: Batches) -> None:
                          "drop_last = true, another batch_size, or fewer processes")
 
 
-def _over_processes(optimizer: Optimizer, experiment: dict) -> Optimizer:
-    """The optimizer as several processes share it. Raises ValueError where a rule refuses."""
+def _require_many_processes(optimizer: Optimizer, experiment: dict) -> None:
     innermost = optimizer
     while isinstance(innermost, Wrapper):
         innermost = innermost.base
     reason = getattr(innermost, "one_process", None)
     if reason is not None:
         raise ValueError(f"{type(innermost).__name__} works in one process only: {reason}")
-    if experiment["sharding"] == "none":
-        return optimizer
     instruments = experiment["diagnostics"]
-    if isinstance(instruments, list) and instruments:
-        raise ValueError("[experiment] diagnostics look at the state of every parameter, which "
-                         'sharding shares out: sharding = "none", or diagnostics = true')
-    return Sharded(optimizer)
+    if experiment["sharding"] != "none" and isinstance(instruments, list) and instruments:
+        raise ValueError("diagnostics look at the state of every parameter, which sharding shares "
+                         'out: experiment.sharding = "none", or experiment.diagnostics = true')
+
+
+def over_processes(optimizer: Optimizer, sharding: str, shards: dict) -> Optimizer:
+    """The optimizer as several processes use it; shards: whole parameter -> what the model holds.
+
+    Raises ConfigError where a rule refuses.
+    """
+    if sharding == "none":
+        return optimizer
+    try:
+        if sharding == "optimizer":
+            return Sharded(optimizer)
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        return Gathered(optimizer, [shards[p] for p in params])
+    except ValueError as error:
+        raise ConfigError(f"[optimizer] {error}") from error

@@ -14,7 +14,7 @@ from optimizer import GIVEN_BY_CODE, is_wrapper, optimizer_class
 from optimizer.parts.matrix import ADAMW_KEYS, MatrixOptimizer
 from optimizer.parts.split import Routing
 
-Sharding = Literal["none", "optimizer"]
+Sharding = Literal["none", "optimizer", "model"]
 
 TABLES = ("experiment", "data", "model", "optimizer", "schedule")
 

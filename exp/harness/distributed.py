@@ -12,6 +12,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from data import DataError
@@ -174,27 +178,63 @@ def part_of(batch: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | flo
     return part, counts[0] / counts[1].clamp_min(1)
 
 
-def data_parallel(module: nn.Module) -> nn.Module:
-    """`module` with its gradients averaged over the processes, itself in a world of one.
+def all_sum(tensor: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
+    if size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+# --- the model
+
+
+class Applied(nn.Module):
+    """Any function of a model as a forward pass, which is where data parallelism looks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable, *inputs: Tensor) -> Any:
+        """function(model, *inputs)."""
+        return function(self.model, *inputs)
+
+
+def data_parallel(model: nn.Module, sharding: str) -> nn.Module:
+    """What runs `model` (an Applied) with its gradients averaged over the processes: DDP, or for
+    sharding "model" FSDP2, which cuts up the tensors of `model` in place.
 
     Raises ConfigError if the processes hold tensors of different shapes.
     """
+    applied = Applied(model)
     if size() == 1:
-        return module
+        return applied
+    if sharding == "model":
+        mesh = init_device_mesh(next(model.parameters()).device.type, (size(),))
+        for layer in model.layers() if hasattr(model, "layers") else ():
+            fully_shard(layer, mesh=mesh)
+        return fully_shard(applied, mesh=mesh)
     # Buffers are equal everywhere already: batch norms are synchronized. torch 2.15 renamed this.
     accepted = inspect.signature(DistributedDataParallel).parameters
     renamed = "forward_sync_buffers" in accepted
     options = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     try:
-        return DistributedDataParallel(module, **options)
+        return DistributedDataParallel(applied, **options)
     except RuntimeError as error:
         if is_lost_peer(error):
             raise
         raise ConfigError(f"the processes do not hold the same model: {error}") from error
 
 
-def all_sum(tensor: Tensor) -> Tensor:
-    """The sum over all processes, in place."""
-    if size() > 1:
-        dist.all_reduce(tensor)
-    return tensor
+def whole(state: dict) -> dict:
+    """A model's state_dict with every shard made whole, on all processes; others as they are."""
+    return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            for name, tensor in state.items()}
+
+
+def load_whole(model: nn.Module, state: dict) -> None:
+    """Load a state_dict of whole tensors into a model that may be sharded."""
+    if size() == 1:
+        model.load_state_dict(state)
+    else:
+        set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))

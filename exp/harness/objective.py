@@ -7,21 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exp.harness.distributed import all_sum, part_of, size
+from exp.harness.distributed import Applied, all_sum, part_of, size
 
 LossFunction = Callable[..., tuple[Tensor, dict[str, Tensor]]]
-
-
-class Applied(nn.Module):
-    """Any function of a model as a forward pass, which is where data parallelism looks."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, function: Callable, *inputs: Tensor) -> Any:
-        """function(model, *inputs)."""
-        return function(self.model, *inputs)
 
 
 class Objective:
@@ -35,13 +23,13 @@ class Objective:
     see the random numbers (dropout) of the first.
 
     With several processes a batch is the batch of all of them and each computes its part; losses,
-    means and gradients are those of the whole. `parallel` goes around what runs the model.
+    means and gradients are those of the whole. `applied` is then what runs the model.
     """
 
     def __init__(self, model: nn.Module, loss_fn: LossFunction, autocast: Callable,
-                 parallel: Callable[[nn.Module], nn.Module] = lambda module: module) -> None:
+                 applied: nn.Module | None = None) -> None:
         self.model, self.loss_fn, self.autocast = model, loss_fn, autocast
-        self.applied = parallel(Applied(model))
+        self.applied = applied or Applied(model)
         self.norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.gradient_evaluations = 0
         self.last_loss: Tensor | None = None

@@ -15,7 +15,14 @@ from data.batches import Batches
 from exp.harness.board import Board
 from exp.harness.config import ConfigError, Experiment
 from exp.harness.diagnostics import Instruments
-from exp.harness.distributed import Consensus, from_main, is_main, together
+from exp.harness.distributed import (
+    Consensus,
+    from_main,
+    is_main,
+    load_whole,
+    together,
+    whole,
+)
 from exp.harness.facts import run_facts
 from exp.harness.folder import RunFolder
 from exp.harness.interrupts import Interrupts
@@ -196,14 +203,15 @@ class Run:
 
     def test(self, evaluate: Callable[[], dict[str, float]]) -> None:
         """Evaluate the best epoch's weights once, on data that had no part in choosing it."""
-        last = copy.deepcopy(self.model.state_dict())
-        self.model.load_state_dict(self._best_state())
+        last = copy.deepcopy(whole(self.model.state_dict()))
+        load_whole(self.model, self._best_state())
         self.tested = {f"test_{k.removeprefix('eval_')}": v for k, v in evaluate().items()}
-        self.model.load_state_dict(last)
+        load_whole(self.model, last)
 
     def _best_state(self) -> dict:
-        return self.best_weights or from_main(
-            lambda: self.folder.load_checkpoint("best.pt")["model"])
+        if self.best_weights is not None:
+            return whole(self.best_weights)
+        return from_main(lambda: self.folder.load_checkpoint("best.pt")["model"])
 
     def _update_best(self, line: dict) -> None:
         value, best = line[self.metric], self.at.best.get(self.metric)
@@ -224,16 +232,16 @@ class Run:
                 raise Diverged(f"{name} is {value} in epoch {epoch}, step {self.at.step}")
 
     def _checkpoint(self) -> None:
+        best = whole(self.best_weights) if self.best_weights is not None else None
         state = {
             "settings": self.settings, "position": asdict(self.at),
-            "stopped": self.stopped, "model": self.model.state_dict(),
+            "stopped": self.stopped, "model": whole(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(), "objective": self.objective.state_dict(),
             "rng": rng_state(self.device), "wall_seconds": self._wall_seconds(),
         }
         if is_main():
-            if self.best_weights is not None:
-                best = {"model": self.best_weights, **self.at.best}
-                self.folder.save_checkpoint("best.pt", best)
+            if best is not None:
+                self.folder.save_checkpoint("best.pt", {"model": best, **self.at.best})
             self.folder.save_checkpoint("latest.pt", state)
         self.best_weights = None
         self.saved_at = time.perf_counter()
@@ -246,7 +254,7 @@ class Run:
         if changed:
             raise ConfigError("--resume: the checkpoint was made with other settings:\n"
                               + "\n".join(changed))
-        self.model.load_state_dict(state["model"])
+        load_whole(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.objective.load_state_dict(state["objective"])
         if is_main():

@@ -95,7 +95,7 @@ class Sharded(Wrapper):
         outer, _running = _running, self
         try:
             if closure is None:
-                self._hide_others()
+                self._take_gradients()
                 loss = self.base.step()
             else:
                 self.passes = 0
@@ -103,9 +103,7 @@ class Sharded(Wrapper):
             self._exchange()
         finally:
             _running = outer
-            for p, grad in self.hidden.items():
-                p.grad = grad
-            self.hidden = {}
+            self._give_back_gradients()
         return loss
 
     def _pass(self, closure: Callable[[], Tensor]) -> Tensor:
@@ -113,14 +111,19 @@ class Sharded(Wrapper):
             self._exchange()
         self.passes += 1
         loss = closure()
-        self._hide_others()
+        self._take_gradients()
         return loss
 
-    def _hide_others(self) -> None:
-        """A rule leaves alone what has no gradient."""
+    def _take_gradients(self) -> None:
+        """Show `base` this process's gradients alone: a rule leaves the others' tensors alone."""
         self.hidden = {p: p.grad for p in self.owner if not self.is_mine(p) and p.grad is not None}
         for p in self.hidden:
             p.grad = None
+
+    def _give_back_gradients(self) -> None:
+        for p, grad in self.hidden.items():
+            p.grad = grad
+        self.hidden = {}
 
     def _exchange(self) -> None:
         self.send(self.owner)
