@@ -7,6 +7,7 @@ import importlib
 import json
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,12 +16,22 @@ from conftest import TINY
 import data
 import data.cifar10
 import data.wikitext2
-from exp.harness.build import build
-from exp.harness.config import complete
-from exp.harness.distributed import is_main, joined, whole
+from exp.harness.build import Built, build
+from exp.harness.config import ConfigError, complete
+from exp.harness.distributed import (
+    Consensus,
+    from_main,
+    is_main,
+    joined,
+    my_share,
+    rank,
+    size,
+    together,
+    whole,
+)
 from exp.harness.toml import apply_override
 
-STEPS = 8
+STEPS = 6
 CONFIG = {"grokking": "config/lrp_grok_adamw_600e.toml",
           "cifar": "config/mini_cifar10_muon.toml",
           "wikitext2": "config/mini_wikitext2_muon.toml"}
@@ -44,6 +55,7 @@ RULES = {
     "qk_clip": {"name": "muon", "lr": 0.1, "qk_clip": {"tau": 0.05}},
 }
 EVERYWHERE = ("adamw", "muon", "base", "sync", "lazy", "aga", "soap")
+UNEVEN = {"grokking": 25, "cifar": 15, "wikitext2": 3}  # rows of a batch
 CASES = [("grokking", rule, "optimizer") for rule in RULES] \
     + [("grokking", rule, "none") for rule in ("adamw", "sync", "aga", "sam")] \
     + [(task, rule, "optimizer") for task in ("cifar", "wikitext2") for rule in EVERYWHERE] \
@@ -52,34 +64,40 @@ CASES = [("grokking", rule, "optimizer") for rule in RULES] \
 
 def trajectory(task: str, rule: str, sharding: str, steps: int = STEPS) -> dict:
     """Losses of every step and the weights at the end; state_dict on the main process."""
+    settings = dict(RULES[rule])
+    if (task, rule) == ("wikitext2", "soap"):  # here the statistics have full rank
+        settings |= {"max_precond_dim": 16, "precondition_frequency": 2}
+    run = built(task, settings, {"sharding": sharding}, {"batch_size": UNEVEN[task]})
+    losses = []
+    epoch = 0
+    while len(losses) < steps:
+        for batch in run.data.train.epoch(epoch):
+            losses.append(float(run.optimizer.step(run.objective.on(batch))))
+            if rule == "soap" and task != "wikitext2" and len(losses) == 1:
+                fix_bases(run.optimizer.state)
+        epoch += 1
+    return {"losses": losses, "train_loss": run.objective.means()["train_loss"],
+            "weights": whole(run.model.state_dict()),
+            "kept": sum(t.numel() for s in run.optimizer.state.values() for t in s.values()
+                        if torch.is_tensor(t)),
+            "state": run.optimizer.state_dict()}
+
+
+def built(task: str, optimizer: dict, experiment: dict, data: dict) -> Built:
+    """The tiny task with these settings; images in float64, as the weights are."""
     module = importlib.import_module(f"exp.{task}.train")
     settings = tomllib.loads(Path(CONFIG[task]).read_text(encoding="utf-8"))
-    for override in [*TINY[task], 'experiment.device="cpu"', f'experiment.sharding="{sharding}"']:
+    for override in TINY[task]:
         apply_override(settings, override)
-    settings["data"]["batch_size"] = {"grokking": 25, "cifar": 15, "wikitext2": 3}[task]  # uneven
-    settings["optimizer"] = dict(RULES[rule])
-    if (task, rule) == ("wikitext2", "soap"):  # here the statistics have full rank
-        settings["optimizer"] |= {"max_precond_dim": 16, "precondition_frequency": 2}
+    settings["experiment"] |= {"device": "cpu", **experiment}
+    settings["data"] |= data
+    settings["optimizer"] = optimizer
 
     def loss_fn(model, inputs, targets):
         return module.loss_fn(model, inputs.double() if inputs.is_floating_point() else inputs,
                               targets)
 
-    built = build(complete(settings, module.TASK), module.TASK, loss_fn)
-    losses = []
-    epoch = 0
-    while len(losses) < steps:
-        for batch in built.data.train.epoch(epoch):
-            losses.append(float(built.optimizer.step(built.objective.on(batch))))
-            if rule == "soap" and task != "wikitext2" and len(losses) == 1:
-                fix_bases(built.optimizer.state)
-        epoch += 1
-    buffers = {name: b for name, b in built.model.named_buffers() if "running" in name}
-    return {"losses": losses, "means": built.objective.means(), "buffers": buffers,
-            "weights": [p.detach().clone() for p in whole(built.model.state_dict()).values()],
-            "kept": sum(t.numel() for s in built.optimizer.state.values() for t in s.values()
-                        if torch.is_tensor(t)),
-            "state": built.optimizer.state_dict()}
+    return build(complete(settings, module.TASK), module.TASK, loss_fn)
 
 
 def fix_bases(state: dict) -> None:
@@ -92,6 +110,42 @@ def fix_bases(state: dict) -> None:
                 entry[key] = torch.linalg.qr(random).Q
 
 
+def refusals() -> dict[str, str]:
+    """What is said to settings that many processes cannot have; the same by every process."""
+    cases = {
+        "one_process": ({"name": "kfac"}, {}, {}),
+        "last_batch": ({"name": "muon"}, {}, {"batch_size": 59}),  # of 60 pairs
+        "instruments": ({"name": "muon"}, {"diagnostics": ["spectrum"]}, {}),
+        "lbfgs": ({"name": "lbfgs"}, {}, {}),
+        "model's tensors": ({"name": "muon", "qk_clip": {}}, {"sharding": "model"}, {}),
+        "all tensors": ({"name": "muon", "lookahead": {}}, {"sharding": "model"}, {}),
+        "shapes": ({"name": "muon"}, {}, {"p": 11 + 2 * rank()}),
+    }
+    return {name: said(lambda case=case: built("grokking", *case)) for name, case in cases.items()}
+
+
+def said(action: Callable) -> str:
+    """The ConfigError that `action` ends with."""
+    try:
+        action()
+    except ConfigError as error:
+        return str(error)
+    return "nothing"
+
+
+def agreement() -> dict:
+    """What only one process has to say, and what all of them hear."""
+    def fail_on_one():
+        with together():
+            if rank() == 1:
+                raise ConfigError("no such file")
+
+    consensus = Consensus()
+    heard = [consensus.hear(signal) for signal in ((0, 2 * rank(), 1, 0))]
+    return {"alone": said(fail_on_one), "heard": heard, "from main": from_main(rank),
+            "share": list(my_share(range(5)))}
+
+
 def main(out: Path, root: Path) -> None:
     """Run every case and write what came out, of each process."""
     torch.set_num_threads(1)
@@ -102,6 +156,8 @@ def main(out: Path, root: Path) -> None:
     data.cifar10.MD5 = sums
     with joined("cpu"):
         found = {case: trajectory(*case) for case in CASES}
+        if size() > 1:
+            found |= {"refusals": refusals(), "agreement": agreement()}
         torch.save(found, out / ("main.pt" if is_main() else "other.pt"))
 
 

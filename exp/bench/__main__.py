@@ -1,6 +1,6 @@
 """What optimizers cost, ours beside torch's and the libraries', interleaved in one process.
 
-python -m exp.bench [steps] [polar] [training] [--rounds N] [--full] [--output DIR]
+python -m exp.bench [steps] [polar] [training] [sharding] [--rounds N] [--full] [--output DIR]
 """
 
 import argparse
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from exp.bench import polar, report, steps, training
+from exp.bench import polar, report, sharding, steps, training
 from exp.bench.timing import CLOCKS
 from exp.harness.facts import device_name, version_of
 
-PARTS = ("steps", "polar", "training")
+PARTS = ("steps", "polar", "training", "sharding")
 PACKAGES = ("torch", "pytorch_optimizer", "heavyball")
 
 
@@ -27,7 +27,8 @@ def facts(device: torch.device, clock: str) -> dict:
 def main() -> None:
     """Measure the parts asked for, write <part>.json each, then the report of all there are."""
     parser = argparse.ArgumentParser(prog="python -m exp.bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {PARTS}; default: all")
+    parser.add_argument("parts", nargs="*", metavar="PART",
+                        help=f"of {PARTS}; default: all but sharding, which is for idle CPUs")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--full", action="store_true", help="training: the models of the paper")
@@ -38,14 +39,16 @@ def main() -> None:
             parser.error(f"unknown part {part!r}; known: {', '.join(PARTS)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options.output.mkdir(parents=True, exist_ok=True)
-    for part in options.parts or PARTS:
+    for part in options.parts or PARTS[:3]:
         arguments = (options.rounds, options.clock, device)
         if part == "training":
             results = training.measure(*arguments, options.full)
+        elif part == "sharding":
+            results = sharding.measure(options.rounds)
         else:
             results = {"steps": steps, "polar": polar}[part].measure(*arguments)
         content = {"facts": facts(device, options.clock), "results": results}
-        path = options.output / f"{part}_{device.type}.json"
+        path = options.output / f"{part}_{'cpu' if part == 'sharding' else device.type}.json"
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     report.write(options.output)
     print((options.output / "bench.md").read_text(encoding="utf-8"))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -46,7 +47,11 @@ def is_main() -> bool:
 
 def restarted() -> bool:
     """Whether torchrun has started this run again after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _restarts() > 0
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @contextmanager
@@ -62,7 +67,10 @@ def joined(device: str) -> Iterator[None]:
         return
     backend = _backend(pick_device(device).type)
     try:
-        dist.init_process_group(backend)
+        # What a dead attempt left in torchrun's store would be taken for living processes.
+        store, number, count = next(rendezvous("env://"))
+        store = dist.PrefixStore(f"attempt {_restarts()}", store)
+        dist.init_process_group(backend, store=store, rank=number, world_size=count)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"cannot join the other {processes - 1} processes: {error}") from error
     try:
@@ -209,6 +217,7 @@ def data_parallel(model: nn.Module, sharding: str) -> nn.Module:
     applied = Applied(model)
     if size() == 1:
         return applied
+    _require_same_shapes(model)
     if sharding == "model":
         mesh = init_device_mesh(next(model.parameters()).device.type, (size(),))
         for layer in model.layers() if hasattr(model, "layers") else ():
@@ -218,12 +227,17 @@ def data_parallel(model: nn.Module, sharding: str) -> nn.Module:
     accepted = inspect.signature(DistributedDataParallel).parameters
     renamed = "forward_sync_buffers" in accepted
     options = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    try:
-        return DistributedDataParallel(applied, **options)
-    except RuntimeError as error:
-        if is_lost_peer(error):
-            raise
-        raise ConfigError(f"the processes do not hold the same model: {error}") from error
+    return DistributedDataParallel(applied, **options)
+
+
+def _require_same_shapes(model: nn.Module) -> None:
+    mine = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    main = from_main(lambda: mine)
+    with together():
+        if mine != main:
+            name = next(name for name in [*main, *mine] if main.get(name) != mine.get(name))
+            raise ConfigError(f"the processes do not hold the same model: {name} is "
+                              f"{main.get(name)} on the main process, {mine.get(name)} here")
 
 
 def whole(state: dict) -> dict:

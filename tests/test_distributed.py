@@ -1,0 +1,190 @@
+"""Two processes against one: trajectories, refusals, agreement, resuming, a process that dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from distributed_worker import CASES
+
+from exp.grokking import train
+from exp.harness import cli
+from optimizer.parts.gathered import _rows
+from optimizer.parts.sharded import _merged, balanced
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+GROKKING = ["-m", "exp.grokking.train", "--config", "config/lrp_grok_ars2_neo_aga_400e.toml",
+            *[word for override in TINY["grokking"] for word in ("--set", override)]]
+
+
+def environment(**extra):
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ".", **extra}
+
+
+@pytest.fixture(scope="module")
+def found(tiny_root, tmp_path_factory):
+    """Every case of distributed_worker: by one process, and by each of two."""
+    root, sums = tiny_root
+    (root / "md5.json").write_text(json.dumps(sums))
+    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    worker = ["tests/distributed_worker.py"]
+    runs = [subprocess.run([*command, *worker, str(out), str(root)], text=True,
+                           env=environment(ARS_DATA=str(root)), capture_output=True)
+            for command, out in (([sys.executable], one), (TORCHRUN, two))]
+    for run in runs:
+        assert run.returncode == 0, run.stderr[-3000:]
+    return {name: torch.load(path) for name, path in (
+        ("one", one / "main.pt"), ("main", two / "main.pt"), ("other", two / "other.pt"))}
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_two_processes_take_the_steps_of_one(found, case):
+    one, main, other = (found[name][case] for name in ("one", "main", "other"))
+    assert one["losses"][-1] != one["losses"][0]
+    assert main["losses"] == pytest.approx(one["losses"], rel=1e-9)
+    assert main["losses"] == other["losses"]
+    assert main["train_loss"] == pytest.approx(one["train_loss"], rel=1e-9)
+    for name, expected in one["weights"].items():
+        assert torch.equal(main["weights"][name], other["weights"][name])
+        scale = expected.double().norm()
+        assert (main["weights"][name] - expected).double().norm() <= 1e-6 * scale, name
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_each_state_is_kept_once_and_a_checkpoint_holds_all_of_it(found, case):
+    one, main, other = (found[name][case] for name in ("one", "main", "other"))
+    if case[2] == "none":
+        assert main["kept"] == other["kept"] == one["kept"]
+    else:
+        assert main["kept"] + other["kept"] == one["kept"]
+        assert 0 < main["kept"] < one["kept"]
+    assert shapes(main["state"]) == shapes(one["state"])
+
+
+def shapes(value):
+    if torch.is_tensor(value):
+        return tuple(value.shape)
+    if isinstance(value, dict):
+        return {key: shapes(item) for key, item in value.items()}
+    return [shapes(item) for item in value] if isinstance(value, list) else type(value)
+
+
+@pytest.mark.parametrize(("case", "words"), [
+    ("one_process", ("KFAC", "one process only")), ("last_batch", ("has 1 examples", "drop_last")),
+    ("instruments", ("diagnostics", 'sharding = "none"')), ("lbfgs", ("LBFGS", "one vector")),
+    ("model's tensors", ("QKClip", "own tensors")), ("all tensors", ("Lookahead", "own tensors")),
+    ("shapes", ("not hold the same model",))])
+def test_what_cannot_be_shared_out_is_refused_by_name(found, case, words):
+    for process in ("main", "other"):
+        said = found[process]["refusals"][case]
+        assert all(word in said for word in words), said
+
+
+def test_all_processes_know_what_one_knows(found):
+    for number, process in enumerate(("main", "other")):
+        heard = found[process]["agreement"]
+        assert heard["alone"] == ("no such file" if number else "process 1: no such file")
+        assert heard["heard"] == [0, 0, 2, 1]  # a step later, the most serious
+        assert heard["from main"] == 0
+        assert heard["share"] == [[0, 2, 4], [1, 3]][number]
+
+
+def test_the_dearest_items_are_dealt_first():
+    assert balanced([1, 5, 3, 3], 2) == [1, 0, 1, 0] or balanced([1, 5, 3, 3], 2) == [0, 0, 1, 1]
+    assert balanced([2, 2], 4) == [0, 1]  # two processes without work
+
+
+def test_merging_takes_each_parameters_entry_from_its_owner():
+    parts = [{"steps": 3, "shear": ["a", None]}, {"steps": 3, "shear": [None, "b"]}]
+    assert _merged(parts, [0, 1]) == {"steps": 3, "shear": ["a", "b"]}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 7, 8])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_rows_are_dealt_as_chunk_does(rows, processes):
+    chunks = [len(part) for part in torch.arange(rows).chunk(processes)]
+    assert _rows(rows, processes) == chunks + [0] * (processes - len(chunks))
+
+
+# --- runs
+
+
+def run(output, *options, processes):
+    """The exit status and the output of a run; one process is this one."""
+    words = [*GROKKING, "--device", "cpu", "--output", str(output), *options]
+    if processes == 1:
+        return cli.launch(train.TASK, train.train, words[2:]), "status"
+    ended = subprocess.run([*TORCHRUN, *words], env=environment(), text=True, capture_output=True)
+    return ended.returncode, ended.stdout + ended.stderr
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    assert run(whole, "--set", "experiment.epochs=12", processes=1)[0] == 0
+    for epochs, processes in ((4, 1), (8, 2), (12, 1)):
+        status, text = run(moved, "--set", f"experiment.epochs={epochs}", "--resume",
+                           processes=processes)
+        assert status == 0, text[-2000:]
+        assert text.count("status") == 1  # one table, whatever the number of processes
+        assert json.loads((moved / "run.json").read_text())["processes"] == processes
+    expected, got = metrics(whole), metrics(moved)
+    assert [line["epoch"] for line in got] == list(range(1, 13))
+    for line, other in zip(expected, got, strict=True):
+        assert other["train_loss"] == pytest.approx(line["train_loss"], rel=2e-3)
+        assert other["gradient_evaluations"] == line["gradient_evaluations"]
+    assert expected[-1]["train_loss"] < 0.9 * expected[0]["train_loss"]
+
+
+def test_a_killed_process_ends_the_run_and_torchrun_starts_it_again(tmp_path):
+    output, log = tmp_path / "killed", tmp_path / "log"
+    with open(log, "w") as file:
+        torchrun = subprocess.Popen(
+            [*TORCHRUN, "--max-restarts", "1", *GROKKING, "--output", str(output),
+             "--set", "experiment.epochs=100000"], env=environment(), stdout=file, stderr=file)
+    try:
+        wait_for(lambda: (output / "latest.pt").exists(), torchrun)
+        started = (output / "run.json").stat().st_mtime_ns
+        os.kill(child_of(torchrun.pid, "RANK=1"), signal.SIGKILL)
+        wait_for(lambda: (output / "run.json").stat().st_mtime_ns != started, torchrun)
+        resumed = len(metrics(output))
+        assert resumed > 5  # from the checkpoint, not from the start
+        wait_for(lambda: len(metrics(output)) > resumed + 5, torchrun)
+        torchrun.send_signal(signal.SIGINT)
+        torchrun.wait(90)
+    finally:
+        torchrun.kill()
+    assert [line["epoch"] for line in metrics(output)] == list(range(1, len(metrics(output)) + 1))
+    assert json.loads((output / "summary.json").read_text())["status"] == "interrupted"
+    text = log.read_text()
+    assert text.count("another process of this run is gone") == 1, text[-3000:]
+
+
+def wait_for(condition, process, seconds=120):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "torchrun ended"
+        assert time.monotonic() < until, "nothing happened"
+        time.sleep(0.1)
+
+
+def child_of(parent, variable):
+    """The child process that has this in its environment."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                stat = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+                if int(stat[1]) == parent and variable in (folder / "environ").read_text():
+                    return int(folder.name)
+            except OSError:
+                continue
+    raise AssertionError("no such child")
