@@ -5,10 +5,8 @@ python -m exp.tune TASK [--optimizers a,b,...|all] [--budget N] [--studies N] [-
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from tqdm import tqdm
 from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
 from exp.harness.config import ConfigError
 from exp.harness.jobs import Job, Stopped, run_jobs
+from exp.harness.launch import Launcher, Work, add_launcher_options, launcher_of, stop
 from exp.harness.run import Interrupted
 from exp.tune import report, score
 from exp.tune.space import Goal, all_arms, goal_of, search_space
@@ -24,7 +23,6 @@ from exp.tune.study import open_storage, prepare, running, until_done, waiting, 
 
 OUTPUTS = Path("outputs")
 DEFAULT_ARMS = ("adamw", "muon", "ars2_neo_base", "ars2_neo_aga")
-STOP_SECONDS = 60.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,8 +48,14 @@ def tune(options: argparse.Namespace) -> int:
     for arm in arms:
         search_space(arm)  # a wrong name is said before anything is made
     folder = options.outputs / "tune"
-    folder.mkdir(parents=True, exist_ok=True)
     url = options.storage or f"sqlite:///{folder / goal.task}.db"
+    if options.launcher == "slurm" and url.startswith("sqlite"):
+        raise ConfigError(
+            "workers on many hosts cannot share an sqlite file: give --storage the path of a "
+            f"journal file that all hosts see (--storage {folder / goal.task}.journal) or the URL "
+            "of a database server")
+    launcher = launcher_of(options, folder / "submitit")
+    folder.mkdir(parents=True, exist_ok=True)
     storage = open_storage(url)
     # Study by study, so that what is unfinished is equally unfinished for every arm.
     order = [(arm, number) for number in range(1, options.studies + 1) for arm in arms]
@@ -60,13 +64,13 @@ def tune(options: argparse.Namespace) -> int:
         for arm, number in order:
             work(goal, arm, number, storage, folder)
         return COMPLETED
-    failed = _search(list(studies.values()), options, url)
+    failed = _search(list(studies.values()), options, url, launcher)
     records = {arm: [score.study_record(studies[arm, number])
                      for number in range(1, options.studies + 1)] for arm in arms}
     jobs = {arm: score.fresh_jobs(goal, arm, records[arm], folder, options.fresh_seeds)
             for arm in arms}
     missing = [job for group in jobs.values() for job in group if not _is_finished(job)]
-    ended = run_jobs(missing, options.workers)
+    ended = run_jobs(missing, launcher)
     paper = options.outputs / "paper"
     write_leaderboard(goal, records, jobs, options.budget, paper)
     print(f"written to {paper}: leaderboard.md, leaderboard.html, leaderboard.json")
@@ -78,7 +82,7 @@ def _is_finished(job: Job) -> bool:
     return bool(score.fresh_records([job]))
 
 
-def _search(studies: list, options: argparse.Namespace, url: str) -> bool:
+def _search(studies: list, options: argparse.Namespace, url: str, launcher: Launcher) -> bool:
     """Run what waits with worker processes; whether one of them failed.
 
     Raises Stopped after Ctrl-C, when every worker has put its trial back.
@@ -86,8 +90,6 @@ def _search(studies: list, options: argparse.Namespace, url: str) -> bool:
     total = sum(map(waiting, studies))
     if not total and not sum(map(running, studies)):
         return False
-    threads = os.environ.get("OMP_NUM_THREADS") or str(
-        max(1, (os.cpu_count() or 1) // options.workers))
     command = [sys.executable, "-m", "exp.tune", options.task, "--optimizers", options.optimizers,
                "--budget", str(options.budget), "--studies", str(options.studies),
                "--storage", url, "--outputs", str(options.outputs), "--worker"]
@@ -95,10 +97,7 @@ def _search(studies: list, options: argparse.Namespace, url: str) -> bool:
     command += [] if options.cap is None else ["--cap", str(options.cap)]
     command += [word for item in options.set for word in ("--set", item)]
     log_path = options.outputs / "tune" / "workers.log"
-    with open(log_path, "ab") as log:
-        workers = [subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                    env={**os.environ, "OMP_NUM_THREADS": threads},
-                                    start_new_session=True) for _ in range(options.workers)]
+    workers = launcher.start([Work(command, command, log_path)] * options.workers)
     try:
         with tqdm(total=total, unit="trial", dynamic_ncols=True, smoothing=0,
                   disable=not sys.stderr.isatty()) as bar:
@@ -108,13 +107,15 @@ def _search(studies: list, options: argparse.Namespace, url: str) -> bool:
                 bar.update(total - left - bar.n)
 
             until_done(studies, show, lambda: any(w.poll() is None for w in workers))
-        codes = [worker.wait() for worker in workers]
+        while any(worker.poll() is None for worker in workers):
+            time.sleep(0.2)
     except KeyboardInterrupt:
-        for worker in workers:
-            worker.send_signal(signal.SIGTERM)
-        for worker in workers:
-            worker.wait(STOP_SECONDS)
+        stop(workers)
         raise Stopped from None
+    except BaseException:
+        stop(workers)
+        raise
+    codes = [worker.poll() for worker in workers]
     if any(codes):
         print(f"a worker failed, see {log_path}", file=sys.stderr)
     return any(codes)
@@ -199,7 +200,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fresh-seeds", type=_seeds, default=score.FRESH_SEEDS, metavar="N",
                         help="fresh seeds a winner is run on (default 10)")
     parser.add_argument("--workers", type=_positive, default=1, metavar="N",
-                        help="trials at a time on this machine")
+                        help="trials at a time")
+    add_launcher_options(parser)
     parser.add_argument("--target", type=float, help="another target than tasks.toml's")
     parser.add_argument("--cap", type=_positive, metavar="N",
                         help="another cap on a trial's gradient evaluations")
