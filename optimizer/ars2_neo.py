@@ -9,7 +9,7 @@ from torch import Tensor
 from optimizer.ada_rmsuon import AdaRMSuon
 from optimizer.parts import checks
 from optimizer.parts.energy import EnergyNorm, EnergyScope
-from optimizer.parts.polar import Orthogonalizer
+from optimizer.parts.polar import OptionalOrthogonalizer
 from optimizer.parts.sharpness import (
     EPS,
     ElementwiseScale,
@@ -55,6 +55,8 @@ class ARS2Neo(AdaRMSuon):
     All parameters are perturbed, those on the AdamW track too; an entry that is 0 never is.
     `perturb_norm="global"` takes one norm over all tensors (the paper's notation, and SAM's);
     `elementwise_scale` "none" (the paper's text) or "asam" replaces |W| (the released code).
+    `whiten`, `orthogonalizer` and `energy_norm` are AdaRMSuon's and concern the update alone: the
+    perturbation is whitened in any case.
 
     Cost: gradient evaluations a step 1 (Base), 2 (Sync), 1 + 1/k (Lazy), 1 + 1/effective_k (AGA);
     state tensors a parameter 2, and the shear force as a third in Lazy and AGA;
@@ -80,8 +82,9 @@ class ARS2Neo(AdaRMSuon):
         energy_scope: EnergyScope = "matrix",
         perturb_norm: PerturbNorm = "tensor",
         elementwise_scale: ElementwiseScale = "abs",
-        orthogonalizer: Orthogonalizer = "keller",
+        orthogonalizer: OptionalOrthogonalizer = "keller",
         shear_storage: Storage = "full",
+        whiten: bool = True,
     ) -> None:
         checks.non_negative(rho=rho, alpha=alpha, adaptive_lambda=adaptive_lambda,
                             adaptive_gamma=adaptive_gamma)
@@ -91,7 +94,7 @@ class ARS2Neo(AdaRMSuon):
         checks.choice(ElementwiseScale, elementwise_scale=elementwise_scale)
         checks.choice(Storage, shear_storage=shear_storage)
         super().__init__(params, lr, betas, eps, weight_decay, ns_steps, energy_norm,
-                         energy_scope, orthogonalizer)
+                         energy_scope, orthogonalizer, whiten)
         self.rho, self.k, self.alpha, self.adaptive_sync = rho, k, alpha, adaptive_sync
         self.adaptive_beta, self.adaptive_lambda = adaptive_beta, adaptive_lambda
         self.adaptive_gamma = adaptive_gamma
