@@ -1,6 +1,7 @@
 """Tune optimizers on equal terms, run the winners on fresh seeds, write the leaderboard.
 
 python -m exp.tune TASK [--optimizers a,b,...|all] [--budget N] [--studies N] [--workers N]
+python -m exp.tune TASK --ablation: the parts of ARS2-Neo, each with and without
 """
 
 import argparse
@@ -18,6 +19,8 @@ from exp.harness.jobs import Job, Stopped, run_jobs
 from exp.harness.launch import Launcher, Work, add_launcher_options, launcher_of, stop
 from exp.harness.run import Interrupted
 from exp.tune import report, score
+from exp.tune.ablation import write_ablation
+from exp.tune.cells import read_ablation
 from exp.tune.space import Goal, all_arms, goal_of, search_space
 from exp.tune.study import open_storage, prepare, running, until_done, waiting, work
 
@@ -45,6 +48,8 @@ def tune(options: argparse.Namespace) -> int:
     """Everything between the arguments and the exit status."""
     goal = goal_of(options.task, options.target, options.cap, options.set)
     arms = all_arms() if options.optimizers == "all" else options.optimizers.split(",")
+    if options.ablation:
+        arms = list(read_ablation().arms())
     for arm in arms:
         search_space(arm)  # a wrong name is said before anything is made
     folder = options.outputs / "tune"
@@ -72,8 +77,14 @@ def tune(options: argparse.Namespace) -> int:
     missing = [job for group in jobs.values() for job in group if not _is_finished(job)]
     ended = run_jobs(missing, launcher)
     paper = options.outputs / "paper"
-    write_leaderboard(goal, records, jobs, options.budget, paper)
-    print(f"written to {paper}: leaderboard.md, leaderboard.html, leaderboard.json")
+    fresh = {arm: fresh_runs(goal, jobs[arm]) for arm in arms}
+    if options.ablation:
+        write_ablation(paper, read_ablation(), terms_of(goal, options.budget), facts_of(fresh),
+                       {arm: {"studies": records[arm], "fresh": fresh[arm]} for arm in arms})
+        print(f"written to {paper}: ablation_{goal.task}.md, ablation_{goal.task}.json")
+    else:
+        write_leaderboard(goal, records, fresh, options.budget, paper)
+        print(f"written to {paper}: leaderboard.md, leaderboard.html, leaderboard.json")
     failed |= any(code not in (COMPLETED, DIVERGED) for code in ended.values())
     return FAILED if failed else COMPLETED
 
@@ -90,9 +101,10 @@ def _search(studies: list, options: argparse.Namespace, url: str, launcher: Laun
     total = sum(map(waiting, studies))
     if not total and not sum(map(running, studies)):
         return False
-    command = [sys.executable, "-m", "exp.tune", options.task, "--optimizers", options.optimizers,
-               "--budget", str(options.budget), "--studies", str(options.studies),
-               "--storage", url, "--outputs", str(options.outputs), "--worker"]
+    command = [sys.executable, "-m", "exp.tune", options.task, "--budget", str(options.budget),
+               "--studies", str(options.studies), "--storage", url,
+               "--outputs", str(options.outputs), "--worker"]
+    command += ["--ablation"] if options.ablation else ["--optimizers", options.optimizers]
     command += [] if options.target is None else ["--target", str(options.target)]
     command += [] if options.cap is None else ["--cap", str(options.cap)]
     command += [word for item in options.set for word in ("--set", item)]
@@ -121,21 +133,37 @@ def _search(studies: list, options: argparse.Namespace, url: str, launcher: Laun
     return any(codes)
 
 
-def write_leaderboard(goal: Goal, records: dict, jobs: dict, budget: int, paper: Path) -> None:
+def fresh_runs(goal: Goal, jobs: Sequence[Job]) -> list[dict]:
+    """The finished runs of an arm's winners, each with whether it reached the target."""
+    fresh = score.fresh_records(jobs)
+    return [{**run, "reached": run["status"] == "completed" and _reached(goal, run)}
+            for run in fresh]
+
+
+def terms_of(goal: Goal, budget: int) -> dict:
+    """What must be equal for results to be comparable."""
+    return {"task": goal.task, "metric": goal.metric, "mode": goal.mode, "target": goal.target,
+            "cap": goal.cap, "budget": budget, "set": list(goal.overrides)}
+
+
+def facts_of(fresh: dict[str, list[dict]]) -> dict[str, str]:
+    """Device, torch and commit of all these runs."""
+    every = [run for runs in fresh.values() for run in runs]
+    return {key: ", ".join(sorted({str(run[key])[:40] for run in every})) or "–"
+            for key in ("device", "torch", "commit")}
+
+
+def write_leaderboard(goal: Goal, records: dict, fresh: dict, budget: int, paper: Path) -> None:
     """Put the task into leaderboard.json, beside what other tasks and arms have there, write the
     pages from it, and config/tuned_<task>_<arm>.toml for every arm with a winner."""
     paper.mkdir(parents=True, exist_ok=True)
     path = paper / "leaderboard.json"
     board = read_board(path)
-    terms = {"task": goal.task, "metric": goal.metric, "mode": goal.mode, "target": goal.target,
-             "cap": goal.cap, "budget": budget, "set": list(goal.overrides)}
+    terms = terms_of(goal, budget)
     task = board["tasks"].setdefault(goal.task, {"terms": terms, "arms": {}})
     if task["terms"] != terms:
         task |= {"terms": terms, "arms": {}}  # other terms are another leaderboard
     for arm, studies in records.items():
-        fresh = score.fresh_records(jobs[arm])
-        for run in fresh:
-            run["reached"] = run["status"] == "completed" and _reached(goal, run)
         number = score.representative(studies)
         text = config = ""
         if number is not None:
@@ -143,10 +171,9 @@ def write_leaderboard(goal: Goal, records: dict, jobs: dict, budget: int, paper:
             text = score.winner_config(goal, arm, score.winner(studies[number - 1]), name)
             config = f"config/{name}.toml"
             (config_folder(paper) / f"{name}.toml").write_text(text, encoding="utf-8")
-        task["arms"][arm] = {"studies": studies, "fresh": fresh, "config": config, "text": text}
-    every = [run for entry in task["arms"].values() for run in entry["fresh"]]
-    for key in ("device", "torch", "commit"):
-        task[key] = ", ".join(sorted({str(run[key])[:40] for run in every})) or "–"
+        task["arms"][arm] = {"studies": studies, "fresh": fresh[arm], "config": config,
+                             "text": text}
+    task |= facts_of({arm: entry["fresh"] for arm, entry in task["arms"].items()})
     text = report.board_text(board)
     path.write_text(text, encoding="utf-8")
     write_pages(paper)
@@ -190,9 +217,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m exp.tune",
         description="Search every optimizer's SEARCH_SPACE with the same budget.")
     parser.add_argument("task", metavar="TASK", help="grokking, cifar or wikitext2")
-    parser.add_argument("--optimizers", default=",".join(DEFAULT_ARMS), metavar="A,B",
-                        help="names, arms of exp/tune/tasks.toml, or all (default: "
-                             f"{','.join(DEFAULT_ARMS)})")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--optimizers", default=",".join(DEFAULT_ARMS), metavar="A,B",
+                       help="names, arms of exp/tune/tasks.toml, or all (default: "
+                            f"{','.join(DEFAULT_ARMS)})")
+    which.add_argument("--ablation", action="store_true",
+                       help="one arm for every combination of ARS2-Neo's parts; writes "
+                            "ablation_<task>.md in place of the leaderboard")
     parser.add_argument("--budget", type=_positive, default=10, metavar="N",
                         help="quasi-random trials a study (default 10)")
     parser.add_argument("--studies", type=_positive, default=3, metavar="N",
