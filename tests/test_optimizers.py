@@ -234,6 +234,8 @@ def test_every_constructor_argument_has_an_effect(name):
         if isinstance(parameter.default, bool | int):
             modes += [{**mode, key: value} for mode in list(modes)
                       for value in candidates(parameter)[:1] if len(mode) < 2]
+    modes += [{**mode, key: candidates(parameter)[-1]} for key, parameter in accepted.items()
+              if isinstance(parameter.default, str) for mode in modes if len(mode) < 2]
     modes += [{key: 0.0 if parameter.default else 0.3} for key, parameter in accepted.items()
               if isinstance(parameter.default, float)]  # decay on or off, say
     unaffected = []
