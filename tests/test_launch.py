@@ -144,7 +144,10 @@ print("Submitted batch job 100")
 """,
     "srun": """
 words = sys.argv[1:]
+output = words[words.index("--output") + 1].replace("%A_%a", "100_0").replace("%t", "0")
 words = words[words.index("--error") + 2:]
+sys.stdout = open(output, "w")
+os.dup2(sys.stdout.fileno(), 1)
 open(ROOT + "/pid", "w").write(str(os.getpid()))
 os.execvp(words[0], words)
 """,
@@ -160,8 +163,8 @@ if sys.argv[1] == "100_0":
     "sacct": """
 cancelled = open(ROOT + "/cancelled").read() if os.path.exists(ROOT + "/cancelled") else ""
 print("JobID|State|NodeList")
-print("100_0|RUNNING|here")
-print("100_1|" + ("CANCELLED by 7" if "100_1" in cancelled else "PENDING") + "|")
+for name, state in (("100_0", "RUNNING"), ("100_1", "PENDING")):
+    print(name + "|" + ("CANCELLED by 7" if name in cancelled else state) + "|here")
 """,
 }
 
@@ -229,6 +232,7 @@ def test_options_choose_the_launcher(tmp_path):
     (["--launcher", "submitit-local", "--slurm", "time"], "KEY=VALUE"),
     (["--launcher", "submitit-local", "--slurm", "partitoin=x"], "partitoin"),
     (["--launcher", "submitit-local", "--slurm", "time=1:00:00"], "write the minutes"),
+    (["--launcher", "submitit-local", "--slurm", "nodes=2"], "one process"),
     (["--launcher", "slurm"], "srun"),
 ])
 def test_what_cannot_be_launched_is_one_clear_error(words, message, tmp_path, monkeypatch):

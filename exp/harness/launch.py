@@ -69,13 +69,13 @@ class Local:
 
 def stop(processes: Sequence[Process]) -> None:
     """Tell every process to checkpoint and end, wait until it has, kill what does not."""
-    deadline = time.monotonic() + STOP_SECONDS
-    left = list(processes)
-    while left and time.monotonic() < deadline:
+    left, started = list(processes), None
+    while left and (started is None or time.monotonic() < started + STOP_SECONDS):
         for process in left:
             process.terminate()
         asked = time.monotonic()
-        while left and time.monotonic() < min(asked + ASK_SECONDS, deadline):
+        started = started or asked
+        while left and time.monotonic() < asked + ASK_SECONDS:
             time.sleep(0.1)
             left = [process for process in left if process.poll() is None]
     for process in left:

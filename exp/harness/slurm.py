@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,8 @@ from exp.harness.launch import Process, Work, threads
 
 ARRAY = 1000  # jobs handed to Slurm at once: its default MaxArraySize, less one
 MINUTES = 24 * 60  # that a job may take, unless `--slurm time=` says otherwise
+CHECK_SECONDS = 2.0  # between two questions to Slurm about jobs that were cancelled
+ONE = ("nodes", "ntasks_per_node")  # a run is one process
 RESTARTS = 100  # times that a job which ran out of time is put into the queue again
 
 
@@ -35,6 +38,9 @@ class Submitit:
         self.capacity = ARRAY if cluster == "slurm" else workers
         if not isinstance(parameters.get("time", MINUTES), int):
             raise ConfigError(f"--slurm time={parameters['time']}: write the minutes")
+        for key in ONE:
+            if parameters.get(key, 1) != 1:
+                raise ConfigError(f"--slurm {key}={parameters[key]}: a run is one process")
         own = {f"slurm_{key}": value for key, value in parameters.items()}
         try:
             self.executor = submitit.AutoExecutor(folder, cluster=cluster,
@@ -62,6 +68,8 @@ class Submitit:
 class _Submitted:
     """A job of submitit's as a Process."""
 
+    asked = 0.0  # when Slurm was last asked about cancelled jobs: of all of them at once
+
     def __init__(self, cluster: str, job, log: Path) -> None:
         self.cluster, self.job, self.log = cluster, job, log
         self.status: int | None = None
@@ -69,11 +77,11 @@ class _Submitted:
 
     def poll(self) -> int | None:
         """The command's exit status, None while it waits or runs; 1 if its host never gave one."""
-        if self.status is None and self.job.done(force_check=self.told):
-            if self.told and not self.job.paths.result_pickle.exists():
-                self.status = INTERRUPTED  # taken out of the queue
-            else:
+        if self.status is None and self.job.done(force_check=self.told and self._may_ask()):
+            if not self.told or self.job.paths.result_pickle.exists():
                 self.status = self._result()
+            elif self.cluster == "local" or not self.job.paths.stdout.exists():
+                self.status = INTERRUPTED  # never began; what did is cancelled, but checkpoints yet
         return self.status
 
     def _result(self) -> int:
@@ -85,14 +93,21 @@ class _Submitted:
                 log.write(f"{error}\njob {self.job.job_id} failed, see {self.job.paths.stderr}\n")
             return FAILED
 
+    @classmethod
+    def _may_ask(cls) -> bool:
+        now = time.monotonic()
+        may = now - cls.asked > CHECK_SECONDS
+        cls.asked = now if may else cls.asked
+        return may
+
     def terminate(self) -> None:
         """Cancel it: Slurm takes it out of the queue, or gives it SIGTERM and then KillWait."""
-        self.told = True
-        if self.cluster == "slurm":
+        if self.cluster == "slurm" and not self.told:
             self.job.cancel(check=False)
-        else:  # submitit's own cancelling kills after one second
+        if self.cluster == "local":  # submitit's own cancelling kills after one second
             with suppress(ProcessLookupError):
                 os.kill(int(self.job.job_id), signal.SIGTERM)
+        self.told = True
 
     def kill(self) -> None:
         """Nothing more than `terminate`: Slurm kills what does not end."""
