@@ -13,7 +13,7 @@ from optimizer.parts import checks
 from optimizer.parts.adam import moments, update_moments, whitened
 from optimizer.parts.energy import EnergyNorm, EnergyScope, with_energy
 from optimizer.parts.matrix import MatrixOptimizer
-from optimizer.parts.polar import Orthogonalizer, as_matrices, orthogonalize
+from optimizer.parts.polar import OptionalOrthogonalizer, as_matrices, orthogonalize
 
 __all__ = ["AdaRMSuon"]
 
@@ -39,6 +39,12 @@ class AdaRMSuon(MatrixOptimizer):
     Adam's), "rms" by sqrt(min(m, n)). Of a 3-D stack each matrix has its own energy
     (`energy_scope="tensor"`: one for the whole stack, as released).
 
+    Each part can be left out, for ablations. `energy_norm="none"`: a constant 0.2 sqrt(max(m, n))
+    in place of E. `whiten=False`: O = msign(m_hat), E as it was; this is RMSuon ("frobenius") and
+    Muon without Nesterov ("none"). `orthogonalizer="none"`: no O, the update is u, AdamW's, or
+    m_hat without whitening; "frobenius" then makes m_hat as long as E and leaves u as it is, and
+    norms that presume an orthogonal O are refused.
+
     Cost: 1 gradient evaluation a step, 2 state tensors a matrix.
     """
 
@@ -52,18 +58,22 @@ class AdaRMSuon(MatrixOptimizer):
         ns_steps: int = 5,
         energy_norm: EnergyNorm = "literal",
         energy_scope: EnergyScope = "matrix",
-        orthogonalizer: Orthogonalizer = "keller",
+        orthogonalizer: OptionalOrthogonalizer = "keller",
+        whiten: bool = True,
     ) -> None:
         checks.non_negative(lr=lr, eps=eps, weight_decay=weight_decay)
         checks.pair_of_fractions(betas=betas)
         checks.at_least(1, ns_steps=ns_steps)
         checks.choice(EnergyNorm, energy_norm=energy_norm)
         checks.choice(EnergyScope, energy_scope=energy_scope)
-        checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)
+        checks.choice(OptionalOrthogonalizer, orthogonalizer=orthogonalizer)
+        if orthogonalizer == "none" and energy_norm not in ("none", "frobenius"):
+            raise ValueError('orthogonalizer="none" goes with energy_norm "none" or "frobenius", '
+                             f"got energy_norm={energy_norm!r}")
         defaults = {
             "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
             "ns_steps": ns_steps, "energy_norm": energy_norm, "energy_scope": energy_scope,
-            "orthogonalizer": orthogonalizer,
+            "orthogonalizer": orthogonalizer, "whiten": whiten,
         }
         super().__init__(params, defaults)
 
@@ -74,12 +84,22 @@ class AdaRMSuon(MatrixOptimizer):
         update_moments(exp_avgs, exp_avg_sqs, grads, grads, group["betas"])
         u = whitened(exp_avgs, exp_avg_sqs, steps, group["betas"], group["eps"])
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        self.move(params, u, group)
+        m_hat = None if group["whiten"] else torch._foreach_div(
+            exp_avgs, [1 - group["betas"][0] ** step for step in steps])
+        self.move(params, u, group, m_hat)
 
     @staticmethod
-    def move(params: list[Tensor], directions: list[Tensor], group: dict) -> None:
-        """In place W <- W - lr E O, for whitened momenta `directions` shaped as `params`."""
-        polar = orthogonalize(directions, group["orthogonalizer"], group["ns_steps"])
-        for p, o, u in zip(params, polar, directions, strict=True):
-            update = with_energy(o, as_matrices(u), group["energy_norm"], group["energy_scope"])
+    def move(params: list[Tensor], u: list[Tensor], group: dict,
+             directions: list[Tensor] | None = None) -> None:
+        """In place W <- W - lr E O, for whitened momenta u shaped as `params`; `directions`: what
+        is orthogonalized, where that is not u."""
+        directions = u if directions is None else directions
+        if group["orthogonalizer"] == "none":
+            updates = [as_matrices(direction) for direction in directions]
+        else:
+            updates = orthogonalize(directions, group["orthogonalizer"], group["ns_steps"])
+        if not group["orthogonalizer"] == group["energy_norm"] == "none":
+            updates = [with_energy(o, as_matrices(w), group["energy_norm"], group["energy_scope"])
+                       for o, w in zip(updates, u, strict=True)]
+        for p, update in zip(params, updates, strict=True):
             p.add_(update.reshape(p.shape), alpha=-group["lr"])

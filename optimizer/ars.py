@@ -10,6 +10,7 @@ from optimizer.parts import checks
 from optimizer.parts.adam import moments, update_moments, whitened
 from optimizer.parts.energy import EnergyScope
 from optimizer.parts.polar import Orthogonalizer
+from optimizer.parts.radius import RhoSchedule
 
 __all__ = ["ARS"]
 
@@ -50,12 +51,15 @@ class ARS(ARS2Neo):
         adaptive: bool = True,
         energy_scope: EnergyScope = "matrix",
         orthogonalizer: Orthogonalizer = "keller",
+        rho_schedule: RhoSchedule = "constant",
+        rho_gap: float = 0.0,
     ) -> None:
         checks.at_least(1, k=k)
         scale = "abs" if adaptive else "none"
         super().__init__(params, lr, betas, eps, weight_decay, ns_steps, rho, k, alpha,
                          energy_scope=energy_scope, elementwise_scale=scale,
-                         orthogonalizer=orthogonalizer)
+                         orthogonalizer=orthogonalizer, rho_schedule=rho_schedule,
+                         rho_gap=rho_gap)
         self.raw_gradients: dict[Tensor, Tensor] = {}
 
     def update(self) -> None:

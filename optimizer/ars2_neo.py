@@ -9,7 +9,8 @@ from torch import Tensor
 from optimizer.ada_rmsuon import AdaRMSuon
 from optimizer.parts import checks
 from optimizer.parts.energy import EnergyNorm, EnergyScope
-from optimizer.parts.polar import Orthogonalizer
+from optimizer.parts.polar import OptionalOrthogonalizer
+from optimizer.parts.radius import START, RhoSchedule, check_radius, radius, see_gap
 from optimizer.parts.sharpness import (
     EPS,
     ElementwiseScale,
@@ -55,6 +56,9 @@ class ARS2Neo(AdaRMSuon):
     All parameters are perturbed, those on the AdamW track too; an entry that is 0 never is.
     `perturb_norm="global"` takes one norm over all tensors (the paper's notation, and SAM's);
     `elementwise_scale` "none" (the paper's text) or "asam" replaces |W| (the released code).
+    `whiten`, `orthogonalizer` and `energy_norm` are AdaRMSuon's and concern the update alone: the
+    perturbation is whitened in any case. `rho_schedule` "lr" and "gap" (towards the rise of the
+    loss `rho_gap`): parts/radius.py.
 
     Cost: gradient evaluations a step 1 (Base), 2 (Sync), 1 + 1/k (Lazy), 1 + 1/effective_k (AGA);
     state tensors a parameter 2, and the shear force as a third in Lazy and AGA;
@@ -80,10 +84,14 @@ class ARS2Neo(AdaRMSuon):
         energy_scope: EnergyScope = "matrix",
         perturb_norm: PerturbNorm = "tensor",
         elementwise_scale: ElementwiseScale = "abs",
-        orthogonalizer: Orthogonalizer = "keller",
+        orthogonalizer: OptionalOrthogonalizer = "keller",
         shear_storage: Storage = "full",
+        whiten: bool = True,
+        rho_schedule: RhoSchedule = "constant",
+        rho_gap: float = 0.0,
     ) -> None:
-        checks.non_negative(rho=rho, alpha=alpha, adaptive_lambda=adaptive_lambda,
+        check_radius(rho, rho_schedule, rho_gap)
+        checks.non_negative(alpha=alpha, adaptive_lambda=adaptive_lambda,
                             adaptive_gamma=adaptive_gamma)
         checks.at_least(0, k=k)
         checks.fraction(adaptive_beta=adaptive_beta)
@@ -91,15 +99,16 @@ class ARS2Neo(AdaRMSuon):
         checks.choice(ElementwiseScale, elementwise_scale=elementwise_scale)
         checks.choice(Storage, shear_storage=shear_storage)
         super().__init__(params, lr, betas, eps, weight_decay, ns_steps, energy_norm,
-                         energy_scope, orthogonalizer)
+                         energy_scope, orthogonalizer, whiten)
         self.rho, self.k, self.alpha, self.adaptive_sync = rho, k, alpha, adaptive_sync
         self.adaptive_beta, self.adaptive_lambda = adaptive_beta, adaptive_lambda
         self.adaptive_gamma = adaptive_gamma
+        self.rho_schedule, self.rho_gap = rho_schedule, rho_gap
         self.perturb_norm, self.elementwise_scale = perturb_norm, elementwise_scale
         self.shear_storage = shear_storage
         self.fresh_shear: dict[Tensor, Tensor] = {}
         self.scalars = {"step": 0, "sync_steps": 0, "last_sync_step": 0, "phi": 1.0,
-                        "phi_var": 0.0, "threshold": 1.0, "alpha_t": alpha}
+                        "phi_var": 0.0, "threshold": 1.0, "alpha_t": alpha, **START}
 
     @property
     def diagnostics(self) -> dict[str, float]:
@@ -108,7 +117,9 @@ class ARS2Neo(AdaRMSuon):
         if self.k == 0 and not self.adaptive_sync:
             return {}
         effective_k = s["step"] / max(1, s["sync_steps"])
-        return {"phi": s["phi"], "phi_std": s["phi_var"] ** 0.5, "threshold": s["threshold"],
+        rho = {} if self.rho_schedule == "constant" else {
+            "rho": radius(self.rho, self.rho_schedule, self.param_groups[0], s)}
+        return {**rho, "phi": s["phi"], "phi_std": s["phi_var"] ** 0.5, "threshold": s["threshold"],
                 "alpha_t": s["alpha_t"], "effective_k": effective_k}
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
@@ -136,7 +147,9 @@ class ARS2Neo(AdaRMSuon):
             if self._is_sync_step():
                 self.scalars["sync_steps"] += 1
                 self.scalars["last_sync_step"] = self.scalars["step"]
-                self._take_adversarial_gradient(closure)
+                perturbed_loss = self._take_adversarial_gradient(closure)
+                if self.rho_schedule == "gap":
+                    see_gap(self.scalars, loss, perturbed_loss, self.rho_gap)
             else:
                 self._inject_shear()
         return loss
@@ -162,18 +175,20 @@ class ARS2Neo(AdaRMSuon):
         overdue = self.k > 1 and since_sync >= self.k
         return s["step"] == 1 or phi < s["threshold"] or overdue
 
-    def _take_adversarial_gradient(self, closure: Callable[[], Tensor]) -> None:
+    def _take_adversarial_gradient(self, closure: Callable[[], Tensor]) -> Tensor:
         groups = [(self.with_gradient(group), group) for group in self.param_groups]
         params = [p for members, _ in groups for p in members]
         base = [p.grad for p in params]
         directions = [direction for members, group in groups
                       for direction in self._whitened_gradients(members, group)]
-        offsets = perturbation(params, directions, self.rho, self.perturb_norm,
+        rho = radius(self.rho, self.rho_schedule, self.param_groups[0], self.scalars)
+        offsets = perturbation(params, directions, rho, self.perturb_norm,
                                self.elementwise_scale)
-        gradients_at(params, offsets, closure)
+        perturbed_loss = gradients_at(params, offsets, closure)
         if self.k > 1 or self.adaptive_sync:
             self.fresh_shear = {p: shear_force(p.grad, g) for p, g in zip(params, base, strict=True)
                                 if p.grad is not None}
+        return perturbed_loss
 
     def _whitened_gradients(self, params: list[Tensor], group: dict) -> list[Tensor]:
         """g / (sqrt(v_hat) + eps), v as the steps before left it: zero at first."""

@@ -252,6 +252,64 @@ def test_gradient_scale_does_not_matter():
         np.testing.assert_allclose(one, thousand, rtol=1e-9)
 
 
+# --- parts left out: the cells of the ablation
+
+
+@pytest.mark.parametrize(("gradient", "settings", "expected"), [
+    # u = 1, msign(u) = 1/2, and Moonlight's 0.2 sqrt(2) for the energy.
+    ([[1.0, 2], [3, 4]], {"energy_norm": "none"}, -0.1 * np.sqrt(2) * np.ones((2, 2))),
+    # msign(g) = I, and E = ||sign g|| = sqrt(2) as it was.
+    ([[3.0, 0], [0, 4]], {"whiten": False}, -np.sqrt(2) * np.eye(2)),
+    ([[3.0, 0], [0, 4]], {"whiten": False, "energy_norm": "none"}, -0.2 * np.sqrt(2) * np.eye(2)),
+    ([[3.0, 0], [0, 4]], {"whiten": False, "energy_norm": "none", "orthogonalizer": "none"},
+     -np.diag([3.0, 4])),
+    ([[3.0, 0], [0, 4]], {"whiten": False, "energy_norm": "frobenius", "orthogonalizer": "none"},
+     -np.sqrt(2) * np.diag([0.6, 0.8])),
+    ([[3.0, -5], [0, 4]], {"energy_norm": "frobenius", "orthogonalizer": "none"},
+     -np.array([[1.0, -1], [0, 1]])),
+])
+def test_first_step_without_a_part(gradient, settings, expected):
+    for cls, own in ((AdaRMSuon, {}), (ARS2Neo, {"k": 0})):
+        update = first_step(cls, gradient, lr=1.0, eps=1e-300, **own, **settings)
+        np.testing.assert_allclose(update, expected, atol=1e-12)
+
+
+def test_momentum_without_whitening_is_corrected_for_its_start():
+    w = nn.Parameter(torch.zeros(1, 2, dtype=DOUBLE))
+    optimizer = AdaRMSuon([w], lr=1.0, betas=(0.9, 0.99), weight_decay=0.0, whiten=False,
+                          energy_norm="none", orthogonalizer="none")
+    for gradient in ([1.0, 0.0], [0.0, 2.0]):
+        w.grad = torch.tensor([gradient], dtype=DOUBLE)
+        optimizer.step()
+    # The second m_hat is (0.09 g1 + 0.1 g2) / 0.19.
+    np.testing.assert_allclose(w.detach(), [[-1 - 9 / 19, -20 / 19]], rtol=1e-12)
+
+
+ADAMW = {"orthogonalizer": "none"}
+
+
+@pytest.mark.parametrize(("cell", "known"), [
+    ({"whiten": False, "energy_norm": "none"},
+     lambda p: Muon(groups_of(p, lr=0.01), lr=0.01, momentum=0.9, nesterov=False,
+                    scale="moonlight", weight_decay=0.1)),
+    ({"whiten": False, "energy_norm": "frobenius"},
+     lambda p: RMSuon(groups_of(p), lr=0.01, weight_decay=0.1)),
+    ({**ADAMW, "energy_norm": "none"},
+     lambda p: torch.optim.AdamW([p[n] for n in (*MATRICES, "bias")], lr=0.01, weight_decay=0.1)),
+    ({**ADAMW, "energy_norm": "frobenius"},
+     lambda p: torch.optim.AdamW([p[n] for n in (*MATRICES, "bias")], lr=0.01, weight_decay=0.1)),
+], ids=["Muon", "RMSuon", "AdamW", "AdamW again"])
+def test_without_its_parts_it_is_a_known_rule(cell, known):
+    ours = final(lambda p: ARS2Neo(groups_of(p), lr=0.01, weight_decay=0.1, k=0, **cell))
+    torch.testing.assert_close(ours, final(known), rtol=1e-11, atol=1e-13)
+
+
+def test_an_energy_that_presumes_an_orthogonal_direction_is_refused_without_one():
+    for norm in ("literal", "rms"):
+        with pytest.raises(ValueError, match="energy_norm"):
+            AdaRMSuon([nn.Parameter(torch.ones(2, 2))], energy_norm=norm, orthogonalizer="none")
+
+
 # --- sharpness: hand-checked pieces
 
 

@@ -234,13 +234,21 @@ def test_every_constructor_argument_has_an_effect(name):
         if isinstance(parameter.default, bool | int):
             modes += [{**mode, key: value} for mode in list(modes)
                       for value in candidates(parameter)[:1] if len(mode) < 2]
+    modes += [{**mode, key: candidates(parameter)[-1]} for key, parameter in accepted.items()
+              if isinstance(parameter.default, str) for mode in modes if len(mode) < 2]
     modes += [{key: 0.0 if parameter.default else 0.3} for key, parameter in accepted.items()
               if isinstance(parameter.default, float)]  # decay on or off, say
     unaffected = []
     for key, parameter in accepted.items():
         moved = False
-        for mode in ({k: v for k, v in m.items() if k != key} for m in modes):
-            reference = trajectory(name, mode)
+        # What belongs together begins with the same word: adaptive_sync, rho_schedule.
+        nearest = sorted(modes, key=lambda mode, key=key: bool(mode) and not any(
+            other.split("_")[0] == key.split("_")[0] for other in mode))
+        for mode in ({k: v for k, v in m.items() if k != key} for m in nearest):
+            try:
+                reference = trajectory(name, mode)
+            except ValueError:
+                continue  # a combination that the class refuses
             for value in candidates(parameter):
                 try:
                     moved = not torch.equal(reference, trajectory(name, {**mode, key: value}))

@@ -10,6 +10,7 @@ from conftest import TINY
 from exp.harness import jobs as harness_jobs
 from exp.harness.config import ConfigError
 from exp.harness.jobs import Job, run_jobs, state
+from exp.harness.launch import Local
 from exp.harness.statistics import Estimate, logrank, mean, median_time, paired, speedup
 from exp.reproduce import __main__ as command
 from exp.reproduce import records as records_module
@@ -245,7 +246,7 @@ def test_jobs_resume_keep_other_runs_and_report_failures(tmp_path, capfd):
     longer = Job("grokking", config, 1, folder, (*tiny, "experiment.epochs=2"))
     broken = Job("grokking", config, 2, tmp_path / "lrp" / "seed2", (*tiny, "data.fraction=1e-9"))
     assert state(job) == "missing"
-    assert run_jobs([job, broken], 2) == {job: 0, broken: 2}
+    assert run_jobs([job, broken], Local(2)) == {job: 0, broken: 2}
     assert "lrp seed 2: refused" in capfd.readouterr().err
     assert state(job) == "finished"
     assert state(longer) == "other"

@@ -12,6 +12,7 @@ import pytest
 from conftest import TINY
 from optuna.trial import TrialState
 
+from exp.harness import launch
 from exp.harness.config import ConfigError, complete
 from exp.harness.jobs import task_named
 from exp.harness.run import Interrupted
@@ -222,8 +223,8 @@ def test_the_leaderboard_is_written_and_nothing_is_run_twice(board, monkeypatch)
     def forbidden(*_):
         raise AssertionError("what was done is done again")
 
-    monkeypatch.setattr(command, "run_jobs", lambda jobs, workers: forbidden() if jobs else {})
-    monkeypatch.setattr(command.subprocess, "Popen", forbidden)
+    monkeypatch.setattr(command, "run_jobs", lambda jobs, launcher: forbidden() if jobs else {})
+    monkeypatch.setattr(launch.Local, "start", forbidden)
     assert command.main(options) == 0
     assert (paper / "leaderboard.md").read_text() == page
 

@@ -15,6 +15,7 @@ from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
 from exp.harness.config import ConfigError
 from exp.harness.facts import ROOT
 from exp.harness.jobs import LOG, Job, Stopped, run_jobs, state
+from exp.harness.launch import Local
 from exp.harness.tables import markdown, number
 from exp.harness.toml import apply_override, read_toml, to_toml
 from optimizer import available_optimizers, is_wrapper, optimizer_class
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         jobs = {(name, task): job(name, task, options.outputs / "collection")
                 for name in names for task in TASKS}
         ended = run_jobs([made for made in jobs.values() if state(made) != "finished"],
-                         options.workers)
+                         Local(options.workers))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -1,9 +1,7 @@
-"""Many runs: training commands as a queue over local processes, resumable, seen as one."""
+"""Many runs: training commands handed to a launcher, resumable, seen as one."""
 
 import importlib
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -17,10 +15,10 @@ from tqdm import tqdm
 from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, INTERRUPTED
 from exp.harness.config import Task, complete, load_settings
 from exp.harness.facts import ROOT, source_hash
+from exp.harness.launch import Launcher, Local, Work, stop
 from exp.harness.toml import read_toml
 
 POLL_SECONDS = 0.5
-STOP_SECONDS = 60.0  # that a run told to stop may take to finish its step and checkpoint
 LOG = "train.log"
 # [experiment] keys that are no setting of a result.
 IRRELEVANT = ("seed", "device", "tensorboard", "diagnostics", "diagnostics_every")
@@ -98,66 +96,54 @@ def state(job: Job) -> State:
 
 
 def run_jobs(
-    jobs: Iterable[Job], workers: int = 1, report: Callable[[Job, int], None] = lambda *_: None,
+    jobs: Iterable[Job], launcher: Launcher | None = None,
+    report: Callable[[Job, int], None] = lambda *_: None,
 ) -> dict[Job, int]:
-    """Run every job, `workers` at a time, each in a process of its own; job -> exit status.
+    """Run every job where the launcher puts it (default: here, one at a time); job -> exit status.
 
     A folder with an unfinished run of the same settings and code is resumed; a run of other
     settings is renamed, never lost. A failed run is reported and the rest go on. The output of
-    each goes to train.log in its folder; one progress view shows all. The cores are shared out
-    between the workers unless $OMP_NUM_THREADS says otherwise. `report` is called as each one
-    ends. Raises Stopped after Ctrl-C, when every running job has checkpointed.
+    each goes to train.log in its folder; one progress view shows all. `report` is called as each
+    one ends. Raises Stopped after Ctrl-C, when every job has checkpointed or left the queue.
     """
+    launcher = launcher or Local()
     queue, running, done = list(jobs), {}, {}
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // workers))
     with tqdm(total=len(queue), unit="run", dynamic_ncols=True, smoothing=0,
               disable=not sys.stderr.isatty()) as bar:
         try:
             while queue or running:
-                while queue and len(running) < workers:
-                    job = queue.pop(0)
-                    running[job] = _start(job, threads)
+                room = launcher.capacity - len(running)
+                ready, queue = queue[:room], queue[room:]
+                if ready:
+                    running |= zip(ready, launcher.start([_work(job) for job in ready]),
+                                   strict=True)
                 time.sleep(POLL_SECONDS)
-                for job in [job for job, process in running.items() if process.poll() is not None]:
-                    done[job] = running.pop(job).returncode
+                ended = {job: status for job, process in running.items()
+                         if (status := process.poll()) is not None}
+                for job, status in ended.items():
+                    done[job] = status
+                    del running[job]
                     bar.update()
-                    bar.write(f"{job.name}: {_ending(job, done[job])}", file=sys.stderr)
-                    report(job, done[job])
+                    bar.write(f"{job.name}: {_ending(job, status)}", file=sys.stderr)
+                    report(job, status)
                 bar.set_postfix_str(" · ".join(map(_where, running)))
         except KeyboardInterrupt:
-            _stop(running.values())
+            stop(running.values())
             raise Stopped from None
         except BaseException:
-            _stop(running.values())
+            stop(running.values())
             raise
     return done
 
 
-def _start(job: Job, threads: str) -> subprocess.Popen:
+def _work(job: Job) -> Work:
     found = state(job)
     if found == "other":
         job.folder.rename(_free_name(job.folder))
     facts = _json(job.folder / "run.json")
     resumable = found == "unfinished" and current(facts.get("sources", {}))
-    job.folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": threads}
-    with open(job.folder / LOG, "ab") as log:
-        # A session of its own: Ctrl-C reaches it only through us, once.
-        return subprocess.Popen(job.command("--resume" if resumable else "--overwrite"),
-                                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                env=environment, start_new_session=True)
-
-
-def _stop(processes: Iterable[subprocess.Popen]) -> None:
-    processes = list(processes)
-    for process in processes:
-        process.terminate()
-    deadline = time.monotonic() + STOP_SECONDS
-    for process in processes:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
+    resume = job.command("--resume")
+    return Work(resume if resumable else job.command("--overwrite"), resume, job.folder / LOG)
 
 
 def _ending(job: Job, status: int) -> str:

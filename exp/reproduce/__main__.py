@@ -12,6 +12,7 @@ from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
 from exp.harness.config import ConfigError
 from exp.harness.facts import ROOT
 from exp.harness.jobs import Job, Stopped, run_jobs, state
+from exp.harness.launch import add_launcher_options, launcher_of
 from exp.reproduce.claims import read_claims
 from exp.reproduce.plan import PROTOCOLS, SCALES, Table, read_tables
 from exp.reproduce.records import collect, is_done, read_kept, write_kept
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def reproduce(options: argparse.Namespace) -> int:
     """Everything between the arguments and the exit status."""
     tables = read_tables(options.tables)
+    launcher = launcher_of(options, options.outputs / "submitit")
     protocols = PROTOCOLS if options.protocol == "both" else (options.protocol,)
     paper = options.outputs / "paper"
     records = {table.name: collect(table, options.outputs, read_kept(_kept(paper, table)))
@@ -62,7 +64,7 @@ def reproduce(options: argparse.Namespace) -> int:
             write_kept(_kept(paper, table),
                        collect(table, options.outputs, read_kept(_kept(paper, table))))
 
-        ended = run_jobs(by_job, options.workers, keep)
+        ended = run_jobs(by_job, launcher, keep)
         if any(code not in (COMPLETED, DIVERGED) for code in ended.values()):
             status = FAILED
     for table in tables:
@@ -174,7 +176,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=_positive, metavar="N",
                         help="seeds 1 to N (default: the table's own number)")
     parser.add_argument("--workers", type=_positive, default=1, metavar="N",
-                        help="runs at a time; they share the cores")
+                        help="runs at a time; here they share the cores")
+    add_launcher_options(parser)
     parser.add_argument("--any-version", action="store_true",
                         help="accept finished runs of older code instead of running them again")
     held = parser.add_mutually_exclusive_group()

@@ -1,14 +1,13 @@
 """Tune optimizers on equal terms, run the winners on fresh seeds, write the leaderboard.
 
 python -m exp.tune TASK [--optimizers a,b,...|all] [--budget N] [--studies N] [--workers N]
+python -m exp.tune TASK --ablation: the parts of ARS2-Neo, each with and without
 """
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,14 +16,16 @@ from tqdm import tqdm
 from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
 from exp.harness.config import ConfigError
 from exp.harness.jobs import Job, Stopped, run_jobs
+from exp.harness.launch import Launcher, Work, add_launcher_options, launcher_of, stop
 from exp.harness.run import Interrupted
 from exp.tune import report, score
+from exp.tune.ablation import write_ablation
+from exp.tune.cells import read_ablation
 from exp.tune.space import Goal, all_arms, goal_of, search_space
 from exp.tune.study import open_storage, prepare, running, until_done, waiting, work
 
 OUTPUTS = Path("outputs")
 DEFAULT_ARMS = ("adamw", "muon", "ars2_neo_base", "ars2_neo_aga")
-STOP_SECONDS = 60.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,11 +48,19 @@ def tune(options: argparse.Namespace) -> int:
     """Everything between the arguments and the exit status."""
     goal = goal_of(options.task, options.target, options.cap, options.set)
     arms = all_arms() if options.optimizers == "all" else options.optimizers.split(",")
+    if options.ablation:
+        arms = list(read_ablation().arms())
     for arm in arms:
         search_space(arm)  # a wrong name is said before anything is made
     folder = options.outputs / "tune"
-    folder.mkdir(parents=True, exist_ok=True)
     url = options.storage or f"sqlite:///{folder / goal.task}.db"
+    if options.launcher == "slurm" and url.startswith("sqlite"):
+        raise ConfigError(
+            "workers on many hosts cannot share an sqlite file: give --storage the path of a "
+            f"journal file that all hosts see (--storage {folder / goal.task}.journal) or the URL "
+            "of a database server")
+    launcher = launcher_of(options, folder / "submitit")
+    folder.mkdir(parents=True, exist_ok=True)
     storage = open_storage(url)
     # Study by study, so that what is unfinished is equally unfinished for every arm.
     order = [(arm, number) for number in range(1, options.studies + 1) for arm in arms]
@@ -60,16 +69,22 @@ def tune(options: argparse.Namespace) -> int:
         for arm, number in order:
             work(goal, arm, number, storage, folder)
         return COMPLETED
-    failed = _search(list(studies.values()), options, url)
+    failed = _search(list(studies.values()), options, url, launcher)
     records = {arm: [score.study_record(studies[arm, number])
                      for number in range(1, options.studies + 1)] for arm in arms}
     jobs = {arm: score.fresh_jobs(goal, arm, records[arm], folder, options.fresh_seeds)
             for arm in arms}
     missing = [job for group in jobs.values() for job in group if not _is_finished(job)]
-    ended = run_jobs(missing, options.workers)
+    ended = run_jobs(missing, launcher)
     paper = options.outputs / "paper"
-    write_leaderboard(goal, records, jobs, options.budget, paper)
-    print(f"written to {paper}: leaderboard.md, leaderboard.html, leaderboard.json")
+    fresh = {arm: fresh_runs(goal, jobs[arm]) for arm in arms}
+    if options.ablation:
+        write_ablation(paper, read_ablation(), terms_of(goal, options.budget), facts_of(fresh),
+                       {arm: {"studies": records[arm], "fresh": fresh[arm]} for arm in arms})
+        print(f"written to {paper}: ablation_{goal.task}.md, ablation_{goal.task}.json")
+    else:
+        write_leaderboard(goal, records, fresh, options.budget, paper)
+        print(f"written to {paper}: leaderboard.md, leaderboard.html, leaderboard.json")
     failed |= any(code not in (COMPLETED, DIVERGED) for code in ended.values())
     return FAILED if failed else COMPLETED
 
@@ -78,7 +93,7 @@ def _is_finished(job: Job) -> bool:
     return bool(score.fresh_records([job]))
 
 
-def _search(studies: list, options: argparse.Namespace, url: str) -> bool:
+def _search(studies: list, options: argparse.Namespace, url: str, launcher: Launcher) -> bool:
     """Run what waits with worker processes; whether one of them failed.
 
     Raises Stopped after Ctrl-C, when every worker has put its trial back.
@@ -86,19 +101,15 @@ def _search(studies: list, options: argparse.Namespace, url: str) -> bool:
     total = sum(map(waiting, studies))
     if not total and not sum(map(running, studies)):
         return False
-    threads = os.environ.get("OMP_NUM_THREADS") or str(
-        max(1, (os.cpu_count() or 1) // options.workers))
-    command = [sys.executable, "-m", "exp.tune", options.task, "--optimizers", options.optimizers,
-               "--budget", str(options.budget), "--studies", str(options.studies),
-               "--storage", url, "--outputs", str(options.outputs), "--worker"]
+    command = [sys.executable, "-m", "exp.tune", options.task, "--budget", str(options.budget),
+               "--studies", str(options.studies), "--storage", url,
+               "--outputs", str(options.outputs), "--worker"]
+    command += ["--ablation"] if options.ablation else ["--optimizers", options.optimizers]
     command += [] if options.target is None else ["--target", str(options.target)]
     command += [] if options.cap is None else ["--cap", str(options.cap)]
     command += [word for item in options.set for word in ("--set", item)]
     log_path = options.outputs / "tune" / "workers.log"
-    with open(log_path, "ab") as log:
-        workers = [subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                    env={**os.environ, "OMP_NUM_THREADS": threads},
-                                    start_new_session=True) for _ in range(options.workers)]
+    workers = launcher.start([Work(command, command, log_path)] * options.workers)
     try:
         with tqdm(total=total, unit="trial", dynamic_ncols=True, smoothing=0,
                   disable=not sys.stderr.isatty()) as bar:
@@ -108,33 +119,51 @@ def _search(studies: list, options: argparse.Namespace, url: str) -> bool:
                 bar.update(total - left - bar.n)
 
             until_done(studies, show, lambda: any(w.poll() is None for w in workers))
-        codes = [worker.wait() for worker in workers]
+        while any(worker.poll() is None for worker in workers):
+            time.sleep(0.2)
     except KeyboardInterrupt:
-        for worker in workers:
-            worker.send_signal(signal.SIGTERM)
-        for worker in workers:
-            worker.wait(STOP_SECONDS)
+        stop(workers)
         raise Stopped from None
+    except BaseException:
+        stop(workers)
+        raise
+    codes = [worker.poll() for worker in workers]
     if any(codes):
         print(f"a worker failed, see {log_path}", file=sys.stderr)
     return any(codes)
 
 
-def write_leaderboard(goal: Goal, records: dict, jobs: dict, budget: int, paper: Path) -> None:
+def fresh_runs(goal: Goal, jobs: Sequence[Job]) -> list[dict]:
+    """The finished runs of an arm's winners, each with whether it reached the target."""
+    fresh = score.fresh_records(jobs)
+    return [{**run, "reached": run["status"] == "completed" and _reached(goal, run)}
+            for run in fresh]
+
+
+def terms_of(goal: Goal, budget: int) -> dict:
+    """What must be equal for results to be comparable."""
+    return {"task": goal.task, "metric": goal.metric, "mode": goal.mode, "target": goal.target,
+            "cap": goal.cap, "budget": budget, "set": list(goal.overrides)}
+
+
+def facts_of(fresh: dict[str, list[dict]]) -> dict[str, str]:
+    """Device, torch and commit of all these runs."""
+    every = [run for runs in fresh.values() for run in runs]
+    return {key: ", ".join(sorted({str(run[key])[:40] for run in every})) or "–"
+            for key in ("device", "torch", "commit")}
+
+
+def write_leaderboard(goal: Goal, records: dict, fresh: dict, budget: int, paper: Path) -> None:
     """Put the task into leaderboard.json, beside what other tasks and arms have there, write the
     pages from it, and config/tuned_<task>_<arm>.toml for every arm with a winner."""
     paper.mkdir(parents=True, exist_ok=True)
     path = paper / "leaderboard.json"
     board = read_board(path)
-    terms = {"task": goal.task, "metric": goal.metric, "mode": goal.mode, "target": goal.target,
-             "cap": goal.cap, "budget": budget, "set": list(goal.overrides)}
+    terms = terms_of(goal, budget)
     task = board["tasks"].setdefault(goal.task, {"terms": terms, "arms": {}})
     if task["terms"] != terms:
         task |= {"terms": terms, "arms": {}}  # other terms are another leaderboard
     for arm, studies in records.items():
-        fresh = score.fresh_records(jobs[arm])
-        for run in fresh:
-            run["reached"] = run["status"] == "completed" and _reached(goal, run)
         number = score.representative(studies)
         text = config = ""
         if number is not None:
@@ -142,10 +171,9 @@ def write_leaderboard(goal: Goal, records: dict, jobs: dict, budget: int, paper:
             text = score.winner_config(goal, arm, score.winner(studies[number - 1]), name)
             config = f"config/{name}.toml"
             (config_folder(paper) / f"{name}.toml").write_text(text, encoding="utf-8")
-        task["arms"][arm] = {"studies": studies, "fresh": fresh, "config": config, "text": text}
-    every = [run for entry in task["arms"].values() for run in entry["fresh"]]
-    for key in ("device", "torch", "commit"):
-        task[key] = ", ".join(sorted({str(run[key])[:40] for run in every})) or "–"
+        task["arms"][arm] = {"studies": studies, "fresh": fresh[arm], "config": config,
+                             "text": text}
+    task |= facts_of({arm: entry["fresh"] for arm, entry in task["arms"].items()})
     text = report.board_text(board)
     path.write_text(text, encoding="utf-8")
     write_pages(paper)
@@ -189,9 +217,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m exp.tune",
         description="Search every optimizer's SEARCH_SPACE with the same budget.")
     parser.add_argument("task", metavar="TASK", help="grokking, cifar or wikitext2")
-    parser.add_argument("--optimizers", default=",".join(DEFAULT_ARMS), metavar="A,B",
-                        help="names, arms of exp/tune/tasks.toml, or all (default: "
-                             f"{','.join(DEFAULT_ARMS)})")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--optimizers", default=",".join(DEFAULT_ARMS), metavar="A,B",
+                       help="names, arms of exp/tune/tasks.toml, or all (default: "
+                            f"{','.join(DEFAULT_ARMS)})")
+    which.add_argument("--ablation", action="store_true",
+                       help="one arm for every combination of ARS2-Neo's parts; writes "
+                            "ablation_<task>.md in place of the leaderboard")
     parser.add_argument("--budget", type=_positive, default=10, metavar="N",
                         help="quasi-random trials a study (default 10)")
     parser.add_argument("--studies", type=_positive, default=3, metavar="N",
@@ -199,7 +231,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fresh-seeds", type=_seeds, default=score.FRESH_SEEDS, metavar="N",
                         help="fresh seeds a winner is run on (default 10)")
     parser.add_argument("--workers", type=_positive, default=1, metavar="N",
-                        help="trials at a time on this machine")
+                        help="trials at a time")
+    add_launcher_options(parser)
     parser.add_argument("--target", type=float, help="another target than tasks.toml's")
     parser.add_argument("--cap", type=_positive, metavar="N",
                         help="another cap on a trial's gradient evaluations")

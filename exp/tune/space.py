@@ -13,9 +13,8 @@ from scipy.stats import qmc
 from exp.harness.config import ConfigError
 from exp.harness.facts import ROOT
 from exp.harness.toml import read_toml
+from exp.tune.cells import TASKS, read_ablation
 from optimizer import available_optimizers, is_wrapper, optimizer_class
-
-TASKS = Path(__file__).parent / "tasks.toml"
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def goal_of(
     Raises ConfigError for a task that is not in tasks.toml.
     """
     tasks = {name: entry for name, entry in read_toml(TASKS).items()
-             if name not in ("arms", "spaces")}
+             if name not in ("arms", "spaces", "ablation")}
     if task not in tasks:
         raise ConfigError(f"no task {task!r}; there are: {', '.join(tasks)}")
     entry = tasks[task]
@@ -87,6 +86,9 @@ def arm_settings(arm: str) -> dict:
     arms = read_toml(TASKS)["arms"]
     if arm in arms:
         return arms[arm]
+    ablation = read_ablation()
+    if arm in (cells := ablation.arms()):
+        return ablation.arm_settings(cells[arm])
     try:
         if is_wrapper(optimizer_class(arm)):
             raise ConfigError(f"{arm!r} wraps another optimizer; arms: {', '.join(arms)}")
@@ -118,6 +120,8 @@ def search_space(arm: str) -> Space:
                           f"{TASKS.relative_to(ROOT)}")
     for wrapper in (key for key, value in settings.items() if isinstance(value, dict)):
         space |= {f"{wrapper}.{key}": value for key, value in _declared(wrapper, spaces).items()}
+    ablation = read_ablation()
+    space |= ablation.own_space(ablation.arms().get(arm, {}))
     return {key: _axis(value) for key, value in space.items() if not _fixed(settings, key)}
 
 

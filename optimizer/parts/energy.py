@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-EnergyNorm = Literal["literal", "frobenius", "rms"]
+EnergyNorm = Literal["literal", "frobenius", "rms", "none"]
 EnergyScope = Literal["matrix", "tensor"]
 
 
@@ -13,9 +13,13 @@ def with_energy(polar: Tensor, whitened: Tensor, norm: str, scope: str) -> Tenso
     """`polar` (stack, m, n) scaled by the energy E = ||whitened||_F of the same shape.
 
     norm: "literal" E * O, every singular value becomes E (paper 2.4 and the released code);
-    "frobenius" E * O / ||O||_F, the update is as long as Adam's; "rms" E * O / sqrt(min(m, n)).
+    "frobenius" E * O / ||O||_F, the update is as long as Adam's; "rms" E * O / sqrt(min(m, n));
+    "none" 0.2 sqrt(max(m, n)) * O, Moonlight's constant in place of the energy: a root mean square
+    of 0.2 where O is orthogonal (Liu et al. 2025, arXiv 2502.16982).
     scope: one energy for each "matrix" of a stack, or one for the whole "tensor" (as released).
     """
+    if norm == "none":
+        return 0.2 * max(polar.shape[-2:]) ** 0.5 * polar
     dims = (-2, -1) if scope == "matrix" else (-3, -2, -1)
     energy = torch.linalg.vector_norm(whitened, dim=dims, keepdim=True)
     if norm == "frobenius":

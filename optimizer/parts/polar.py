@@ -15,6 +15,7 @@ from torch import Tensor
 Orthogonalizer = Literal[
     "keller", "youjiacheng", "polar_express", "polar_express_5", "taylor", "cubic", "svd"
 ]
+OptionalOrthogonalizer = Literal[Orthogonalizer, "none"]
 
 
 def _with_safety(rows: Sequence[tuple[float, float, float]], safety: float):

@@ -31,15 +31,15 @@ def perturbed(params: Sequence[Tensor], offsets: Sequence[Tensor]) -> Iterator[N
 
 def gradients_at(
     params: Sequence[Tensor], offsets: Sequence[Tensor], closure: Callable[[], Tensor]
-) -> None:
-    """Run `closure` at params + offsets; the gradients found there are left in `p.grad`.
+) -> Tensor:
+    """Run `closure` at params + offsets; the gradients found there are left in `p.grad`. The loss.
 
     The gradients held before are let go first, not zeroed: the caller may still hold them.
     """
     for p in params:
         p.grad = None
     with perturbed(params, offsets), torch.enable_grad():
-        closure()
+        return closure()
 
 
 def perturbation(

@@ -1,0 +1,63 @@
+"""One command as a job of submitit's: run, told to stop, and gone on with after a preemption.
+
+Imports nothing heavy: a host that is handed a job starts the command at once.
+"""
+
+import os
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from submitit.helpers import DelayedSubmission
+
+
+class Command:
+    """Runs `command` where the job is; its exit status. Its output is appended to `log`.
+
+    SIGTERM, which Slurm gives to the job alone, is passed on: training checkpoints and ends. After
+    a time limit, a preemption or the loss of its host the job goes on with `again`. threads: for
+    $OMP_NUM_THREADS; None takes what Slurm granted the job.
+    """
+
+    def __init__(self, command: list[str], again: list[str], log: Path, threads: str | None
+                 ) -> None:
+        self.command, self.again, self.log, self.threads = command, again, log, threads
+        self.process: subprocess.Popen | None = None
+        self.told = False
+
+    def __call__(self) -> int:
+        """Run to the end."""
+        signal.signal(signal.SIGTERM, self._stop)
+        lost_before = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        environment = dict(os.environ)
+        if threads := self.threads or environment.get("SLURM_CPUS_PER_TASK"):
+            environment["OMP_NUM_THREADS"] = threads
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                self.again if lost_before else self.command, stdin=subprocess.DEVNULL, stdout=log,
+                stderr=log, env=environment, start_new_session=True)
+        if self.told:
+            self.process.terminate()
+        self._wait()
+        return self.process.wait()
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit shall put into the queue in place of this job, when its time is over."""
+        self._stop()
+        self._wait()
+        return DelayedSubmission(Command(self.again, self.again, self.log, self.threads))
+
+    def _wait(self) -> None:
+        """Until the command has ended. Popen.wait would not do: it holds a lock, and submitit
+        calls `checkpoint` from a signal handler, in the midst of it."""
+        with suppress(ChildProcessError):
+            if self.process is not None:
+                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+
+    def _stop(self, *_: Any) -> None:
+        self.told = True
+        if self.process is not None:
+            self.process.terminate()

@@ -1,0 +1,135 @@
+"""What each part buys: outputs/paper/ablation_<task>.json from the cells' runs, the page from it.
+
+Levels of a factor are compared in pairs of cells that agree in every other factor. A pair tells by
+how many times the gradient evaluations to the target change; a cell that never got there counts
+as the cap, which makes its pair a bound.
+"""
+
+import json
+import math
+from pathlib import Path
+
+from exp.harness import statistics
+from exp.harness.statistics import Estimate
+from exp.harness.tables import interval, markdown, number
+from exp.tune.cells import Ablation, arm_name
+from exp.tune.score import share_near_best, tuned_score
+
+COST = "gradient_evaluations"
+
+
+def write_ablation(paper: Path, ablation: Ablation, terms: dict, facts: dict, arms: dict) -> None:
+    """ablation_<task>.json and .md. arms: name -> its `studies` and `fresh` runs."""
+    content = {
+        "terms": terms, **facts,
+        "factors": {factor: list(levels) for factor, levels in ablation.factors.items()},
+        "cells": [{"levels": cell, "is": ablation.known_as(cell), "ran": ablation.run_as(cell)}
+                  for cell in ablation.cells()],
+        "arms": arms}
+    path = paper / f"ablation_{terms['task']}.json"
+    paper.mkdir(parents=True, exist_ok=True)
+    path.write_text(_text(content), encoding="utf-8")
+    path.with_suffix(".md").write_text(render(json.loads(path.read_text(encoding="utf-8"))),
+                                       encoding="utf-8")
+
+
+def render(content: dict) -> str:
+    """The page."""
+    terms = content["terms"]
+    better = "at least" if terms["mode"] == "max" else "at most"
+    return "\n\n".join([
+        f"# What each part of ARS2-Neo buys: {terms['task']}",
+        f"`python -m exp.tune {terms['task']} --ablation`: gradient evaluations until "
+        f"{terms['metric']} is {better} {terms['target']:g}, at most {terms['cap']}. Every cell "
+        f"was tuned as an arm of its own, {terms['budget']} quasi-random trials a study, and its "
+        "winners were run on fresh seeds; medians are Kaplan-Meier, intervals 95 %. Device "
+        f"{content['device']}; torch {content['torch']}; commit {content['commit']}.",
+        "## Factor by factor",
+        "Times the evaluations with the part over those without it, paired over all cells that "
+        "agree in the rest, geometric mean; below 1 the part pays. A cell that missed the target "
+        "counts as the cap. Pairs share runs: the p values are a guide.",
+        markdown([("part", "evaluations, times", "cheaper in", "one missed", "both missed", "p"),
+                  *(_effect_line(effect) for effect in effects(content))]),
+        "## Cells", _same(content), _cells(content)]) + "\n"
+
+
+def effects(content: dict) -> list[dict]:
+    """Each level of each factor against the first: `ratio` (geometric mean), `p`, `pairs`,
+    `cheaper`, `bounds` (pairs in which one missed) and `missed` (left out: both did)."""
+    found = []
+    for factor, (first, *levels) in content["factors"].items():
+        for level in levels:
+            ours, theirs, bounds, missed = {}, {}, 0, 0
+            for index, (with_it, without) in enumerate(pairs(content, factor, level, first)):
+                costs = [cost(content, cell).value for cell in (with_it, without)]
+                if all(map(math.isinf, costs)):
+                    missed += 1
+                    continue
+                bounds += any(map(math.isinf, costs))
+                capped = [math.log(min(value, content["terms"]["cap"])) for value in costs]
+                ours[index], theirs[index] = capped
+            mean, p = statistics.paired(ours, theirs)
+            found.append({
+                "part": f"{factor}: {level}",
+                "ratio": Estimate(*map(math.exp, (mean.value, mean.low, mean.high)), mean.n),
+                "p": p, "pairs": len(ours), "bounds": bounds, "missed": missed,
+                "cheaper": sum(ours[key] < theirs[key] for key in ours)})
+    return found
+
+
+def pairs(content: dict, factor: str, level: str, first: str) -> list[tuple[dict, dict]]:
+    """(with, without): cells that differ in the factor alone, and in what was run for it: one that
+    borrows the runs of another level shows nothing of its own. The same runs are paired once."""
+    by_levels = {tuple(cell["levels"].values()): cell for cell in content["cells"]}
+    found = {}
+    for cell in content["cells"]:
+        if cell["levels"][factor] == level:
+            other = by_levels[tuple({**cell["levels"], factor: first}.values())]
+            if cell["ran"][factor] == level and other["ran"][factor] == first:
+                found.setdefault((arm_name(cell["ran"]), arm_name(other["ran"])), (cell, other))
+    return list(found.values())
+
+
+def cost(content: dict, cell: dict) -> Estimate:
+    """Median gradient evaluations of a cell's fresh runs to the target; infinite for a miss."""
+    fresh = content["arms"][arm_name(cell["ran"])]["fresh"]
+    if not fresh:  # no trial of any study got there
+        return Estimate(math.inf, math.inf, math.inf, 0)
+    ends = [run["curve"][COST][-1] for run in fresh]
+    return statistics.median_time(
+        [end if run["reached"] else None for run, end in zip(fresh, ends, strict=True)], ends)
+
+
+def _effect_line(effect: dict) -> tuple[str, ...]:
+    return (effect["part"], interval(effect["ratio"]),
+            f"{effect['cheaper']} of {effect['pairs']}", str(effect["bounds"]),
+            str(effect["missed"]), number(effect["p"]))
+
+
+def _same(content: dict) -> str:
+    borrowed = sum(cell["levels"] != cell["ran"] for cell in content["cells"])
+    return (f"{len(content['cells'])} combinations, {len(content['cells']) - borrowed} of them "
+            "distinct: without orthogonalization the literal energy has nothing to scale, and "
+            "with whitening the energy gives back what the step had.")
+
+
+def _cells(content: dict) -> str:
+    lines = [(*content["factors"], "is", "evaluations", "reached", "tuned", "near best")]
+    own = [cell for cell in content["cells"] if cell["levels"] == cell["ran"]]
+    for cell in sorted(own, key=lambda cell: cost(content, cell).value):
+        arm = content["arms"][arm_name(cell["ran"])]
+        reached = sum(run["reached"] for run in arm["fresh"])
+        lines.append((*cell["levels"].values(), cell["is"], interval(cost(content, cell)),
+                      f"{reached} of {len(arm['fresh'])}", number(tuned_score(arm["studies"])),
+                      f"{100 * share_near_best(arm['studies']):.0f} %"))
+    return markdown(lines)
+
+
+def _text(content: dict) -> str:
+    """One arm a line, one cell a line."""
+    arms = ",\n".join(f"{json.dumps(arm)}: {json.dumps(entry)}"
+                      for arm, entry in content["arms"].items())
+    cells = ",\n".join(map(json.dumps, content["cells"]))
+    rest = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}"
+                      for key, value in content.items() if key not in ("arms", "cells"))
+    return f'{{\n{rest},\n"cells": [\n{cells}\n],\n"arms": {{\n{arms}\n}}}}\n'

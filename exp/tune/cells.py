@@ -1,0 +1,72 @@
+"""The cells of the ablation: `[ablation]` of tasks.toml as arms, one for every combination.
+
+A cell is one level of every factor, {"whitening": "yes", "energy": "none", ...}. What two levels
+settle alike is one cell: the other borrows its runs.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from exp.harness.toml import read_toml
+
+TASKS = Path(__file__).parent / "tasks.toml"
+PREFIX = "ablation"
+
+Cell = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The factors, each with its levels in order, the first one the level without the part; what
+    the levels set; what single cells are: known rules, the same as another, searched elsewhere."""
+
+    settings: dict
+    factors: dict[str, dict[str, dict]]
+    special: tuple[dict, ...]
+
+    def cells(self) -> list[Cell]:
+        """Every combination of levels."""
+        return [dict(zip(self.factors, levels, strict=True))
+                for levels in product(*self.factors.values())]
+
+    def run_as(self, cell: Cell) -> Cell:
+        """The cell whose runs are this one's: itself, but where two are the same update."""
+        for entry in self._about(cell):
+            cell = {**cell, **entry.get("same_as", {})}
+        return cell
+
+    def arms(self) -> dict[str, Cell]:
+        """Name of an arm -> its cell: those that are run."""
+        return {arm_name(cell): cell for cell in self.cells() if self.run_as(cell) == cell}
+
+    def arm_settings(self, cell: Cell) -> dict:
+        """The `[optimizer]` table of a cell before anything is searched."""
+        parts = [self.factors[factor][level] for factor, level in cell.items()]
+        return {key: value for part in (self.settings, *parts) for key, value in part.items()
+                if key != "space"}
+
+    def own_space(self, cell: Cell) -> dict:
+        """What the cell searches otherwise than the rule's SEARCH_SPACE."""
+        parts = [self.factors[factor][level] for factor, level in cell.items()]
+        return {key: value for part in (*parts, *self._about(cell))
+                for key, value in part.get("space", {}).items()}
+
+    def known_as(self, cell: Cell) -> str:
+        """The rule that the cell is, "" where it has no name."""
+        names = [entry["is"] for entry in self._about(cell) if "is" in entry]
+        return names[-1] if names else ""
+
+    def _about(self, cell: Cell) -> list[dict]:
+        return [entry for entry in self.special if entry["cell"].items() <= cell.items()]
+
+
+def read_ablation() -> Ablation:
+    """The `[ablation]` of tasks.toml."""
+    content = read_toml(TASKS)[PREFIX]
+    return Ablation(content["settings"], content["factors"], tuple(content["special"]))
+
+
+def arm_name(cell: Cell) -> str:
+    """What the cell's arm is called: ablation-yes-no-none-sync."""
+    return "-".join([PREFIX, *cell.values()])

@@ -1,0 +1,254 @@
+"""Launchers: local processes and submitit give the same: statuses, logs, stopping, going on."""
+
+import os
+import re
+import signal
+import stat
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from exp.harness import jobs as harness_jobs
+from exp.harness import launch
+from exp.harness.config import ConfigError
+from exp.harness.jobs import LOG, Job, Stopped, run_jobs
+from exp.harness.launch import Local, Work, launcher_of
+from exp.harness.slurm import Submitit, _Submitted
+from exp.reproduce.__main__ import _parser as reproduce_parser
+from exp.tune import __main__ as tune
+
+submitit = pytest.importorskip("submitit")
+# Told to end, it takes a moment, says so and leaves with training's status.
+PATIENT = """
+import os, pathlib, signal, sys, time
+def end(*_):
+    time.sleep(0.2)
+    pathlib.Path("ended").write_text("checkpoint")
+    sys.exit(130)
+signal.signal(signal.SIGTERM, end)
+pathlib.Path("parent").write_text(str(os.getppid()))
+time.sleep(60)
+"""
+
+
+@dataclass(frozen=True)
+class Quick(Job):
+    """A job that is any Python text, run in its folder."""
+
+    code: str = ""
+
+    def command(self, held):
+        code = f"import os; os.chdir({str(self.folder)!r}); held = {held!r}\n{self.code}"
+        return [sys.executable, "-S", "-c", code]
+
+
+def quick(folder, seed, code):
+    return Quick("none", Path("none.toml"), seed, folder / "quick" / f"seed{seed}", code=code)
+
+
+@pytest.fixture(params=["local", "submitit-local"])
+def launcher(request, tmp_path):
+    return Local(2) if request.param == "local" else Submitit("local", tmp_path / "logs", 2, {})
+
+
+def test_runs_end_are_reported_and_fail_alone(launcher, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    jobs = [quick(tmp_path, 1, "print(held, os.environ['OMP_NUM_THREADS'])"),
+            quick(tmp_path, 2, "raise SystemExit('error: no such thing')")]
+    reported = {}
+    assert run_jobs(jobs, launcher, reported.__setitem__) == dict(zip(jobs, (0, 1), strict=True))
+    assert reported == {jobs[0]: 0, jobs[1]: 1}
+    assert (jobs[0].folder / LOG).read_text() == "--overwrite 3\n"
+    assert "quick seed 2: failed with status 1: error: no such thing" in capfd.readouterr().err
+
+
+def test_ctrl_c_lets_every_run_checkpoint_and_then_comes_back(launcher, tmp_path, monkeypatch):
+    jobs = [quick(tmp_path, seed, PATIENT) for seed in (1, 2, 3)]
+
+    def interrupt(seconds):
+        if all((job.folder / "parent").exists() for job in jobs[:2]):
+            raise KeyboardInterrupt
+        time.sleep(0.05)
+
+    monkeypatch.setattr(harness_jobs, "time", type("Clock", (), {"sleep": staticmethod(interrupt)}))
+    with pytest.raises(Stopped):
+        run_jobs(jobs, launcher)
+    assert [(job.folder / "ended").exists() for job in jobs] == [True, True, False]
+
+
+def test_a_preempted_job_checkpoints_and_goes_on_by_itself(tmp_path):
+    """What Slurm does before a time limit: submitit's signal to the job, and to it alone."""
+    first = quick(tmp_path, 1, PATIENT)
+    again = quick(tmp_path, 1, "print('goes on after a', open('ended').read())")
+    work = Work(first.command("--overwrite"), again.command("--resume"), first.folder / LOG)
+    process, = Submitit("local", tmp_path / "logs", 1, {}).start([work])
+    parent = wait_for(first.folder / "parent")
+    assert process.poll() is None
+    os.kill(int(parent), signal.SIGUSR2)
+    assert ended(process) == 0
+    assert (first.folder / LOG).read_text() == "goes on after a checkpoint\n"
+
+
+def test_a_job_that_its_host_lost_has_failed_and_says_why(tmp_path):
+    class Lost:
+        job_id, paths = "7", type("Paths", (), {"stderr": "7_log.err"})
+
+        def done(self, force_check):
+            return True
+
+        def result(self):
+            raise submitit.core.utils.UncompletedJobError("NODE_FAIL")
+
+    process = _Submitted("slurm", Lost(), tmp_path / "run" / LOG)
+    assert process.poll() == process.poll() == 1
+    assert (tmp_path / "run" / LOG).read_text() == "NODE_FAIL\njob 7 failed, see 7_log.err\n"
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if path.exists() and (text := path.read_text()):
+            return text
+        time.sleep(0.02)
+    raise TimeoutError(path)
+
+
+def ended(process):
+    deadline = time.monotonic() + 20
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return process.poll()
+
+
+# --- Slurm, played by four small programs
+
+PLAYED = {
+    "sbatch": """
+import re
+text = open(sys.argv[1]).read()
+count = int(re.search(r"--array=0-(\\d+)", text).group(1)) + 1
+open(ROOT + "/batch.sh", "w").write(text)
+for index in range(count):
+    environment = {**os.environ, "SLURM_JOB_ID": str(100 + index), "SLURM_ARRAY_JOB_ID": "100",
+                   "SLURM_ARRAY_TASK_ID": str(index), "SLURM_CPUS_PER_TASK": "5"}
+    environment.pop("OMP_NUM_THREADS", None)
+    # Only the first job gets a place; the others wait.
+    if index == 0:
+        process = subprocess.Popen(["bash", sys.argv[1]], env=environment, start_new_session=True,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        open(ROOT + "/pid", "w").write(str(process.pid))
+print("Submitted batch job 100")
+""",
+    "srun": """
+words = sys.argv[1:]
+output = words[words.index("--output") + 1].replace("%A_%a", "100_0").replace("%t", "0")
+words = words[words.index("--error") + 2:]
+sys.stdout = open(output, "w")
+os.dup2(sys.stdout.fileno(), 1)
+open(ROOT + "/pid", "w").write(str(os.getpid()))
+os.execvp(words[0], words)
+""",
+    "scancel": """
+import signal
+open(ROOT + "/cancelled", "a").write(sys.argv[1] + " ")
+if sys.argv[1] == "100_0":
+    try:
+        os.kill(int(open(ROOT + "/pid").read()), signal.SIGTERM)
+    except ProcessLookupError:
+        pass
+""",
+    "sacct": """
+cancelled = open(ROOT + "/cancelled").read() if os.path.exists(ROOT + "/cancelled") else ""
+print("JobID|State|NodeList")
+for name, state in (("100_0", "RUNNING"), ("100_1", "PENDING")):
+    print(name + "|" + ("CANCELLED by 7" if name in cancelled else state) + "|here")
+""",
+}
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A folder with Slurm's commands, first on the path."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, code in PLAYED.items():
+        head = f"#!{sys.executable} -S\nimport os, subprocess, sys\nROOT = {str(folder)!r}\n"
+        (folder / name).write_text(head + code)
+        (folder / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def test_slurm_gets_one_array_with_the_parameters_and_gives_the_status(slurm, tmp_path):
+    launcher = Submitit("slurm", tmp_path / "logs", 7, {"partition": "gpu", "time": 90})
+    codes = ["print('threads', os.environ['OMP_NUM_THREADS']); raise SystemExit(3)", ""]
+    works = [Work(job.command("--overwrite"), [], job.folder / LOG)
+             for job in (quick(tmp_path, seed, code) for seed, code in enumerate(codes))]
+    first, second = launcher.start(works)
+    assert (ended(first), second.poll()) == (3, None)
+    assert works[0].log.read_text() == "threads 5\n"
+    batch = (slurm / "batch.sh").read_text()
+    for flag in ("--array=0-1%2", "--partition=gpu", "--time=90", "--job-name=ars"):
+        assert f"#SBATCH {flag}\n" in batch
+    launch.stop([second])
+    assert second.poll() == 130
+
+
+def test_ctrl_c_cancels_what_runs_and_what_waits(slurm, tmp_path, monkeypatch):
+    jobs = [quick(tmp_path, seed, PATIENT) for seed in (1, 2)]
+
+    def interrupt(seconds):
+        wait_for(jobs[0].folder / "parent")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(harness_jobs, "time", type("Clock", (), {"sleep": staticmethod(interrupt)}))
+    with pytest.raises(Stopped):
+        run_jobs(jobs, Submitit("slurm", tmp_path / "logs", 7, {}))
+    assert (jobs[0].folder / "ended").exists()
+    assert set((slurm / "cancelled").read_text().split()) == {"100_0", "100_1"}
+
+
+# --- options
+
+
+def options(*words):
+    return reproduce_parser().parse_args(words)
+
+
+def test_options_choose_the_launcher(tmp_path):
+    assert launcher_of(options("--workers", "3"), tmp_path).capacity == 3
+    made = launcher_of(options("--launcher", "submitit-local", "--slurm", "mem=4GB"), tmp_path)
+    assert made.cluster == "local"
+    assert launch._parameter("time=240") == ("time", 240)
+    assert launch._parameter("partition=gpu") == ("partition", "gpu")
+    assert launch._parameter('setup=["module load x"]') == ("setup", ["module load x"])
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--slurm", "time=4"], "goes with --launcher slurm"),
+    (["--launcher", "submitit-local", "--slurm", "time"], "KEY=VALUE"),
+    (["--launcher", "submitit-local", "--slurm", "partitoin=x"], "partitoin"),
+    (["--launcher", "submitit-local", "--slurm", "time=1:00:00"], "write the minutes"),
+    (["--launcher", "submitit-local", "--slurm", "nodes=2"], "one process"),
+    (["--launcher", "slurm"], "srun"),
+])
+def test_what_cannot_be_launched_is_one_clear_error(words, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        launcher_of(options(*words), tmp_path)
+
+
+def test_without_submitit_the_error_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ConfigError, match="uv sync --extra slurm"):
+        launcher_of(options("--launcher", "slurm"), tmp_path)
+
+
+def test_workers_on_many_hosts_are_not_given_an_sqlite_file(tmp_path, capsys):
+    words = ["grokking", "--launcher", "slurm", "--outputs", str(tmp_path)]
+    assert tune.main(words) == 2
+    assert "--storage" in (said := capsys.readouterr().err) and "sqlite" in said
+    assert not list(tmp_path.iterdir())
