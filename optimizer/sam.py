@@ -23,16 +23,21 @@ class SAM(SharpnessWrapper):
     restored and the loss at the weights themselves; so it goes around any optimizer.
     `rho_schedule` "lr" and "gap" (towards the rise of the loss `rho_gap`): parts/radius.py.
 
+    local: with several processes each perturbs by the gradient of its own part of the batch
+    (m-sharpness, section 4.1), which is not sent: half the traffic, another result. The closure
+    must take `synchronize=False` for it.
+
     Cost: 2 gradient evaluations for each one of `base`; no state.
     """
 
     def __init__(self, base: Optimizer, rho: float = 0.05, rho_schedule: RhoSchedule = "constant",
-                 rho_gap: float = 0.0) -> None:
+                 rho_gap: float = 0.0, local: bool = False) -> None:
         super().__init__(base, rho, rho_schedule, rho_gap)
+        self.local = local
 
     def gradient(self, closure: Callable[[], Tensor]) -> Tensor:
         """Leave in p.grad the gradient of the class docstring; the loss at the weights."""
-        loss = closure()
+        loss = closure(synchronize=False) if self.local else closure()
         with torch.no_grad():
             params = [p for p in self.parameters if p.grad is not None]
             grads = [p.grad for p in params]

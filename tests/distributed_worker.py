@@ -100,6 +100,32 @@ def built(task: str, optimizer: dict, experiment: dict, data: dict) -> Built:
     return build(complete(settings, module.TASK), module.TASK, loss_fn)
 
 
+def local_sam() -> list[torch.Tensor]:
+    """The weights after one step by the mean of the gradients that two processes find, each at its
+    own perturbed weights: by SAM's `local`, in one process by hand."""
+    rho = 0.5
+    run = built("grokking", {"name": "sgd", "lr": 1.0, "sam": {"rho": rho, "local": True}},
+                {"sharding": "none"}, {"batch_size": 24})
+    batch = next(iter(run.data.train.epoch(0)))
+    params = list(run.model.parameters())
+    if size() > 1:
+        run.optimizer.step(run.objective.on(batch))
+        return [p.detach() for p in params]
+    start, steps = [p.detach().clone() for p in params], [torch.zeros_like(p) for p in params]
+    for part in zip(*(tensor.chunk(2) for tensor in batch), strict=True):
+        first = torch.autograd.grad(run.objective.loss_fn(run.model, *part)[0], params)
+        norm = torch.cat([g.flatten() for g in first]).norm()
+        with torch.no_grad():
+            for p, w, g in zip(params, start, first, strict=True):
+                p.copy_(w + rho * g / norm)
+        second = torch.autograd.grad(run.objective.loss_fn(run.model, *part)[0], params)
+        with torch.no_grad():
+            for p, w, step, g in zip(params, start, steps, second, strict=True):
+                p.copy_(w)
+                step += g / 2
+    return [w - step for w, step in zip(start, steps, strict=True)]
+
+
 def fix_bases(state: dict) -> None:
     """Known bases for SOAP: of a gradient of low rank the basis of its null space is rounding."""
     for entry in state.values():
@@ -119,16 +145,23 @@ def refusals() -> dict[str, str]:
         "lbfgs": ({"name": "lbfgs"}, {}, {}),
         "model's tensors": ({"name": "muon", "qk_clip": {}}, {"sharding": "model"}, {}),
         "all tensors": ({"name": "muon", "lookahead": {}}, {"sharding": "model"}, {}),
+        "local": ({"name": "muon", "sam": {"local": True}}, {}, {}),
         "shapes": ({"name": "muon"}, {}, {"p": 11 + 2 * rank()}),
     }
-    return {name: said(lambda case=case: built("grokking", *case)) for name, case in cases.items()}
+    return {name: said(lambda case=case: first_step(built("grokking", *case)))
+            for name, case in cases.items()}
+
+
+def first_step(run: Built) -> None:
+    """Some rules refuse only here."""
+    run.optimizer.step(run.objective.on(next(iter(run.data.train.epoch(0)))))
 
 
 def said(action: Callable) -> str:
     """The ConfigError that `action` ends with."""
     try:
         action()
-    except ConfigError as error:
+    except (ConfigError, ValueError) as error:
         return str(error)
     return "nothing"
 
@@ -156,6 +189,7 @@ def main(out: Path, root: Path) -> None:
     data.cifar10.MD5 = sums
     with joined("cpu"):
         found = {case: trajectory(*case) for case in CASES}
+        found["local_sam"] = local_sam()
         if size() > 1:
             found |= {"refusals": refusals(), "agreement": agreement()}
         torch.save(found, out / ("main.pt" if is_main() else "other.pt"))

@@ -79,11 +79,18 @@ def shapes(value):
     ("one_process", ("KFAC", "one process only")), ("last_batch", ("has 1 examples", "drop_last")),
     ("instruments", ("diagnostics", 'sharding = "none"')), ("lbfgs", ("LBFGS", "one vector")),
     ("model's tensors", ("QKClip", "own tensors")), ("all tensors", ("Lookahead", "own tensors")),
-    ("shapes", ("not hold the same model",))])
+    ("local", ('sharding = "none"',)), ("shapes", ("not hold the same model",))])
 def test_what_cannot_be_shared_out_is_refused_by_name(found, case, words):
     for process in ("main", "other"):
         said = found[process]["refusals"][case]
         assert all(word in said for word in words), said
+
+
+def test_local_perturbations_are_each_processes_own(found):
+    for process in ("main", "other"):
+        for got, expected in zip(found[process]["local_sam"], found["one"]["local_sam"],
+                                 strict=True):
+            assert torch.allclose(got, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_all_processes_know_what_one_knows(found):

@@ -1,7 +1,7 @@
 """The closure an optimizer calls: loss and gradients of one batch, the same at every call."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -42,21 +42,26 @@ class Objective:
         self.examples = 0
 
     def on(self, batch: tuple[Tensor, ...]) -> Callable[[], Tensor]:
-        """The closure of one batch: zero gradients, forward, backward, return the loss."""
+        """The closure of one batch: zero gradients, forward, backward, return the loss.
+
+        closure(synchronize=False) leaves each process the gradient of its own part: no traffic.
+        """
         self.batch = batch
         calls = 0
         rng = None
 
-        def closure() -> Tensor:
+        def closure(synchronize: bool = True) -> Tensor:
             nonlocal calls, rng
             calls += 1
             self.gradient_evaluations += 1
-            if calls == 1:
-                rng = rng_state(batch[0].device)
-                return self._first(batch)
-            set_rng_state(rng, batch[0].device)
-            with frozen_statistics(self.norms):
-                return self._gradients(batch)[0]
+            quiet = nullcontext() if synchronize or size() == 1 else self.applied.no_sync()
+            with quiet:
+                if calls == 1:
+                    rng = rng_state(batch[0].device)
+                    return self._first(batch)
+                set_rng_state(rng, batch[0].device)
+                with frozen_statistics(self.norms):
+                    return self._gradients(batch)[0]
 
         return closure
 

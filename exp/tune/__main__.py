@@ -113,9 +113,8 @@ def _search(studies: list, options: argparse.Namespace, url: str, launcher: Laun
     try:
         with tqdm(total=total, unit="trial", dynamic_ncols=True, smoothing=0,
                   disable=not sys.stderr.isatty()) as bar:
-            def show() -> None:
-                left = sum(map(waiting, studies))
-                bar.set_postfix_str(f"{sum(map(running, studies))} running")
+            def show(left: int, under_way: int) -> None:
+                bar.set_postfix_str(f"{under_way} running")
                 bar.update(total - left - bar.n)
 
             until_done(studies, show, lambda: any(w.poll() is None for w in workers))

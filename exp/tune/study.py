@@ -187,13 +187,18 @@ def running(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
 
 
-def until_done(studies: list[optuna.Study], show: Callable[[], None], alive: Callable[[], bool],
-               pause: float = 1.0) -> None:
-    """Wait until no study has a trial waiting or running, or no worker is alive."""
-    while alive() and any(waiting(study) or running(study) for study in studies):
-        show()
-        time.sleep(pause)
-    show()
+def until_done(studies: list[optuna.Study], show: Callable[[int, int], None],
+               alive: Callable[[], bool], pause: float = 10.0) -> None:
+    """Wait until no study has a trial waiting or running, or no worker is alive; show how many
+    wait and how many run. Asking is no small thing: every study is read."""
+    while True:
+        left = sum(map(waiting, studies)), sum(map(running, studies))
+        show(*left)
+        until = time.monotonic() + pause
+        while alive() and time.monotonic() < until:
+            time.sleep(0.2)
+        if not alive() or not any(left):
+            return
 
 
 @contextlib.contextmanager

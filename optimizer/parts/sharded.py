@@ -106,7 +106,10 @@ class Sharded(Wrapper):
             self._give_back_gradients()
         return loss
 
-    def _pass(self, closure: Callable[[], Tensor]) -> Tensor:
+    def _pass(self, closure: Callable[[], Tensor], synchronize: bool = True) -> Tensor:
+        if not synchronize:
+            raise ValueError("a gradient of one process's own needs all weights there: "
+                             'local = true goes with sharding = "none"')
         if self.passes:  # the rule has moved its weights
             self._exchange()
         self.passes += 1
