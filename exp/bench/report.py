@@ -79,8 +79,9 @@ def sharding_tables(results: dict) -> list[str]:
     """Shared steps beside those of one process, then the projection."""
     lines = ["Hidden matrices of the published Qwen3, one thread a process, "
              f"{results['cores']} cores; a larger number of processes shares them.", "",
-             "| optimizer, processes | alone, ms | shared, ms | alone / shared | predicted, ms | "
-             "state of each, MB | received by each, MB (least) |", "|---|---|---|---|---|---|---|"]
+             "| optimizer, processes | alone, ms | all at once, ms | shared, ms | alone / shared | "
+             "predicted, ms | state of each, MB | received by each, MB (least) |",
+             "|---|---|---|---|---|---|---|---|"]
     for count, rows in results.items():
         if not count.isdigit():
             continue
@@ -89,6 +90,7 @@ def sharding_tables(results: dict) -> list[str]:
                                for key in ("state_bytes", "received_bytes"))
             lines.append(
                 f"| {name}, {count} | {_spread(row['alone'], 'ms', '.0f')} | "
+                f"{_spread(row['crowded'], 'ms', '.0f')} | "
                 f"{_spread(row['shared'], 'ms', '.0f')} | {1 / row['shared']['ratio']:.2f} | "
                 f"{row['predicted_ms']:.0f} | {state} | {received} "
                 f"({row['least_received_bytes'] / 1e6:.1f}) |")

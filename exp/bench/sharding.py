@@ -1,7 +1,8 @@
 """Orthogonalization shared out over processes: time, memory and traffic, measured and projected.
 
-Every process has one thread. The step of one process alone and the shared one are interleaved in
-the same processes, the others idle meanwhile.
+Every process has one thread. Interleaved in the same processes: the step of one of them alone, the
+others idle; of all of them at once, each for itself, which shows what the cores lose by company;
+and the shared one.
 """
 
 import json
@@ -48,7 +49,7 @@ def measure(rounds: int, processes: tuple[int, ...] = (2, 4)) -> dict:
     for count in processes:
         for row in results[str(count)].values():
             row["predicted_ms"] = predicted(
-                alone=row["alone"]["ms"] / 1e3, processes=count, cores=os.cpu_count() or 1,
+                crowded=row["crowded"]["ms"] / 1e3,
                 largest_share=row["largest_share"], received=max(row["received_bytes"]),
                 messages=count, bandwidth=row["bandwidth"], latency=row["latency"]) * 1e3
             row["gflops"] = flops / row["alone"]["ms"] / 1e6
@@ -62,12 +63,11 @@ def orthogonalization_flops(shape: tuple[int, int], steps: int = 5) -> float:
     return 4.0 * m * m * n + steps * 8.0 * m**3
 
 
-def predicted(alone: float, processes: int, cores: int, largest_share: float, received: float,
-              messages: int, bandwidth: float, latency: float) -> float:
-    """Seconds of a shared step: the largest share of the work, by as many processes at once as
-    there are cores, then the weights of the others."""
-    crowding = max(1.0, processes / cores)
-    return alone * largest_share * crowding + received / bandwidth + messages * latency
+def predicted(crowded: float, largest_share: float, received: float, messages: int,
+              bandwidth: float, latency: float) -> float:
+    """Seconds of a shared step: the largest share of what takes `crowded` seconds where all
+    processes work at once, then the weights of the others."""
+    return crowded * largest_share + received / bandwidth + messages * latency
 
 
 def projection() -> dict[str, float]:
@@ -102,15 +102,16 @@ def _work(rank: int, count: int, port: int, rounds: int, folder: str) -> None:
     for name, settings in CONTESTANTS.items():
         alone = _optimizer(name, settings)
         shared = Sharded(_optimizer(name, settings))
-        seconds: dict[str, list] = {"alone": [], "shared": []}
+        seconds: dict[str, list] = {"alone": [], "crowded": [], "shared": []}
         for round_ in range(-1, rounds):
             dist.barrier()
             taken = _timed(alone) if rank == 0 else 0.0
             dist.barrier()
+            crowded = _timed(alone, finish=dist.barrier)
             together = _timed(shared, finish=dist.barrier)
             if round_ >= 0:
-                seconds["alone"].append(taken)
-                seconds["shared"].append(together)
+                for key, value in zip(seconds, (taken, crowded, together), strict=True):
+                    seconds[key].append(value)
         sent, received = _traffic(shared)
         costs = [p.numel() * min(p.shape) for p in shared.owner]
         shares = [0.0] * count
