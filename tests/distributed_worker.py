@@ -55,7 +55,7 @@ RULES = {
     "qk_clip": {"name": "muon", "lr": 0.1, "qk_clip": {"tau": 0.05}},
 }
 EVERYWHERE = ("adamw", "muon", "base", "sync", "lazy", "aga", "soap")
-UNEVEN = {"grokking": 25, "cifar": 15, "wikitext2": 3}  # rows of a batch
+UNEVEN = {"grokking": 25, "cifar": 15, "wikitext2": 7}  # rows of a batch
 CASES = [("grokking", rule, "optimizer") for rule in RULES] \
     + [("grokking", rule, "none") for rule in ("adamw", "sync", "aga", "sam")] \
     + [(task, rule, "optimizer") for task in ("cifar", "wikitext2") for rule in EVERYWHERE] \

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from exp.bench import __main__ as bench
-from exp.bench import polar, steps, timing
+from exp.bench import polar, report, sharding, steps, timing
 from exp.bench.timing import interleaved, summary
 
 
@@ -79,3 +79,20 @@ def test_the_committed_collection_is_what_its_json_says():
     path = Path("outputs/paper/bench/collection.json")
     results = json.loads(path.read_text(encoding="utf-8"))
     assert path.with_suffix(".md").read_text(encoding="utf-8") == render(results)
+
+
+def test_a_shared_step_is_its_largest_share_and_the_messages():
+    assert sharding.predicted(crowded=2.0, largest_share=0.5, received=3e6, messages=4,
+                              bandwidth=1e6, latency=0.25) == 1.0 + 3.0 + 1.0
+    assert sharding.orthogonalization_flops((3, 2)) == 4 * 2 * 2 * 3 + 5 * 8 * 8
+    found = sharding.projection()
+    assert found["parameters"] == 28 * (2 * 1536**2 + 2 * 256 * 1536 + 3 * 8960 * 1536)
+    assert found["normuon_share_as_stated"] == pytest.approx(7 * 2 / (16384 + 14))
+
+
+def test_the_committed_report_is_what_its_json_says(tmp_path):
+    folder = Path("outputs/paper/bench")
+    for name in [*folder.glob("*_*.json"), folder / "notes.md"]:
+        (tmp_path / name.name).write_bytes(name.read_bytes())
+    report.write(tmp_path)
+    assert (tmp_path / "bench.md").read_text() == (folder / "bench.md").read_text()

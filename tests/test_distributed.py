@@ -138,16 +138,18 @@ def metrics(folder):
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     assert run(whole, "--set", "experiment.epochs=12", processes=1)[0] == 0
-    for epochs, processes in ((4, 1), (8, 2), (12, 1)):
+    for epochs, processes, sharding in ((3, 1, "optimizer"), (6, 2, "model"),
+                                        (9, 2, "optimizer"), (12, 1, "none")):
         status, text = run(moved, "--set", f"experiment.epochs={epochs}", "--resume",
-                           processes=processes)
+                           "--set", f'experiment.sharding="{sharding}"', processes=processes)
         assert status == 0, text[-2000:]
         assert text.count("status") == 1  # one table, whatever the number of processes
         assert json.loads((moved / "run.json").read_text())["processes"] == processes
     expected, got = metrics(whole), metrics(moved)
     assert [line["epoch"] for line in got] == list(range(1, 13))
     for line, other in zip(expected, got, strict=True):
-        assert other["train_loss"] == pytest.approx(line["train_loss"], rel=2e-3)
+        for metric in ("train_loss", "eval_loss"):
+            assert other[metric] == pytest.approx(line[metric], rel=2e-3)
         assert other["gradient_evaluations"] == line["gradient_evaluations"]
     assert expected[-1]["train_loss"] < 0.9 * expected[0]["train_loss"]
 

@@ -9,7 +9,14 @@ from pathlib import Path
 from data import DataError
 from exp.harness.config import ConfigError, Task, load_settings
 from exp.harness.device import keep_freed_memory
-from exp.harness.distributed import is_lost_peer, is_main, joined, restarted, together
+from exp.harness.distributed import (
+    from_main,
+    is_lost_peer,
+    is_main,
+    joined,
+    restarted,
+    together,
+)
 from exp.harness.folder import RunFolder
 from exp.harness.run import Diverged, Interrupted
 
@@ -51,7 +58,10 @@ def _train(settings: dict, train: Callable[[dict, RunFolder], None], options: ar
         seed = settings["experiment"]["seed"]
         path = options.output or Path("outputs") / options.config.stem / f"seed{seed}"
         resume = options.resume or restarted()
+        of_main = from_main(lambda: settings)
         with together():
+            if settings != of_main:
+                raise ConfigError("this process has other settings than the main one")
             folder = RunFolder(path, resume, not resume and options.overwrite)
         train(settings, folder)
     except (ConfigError, DataError) as error:

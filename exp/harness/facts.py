@@ -59,10 +59,11 @@ def source_hash(file: Path) -> str:
 def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict]:
     """The optimizer's groups: every setting, the number of elements, and name -> shape."""
     names = {id(p): name for name, p in model.named_parameters()}
+    held = getattr(optimizer, "shards", {})  # what a sharded model holds of each parameter
     return [{
         **{key: _plain(value) for key, value in group.items() if key != "params"},
         "elements": sum(p.numel() for p in group["params"]),
-        "params": {names[id(p)]: list(p.shape) for p in group["params"]},
+        "params": {names[id(held.get(p, p))]: list(p.shape) for p in group["params"]},
     } for group in optimizer.param_groups]
 
 
