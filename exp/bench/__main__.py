@@ -1,6 +1,6 @@
 """What optimizers cost, ours beside torch's and the libraries', interleaved in one process.
 
-python -m exp.bench [steps] [polar] [training] [--rounds N] [--full] [--output DIR]
+python -m exp.bench [steps] [polar] [training] [instruments] [--rounds N] [--full] [--output DIR]
 """
 
 import argparse
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from exp.bench import polar, report, steps, training
+from exp.bench import instruments, polar, report, steps, training
 from exp.bench.timing import CLOCKS
 from exp.harness.facts import device_name, version_of
 
-PARTS = ("steps", "polar", "training")
+PARTS = ("steps", "polar", "training", "instruments")
 PACKAGES = ("torch", "pytorch_optimizer", "heavyball")
 
 
@@ -43,7 +43,8 @@ def main() -> None:
         if part == "training":
             results = training.measure(*arguments, options.full)
         else:
-            results = {"steps": steps, "polar": polar}[part].measure(*arguments)
+            modules = {"steps": steps, "polar": polar, "instruments": instruments}
+            results = modules[part].measure(*arguments)
         content = {"facts": facts(device, options.clock), "results": results}
         path = options.output / f"{part}_{device.type}.json"
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

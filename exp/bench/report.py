@@ -75,6 +75,20 @@ def training_tables(results: dict) -> list[str]:
     return lines
 
 
+def instrument_tables(results: dict) -> list[str]:
+    """One table a configuration; a measurement over a training step of the same round."""
+    lines = []
+    for name, rows in results.items():
+        lines += [f"### {name}", "", "| | ms | / a step | of the training time, once an epoch |",
+                  "|---|---|---|---|"]
+        for key, row in rows.items():
+            share = f"{row['per_epoch']:.1%}" if "per_epoch" in row else "-"
+            lines.append(f"| {key} | {_spread(row, 'ms', '.2f')} | {_spread(row, 'ratio', '.2f')} |"
+                         f" {share} |")
+        lines.append("")
+    return lines
+
+
 def plot(path: Path, results: dict) -> None:
     """Time against error on the Gaussian matrix, one panel a size; lower left is better."""
     import matplotlib
@@ -99,5 +113,7 @@ def plot(path: Path, results: dict) -> None:
     plt.close(figure)
 
 
-TITLES = {"steps": "Optimizer steps", "polar": "Orthogonalization", "training": "Training steps"}
-TABLES = {"steps": step_tables, "polar": polar_tables, "training": training_tables}
+TITLES = {"steps": "Optimizer steps", "polar": "Orthogonalization", "training": "Training steps",
+          "instruments": "Instruments (`[experiment] diagnostics`)"}
+TABLES = {"steps": step_tables, "polar": polar_tables, "training": training_tables,
+          "instruments": instrument_tables}

@@ -36,8 +36,8 @@ TASKS = {
     "cifar": {"data": {"subset": 0.005, "batch_size": 50, "crop": 0, "flip": False},
               "model": {"width": 4}},
 }
-TARGET, MAX_EPOCHS = 0.1, 40  # training loss (nats) at which a run ends
-EXAMPLES, HELD_OUT = 64, 1000  # of curvature; of the held-out loss
+TARGET, MAX_EPOCHS = 0.1, 30  # training loss (nats) at which a run ends
+EXAMPLES, HELD_OUT = 50, 500  # of curvature; of the held-out loss
 
 
 def examples(run: Built, task: str):
