@@ -258,6 +258,15 @@ def test_a_tiny_run_of_each_is_written_and_reads_back(tiny_data, tmp_path, monke
             assert (tmp_path / f"{name}.png").stat().st_size > 1000
 
 
+def test_no_cell_of_a_table_holds_a_bare_pipe():
+    for path in command.OUTPUT.glob("*.md"):
+        tables = [line.replace("\\|", "") for line in path.read_text(encoding="utf-8").splitlines()
+                  if line.startswith("|")]
+        for above, below in zip(tables, tables[1:], strict=False):
+            if below.startswith("|-"):
+                assert above.count("|") == below.count("|"), path
+
+
 def test_committed_plots_are_there():
     for name, module in command.statements().items():
         if hasattr(module, "plot") and (command.OUTPUT / f"{name}.json").exists():

@@ -110,7 +110,7 @@ def judge(found: dict) -> str:
 
 def render(found: dict) -> str:
     """Rises at the deciding length, then rises per root of the KL divergence."""
-    head = ("at", *(f"{name}: {norm}" for norm in NORMS for name in DIRECTIONS))
+    head = ("at", *(f"{name}: {norm}".replace("|", "\\|") for norm in NORMS for name in DIRECTIONS))
     tables = []
     for values in (lambda entry: entry["rise"], per_divergence):
         tables.append(markdown([head, *(
