@@ -13,13 +13,15 @@ from exp.harness.config import load_settings
 from exp.harness.diagnostics import Instrument, Instruments
 
 REFERENCE = "a training step"
+TASKS = ("grokking", "cifar")
 
 
 def measure(rounds: int, clock: str, device: torch.device) -> dict[str, dict]:
     """Per configuration: a training step, and one measurement of each instrument over it;
     "per_epoch": its share of the training time when it measures once an epoch, the default."""
     results = {}
-    for task, config in CONFIGS.items():
+    for task in TASKS:
+        config = CONFIGS[task]
         module = importlib.import_module(f"exp.{task}.train")
         path = Path(__file__).parents[2] / "config" / f"{config}.toml"
         settings = load_settings(path, [f'experiment.device="{device.type}"'], module.TASK)
