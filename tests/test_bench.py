@@ -96,3 +96,29 @@ def test_the_committed_report_is_what_its_json_says(tmp_path):
         (tmp_path / name.name).write_bytes(name.read_bytes())
     report.write(tmp_path)
     assert (tmp_path / "bench.md").read_text() == (folder / "bench.md").read_text()
+
+
+def test_instruments_are_timed_beside_a_step(monkeypatch):
+    from exp.bench import instruments, report
+    from exp.theory.training import built
+
+    tiny = {"data": {"p": 11, "fraction": 0.5, "batch_size": 30},
+            "model": {"d_model": 16, "d_head": 4, "d_mlp": 32}}
+    run = built({"name": "adamw"}, 1, **tiny)
+    functions = instruments.functions(run)
+    functions[instruments.REFERENCE]()
+    weights = [p.detach().clone() for p in run.model.parameters()]
+    seen = []
+    monkeypatch.setattr(instruments.Instruments, "take", lambda self: seen.append(self.found))
+    for name in list(functions)[1:]:
+        functions[name]()
+    assert all(torch.equal(p, w) for p, w in zip(run.model.parameters(), weights, strict=True))
+    # A thousandth of the weights stands for the update: its relative length is that.
+    assert seen[1]["updates/blocks.0.W_O/ratio"] == pytest.approx([0.001 / 0.999], rel=1e-3)
+    assert [f"{name}/seconds" in found for name, found in zip(
+        ("spectrum", "updates", "alignment", "sharpness"), seen, strict=True)] == [True] * 4
+    row = {"ms": 1.0, "ms_low": 1.0, "ms_high": 2.0, "ratio": 2.0, "ratio_low": 2.0,
+           "ratio_high": 3.0}
+    table = report.instrument_tables({"toy": {"a training step": row,
+                                              "updates": {**row, "per_epoch": 0.25}}})
+    assert "| updates | 1.00 [1.00, 2.00] | 2.00 [2.00, 3.00] | 25.0% |" in table

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from exp.theory import __main__ as command
-from exp.theory import grokking_steps, sign_spectrum, update_spectrum
+from exp.theory import sign_spectrum, training, update_spectrum
 
 KEPT = Path("outputs/paper/theory")
 NAMES = list(command.statements())
@@ -74,9 +74,9 @@ def test_a_short_run_of_both_is_written_and_reads_back(tmp_path, monkeypatch, ca
 
 
 def test_steps_counts_across_epochs():
-    run = grokking_steps.built({"name": "adamw"}, seed=1)
-    assert list(grokking_steps.steps(run, 3)) == [1, 2, 3]
-    names = set(grokking_steps.matrices(run.model))
+    run = training.built({"name": "adamw"}, seed=1)
+    assert list(training.steps(run, 3)) == [1, 2, 3]
+    names = set(training.matrices(run.model))
     assert "blocks.0.W_Q" in names and not names & {"W_E", "W_U", "blocks.0.b_in"}
     assert math.isfinite(float(run.objective.last_loss))
 

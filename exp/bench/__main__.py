@@ -1,6 +1,7 @@
 """What optimizers cost, ours beside torch's and the libraries', interleaved in one process.
 
-python -m exp.bench [steps] [polar] [training] [sharding] [--rounds N] [--full] [--output DIR]
+python -m exp.bench [steps] [polar] [training] [instruments] [sharding] [--rounds N] [--full]
+                    [--clock wall|thread] [--output DIR]
 """
 
 import argparse
@@ -9,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from exp.bench import polar, report, sharding, steps, training
+from exp.bench import instruments, polar, report, sharding, steps, training
 from exp.bench.timing import CLOCKS
 from exp.harness.facts import device_name, version_of
 
-PARTS = ("steps", "polar", "training", "sharding")
+PARTS = ("steps", "polar", "training", "instruments", "sharding")
 PACKAGES = ("torch", "pytorch_optimizer", "heavyball")
 
 
@@ -39,14 +40,15 @@ def main() -> None:
             parser.error(f"unknown part {part!r}; known: {', '.join(PARTS)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options.output.mkdir(parents=True, exist_ok=True)
-    for part in options.parts or PARTS[:3]:
+    for part in options.parts or PARTS[:-1]:
         arguments = (options.rounds, options.clock, device)
         if part == "training":
             results = training.measure(*arguments, options.full)
         elif part == "sharding":
             results = sharding.measure(options.rounds)
         else:
-            results = {"steps": steps, "polar": polar}[part].measure(*arguments)
+            modules = {"steps": steps, "polar": polar, "instruments": instruments}
+            results = modules[part].measure(*arguments)
         content = {"facts": facts(device, options.clock), "results": results}
         path = options.output / f"{part}_{'cpu' if part == 'sharding' else device.type}.json"
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

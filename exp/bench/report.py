@@ -107,6 +107,20 @@ def sharding_tables(results: dict) -> list[str]:
             f"{p['normuon_share_as_stated']:.2%}. The paper says 15 to 20 %: does not hold.", ""]
 
 
+def instrument_tables(results: dict) -> list[str]:
+    """One table a configuration; a measurement over a training step of the same round."""
+    lines = []
+    for name, rows in results.items():
+        lines += [f"### {name}", "", "| | ms | / a step | of the training time, once an epoch |",
+                  "|---|---|---|---|"]
+        for key, row in rows.items():
+            share = f"{row['per_epoch']:.1%}" if "per_epoch" in row else "-"
+            lines.append(f"| {key} | {_spread(row, 'ms', '.2f')} | {_spread(row, 'ratio', '.2f')} |"
+                         f" {share} |")
+        lines.append("")
+    return lines
+
+
 def plot(path: Path, results: dict) -> None:
     """Time against error on the Gaussian matrix, one panel a size; lower left is better."""
     import matplotlib
@@ -132,6 +146,7 @@ def plot(path: Path, results: dict) -> None:
 
 
 TITLES = {"steps": "Optimizer steps", "polar": "Orthogonalization", "training": "Training steps",
+          "instruments": "Instruments (`[experiment] diagnostics`)",
           "sharding": "Steps shared out over processes"}
 TABLES = {"steps": step_tables, "polar": polar_tables, "training": training_tables,
-          "sharding": sharding_tables}
+          "instruments": instrument_tables, "sharding": sharding_tables}

@@ -23,7 +23,8 @@ SUMMARY = Path("docs/theory.md")
 
 
 def statements() -> dict[str, ModuleType]:
-    """Name -> module with SAYS, SOURCE, RULE, measure(seeds), judge(found), render(found)."""
+    """Name -> module with SAYS, SOURCE, RULE, measure(seeds), judge(found), render(found), and
+    plot(found, path) where a curve says more."""
     names = [module.name for module in pkgutil.iter_modules(exp.theory.__path__)]
     modules = {name: importlib.import_module(f"exp.theory.{name}") for name in names
                if not name.startswith("__")}
@@ -77,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = options.output / f"{name}.json"
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         path.with_suffix(".md").write_text(page(name, content), encoding="utf-8")
+        if hasattr(statements()[name], "plot"):
+            statements()[name].plot(found, path.with_suffix(".png"))
         print(f"{name}: {statements()[name].judge(found)}, written to {path.with_suffix('.md')}")
     if options.output == OUTPUT:
         SUMMARY.write_text(summary(OUTPUT), encoding="utf-8")

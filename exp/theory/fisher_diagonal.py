@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from exp.harness.statistics import mean
 from exp.harness.tables import interval, markdown
-from exp.theory.grokking_steps import built, steps
+from exp.theory.training import built, steps
 
 SAYS = "Adam's second moment is the diagonal of the Fisher information"
 SOURCE = "paper 2.1"

@@ -6,7 +6,7 @@ from torch import Tensor
 from exp.harness.diagnostics import spectrum
 from exp.harness.statistics import mean
 from exp.harness.tables import interval, markdown
-from exp.theory.grokking_steps import built, matrices, steps
+from exp.theory.training import built, matrices, steps
 
 SAYS = "sign(G) collapses the spectral entropy of G (the \"sign catastrophe\" of AdaMuon)"
 SOURCE = "paper 2.3.1"
@@ -15,6 +15,13 @@ RULE = ("holds if sign lowers the normalised entropy of the singular values of r
         "does not hold if at none.")
 POINTS = (1, 8, 40, 160, 400)  # steps
 SIZE, RANK = 128, 4
+# Rule -> settings, and what its state calls the momentum that goes in.
+AFTER = {
+    "AdaMuon": ({"name": "adamuon"}, "momentum_buffer"),
+    "NorMuon": ({"name": "normuon"}, "momentum_buffer"),
+    "ARS (old)": ({"name": "ars"}, "exp_avg"),
+}
+AFTER_POINTS = (1, 40)
 
 
 def measure(seeds: list[int]) -> dict:
@@ -35,14 +42,38 @@ def measure(seeds: list[int]) -> dict:
                 momenta = [run.optimizer.state[p]["exp_avg"]
                            for p in matrices(run.model).values()]
                 _note(found, f"momentum at step {step}", momenta)
+        for rule in AFTER:
+            for step, (momenta, updates) in momenta_and_updates(rule, seed).items():
+                entry = found.setdefault(f"{rule}, update {step}", {"before": [], "after": []})
+                entry["before"].append(_entropy(momenta))
+                entry["after"].append(_entropy(updates))
     return found
+
+
+def momenta_and_updates(rule: str, seed: int) -> dict[int, tuple[list[Tensor], list[Tensor]]]:
+    """Step -> the momenta and the updates of all hidden matrices, without decay."""
+    settings, key = AFTER[rule]
+    run = built({**settings, "lr": 1e-3, "weight_decay": 0.0}, seed)
+    hidden = list(matrices(run.model).values())
+    found: dict = {}
+    before = [p.detach().clone() for p in hidden]
+    for step in steps(run, AFTER_POINTS[-1]):
+        if step in AFTER_POINTS:
+            found[step] = ([run.optimizer.state[p][key].clone() for p in hidden],
+                           [p.detach() - b for p, b in zip(hidden, before, strict=True)])
+        before = [p.detach().clone() for p in hidden]
+    return found
+
+
+def _entropy(tensors: list[Tensor]) -> float:
+    values = [spectrum(tensor)["entropy"] for tensor in tensors]
+    return sum(values) / len(values)
 
 
 def _note(found: dict, name: str, tensors: list[Tensor]) -> None:
     entry = found.setdefault(name, {"before": [], "after": []})
-    for key, change in (("before", lambda t: t), ("after", torch.sign)):
-        values = [spectrum(change(tensor))["entropy"] for tensor in tensors]
-        entry[key].append(sum(values) / len(values))
+    entry["before"].append(_entropy(tensors))
+    entry["after"].append(_entropy([tensor.sign() for tensor in tensors]))
 
 
 def judge(found: dict) -> str:
@@ -53,12 +84,16 @@ def judge(found: dict) -> str:
 
 
 def render(found: dict) -> str:
-    """The numbers as a table."""
-    lines = [("matrix", "entropy", "entropy of its sign", "change")]
+    """The numbers as two tables: of sign, and of whole rules."""
+    tables = {False: [("matrix", "entropy", "entropy of its sign", "change")],
+              True: [("rule", "entropy of its momentum", "entropy of its update", "change")]}
     for name, entry in found.items():
         changes = [b - a for a, b in zip(entry["before"], entry["after"], strict=True)]
-        lines.append((name, *(interval(mean(values)) for values in (
+        tables["update" in name].append((name, *(interval(mean(values)) for values in (
             entry["before"], entry["after"], changes))))
-    return ("Entropy of the singular values, normalised: 1 where all are equal, 0 for rank one. "
-            "ARS2-Neo's own first step orthogonalizes sign(g): whitening with the second moment "
-            "of one gradient is the sign.\n\n" + markdown(lines))
+    return ("Entropy of the singular values, normalised: 1 where all are equal, 0 for rank one.\n\n"
+            + markdown(tables[False]) + "\n\nWhat the rules make of their momentum (of the last "
+            "gradients, before Nesterov), mean over the hidden matrices. AdaMuon orthogonalizes "
+            "its sign and divides entry by entry; NorMuon evens out the rows; ARS, old and new, "
+            "at its first step orthogonalizes the sign of the gradient itself: whitening with the "
+            "second moment of one gradient is the sign.\n\n" + markdown(tables[True]))

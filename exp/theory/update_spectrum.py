@@ -7,7 +7,7 @@ import torch
 from exp.harness.diagnostics import spectrum
 from exp.harness.statistics import mean
 from exp.harness.tables import interval, markdown, number
-from exp.theory.grokking_steps import built, matrices, steps
+from exp.theory.training import built, matrices, steps
 
 SAYS = "ARS keeps dW^T dW = lr^2 norm(g_nat)^2 I: every update has condition number 1"
 SOURCE = "paper 2.4"

@@ -1,0 +1,57 @@
+"""What each instrument of `[experiment] diagnostics` costs, as a share of a training step."""
+
+import importlib
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from exp.bench.timing import interleaved, summary
+from exp.bench.training import CONFIGS, endless
+from exp.harness.build import Built, build
+from exp.harness.config import load_settings
+from exp.harness.diagnostics import Instrument, Instruments
+
+REFERENCE = "a training step"
+TASKS = ("grokking", "cifar")
+
+
+def measure(rounds: int, clock: str, device: torch.device) -> dict[str, dict]:
+    """Per configuration: a training step, and one measurement of each instrument over it;
+    "per_epoch": its share of the training time when it measures once an epoch, the default."""
+    results = {}
+    for task in TASKS:
+        config = CONFIGS[task]
+        module = importlib.import_module(f"exp.{task}.train")
+        path = Path(__file__).parents[2] / "config" / f"{config}.toml"
+        settings = load_settings(path, [f'experiment.device="{device.type}"'], module.TASK)
+        built = build(settings, module.TASK, module.loss_fn)
+        rows = summary(interleaved(functions(built), rounds, clock), REFERENCE)
+        for name in get_args(Instrument):
+            rows[name]["per_epoch"] = rows[name]["ratio"] / len(built.data.train)
+        results[config] = rows
+    return results
+
+
+def functions(built: Built) -> dict:
+    """A training step, and one measurement of each instrument."""
+    batches = endless(built)
+    built.model.train()
+
+    def step() -> None:
+        built.optimizer.step(built.objective.on(next(batches)))
+
+    found = {REFERENCE: step}
+    for name in get_args(Instrument):
+        instruments = Instruments((name,), built.model, built.optimizer, built.objective)
+        found[name] = lambda instruments=instruments: measurement(instruments)
+        instruments.every = 10**9  # not in the timed steps
+    return found
+
+
+def measurement(instruments: Instruments) -> None:
+    """What the hooks do around one step; a thousandth of the weights stands for its update (the
+    singular values of zero would come too cheap)."""
+    instruments.before = {name: p.detach() * 0.999 for name, p in instruments.matrices.items()}
+    instruments._after()
+    instruments.take()

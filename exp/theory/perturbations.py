@@ -1,0 +1,57 @@
+"""Whitened gradients and shear forces at a point of training, outside the optimizer's step."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from exp.harness.build import Built
+from optimizer.parts.sharpness import gradients_at, perturbation, shear_force
+
+RHO = 0.1  # ARS2-Neo's default, of each tensor
+
+
+def gradients(run: Built, batch: tuple[Tensor, ...], params: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of a batch; p.grad is left without it."""
+    run.objective.on(batch)()
+    return taken(params)
+
+
+def taken(params: Sequence[Tensor]) -> list[Tensor]:
+    """What stands in p.grad, which becomes None."""
+    found = [p.grad for p in params]
+    for p in params:
+        p.grad = None
+    return found
+
+
+def whitened(optimizer: Optimizer, params: Sequence[Tensor],
+             gradient: Sequence[Tensor]) -> list[Tensor]:
+    """g / sqrt(v_hat), v as the optimizer keeps it; g itself where it keeps none."""
+    found = []
+    for p, g in zip(params, gradient, strict=True):
+        state = optimizer.state.get(p, {})
+        if "exp_avg_sq" not in state:
+            found.append(g)
+            continue
+        group = next(group for group in optimizer.param_groups
+                     if any(q is p for q in group["params"]))
+        v = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
+        found.append(g / (v.sqrt() + group["eps"]))
+    return found
+
+
+def gradient_and_shear(run: Built, batch: tuple[Tensor, ...], params: Sequence[Tensor],
+                       rho: float = RHO) -> tuple[Tensor, Tensor]:
+    """(g, f) of a batch as ARS2-Neo has them, flat over `params`: g the gradient, f the part of
+    the gradient at W + rho q / ||q||, q = |W| g / sqrt(v_hat), that is orthogonal to g, both
+    tensor by tensor. Weights and optimizer are left as they were."""
+    closure = run.objective.on(batch)
+    closure()
+    base = taken(params)
+    with torch.no_grad():
+        offsets = perturbation(params, whitened(run.optimizer, params, base), rho, "tensor", "abs")
+        gradients_at(params, offsets, closure)
+        shear = [shear_force(g2, g1) for g2, g1 in zip(taken(params), base, strict=True)]
+    return tuple(torch.cat([t.flatten() for t in parts]) for parts in (base, shear))

@@ -1,0 +1,273 @@
+"""exp.theory: the statements' formulas by hand, their verdicts, and a tiny run of each."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from exp.theory import __main__ as command
+from exp.theory import (
+    flatness,
+    learning_rate_width,
+    natural_gradient,
+    perturbations,
+    sign_spectrum,
+    slow_sharpness,
+    training,
+    whitened_perturbation,
+)
+
+DOUBLE = torch.float64
+TINY = {"data": {"p": 11, "fraction": 0.5, "batch_size": 30},
+        "model": {"d_model": 16, "d_head": 4, "d_mlp": 32}}
+
+
+def softmax_regression(examples=6):
+    """A linear model of 3 classes and 2 features, inputs, labels, and its exact Fisher, row by
+    row: the mean of (diag p - p p^T) (x) x x^T."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 3, bias=False, dtype=DOUBLE)
+    x = torch.randn(examples, 2, dtype=DOUBLE)
+    rows = []
+    for row in x:
+        p = (model.weight @ row).softmax(0).detach()
+        rows.append(torch.kron(p.diag() - torch.outer(p, p), torch.outer(row, row)))
+    return model, x, torch.arange(examples) % 3, torch.stack(rows).mean(0)
+
+
+# --- learning_rate_width
+
+
+def test_the_best_rate_of_a_parabola_and_its_exponent():
+    rates = [2.0**n for n in range(-3, 4)]
+    losses = [(math.log2(rate) - 0.3) ** 2 for rate in rates]
+    assert learning_rate_width.best_rate(rates, losses) == pytest.approx(2**0.3)
+    assert learning_rate_width.best_rate(rates, [*losses[:4], math.inf, math.inf, math.inf]) == 1
+    assert learning_rate_width.best_rate(rates, rates) == rates[0]  # at the end of the grid
+    found = learning_rate_width.exponent([64, 128, 256], [3 / 64, 3 / 128, 3 / 256])
+    assert found == pytest.approx(-1)
+
+
+def test_the_grid_grows_until_the_best_has_two_neighbours_on_either_side():
+    found = learning_rate_width.grid(lambda lr: [(math.log2(lr) - 4) ** 2], 1.0)
+    assert list(found) == [2.0**n for n in range(-1, 7)]
+
+
+@pytest.mark.parametrize(("slopes", "verdict"), [
+    ((0.2, -1), "holds"), ((-1, 0.2), "holds partly"), ((-1, -0.5), "does not hold")])
+def test_the_verdict_on_width(slopes, verdict):
+    def losses(slope, width):
+        return {f"{lr:g}": [(math.log2(lr) - slope * math.log2(width)) ** 2]
+                for lr in (2.0**n for n in range(-10, 11))}
+
+    found = {label: {str(w): losses(slope, w) for w in (64, 128, 256)} for label, slope in zip(
+        ("ARS2-Neo Base, literal", "ARS2-Neo Base, rms"), slopes, strict=True)}
+    found["Muon"] = {str(w): losses(0, w) for w in (64, 128, 256)}  # decides nothing
+    assert learning_rate_width.judge(found) == verdict
+
+
+# --- natural_gradient
+
+
+def test_the_exact_fisher_of_softmax_regression_by_hand(monkeypatch):
+    model, x, labels, exact = softmax_regression()
+    monkeypatch.setattr(natural_gradient, "CHUNK", 4)  # 6 rows: the last chunk is shorter
+    torch.testing.assert_close(natural_gradient.fisher(model, x), exact)
+    errors = (model(x).softmax(-1) - F.one_hot(labels, 3)).detach()
+    gradient = (errors.T @ x / len(x)).flatten()
+    torch.testing.assert_close(natural_gradient.flat_gradient(model, x, labels), gradient)
+    damping = 0.1 * exact.diagonal().mean() * torch.eye(6, dtype=DOUBLE)
+    torch.testing.assert_close(natural_gradient.damped(exact, 0.1), exact + damping)
+
+
+def test_operators_by_layer_and_by_matrix():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 1, bias=False))
+    matrix = torch.diag(torch.tensor([1.0, 2, 4, 8, 5, 10]))
+    matrix[0, 5] = matrix[5, 0] = 1.0  # between layers: dropped
+    gradient = torch.tensor([3.0, 0, 0, -4, 6, 8])
+    torch.testing.assert_close(natural_gradient.by_layer(gradient, matrix, net),
+                               torch.tensor([3, 0, 0, -0.5, 1.2, 0.8]))
+    polar = natural_gradient.by_matrix(gradient, net)  # diag(3, -4) -> diag(1, -1)
+    torch.testing.assert_close(polar, torch.tensor([1.0, 0, 0, -1, 0.6, 0.8]))
+    torch.testing.assert_close(natural_gradient.by_matrix(gradient, net, energy=True),
+                               torch.tensor([5.0, 0, 0, -5, 6, 8]))
+
+
+def test_a_shadow_steps_from_the_weights_it_is_given():
+    model, x, labels, _ = softmax_regression()
+    weights = {"weight": torch.zeros(3, 2, dtype=DOUBLE)}
+    update = natural_gradient.shadow_update(model, torch.optim.SGD(model.parameters(), lr=0.5),
+                                            weights, x, labels)
+    expected = -0.5 * ((1 / 3 - F.one_hot(labels, 3).double()).T @ x / len(x)).flatten()
+    torch.testing.assert_close(update, expected)
+
+
+@pytest.mark.parametrize(("ours", "verdict"), [
+    ((0.95, 0.9), "holds"), ((0.5, 0.6), "holds partly"), ((0.5, 0.3), "does not hold")])
+def test_the_verdict_on_the_natural_gradient(ours, verdict):
+    def entry(values):
+        return {f"step {n}": {"0.1": [value]} for n, value in enumerate(values)}
+
+    rules = {"SGD": entry((0.1, 0.2)), "Adam": entry((0.4, 0.4)), "AdaRMSuon": entry(ours)}
+    assert natural_gradient.judge({"rules": rules}) == verdict
+
+
+# --- slow_sharpness
+
+
+def test_the_autocorrelation_of_a_series_that_turns():
+    angles = 0.3 * torch.arange(12, dtype=DOUBLE)
+    series = torch.stack([angles.cos(), angles.sin()], 1) * torch.arange(1, 13).unsqueeze(1)
+    found = slow_sharpness.autocorrelation(series, (1, 5))
+    assert found == pytest.approx([math.cos(0.3), math.cos(1.5)])
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_the_shear_force_is_the_one_that_ars2_neo_stores(k):
+    run = training.built({"name": "ars2_neo", "k": 2, "lr": 1e-2}, 1, **TINY)
+    for _ in training.steps(run, 2 * k):
+        pass
+    params = list(run.model.parameters())
+    weights = [p.detach().clone() for p in params]
+    batch = next(training.batches(run))
+    gradient, shear = perturbations.gradient_and_shear(run, batch, params)
+    assert all(torch.equal(p, w) for p, w in zip(params, weights, strict=True))
+    run.optimizer.step(run.objective.on(batch))  # steps 3 and 5: with k = 2 sync steps
+    stored = torch.cat([run.optimizer.state[p]["shear_force"].flatten() for p in params])
+    torch.testing.assert_close(shear, stored, rtol=1e-3, atol=1e-6)
+    assert abs(float(gradient @ shear)) < 1e-3 * float(gradient.norm() * shear.norm())
+
+
+@pytest.mark.parametrize(("shear", "verdict"), [
+    ((0.9, 0.5), "holds"), ((0.9, 0.1), "holds partly"), ((0.2, 0.1), "does not hold")])
+def test_the_verdict_on_slow_sharpness(shear, verdict):
+    def entry(values):
+        return {str(lag): [value] for lag, value in enumerate(values)}
+
+    window = {"one batch again": {"gradient": entry((0.3, 0.3)), "shear force": entry(shear)}}
+    assert slow_sharpness.judge({"autocorrelation": {"a": window}}) == verdict
+
+
+# --- whitened_perturbation
+
+
+def test_rise_and_divergence_by_hand():
+    before = torch.tensor([[0.5, 0.5], [0.9, 0.1]], dtype=DOUBLE).log()
+    after = torch.tensor([[0.25, 0.75], [0.1, 0.9]], dtype=DOUBLE).log()
+    loss, divergence = whitened_perturbation.rise(before, after, torch.tensor([0, -100]))
+    assert loss == pytest.approx(math.log(2))
+    assert divergence == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(0.5 / 0.75))
+
+
+def test_per_divergence_is_slope_over_fisher_length_and_the_natural_gradient_has_most():
+    model, x, labels, exact = softmax_regression(40)
+    gradient = natural_gradient.flat_gradient(model, x, labels)
+    natural = torch.linalg.pinv(exact, hermitian=True) @ gradient
+    before = model(x).detach().log_softmax(-1)
+    found = []
+    for direction in (natural, gradient, torch.randn(6, dtype=DOUBLE)):
+        step = 1e-5 * direction / direction.norm()
+        after = F.linear(x, model.weight.detach() + step.view(3, 2)).log_softmax(-1)
+        values = whitened_perturbation.rise(before, after, labels)
+        entry = dict(zip(("rise", "divergence"), ([value] for value in values), strict=True))
+        found += whitened_perturbation.per_divergence(entry)
+        slope = float(gradient @ direction / (direction @ exact @ direction).sqrt())
+        assert found[-1] == pytest.approx(slope, rel=1e-3)
+    assert found[0] == max(found)
+
+
+def test_whitening_divides_by_the_root_of_the_second_moment():
+    p = torch.nn.Parameter(torch.tensor([1.0, 1.0], dtype=DOUBLE))
+    optimizer = torch.optim.AdamW([p], lr=0.0, betas=(0.9, 0.5))
+    for gradient in ([1.0, 2.0], [3.0, 2.0]):
+        p.grad = torch.tensor(gradient, dtype=DOUBLE)
+        optimizer.step()
+    # v = (0.5 * 0.5 * [1, 4] + 0.5 * [9, 4]) / 0.75 = [19/3, 4]
+    found = perturbations.whitened(optimizer, [p], [torch.tensor([1.0, 1.0], dtype=DOUBLE)])
+    torch.testing.assert_close(found[0], torch.tensor([(3 / 19) ** 0.5, 0.5], dtype=DOUBLE))
+
+
+@pytest.mark.parametrize(("rises", "verdict"), [
+    ((2.0, 2.0), "holds"), ((2.0, 0.5), "holds partly"), ((0.5, 0.5), "does not hold")])
+def test_the_verdict_on_whitened_perturbations(rises, verdict):
+    found = {f"task {n}": {"global": {
+        name: {"0.1": {"rise": [rise], "divergence": [1.0]}}
+        for name, rise in (("whitened", rise), ("gradient", 1.0))}} for n, rise in enumerate(rises)}
+    assert whitened_perturbation.judge(found) == verdict
+
+
+# --- flatness
+
+
+@pytest.mark.parametrize(("order", "verdict"), [
+    ((1, 1, 1), "holds"), ((1, -1, -1), "holds partly"), ((-1, -1, -1), "does not hold")])
+def test_the_verdict_on_flatness(order, verdict):
+    gaps = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
+    by_rule = {str(n): {"gap": gap, **{key: [sign * value**3 for value in gap]
+                                       for key, sign in zip(flatness.MEASURES, order, strict=True)}}
+               for n, gap in enumerate(gaps)}
+    assert flatness.correlation(by_rule, "trace") == pytest.approx((order[1], 0.0))
+    assert flatness.judge({"task": by_rule}) == verdict
+    by_rule["0"]["trace"] = by_rule["1"]["trace"] = [7.0] * 3
+    assert flatness.correlation(by_rule, "trace") == (0.0, 1.0)
+
+
+# --- sign_spectrum
+
+
+def test_the_old_ars_orthogonalizes_the_sign_of_its_first_gradient(monkeypatch):
+    monkeypatch.setattr(sign_spectrum, "AFTER_POINTS", (1,))
+    momenta, updates = sign_spectrum.momenta_and_updates("ARS (old)", 1)[1]
+    for m, update in list(zip(momenta, updates, strict=True))[2:]:  # signs of W_Q, W_K: singular
+        signs = m.sign()
+        left, values, right = torch.linalg.svd(signs, full_matrices=False)
+        polar = left @ right
+        # lr E msign(sign(g)), E = ||sign(g)||_F; five Newton-Schulz steps are not exact.
+        energy = torch.linalg.matrix_norm(signs, keepdim=True)
+        error = torch.linalg.matrix_norm(update.view_as(signs) / (-1e-3 * energy) - polar)
+        assert float((error / torch.linalg.matrix_norm(polar)).max()) < 0.5
+        assert float(values.min()) > 1e-3  # of full rank: msign is unique
+
+
+# --- tiny runs
+
+
+def test_a_tiny_run_of_each_is_written_and_reads_back(tiny_data, tmp_path, monkeypatch, capsys):
+    def small(module, **values):
+        for name, value in values.items():
+            monkeypatch.setattr(module, name, value)
+
+    ars = {k: v for k, v in learning_rate_width.RULES.items() if "ARS2" in k}
+    small(learning_rate_width, WIDTHS=(8, 16), STEPS=4, RULES=ars)
+    small(natural_gradient, POINTS=(2, 3), EXAMPLES=40, DAMPINGS=(0.01, 0.1))
+    small(slow_sharpness, WINDOWS={"the first steps": 0}, LENGTH=3, LAGS=(1, 2), PERIODS=(0, 2),
+          RUN_STEPS=2)
+    small(whitened_perturbation, TASKS={"grokking": (1, 2)}, LENGTHS=(0.1, 1.0))
+    small(flatness, TASKS={"grokking": TINY}, MAX_EPOCHS=1, EXAMPLES=8,
+          RULES={k: flatness.RULES[k] for k in ("AdamW", "SAM-AdamW", "Muon")})
+    names = ["learning_rate_width", "natural_gradient", "slow_sharpness", "whitened_perturbation",
+             "flatness"]
+    assert command.main([*names, "--seeds", "2", "--output", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("written to") == len(names)
+    for name in names:
+        content = json.loads((tmp_path / f"{name}.json").read_text())
+        assert (tmp_path / f"{name}.md").read_text() == command.page(name, content)
+        if hasattr(command.statements()[name], "plot"):
+            assert (tmp_path / f"{name}.png").stat().st_size > 1000
+
+
+def test_no_cell_of_a_table_holds_a_bare_pipe():
+    for path in command.OUTPUT.glob("*.md"):
+        tables = [line.replace("\\|", "") for line in path.read_text(encoding="utf-8").splitlines()
+                  if line.startswith("|")]
+        for above, below in zip(tables, tables[1:], strict=False):
+            if below.startswith("|-"):
+                assert above.count("|") == below.count("|"), path
+
+
+def test_committed_plots_are_there():
+    for name, module in command.statements().items():
+        if hasattr(module, "plot") and (command.OUTPUT / f"{name}.json").exists():
+            assert (command.OUTPUT / f"{name}.png").exists()
