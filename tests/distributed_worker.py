@@ -23,7 +23,7 @@ from exp.harness.distributed import (
     from_main,
     is_main,
     joined,
-    my_share,
+    my_batches,
     rank,
     size,
     together,
@@ -76,7 +76,13 @@ def trajectory(task: str, rule: str, sharding: str, steps: int = STEPS) -> dict:
             if rule == "soap" and task != "wikitext2" and len(losses) == 1:
                 fix_bases(run.optimizer.state)
         epoch += 1
-    return {"losses": losses, "train_loss": run.objective.means()["train_loss"],
+    module = importlib.import_module(f"exp.{task}.train")
+    held_out = {"grokking": lambda: module.evaluate(run.objective, *run.data.eval),
+                "wikitext2": lambda: module.evaluate(run.objective, run.data, "test"),
+                "cifar": lambda: module.evaluate(run.objective, run.data.eval[0].double(),
+                                                 run.data.eval[1])}
+    return {"losses": losses, "evaluation": held_out[task](),
+            "train_loss": run.objective.means()["train_loss"],
             "weights": whole(run.model.state_dict()),
             "kept": sum(t.numel() for s in run.optimizer.state.values() for t in s.values()
                         if torch.is_tensor(t)),
@@ -176,7 +182,7 @@ def agreement() -> dict:
     consensus = Consensus()
     heard = [consensus.hear(signal) for signal in ((0, 2 * rank(), 1, 0))]
     return {"alone": said(fail_on_one), "heard": heard, "from main": from_main(rank),
-            "share": list(my_share(range(5)))}
+            "share": [part.tolist() for (part,) in my_batches(2, torch.arange(9))]}
 
 
 def main(out: Path, root: Path) -> None:

@@ -14,7 +14,8 @@ from conftest import TINY
 from distributed_worker import CASES
 
 from exp.grokking import train
-from exp.harness import cli
+from exp.harness import cli, distributed
+from exp.harness.config import ConfigError
 from optimizer.parts.gathered import _rows
 from optimizer.parts.sharded import _merged, balanced
 
@@ -49,6 +50,10 @@ def test_two_processes_take_the_steps_of_one(found, case):
     assert one["losses"][-1] != one["losses"][0]
     assert main["losses"] == pytest.approx(one["losses"], rel=1e-9)
     assert main["losses"] == other["losses"]
+    assert main["evaluation"] == other["evaluation"]
+    # Means over float64 but for the accuracies and CIFAR-10's losses, which are float32.
+    rel = 1e-9 if case[0] == "wikitext2" else 1e-6
+    assert main["evaluation"] == pytest.approx(one["evaluation"], rel=rel)
     assert main["train_loss"] == pytest.approx(one["train_loss"], rel=1e-9)
     for name, expected in one["weights"].items():
         assert torch.equal(main["weights"][name], other["weights"][name])
@@ -99,7 +104,7 @@ def test_all_processes_know_what_one_knows(found):
         assert heard["alone"] == ("no such file" if number else "process 1: no such file")
         assert heard["heard"] == [0, 0, 2, 1]  # a step later, the most serious
         assert heard["from main"] == 0
-        assert heard["share"] == [[0, 2, 4], [1, 3]][number]
+        assert heard["share"] == [[[0, 1], [2, 3], [4]], [[5, 6], [7], [8]]][number]
 
 
 def test_the_dearest_items_are_dealt_first():
@@ -117,6 +122,22 @@ def test_merging_takes_each_parameters_entry_from_its_owner():
 def test_rows_are_dealt_as_chunk_does(rows, processes):
     chunks = [len(part) for part in torch.arange(rows).chunk(processes)]
     assert _rows(rows, processes) == chunks + [0] * (processes - len(chunks))
+
+
+@pytest.mark.parametrize(("device", "missing", "words"), [
+    ("cpu", "is_gloo_available", "without gloo"), ("cuda", "is_nccl_available", "without NCCL")])
+def test_a_missing_backend_is_named(monkeypatch, device, missing, words):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(distributed.dist, missing, lambda: False)
+    with pytest.raises(ConfigError, match=words):
+        distributed._backend(device)
+
+
+def test_more_processes_than_cards_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ConfigError, match="--nproc-per-node 2"):
+        distributed._backend("cuda")
 
 
 # --- runs

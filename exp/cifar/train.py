@@ -13,7 +13,7 @@ from data.cifar10 import cifar10
 from exp.harness.build import build
 from exp.harness.cli import launch
 from exp.harness.config import Task
-from exp.harness.distributed import all_sum, my_share
+from exp.harness.distributed import all_sum, my_batches
 from exp.harness.folder import RunFolder
 from exp.harness.objective import Objective
 from exp.harness.run import Run
@@ -35,8 +35,7 @@ def loss_fn(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, d
 def evaluate(objective: Objective, images: Tensor, labels: Tensor) -> dict[str, float]:
     """Loss (nats) and accuracy over all images, each counted once."""
     sums = torch.zeros(2, dtype=torch.float64, device=images.device)
-    batches = zip(images.split(EVAL_BATCH), labels.split(EVAL_BATCH), strict=True)
-    for batch, target in my_share(list(batches)):
+    for batch, target in my_batches(EVAL_BATCH, images, labels):
         sums += objective.measure(loss_and_correct, batch, target)
     loss, accuracy = (all_sum(sums) / len(labels)).tolist()
     return {"eval_loss": loss, "eval_accuracy": accuracy}

@@ -5,7 +5,7 @@ In a process of its own there is a world of one, and everything here is the iden
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -170,9 +170,15 @@ class Consensus:
 # --- parts of the work
 
 
-def my_share(items: Sequence) -> Sequence:
-    """Every size-th item, from this process's number on."""
-    return items[rank()::size()]
+def my_batches(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """This process's part of tensors of equal length in batches of at most `rows`: as many batches
+    for every process, since a sharded model's weights come from all of them."""
+    if size() == 1:
+        return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+    largest = -(-len(tensors[0]) // size())
+    batches = -(-largest // rows)
+    parts = (tensor.tensor_split(size())[rank()] for tensor in tensors)
+    return zip(*(part.tensor_split(batches) for part in parts), strict=True)
 
 
 def part_of(batch: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | float]:

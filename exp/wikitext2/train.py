@@ -15,7 +15,7 @@ from data.wikitext2 import Wikitext2, wikitext2
 from exp.harness.build import build
 from exp.harness.cli import launch
 from exp.harness.config import Task
-from exp.harness.distributed import all_sum, my_share
+from exp.harness.distributed import all_sum, my_batches
 from exp.harness.folder import RunFolder
 from exp.harness.objective import Objective
 from exp.harness.run import Run
@@ -52,9 +52,7 @@ def evaluate(
     and bits per UTF-8 byte of text, the one that compares across tokenizers."""
     inputs, targets = getattr(data, split)
     sums = torch.zeros(2, dtype=torch.float64, device=inputs.device)  # real tokens, padding
-    rows = data.train.batch_size
-    batches = zip(inputs.split(rows), targets.split(rows), strict=True)
-    for batch, target in my_share(list(batches)):
+    for batch, target in my_batches(data.train.batch_size, inputs, targets):
         losses = objective.measure(next_token_losses, batch, target.flatten())
         padding = target.flatten() == data.pad_id
         sums += torch.stack([losses[~padding].double().sum(), losses[padding].double().sum()])
