@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from exp.theory import __main__ as command
 from exp.theory import (
+    fewer_steps,
     flatness,
     learning_rate_width,
     natural_gradient,
@@ -271,3 +272,19 @@ def test_committed_plots_are_there():
     for name, module in command.statements().items():
         if hasattr(module, "plot") and (command.OUTPUT / f"{name}.json").exists():
             assert (command.OUTPUT / f"{name}.png").exists()
+
+
+@pytest.mark.parametrize(("three", "four", "verdict"), [
+    (0.3, 0.2, "holds"), (0.5, 0.4, "holds partly"), (0.5, 0.41, "does not hold")])
+def test_the_verdict_on_fewer_steps(three, four, verdict):
+    entry = {"plain": {"5": [0.4]}, "whitened": {"3": [three], "4": [four]}}
+    assert fewer_steps.judge({"distance": {"step 1": entry}}) == verdict
+
+
+def test_the_distance_is_zero_where_an_iteration_is_exact(monkeypatch):
+    monkeypatch.setattr(fewer_steps, "COEFFICIENTS", "cubic")
+    x = torch.diag(torch.tensor([3.0, 1.0])).repeat(2, 1, 1)
+    # X / ||X|| = diag(0.9487, 0.3162); one cubic step 1.5 s - 0.5 s^3 gives 0.9961, 0.4585.
+    expected = ((0.9961 - 1) ** 2 + (0.4585 - 1) ** 2) ** 0.5 / 2**0.5
+    assert fewer_steps.distance(x, 1) == pytest.approx(expected, abs=1e-3)
+    assert fewer_steps.distance(x, 30) < 1e-12
