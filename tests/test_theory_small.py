@@ -294,7 +294,7 @@ def test_the_distance_is_zero_where_an_iteration_is_exact(monkeypatch):
 def test_the_verdict_on_the_radius():
     flat, steep = {"1": [1.0], "2": [1.05], "3": [None]}, {"1": [1.0], "2": [1.2], "3": [None]}
     assert radius_sweep.near_best(flat) == 2 and radius_sweep.near_best(steep) == 1
-    rules = {rule: steep for rule in radius_sweep.RULES}
+    rules = dict.fromkeys(radius_sweep.RULES, steep)
     helped = {**rules, "TR-Muon ratio": flat}
     worse = {**rules, "TR-Muon ratio": {"1": [1.06], "2": [1.06], "3": [1.06]}}
     assert radius_sweep.judge({"a": helped, "b": helped}) == "holds"
