@@ -14,6 +14,7 @@ from exp.theory import (
     learning_rate_width,
     natural_gradient,
     perturbations,
+    radius_sweep,
     sign_spectrum,
     slow_sharpness,
     training,
@@ -288,3 +289,14 @@ def test_the_distance_is_zero_where_an_iteration_is_exact(monkeypatch):
     expected = ((0.9961 - 1) ** 2 + (0.4585 - 1) ** 2) ** 0.5 / 2**0.5
     assert fewer_steps.distance(x, 1) == pytest.approx(expected, abs=1e-3)
     assert fewer_steps.distance(x, 30) < 1e-12
+
+
+def test_the_verdict_on_the_radius():
+    flat, steep = {"1": [1.0], "2": [1.05], "3": [None]}, {"1": [1.0], "2": [1.2], "3": [None]}
+    assert radius_sweep.near_best(flat) == 2 and radius_sweep.near_best(steep) == 1
+    rules = {rule: steep for rule in radius_sweep.RULES}
+    helped = {**rules, "TR-Muon ratio": flat}
+    worse = {**rules, "TR-Muon ratio": {"1": [1.06], "2": [1.06], "3": [1.06]}}
+    assert radius_sweep.judge({"a": helped, "b": helped}) == "holds"
+    assert radius_sweep.judge({"a": helped, "b": rules}) == "holds partly"
+    assert radius_sweep.judge({"a": worse, "b": rules}) == "does not hold"
