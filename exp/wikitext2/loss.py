@@ -18,7 +18,8 @@ CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}  # of float32 logits; smaller ones s
 
 
 def linear_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the targets that are not IGNORED of -log softmax(features weight^T)[target].
+    """Mean over the targets that are not IGNORED of -log softmax(features weight^T)[target], 0 if
+    there is none.
 
     features (positions, width), weight (classes, width), targets (positions,) int64. Products in
     autocast's dtype where it is on, sums in float32 or above. Differentiable once.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data.batches import IGNORED
 from data.wikitext2 import Wikitext2, wikitext2
 from exp.harness.build import build
 from exp.harness.cli import launch
@@ -35,7 +36,9 @@ def loss_fn(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, 
     if hasattr(model, "features"):
         features = model.features(inputs).flatten(0, 1)
         return linear_cross_entropy(features, model.head_weight, targets.flatten()), {}
-    return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()), {}
+    logits, targets = model(inputs).flatten(0, 1), targets.flatten()
+    total = F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED)
+    return total / (targets != IGNORED).sum().clamp_min(1), {}
 
 
 def next_token_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
