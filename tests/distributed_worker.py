@@ -17,7 +17,7 @@ import data
 import data.cifar10
 import data.wikitext2
 from exp.harness.build import Built, build
-from exp.harness.config import ConfigError, complete
+from exp.harness.config import complete
 from exp.harness.distributed import (
     Consensus,
     from_main,
@@ -29,6 +29,7 @@ from exp.harness.distributed import (
     together,
     whole,
 )
+from exp.harness.errors import ConfigError
 from exp.harness.toml import apply_override
 
 STEPS = 6

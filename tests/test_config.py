@@ -11,7 +11,8 @@ from torch import nn
 
 from data.modular_addition import modular_addition
 from exp.harness.build import build
-from exp.harness.config import ConfigError, complete, load_settings
+from exp.harness.config import complete, load_settings
+from exp.harness.errors import ConfigError
 from exp.harness.schedule import Schedule
 from exp.harness.schema import conforms
 from exp.harness.toml import to_toml

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from exp.grokking.train import TASK
-from exp.harness.config import ConfigError, complete
+from exp.harness.config import complete
+from exp.harness.errors import ConfigError
 from model import build_model
 from optimizer import build_optimizer
 from optimizer.kfac import KFAC, eigenbasis, rows_of

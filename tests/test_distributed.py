@@ -15,7 +15,7 @@ from distributed_worker import CASES
 
 from exp.grokking import train
 from exp.harness import cli, distributed
-from exp.harness.config import ConfigError
+from exp.harness.errors import ConfigError
 from optimizer.parts.gathered import _rows
 from optimizer.parts.sharded import _merged, balanced
 

@@ -13,10 +13,10 @@ import pytest
 
 from exp.harness import jobs as harness_jobs
 from exp.harness import launch
-from exp.harness.config import ConfigError
+from exp.harness.errors import ConfigError
 from exp.harness.jobs import LOG, Job, Stopped, run_jobs
-from exp.harness.launch import Local, Work, launcher_of
-from exp.harness.slurm import Submitit, _Submitted
+from exp.harness.launch import Local, Work
+from exp.harness.slurm import Submitit, _Submitted, launcher_of
 from exp.reproduce.__main__ import _parser as reproduce_parser
 from exp.tune import __main__ as tune
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import TINY
 
 from exp.harness import jobs as harness_jobs
-from exp.harness.config import ConfigError
+from exp.harness.errors import ConfigError
 from exp.harness.jobs import Job, run_jobs, state
 from exp.harness.launch import Local
 from exp.harness.statistics import Estimate, logrank, mean, median_time, paired, speedup

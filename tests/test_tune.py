@@ -13,7 +13,8 @@ from conftest import TINY
 from optuna.trial import TrialState
 
 from exp.harness import launch
-from exp.harness.config import ConfigError, complete
+from exp.harness.config import complete
+from exp.harness.errors import ConfigError
 from exp.harness.jobs import task_named
 from exp.harness.run import Interrupted
 from exp.tune import __main__ as command

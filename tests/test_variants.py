@@ -17,7 +17,8 @@ from torch import nn
 
 from exp.grokking.train import TASK, loss_fn
 from exp.harness.build import build
-from exp.harness.config import ConfigError, complete
+from exp.harness.config import complete
+from exp.harness.errors import ConfigError
 from optimizer.ada_eps import AdaEps
 from optimizer.adam_mini import AdamMini
 from optimizer.adamw_8bit import AdamW8bit

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
-from exp.harness.config import ConfigError
+from exp.harness.errors import ConfigError
 from exp.harness.facts import ROOT
 from exp.harness.jobs import LOG, Job, Stopped, run_jobs, state
 from exp.harness.launch import Local

@@ -9,9 +9,10 @@ from torch.optim import Optimizer
 
 from data.batches import Batches
 from exp.harness.batch_norm import synchronized
-from exp.harness.config import ConfigError, Task
+from exp.harness.config import Task
 from exp.harness.device import autocast, pick_device, seed_everything
 from exp.harness.distributed import data_parallel, main_first, rank, size, together
+from exp.harness.errors import ConfigError
 from exp.harness.objective import LossFunction, Objective
 from exp.harness.schedule import Schedule
 from model import build_model

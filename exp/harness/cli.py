@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data import DataError
-from exp.harness.config import ConfigError, Task, load_settings
+from exp.harness.config import Task, load_settings
 from exp.harness.device import keep_freed_memory
 from exp.harness.distributed import (
     from_main,
@@ -17,6 +17,7 @@ from exp.harness.distributed import (
     restarted,
     together,
 )
+from exp.harness.errors import ConfigError
 from exp.harness.folder import RunFolder
 from exp.harness.run import Diverged, Interrupted
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from exp.harness import schema
 from exp.harness.diagnostics import Instrument
+from exp.harness.errors import ConfigError
 from exp.harness.schedule import Schedule
 from exp.harness.toml import apply_override, read_toml
 from model import model_class
@@ -17,10 +18,6 @@ from optimizer.parts.split import Routing
 Sharding = Literal["none", "optimizer", "model"]
 
 TABLES = ("experiment", "data", "model", "optimizer", "schedule")
-
-
-class ConfigError(Exception):
-    """Something in the configuration or the arguments is wrong; the text is for the user."""
 
 
 @dataclass(frozen=True)

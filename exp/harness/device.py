@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from exp.harness.config import ConfigError
+from exp.harness.errors import ConfigError
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
 

@@ -7,16 +7,14 @@ measurements. Off by default and then free; the time they take is no training ti
 import math
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from exp.harness.objective import Objective
 from optimizer.parts.polar import as_matrices
-
-if TYPE_CHECKING:
-    from exp.harness.objective import Objective
 
 Instrument = Literal["spectrum", "updates", "alignment", "sharpness"]
 
@@ -36,7 +34,7 @@ class Instruments:
     """
 
     def __init__(self, names: Sequence[Instrument], model: nn.Module, optimizer: Optimizer,
-                 objective: "Objective") -> None:
+                 objective: Objective) -> None:
         self.names, self.model, self.optimizer, self.objective = (
             tuple(names), model, optimizer, objective)
         self.every = 1

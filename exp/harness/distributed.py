@@ -21,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data import DataError
 from data.batches import IGNORED
-from exp.harness.config import ConfigError
 from exp.harness.device import pick_device
+from exp.harness.errors import ConfigError
 
 LOST = ("gloo", "Connection", "closed by peer", "NCCL", "Timed out", "timed out")
 

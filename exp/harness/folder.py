@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from exp.harness.config import ConfigError
+from exp.harness.errors import ConfigError
 from exp.harness.toml import to_toml
 
 FILES = ("config.toml", "run.json", "metrics.jsonl", "summary.json", "curves.png",

@@ -1,18 +1,13 @@
 """Launchers: where commands are run. Here: as processes of this machine; slurm.py: as jobs."""
 
-import argparse
 import os
 import subprocess
 import time
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from exp.harness.config import ConfigError
-
-LAUNCHERS = ("local", "slurm", "submitit-local")
 STOP_SECONDS = 60.0  # that a run told to stop may take to finish its step and checkpoint
 ASK_SECONDS = 5.0  # after which it is told again: it may have been starting
 
@@ -85,36 +80,3 @@ def stop(processes: Sequence[Process]) -> None:
 def threads(workers: int) -> str:
     """What each of `workers` processes gets of the cores, unless $OMP_NUM_THREADS says it."""
     return os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // workers))
-
-
-def add_launcher_options(parser: argparse.ArgumentParser) -> None:
-    """--launcher and --slurm, beside the parser's own --workers."""
-    parser.add_argument("--launcher", choices=LAUNCHERS, default="local",
-                        help="where runs go: processes of this machine (default), Slurm, or "
-                             "submitit without Slurm, to try it")
-    parser.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE",
-                        help="a parameter of submitit's Slurm executor: partition, time (minutes), "
-                             "gpus_per_node, cpus_per_task, mem, ...; repeatable")
-
-
-def launcher_of(options: argparse.Namespace, folder: Path) -> Launcher:
-    """The launcher that the options ask for, its logs in `folder`. Raises ConfigError."""
-    if options.launcher == "local":
-        if options.slurm:
-            raise ConfigError("--slurm goes with --launcher slurm")
-        return Local(options.workers)
-    from exp.harness.slurm import Submitit
-
-    cluster = "slurm" if options.launcher == "slurm" else "local"
-    return Submitit(cluster, folder, options.workers, dict(map(_parameter, options.slurm)))
-
-
-def _parameter(text: str) -> tuple[str, object]:
-    """KEY=VALUE, the value in TOML syntax or else a string: `time=240`, `partition=gpu`."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--slurm {text}: write KEY=VALUE")
-    try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key, value

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from data.batches import Batches
 from exp.harness.board import Board
-from exp.harness.config import ConfigError, Experiment
+from exp.harness.config import Experiment
 from exp.harness.diagnostics import Instruments
 from exp.harness.distributed import (
     Consensus,
@@ -23,6 +23,7 @@ from exp.harness.distributed import (
     together,
     whole,
 )
+from exp.harness.errors import ConfigError
 from exp.harness.facts import run_facts
 from exp.harness.folder import RunFolder
 from exp.harness.interrupts import Interrupts

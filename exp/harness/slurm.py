@@ -1,16 +1,19 @@
 """Work as jobs of Slurm by way of submitit, or of submitit's own local executor, to try it."""
 
+import argparse
 import os
 import signal
 import time
+import tomllib
 from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from exp.harness.cli import FAILED, INTERRUPTED
-from exp.harness.config import ConfigError
-from exp.harness.launch import Process, Work, threads
+from exp.harness.errors import ConfigError
+from exp.harness.launch import Launcher, Local, Process, Work, threads
 
+LAUNCHERS = ("local", "slurm", "submitit-local")
 ARRAY = 1000  # jobs handed to Slurm at once: its default MaxArraySize, less one
 MINUTES = 24 * 60  # that a job may take, unless `--slurm time=` says otherwise
 CHECK_SECONDS = 2.0  # between two questions to Slurm about jobs that were cancelled
@@ -121,3 +124,37 @@ def _deaf_to_ctrl_c():
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+# --- the command line
+
+
+def add_launcher_options(parser: argparse.ArgumentParser) -> None:
+    """--launcher and --slurm, beside the parser's own --workers."""
+    parser.add_argument("--launcher", choices=LAUNCHERS, default="local",
+                        help="where runs go: processes of this machine (default), Slurm, or "
+                             "submitit without Slurm, to try it")
+    parser.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE",
+                        help="a parameter of submitit's Slurm executor: partition, time (minutes), "
+                             "gpus_per_node, cpus_per_task, mem, ...; repeatable")
+
+
+def launcher_of(options: argparse.Namespace, folder: Path) -> Launcher:
+    """The launcher that the options ask for, its logs in `folder`. Raises ConfigError."""
+    if options.launcher == "local":
+        if options.slurm:
+            raise ConfigError("--slurm goes with --launcher slurm")
+        return Local(options.workers)
+    cluster = "slurm" if options.launcher == "slurm" else "local"
+    return Submitit(cluster, folder, options.workers, dict(map(_parameter, options.slurm)))
+
+
+def _parameter(text: str) -> tuple[str, object]:
+    """KEY=VALUE, the value in TOML syntax or else a string: `time=240`, `partition=gpu`."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--slurm {text}: write KEY=VALUE")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value

@@ -7,7 +7,7 @@ with the flaws of the original; fixed: without), each a list of overrides on the
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from exp.harness.config import ConfigError
+from exp.harness.errors import ConfigError
 from exp.harness.facts import ROOT
 from exp.harness.jobs import Job
 from exp.harness.toml import read_toml

@@ -10,7 +10,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from exp.harness.config import ConfigError, complete
+from exp.harness.config import complete
+from exp.harness.errors import ConfigError
 from exp.harness.jobs import Job, current, essential, folder_settings, task_named
 from exp.reproduce.plan import PROTOCOLS, SCALES, Table
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from scipy.stats import qmc
 
-from exp.harness.config import ConfigError
+from exp.harness.errors import ConfigError
 from exp.harness.facts import ROOT
 from exp.harness.toml import read_toml
 from exp.tune.cells import TASKS, read_ablation

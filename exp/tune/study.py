@@ -18,8 +18,9 @@ import optuna
 from optuna.storages import BaseStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
-from exp.harness.config import ConfigError, complete
+from exp.harness.config import complete
 from exp.harness.device import keep_freed_memory
+from exp.harness.errors import ConfigError
 from exp.harness.folder import RunFolder
 from exp.harness.jobs import task_named
 from exp.harness.run import Diverged, Interrupted
