@@ -16,7 +16,7 @@ from exp.harness import launch
 from exp.harness.errors import ConfigError
 from exp.harness.jobs import LOG, Job, Stopped, run_jobs
 from exp.harness.launch import Local, Work
-from exp.harness.slurm import Submitit, _Submitted, launcher_of
+from exp.harness.slurm import Submitit, _parameter, _Submitted, launcher_of
 from exp.reproduce.__main__ import _parser as reproduce_parser
 from exp.tune import __main__ as tune
 
@@ -222,9 +222,9 @@ def test_options_choose_the_launcher(tmp_path):
     assert launcher_of(options("--workers", "3"), tmp_path).capacity == 3
     made = launcher_of(options("--launcher", "submitit-local", "--slurm", "mem=4GB"), tmp_path)
     assert made.cluster == "local"
-    assert launch._parameter("time=240") == ("time", 240)
-    assert launch._parameter("partition=gpu") == ("partition", "gpu")
-    assert launch._parameter('setup=["module load x"]') == ("setup", ["module load x"])
+    assert _parameter("time=240") == ("time", 240)
+    assert _parameter("partition=gpu") == ("partition", "gpu")
+    assert _parameter('setup=["module load x"]') == ("setup", ["module load x"])
 
 
 @pytest.mark.parametrize(("words", "message"), [
