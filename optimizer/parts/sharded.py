@@ -25,10 +25,11 @@ _running: "Sharded | None" = None  # the one whose step this process is in
 
 
 def total(value: Tensor) -> Tensor:
-    """The sum over the processes that share out the parameters of the running step."""
+    """The sum over the processes that share out the parameters of the running step, in float64:
+    a process without parameters knows no dtype, and all must decide by the same number."""
     if _running is None:
         return value
-    value = value.to(_running.device, copy=True)
+    value = value.to(_running.device, torch.float64, copy=True)
     dist.all_reduce(value)
     return value
 
