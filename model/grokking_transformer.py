@@ -54,11 +54,17 @@ class GrokkingTransformer(nn.Module):
         """
         if tokens.shape[1] > len(self.W_pos):
             raise ValueError(f"{tokens.shape[1]} tokens, but sequence_length {len(self.W_pos)}")
-        # Embedding lookup, not column indexing: its backward pass is many times faster.
-        x = F.embedding(tokens, self.W_E.t()) + self.W_pos[: tokens.shape[1]]
+        sequence = tokens.shape[1]
+        # The vectors that a position may hold, and which of them each one holds: the first block
+        # multiplies whichever are fewer. Embedding lookup, not indexing: its backward pass is many
+        # times faster.
+        x = (self.W_E.t()[:, None] + self.W_pos[:sequence]).flatten(0, 1)
+        index = tokens * sequence + torch.arange(sequence, device=tokens.device)
+        if len(tokens) <= self.W_E.shape[1]:
+            x, index = F.embedding(index, x), None
         for block in self.blocks[:-1]:
-            x = block(x, queries=tokens.shape[1])
-        x = self.blocks[-1](x, queries=1)
+            x, index = block(x, sequence, index), None
+        x = self.blocks[-1](x, 1, index)
         return x[:, -1] @ self.W_U
 
     def attention_layers(self) -> list["Block"]:
@@ -74,6 +80,9 @@ class GrokkingTransformer(nn.Module):
 
 class Block(nn.Module):
     """x (batch, sequence, d_model) -> its last `queries` positions after attention and MLP.
+
+    With an index (batch, sequence), x (rows, d_model) holds the rows that it chooses from: keys
+    and values are then computed once a row.
 
     max_logits: None, or a tensor (heads,) that training passes raise to the largest logits seen.
     """
@@ -93,24 +102,29 @@ class Block(nn.Module):
         self.W_out = nn.Parameter(torch.randn(d_model, d_mlp) * scale)
         self.b_out = nn.Parameter(torch.zeros(d_model))
 
-    def forward(self, x: Tensor, queries: int) -> Tensor:
+    def forward(self, x: Tensor, queries: int, index: Tensor | None = None) -> Tensor:
         """Residual attention, then residual MLP, of the last `queries` positions."""
-        last = x[:, x.shape[1] - queries:]
-        x = last + self.attention(last, x)
+        if index is None:
+            last = x[:, x.shape[1] - queries:]
+        else:
+            last = F.embedding(index[:, index.shape[1] - queries:], x)
+        x = last + self.attention(last, x, index)
         hidden = self.activation(F.linear(x, self.W_in, self.b_in))
         return x + F.linear(hidden, self.W_out, self.b_out)
 
-    def attention(self, last: Tensor, x: Tensor) -> Tensor:
-        """Causal attention of the positions `last` of x to all of x, all heads in one product."""
+    def attention(self, last: Tensor, x: Tensor, index: Tensor | None) -> Tensor:
+        """Causal attention of the last positions to all of x, all heads in one product."""
         heads, d_head, d_model = self.W_Q.shape
-        q = F.linear(last, self.W_Q.reshape(-1, d_model)).unflatten(-1, (heads, d_head))
-        k = F.linear(x, self.W_K.reshape(-1, d_model)).unflatten(-1, (heads, d_head))
-        v = F.linear(x, self.W_V.reshape(-1, d_model)).unflatten(-1, (heads, d_head))
+        q, k, v = (F.linear(rows, W.reshape(-1, d_model))
+                   for rows, W in ((last, self.W_Q), (x, self.W_K), (x, self.W_V)))
+        if index is not None:
+            k, v = F.embedding(index, k), F.embedding(index, v)
+        q, k, v = (rows.unflatten(-1, (heads, d_head)) for rows in (q, k, v))
         # (batch, query, key, head): the sequence is short, so products beat a fused kernel.
         scores = (q.unsqueeze(2) * k.unsqueeze(1)).sum(-1) / d_head**0.5
-        if last.shape[1] > 1:
-            future = torch.ones(last.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
-            future = future.triu(x.shape[1] - last.shape[1] + 1)
+        if q.shape[1] > 1:
+            future = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=x.device)
+            future = future.triu(k.shape[1] - q.shape[1] + 1)
             scores = scores.masked_fill(future[:, :, None], -torch.inf)
         if self.max_logits is not None and self.training:
             self.max_logits = self.max_logits.maximum(scores.detach().amax((0, 1, 2)))

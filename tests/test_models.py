@@ -81,10 +81,11 @@ def plain_transformer(model, tokens):
     return (x @ model.W_U)[:, -1]
 
 
+@pytest.mark.parametrize("batch", [5, 40])  # fewer and more than tokens in the vocabulary
 @pytest.mark.parametrize("layers", [1, 2])
-def test_grokking_transformer_equals_the_plain_computation(layers):
+def test_grokking_transformer_equals_the_plain_computation(layers, batch):
     model = small("grokking_transformer", num_layers=layers).to(DOUBLE)
-    tokens = torch.randint(0, 12, (5, 3))
+    tokens = torch.randint(0, 12, (batch, 3))
     torch.testing.assert_close(model(tokens), plain_transformer(model, tokens))
     ours = torch.autograd.grad(model(tokens).square().sum(), list(model.parameters()))
     plain = torch.autograd.grad(plain_transformer(model, tokens).square().sum(),
@@ -95,6 +96,15 @@ def test_grokking_transformer_equals_the_plain_computation(layers):
 def test_more_tokens_than_positions_are_refused():
     with pytest.raises(ValueError, match="sequence_length 1"):
         small("grokking_transformer", sequence_length=1)(torch.zeros(2, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("batch", [5, 40])
+@pytest.mark.parametrize("token", [-1, 12])
+def test_a_token_outside_the_vocabulary_is_no_other_position(batch, token):
+    tokens = torch.zeros(batch, 3, dtype=torch.long)
+    tokens[0, 0] = token
+    with pytest.raises(IndexError):
+        small("grokking_transformer")(tokens)
 
 
 def test_initial_scales_are_the_published_ones():

@@ -5,15 +5,14 @@ python -m exp.cifar.train --config config/lrp_cifar10_ars2_neo_aga_20e.toml
 
 import sys
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.cifar10 import cifar10
+from exp.harness import classification
 from exp.harness.build import build
 from exp.harness.cli import launch
 from exp.harness.config import Task
-from exp.harness.distributed import all_sum, my_batches
 from exp.harness.folder import RunFolder
 from exp.harness.objective import Objective
 from exp.harness.run import Run
@@ -34,18 +33,7 @@ def loss_fn(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, d
 
 def evaluate(objective: Objective, images: Tensor, labels: Tensor) -> dict[str, float]:
     """Loss (nats) and accuracy over all images, each counted once."""
-    sums = torch.zeros(2, dtype=torch.float64, device=images.device)
-    for batch, target in my_batches(EVAL_BATCH, images, labels):
-        sums += objective.measure(loss_and_correct, batch, target)
-    loss, accuracy = (all_sum(sums) / len(labels)).tolist()
-    return {"eval_loss": loss, "eval_accuracy": accuracy}
-
-
-def loss_and_correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Sum of the losses (nats) and number of right answers, (2,) in float64."""
-    logits = model(images)
-    loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-    return torch.stack([loss.double(), (logits.argmax(-1) == labels).sum().double()])
+    return classification.evaluate(objective, images, labels, EVAL_BATCH)
 
 
 # --- run

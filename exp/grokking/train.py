@@ -9,15 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.modular_addition import modular_addition
+from exp.harness import classification
 from exp.harness.build import build
 from exp.harness.cli import launch
 from exp.harness.config import Task
-from exp.harness.distributed import part_of
 from exp.harness.folder import RunFolder
-from exp.harness.objective import Objective, of_whole_batch
+from exp.harness.objective import Objective
 from exp.harness.run import Run
 
 TASK = Task("grokking", data=modular_addition, sizes=("vocab_size",))
+EVAL_BATCH = 1024  # pairs at a time, small enough for a CPU's cache
 MILESTONES = {
     "fit": ("train_accuracy", 0.99),
     "grok": ("eval_accuracy", 0.90),
@@ -36,10 +37,8 @@ def loss_fn(model: nn.Module, tokens: Tensor, labels: Tensor) -> tuple[Tensor, d
 
 
 def evaluate(objective: Objective, tokens: Tensor, labels: Tensor) -> dict[str, float]:
-    """Loss (nats) and accuracy on all held-out pairs, in one batch."""
-    part, share = part_of((tokens, labels))
-    loss, means = of_whole_batch(*objective.measure(loss_fn, *part), share)
-    return {"eval_loss": float(loss), "eval_accuracy": float(means["accuracy"])}
+    """Loss (nats) and accuracy over all held-out pairs."""
+    return classification.evaluate(objective, tokens, labels, EVAL_BATCH)
 
 
 # --- run

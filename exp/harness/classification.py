@@ -1,0 +1,24 @@
+"""Evaluation of a classifier: what tasks with one label an example share."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from exp.harness.distributed import all_sum, my_batches
+from exp.harness.objective import Objective
+
+
+def evaluate(objective: Objective, inputs: Tensor, labels: Tensor, rows: int) -> dict[str, float]:
+    """Loss (nats) and accuracy over all examples, each counted once; `rows` of them at a time."""
+    sums = torch.zeros(2, dtype=torch.float64, device=inputs.device)
+    for batch, target in my_batches(rows, inputs, labels):
+        sums += objective.measure(loss_and_correct, batch, target)
+    loss, accuracy = (all_sum(sums) / len(labels)).tolist()
+    return {"eval_loss": loss, "eval_accuracy": accuracy}
+
+
+def loss_and_correct(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    """Sum of the losses (nats) and number of right answers, (2,) in float64."""
+    logits = model(inputs)
+    loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+    return torch.stack([loss.double(), (logits.argmax(-1) == labels).sum().double()])
