@@ -7,6 +7,7 @@ import torch
 
 from exp.harness.statistics import mean
 from exp.harness.tables import interval, markdown, number
+from exp.theory.sweeps import FACTOR, best_rates, exponent, grid, lowest, plot_grids, written
 from exp.theory.training import built, steps
 
 SAYS = "ARS is scale invariant: its best learning rate does not depend on the width"
@@ -17,7 +18,6 @@ RULE = ("holds if the best learning rate of ARS2-Neo Base as released (energy_no
         "does not hold.")
 WIDTHS = (64, 128, 256)
 STEPS, BATCH, P, FRACTION = 32, 128, 31, 0.5
-FACTOR, LONGEST = 2.0, 16  # of the grid, and its most points
 BOUND = 0.25
 REST = {"lr": 1e-3, "betas": [0.9, 0.98], "weight_decay": 0.0}  # embeddings, head, biases
 ARS = {"name": "ars2_neo", "k": 0, "betas": [0.9, 0.98]}
@@ -45,36 +45,6 @@ def final_loss(settings: dict, width: int, lr: float, seed: int) -> float:
     return loss if math.isfinite(loss) else math.inf
 
 
-def grid(losses_at, start: float) -> dict[float, list[float]]:
-    """lr -> losses_at(lr), one value a seed: from three points around `start` on, until the best
-    mean has two neighbours on either side."""
-    found = {start * FACTOR**n: losses_at(start * FACTOR**n) for n in (-1, 0, 1)}
-    while True:
-        best = min(found, key=lambda lr: sum(found[lr]))
-        missing = [lr for n in (-1, 1, -2, 2) if (lr := best * FACTOR**n) not in found]
-        if not missing or len(found) == LONGEST:
-            return dict(sorted(found.items()))
-        found[missing[0]] = losses_at(missing[0])
-
-
-def best_rate(rates: list[float], losses: list[float]) -> float:
-    """Where the parabola through the lowest loss and its neighbours, over log lr, is lowest."""
-    at = min(range(len(rates)), key=lambda i: losses[i])
-    if at in (0, len(rates) - 1) or not all(map(math.isfinite, losses[at - 1:at + 2])):
-        return rates[at]
-    left, middle, right = losses[at - 1:at + 2]
-    bend = left - 2 * middle + right
-    shift = 0.5 * (left - right) / bend if bend > 0 else 0.0
-    return rates[at] * (rates[at + 1] / rates[at]) ** shift
-
-
-def exponent(widths: list[float], rates: list[float]) -> float:
-    """The least-squares slope a of log lr over log width: lr ~ width^a."""
-    x, y = ([math.log(value) for value in values] for values in (widths, rates))
-    middle, height = sum(x) / len(x), sum(y) / len(y)
-    return (sum((a - middle) * (b - height) for a, b in zip(x, y, strict=True))
-            / sum((a - middle) ** 2 for a in x))
-
 
 def measure(seeds: list[int]) -> dict:
     """Rule -> width -> lr -> losses, one a seed (null: diverged)."""
@@ -83,17 +53,9 @@ def measure(seeds: list[int]) -> dict:
         for width in WIDTHS:
             by_rate = grid(lambda lr, settings=settings, width=width: [
                 final_loss(settings, width, lr, seed) for seed in seeds], start)
-            found.setdefault(label, {})[str(width)] = {
-                f"{lr:.6g}": [value if math.isfinite(value) else None for value in values]
-                for lr, values in by_rate.items()}
+            found.setdefault(label, {})[str(width)] = written(by_rate)
     return found
 
-
-def best_rates(by_rate: dict) -> list[float]:
-    """The best learning rate of each seed."""
-    rates = [float(lr) for lr in by_rate]
-    values = [[math.inf if v is None else v for v in row] for row in by_rate.values()]
-    return [best_rate(rates, list(losses)) for losses in zip(*values, strict=True)]
 
 
 def exponents(by_width: dict) -> list[float]:
@@ -132,33 +94,7 @@ def render(found: dict) -> str:
             + "\n\n![Loss over learning rate](learning_rate_width.png)")
 
 
-def lowest(by_rate: dict) -> float:
-    """The lowest mean loss of any rate."""
-    return min(sum(values) / len(values) for values in by_rate.values() if None not in values)
-
 
 def plot(found: dict, path: Path) -> None:
     """Mean loss over learning rate, a panel a rule, a line a width."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6), sharey=True, layout="constrained")
-    for panel, (label, by_width) in zip(axes.flat, found.items(), strict=False):
-        for width, by_rate in by_width.items():
-            points = {float(lr): sum(values) / len(values) for lr, values in by_rate.items()
-                      if None not in values}
-            panel.plot(list(points), list(points.values()), marker="o", markersize=3.5,
-                       label=f"width {width}")
-        panel.set(title=label, xscale="log", ylim=(0, 5))
-        panel.xaxis.set_minor_formatter("")
-        panel.grid(color="#e3e5e8", linewidth=0.8)
-        panel.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(frameon=False)
-    for panel in axes[:, 0]:
-        panel.set_ylabel("training loss (nats)")
-    for panel in axes[-1]:
-        panel.set_xlabel("learning rate")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    plot_grids(path, found, "width {}", "training loss (nats)", (0, 5))
