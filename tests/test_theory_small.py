@@ -42,21 +42,6 @@ def softmax_regression(examples=6):
 # --- learning_rate_width
 
 
-def test_the_best_rate_of_a_parabola_and_its_exponent():
-    rates = [2.0**n for n in range(-3, 4)]
-    losses = [(math.log2(rate) - 0.3) ** 2 for rate in rates]
-    assert learning_rate_width.best_rate(rates, losses) == pytest.approx(2**0.3)
-    assert learning_rate_width.best_rate(rates, [*losses[:4], math.inf, math.inf, math.inf]) == 1
-    assert learning_rate_width.best_rate(rates, rates) == rates[0]  # at the end of the grid
-    found = learning_rate_width.exponent([64, 128, 256], [3 / 64, 3 / 128, 3 / 256])
-    assert found == pytest.approx(-1)
-
-
-def test_the_grid_grows_until_the_best_has_two_neighbours_on_either_side():
-    found = learning_rate_width.grid(lambda lr: [(math.log2(lr) - 4) ** 2], 1.0)
-    assert list(found) == [2.0**n for n in range(-1, 7)]
-
-
 @pytest.mark.parametrize(("slopes", "verdict"), [
     ((0.2, -1), "holds"), ((-1, 0.2), "holds partly"), ((-1, -0.5), "does not hold")])
 def test_the_verdict_on_width(slopes, verdict):
