@@ -10,7 +10,7 @@ from torch import nn
 
 from exp.theory.trust_region import estimates, main, noisy_quadratic, render, softmax_regression
 from optimizer.rmsuon import RMSuon
-from optimizer.tr_muon import RADIUS, TRMuon
+from optimizer.tr_muon import TRMuon
 
 DOUBLE = torch.float64
 EXACT = {"orthogonalizer": "svd", "eps": 1e-30, "weight_decay": 0.0}  # 0 / eps is 0
@@ -31,7 +31,8 @@ def quadratic(start, h=1.0, **settings):
 
 
 @pytest.mark.parametrize("settings", [{"rule": "none"}, {"rule": "ratio", "gain": 0.0},
-                                      {"rule": "curvature", "gain": 0.0, "interval": 1}])
+                                      {"rule": "curvature", "gain": 0.0, "interval": 1},
+                                      {"rule": "slope", "gain": 0.0, "interval": 2}])
 def test_without_adaptation_it_is_rmsuon_bit_for_bit(settings):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
@@ -71,6 +72,55 @@ def test_rho_of_a_quadratic_by_hand(rule):
     assert pytest.approx(1.0 / 0.4) == 1 / (2 * (1 - 0.8))  # the best length over this one
 
 
+def test_the_slope_that_is_left_says_the_same_a_step_later():
+    w, optimizer, closure = quadratic([[1.0]], rule="slope", lr=0.4, interval=1)
+    optimizer.step(closure)  # promised 0.4, to w = 0.6
+    assert optimizer.diagnostics["radius"] == 1 and float(w.detach()) == pytest.approx(0.6)
+    optimizer.step(closure)  # left: 0.6 * 0.4 = 0.24, so <s, y> = 0.16
+    assert optimizer.diagnostics["rho"] == pytest.approx(0.8)
+    assert optimizer.diagnostics["kappa"] == pytest.approx(1.0)
+    assert optimizer.diagnostics["radius"] == pytest.approx(math.exp(0.1 * (0.8 - 0.75)))
+
+
+def test_the_slope_of_one_step_in_three_is_looked_at():
+    w, optimizer, closure = quadratic([[1.0]], rule="slope", lr=0.1, interval=3)
+    kept = []
+    for _ in range(7):
+        optimizer.step(closure)
+        kept.append("last_step" in optimizer.state[w])
+    assert kept == [True, False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize("rule", ["ratio", "curvature", "slope"])
+@pytest.mark.parametrize(("target", "radius"), [(0.75, 1.25), (0.5, 2.0), (0.9, 0.5)])
+def test_a_line_sets_the_length_at_which_rho_is_the_target(rule, target, radius):
+    _, optimizer, closure = quadratic([[1.0]], rule=rule, control="line", target=target, lr=0.4,
+                                      interval=1)
+    for _ in range(2 if rule == "slope" else 1):
+        optimizer.step(closure)
+    # pred 0.4, <s, y> 0.16: the minimizer is 0.4 / 0.16 = 2.5 steps away. Half of it is 1.25, all
+    # of it more than the factor of two that is allowed at a time; a fifth is 0.5.
+    assert optimizer.diagnostics["radius"] == pytest.approx(radius)
+
+
+def test_a_line_gets_to_its_length_by_doublings_from_a_rate_that_is_far_too_small():
+    found = {}
+    for control in ("gain", "line"):
+        _, optimizer, closure = quadratic([[3.0]], rule="slope", control=control, lr=1e-2,
+                                          interval=1, radius_range=(1e-3, 1e3))
+        for _ in range(8):  # the first has nothing to look back to
+            optimizer.step(closure)
+        found[control] = optimizer.diagnostics["radius"]
+    assert found["line"] == 2**7
+    assert found["gain"] == pytest.approx(math.exp(7 * 0.1 * 0.25), rel=0.01)  # rho is nearly 1
+
+
+def test_a_range_that_leaves_out_rmsuon_is_refused():
+    for bad in ((0.0, 2.0), (2.0, 3.0), (0.1, 0.5)):
+        with pytest.raises(ValueError, match="radius_range"):
+            TRMuon([nn.Parameter(torch.ones(2, 2))], radius_range=bad)
+
+
 @pytest.mark.parametrize("rule", ["ratio", "curvature"])
 def test_rho_is_a_ratio_of_averages_over_looks(rule):
     w, optimizer, closure = quadratic([[1.0]], rule=rule, lr=0.1, interval=2, gain=0.5)
@@ -97,7 +147,7 @@ def test_the_radius_finds_the_length_where_rho_is_the_target():
         for _ in range(6):
             optimizer.step(closure)
         assert (optimizer.diagnostics["radius"] > 1) == grows
-    assert optimizer.diagnostics["radius"] >= RADIUS[0]
+    assert optimizer.diagnostics["radius"] >= 0.1
 
 
 def test_a_step_that_fails_is_undone_and_the_radius_halved():
@@ -166,7 +216,7 @@ def test_the_secant_is_the_curvature_of_a_quadratic_and_caps_the_step(h):
     second_moment = (0.999 * 0.001 * (2 * h) ** 2 + 0.001 * (h * c) ** 2) / (1 - 0.999**2)
     energy = math.sqrt(2) * abs(h * c) / math.sqrt(second_moment)
     assert optimizer.diagnostics["radius"] == pytest.approx(
-        min(1.0, max(RADIUS[0], math.sqrt(2) * abs(c) / energy)))
+        min(1.0, max(0.1, math.sqrt(2) * abs(c) / energy)))
 
 
 def test_on_a_quadratic_the_secant_step_goes_to_the_minimum():
