@@ -9,10 +9,13 @@ import torch
 from exp.theory import __main__ as command
 from exp.theory import (
     adaptive_eps,
+    adaptive_radius,
     batch_size,
     eight_bit,
     lion_oscillation,
     lookahead_sensitivity,
+    sam_accuracy,
+    sharpness_runs,
     small_batches,
     spectral_clipping,
     sweeps,
@@ -64,9 +67,9 @@ def test_arrivals_and_speed_ups_by_hand():
 
 def test_a_curve_is_the_training_it_says(tiny_data):
     found = sweeps.curve(sweeps.sgd(0.1), 1, count=4, batch_size=2, warmup=0.5, every=2)
-    run = training.built({**sweeps.sgd(0.1)}, 1, "wikitext2",
-                         data={**sweeps.SMALL["data"], "batch_size": 2},
-                         model=sweeps.SMALL["model"])
+    small = sweeps.SMALL["wikitext2"]
+    run = training.built(sweeps.sgd(0.1), 1, "wikitext2",
+                         data={**small["data"], "batch_size": 2}, model=small["model"])
     by_hand = torch.optim.SGD(run.model.parameters(), lr=1.0, momentum=0.9)
     batches, expected = training.batches(run), []
     # Half and all of the rate while it warms up over two steps, less a quarter for each one done.
@@ -77,7 +80,7 @@ def test_a_curve_is_the_training_it_says(tiny_data):
         by_hand.step()
         if step % 2:
             with torch.no_grad():
-                rows = [tensor[:sweeps.HELD_OUT] for tensor in run.data.eval]
+                rows = [tensor[:sweeps.HELD_OUT["wikitext2"]] for tensor in run.data.eval]
                 expected.append(float(run.objective.loss_fn(run.model, *rows)[0]))
     assert found == pytest.approx(expected, rel=1e-5)
 
@@ -179,6 +182,27 @@ def test_the_verdict_on_eight_bits(losses, verdict):
     assert eight_bit.judge({"AdamW": [1.0, 1.0], "8-bit": list(losses)}) == verdict
 
 
+@pytest.mark.parametrize(("steps", "gradients", "verdict"), [
+    (0.51, 0.52, "holds"), (0.51, 0.525, "holds partly"), (0.53, 0.53, "does not hold")])
+def test_the_verdict_on_sam(steps, gradients, verdict):
+    found = {"SAM": {"0.05": [0.528, 0.528], "0.2": [0.4, 0.6]},  # 0.528 is the better mean
+             "AdamW": {"as many steps": [steps] * 2, "as many gradients": [gradients] * 2}}
+    assert sam_accuracy.gains(found)["as many steps"] == pytest.approx([52.8 - 100 * steps] * 2)
+    assert sam_accuracy.judge(found) == verdict
+
+
+@pytest.mark.parametrize(("accuracy", "loss", "verdict"), [
+    ((0.6, 0.6), (1.0, 1.0), "holds"), ((0.6, 0.6), (1.0, 2.0), "holds partly"),
+    ((0.6, 0.4), (2.0, 2.0), "does not hold")])
+def test_the_verdict_on_adaptive_radii(accuracy, loss, verdict):
+    def entry(constant, gap):
+        return {"SAM": {"constant": {"0.1": [constant] * 2}, "lr": {"0.1": [constant] * 2},
+                        "gap": {"0.1": list(gap)}}}
+
+    found = {"cifar": entry(0.5, accuracy), "wikitext2": entry(1.5, loss)}
+    assert adaptive_radius.judge(found) == verdict
+
+
 # --- tiny runs
 
 
@@ -193,8 +217,13 @@ def test_a_tiny_run_of_each_is_written_and_reads_back(tiny_data, tmp_path, monke
     monkeypatch.setattr(spectral_clipping, "RULES", dict(
         list(spectral_clipping.RULES.items())[:2]))
     monkeypatch.setattr(spectral_clipping, "GUESS", math.inf)  # five steps learn nothing
-    names = ["batch_size", "small_batches", "warm_up", "lion_oscillation",
-             "lookahead_sensitivity", "adaptive_eps", "spectral_clipping", "eight_bit"]
+    for module in (sharpness_runs, adaptive_radius, sam_accuracy):
+        monkeypatch.setattr(module, "STEPS", dict.fromkeys(sharpness_runs.STEPS, 2))
+    monkeypatch.setattr(sharpness_runs, "RATES", (1e-3,))
+    monkeypatch.setattr(sharpness_runs, "RADII", (0.05,))
+    names = ["adaptive_radius", "sam_accuracy", "batch_size", "small_batches", "warm_up",
+             "lion_oscillation", "lookahead_sensitivity", "adaptive_eps", "spectral_clipping",
+             "eight_bit"]
     assert command.main([*names, "--seeds", "1", "--output", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("written to") == len(names)
     for name in names:

@@ -1,4 +1,4 @@
-"""Learning rates swept: a language model small enough for hundreds of runs, and what to read off
+"""Learning rates swept: the tasks made small enough for hundreds of runs, and what to read off
 the losses over a grid of rates."""
 
 import functools
@@ -16,16 +16,20 @@ from exp.theory.training import built, steps
 
 FACTOR, LONGEST = 2.0, 16  # of the grid, and its most points
 STEPS, BATCH, WARMUP = 150, 16, 0.1
-HELD_OUT = 128  # sequences
 SMALL = {
-    "data": {"vocab_size": 1024, "sequence_length": 64, "subset": 1.0},
-    "model": {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 2,
-              "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 192,
-              "max_position_embeddings": 64},
+    "wikitext2": {
+        "data": {"vocab_size": 1024, "sequence_length": 64, "subset": 1.0, "batch_size": BATCH},
+        "model": {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 2,
+                  "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 192,
+                  "max_position_embeddings": 64}},
+    "cifar": {"data": {"subset": 0.05, "batch_size": 64}, "model": {"width": 4}},
+    "grokking": {"data": {"p": 31, "fraction": 0.5, "batch_size": 128},
+                 "model": {"d_model": 64, "d_head": 16, "d_mlp": 256}},
 }
+HELD_OUT = {"wikitext2": 128, "cifar": 2000, "grokking": 1000}  # sequences, images, pairs
 MODEL_TEXT = ("Wikitext-2 with a vocabulary of 1024, a Qwen3 of one layer, width 64, sequences of "
               f"64 tokens, {BATCH} to a batch where no other size is named; held-out loss (nats a "
-              f"token) of {HELD_OUT} sequences.")
+              f"token) of {HELD_OUT['wikitext2']} sequences.")
 
 
 # --- rules, by learning rate
@@ -54,34 +58,38 @@ def rest(lr: float) -> dict:
 # --- runs
 
 
-def curve(optimizer: dict, seed: int, *, count: int = STEPS, batch_size: int = BATCH,
-          warmup: float = WARMUP, schedule: str = "linear", every: int | None = None
-          ) -> list[float]:
-    """Held-out losses (nats a token) after each `every` steps, by default after the last alone;
-    infinite from where a run diverged. The rate rises over the share `warmup` of the steps, and
-    falls to zero ("linear") or stays ("constant"). Runs are remembered."""
-    text = json.dumps(optimizer, sort_keys=True)
-    return list(_curve(text, seed, count, batch_size, warmup, schedule, every or count))
+def curve(optimizer: dict, seed: int, task: str = "wikitext2", *, count: int = STEPS,
+          batch_size: int | None = None, warmup: float = WARMUP, schedule: str = "linear",
+          every: int | None = None, measure: str = "loss") -> list[float]:
+    """Held-out losses (nats; measure="accuracy": shares) after each `every` steps, by default after
+    the last alone; infinite from where a run diverged. The rate rises over the share `warmup` of
+    the `count` steps, and falls to zero ("linear") or stays ("constant"). Runs are remembered."""
+    data = SMALL[task]["data"]
+    run = (json.dumps(optimizer, sort_keys=True), seed, task, count,
+           batch_size or data["batch_size"], warmup, schedule, every or count)
+    return [point[measure] for point in _points(*run)]
 
 
 @functools.cache
-def _curve(optimizer: str, seed: int, count: int, batch_size: int, warmup: float, schedule: str,
-           every: int) -> tuple[float, ...]:
-    run = built(json.loads(optimizer), seed, "wikitext2",
-                data={**SMALL["data"], "batch_size": batch_size}, model=SMALL["model"])
+def _points(optimizer: str, seed: int, task: str, count: int, batch_size: int, warmup: float,
+            schedule: str, every: int) -> list[dict[str, float]]:
+    run = built(json.loads(optimizer), seed, task, model=SMALL[task]["model"],
+                data={**SMALL[task]["data"], "batch_size": batch_size})
     rates = Schedule(run.optimizer, 1, count, schedule, warmup_epochs=warmup)
-    held_out = tuple(tensor[:HELD_OUT] for tensor in run.data.eval)
-    losses = []
+    held_out = tuple(tensor[:HELD_OUT[task]] for tensor in run.data.eval)
+    points: list[dict[str, float]] = []
     rates.set_lr(0)
     for done in steps(run, count):
         rates.set_lr(done)
         if done % every == 0:
             with torch.no_grad():
-                loss = float(run.objective.loss_fn(run.model, *held_out)[0])
-            losses.append(loss if math.isfinite(loss) else math.inf)
+                loss, means = run.objective.measure(run.objective.loss_fn, *held_out)
+            run.model.train()
             if not math.isfinite(loss):
                 break
-    return (*losses, *[math.inf] * (count // every - len(losses)))
+            points.append({"loss": float(loss), **{k: float(v) for k, v in means.items()}})
+    lost = {"loss": math.inf, "accuracy": -math.inf}
+    return [*points, *[lost] * (count // every - len(points))]
 
 
 # --- grids
