@@ -16,6 +16,13 @@ def test_ci_runs_the_first_two_commands():
     assert f"uv run {second}" in ci
 
 
+def test_it_is_short_and_its_links_lead_somewhere():
+    assert README.count("\n") <= 120
+    for page in (Path("README.md"), *Path("docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page}: {target}"
+
+
 def test_every_command_names_a_script_and_a_config_that_are_there():
     scripts = [command.split() for command in COMMANDS if command.startswith("python -m")]
     assert sum("--config" in words for words in scripts) == 3
