@@ -24,6 +24,10 @@ MODES = {
     "AGA": {"name": "ars2_neo", "k": 10, "adaptive_sync": True},
     "AdaMuon": {"name": "adamuon"},
     "NorMuon": {"name": "normuon"},
+    "RMSuon": {"name": "rmsuon"},
+    "TR-Muon, ratio": {"name": "tr_muon", "rule": "ratio"},
+    "TR-Muon, slope": {"name": "tr_muon", "rule": "slope", "interval": 1},
+    "TR-Muon, secant": {"name": "tr_muon", "rule": "secant", "interval": 10},
 }
 CLAIMS = {"Base": 1.05, "Lazy k=5": 1.25, "AGA": 1.25, "Sync": 2.0,
           "AdaMuon": 1.05, "NorMuon": 1.1}  # paper, over AdamW
