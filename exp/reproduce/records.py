@@ -54,8 +54,9 @@ def collect(table: Table, outputs: Path, kept: dict) -> dict:
     task = task_named(table.task)
     for record in kept["runs"]:
         key = tuple(record[name] for name in KEY)
-        settings = kept["settings"][record["settings"]]
-        if key not in found and planned.get(key[:3]) == essential(complete(settings, task)):
+        # As with a folder: completed with today's defaults, keys that came later among them.
+        settings = essential(complete(kept["settings"][record["settings"]], task))
+        if key not in found and planned.get(key[:3]) == settings:
             found[key] = record, settings, kept["sources"][record["sources"]]
     order = {row.label: number for number, row in enumerate(table.rows)}
     ranked = sorted(found.values(), key=lambda item: (
