@@ -33,8 +33,11 @@ def test_the_verdict_on_sign(after, verdict):
     ((0.96, 1.04), (1.0, 1.0), "holds"), ((0.7, 1.2), (1.0, 1.0), "holds partly"),
     ((0.7, 1.2), (1e-7, 1.0), "does not hold")])
 def test_the_verdict_on_the_identity(released, exact, verdict):
-    found = {label: {"smallest": [low], "largest": [high]} for label, (low, high) in (
-        ("ARS2-Neo Base", released), ("ARS2-Neo Base, exact msign", exact))}
+    def entry(*ends):
+        return {label: {"smallest": [low], "largest": [high]} for label, (low, high) in zip(
+            ("ARS2-Neo Base", "ARS2-Neo Base, exact msign"), ends, strict=True)}
+
+    found = {"one": entry((1.0, 1.0), (1.0, 1.0)), "another": entry(released, exact)}
     assert update_spectrum.judge(found) == verdict
 
 
@@ -54,8 +57,11 @@ def test_the_identity_is_exact_on_a_matrix_of_full_rank():
     assert update_spectrum.extremes(run, p, p.detach() - before) == pytest.approx((1.0, 1.0))
 
 
-def test_a_short_run_of_both_is_written_and_reads_back(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sign_spectrum, "POINTS", (1, 3))
+def test_a_short_run_of_both_is_written_and_reads_back(tiny_data, tmp_path, monkeypatch, capsys):
+    tables = training.SMALL
+    monkeypatch.setattr(sign_spectrum, "TASKS", {"grokking": ((1, 3), {}),
+                                                 "wikitext2": ((1,), tables["wikitext2"])})
+    monkeypatch.setattr(update_spectrum, "TASKS", {"grokking": {}, "cifar": tables["cifar"]})
     monkeypatch.setattr(update_spectrum, "STEPS", 3)
     monkeypatch.setattr(update_spectrum, "RULES", {
         k: v for k, v in update_spectrum.RULES.items() if "ARS2" in k or k == "AdamW"})

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from exp.theory import __main__ as command
 from exp.theory import (
     fewer_steps,
+    fisher_diagonal,
     flatness,
     learning_rate_width,
     natural_gradient,
@@ -229,13 +230,16 @@ def test_a_tiny_run_of_each_is_written_and_reads_back(tiny_data, tmp_path, monke
     ars = {k: v for k, v in learning_rate_width.RULES.items() if "ARS2" in k}
     small(learning_rate_width, WIDTHS=(8, 16), STEPS=4, RULES=ars)
     small(natural_gradient, POINTS=(2, 3), EXAMPLES=40, DAMPINGS=(0.01, 0.1))
-    small(slow_sharpness, WINDOWS={"the first steps": 0}, LENGTH=3, LAGS=(1, 2), PERIODS=(0, 2),
-          RUN_STEPS=2)
+    small(slow_sharpness, LAGS=(1, 2), PERIODS=(0, 2), RUN_STEPS=2, WINDOWS={
+        "grokking": ((0,), 3, TINY), "wikitext2": ((0, 2), 3, training.SMALL["wikitext2"])})
     small(whitened_perturbation, TASKS={"grokking": (1, 2)}, LENGTHS=(0.1, 1.0))
     small(flatness, TASKS={"grokking": TINY}, MAX_EPOCHS=1, EXAMPLES=8,
           RULES={k: flatness.RULES[k] for k in ("AdamW", "SAM-AdamW", "Muon")})
+    small(fisher_diagonal, TASKS={
+        "grokking": ((1,), 8, TINY), "cifar": ((1, 2), 4, training.SMALL["cifar"]),
+        "wikitext2": ((1,), 4, training.SMALL["wikitext2"])})
     names = ["learning_rate_width", "natural_gradient", "slow_sharpness", "whitened_perturbation",
-             "flatness"]
+             "flatness", "fisher_diagonal"]
     assert command.main([*names, "--seeds", "2", "--output", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("written to") == len(names)
     for name in names:

@@ -3,7 +3,7 @@
 from exp.theory.sweeps import adamw, race, render_race, speedups
 
 SAYS = "An eps that follows the gradient's scale makes Adam 10 to 20 % faster on small models"
-SOURCE = "optimizer summary 4.3 (optimizer/ada_eps.py)"
+SOURCE = "paper 002 (optimizer summary) 4.3 (optimizer/ada_eps.py)"
 RULE = ("steps to the loss that both reach, each rule at its best rate: holds if AdamW needs at "
         "least 10 % more than AdaEps on the mean over seeds; holds partly if at least 2 % more; "
         "else it does not hold.")

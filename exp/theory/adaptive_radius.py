@@ -14,7 +14,8 @@ from exp.theory.sharpness_runs import (
 )
 
 SAYS = "A SAM radius that follows the learning rate or the surrogate gap beats a constant one"
-SOURCE = "GSAM, arXiv 2203.08065 (rate); LE-SAM, arXiv 2605.10183 (a budget of loss)"
+SOURCE = ("not in the paper; GSAM, arXiv 2203.08065 (rate); LE-SAM, arXiv "
+          "2605.10183 (a budget of loss)")
 RULE = ("each at the best of the same radii: holds if on every task one of the two is better than "
         "the constant one on every seed; holds partly if on one task; else it does not hold.")
 

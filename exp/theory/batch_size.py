@@ -21,7 +21,7 @@ from exp.theory.sweeps import (
 )
 
 SAYS = "The best learning rate is proportional to the batch size"
-SOURCE = "optimizer summary 2.7, 3.6; past a critical batch size it is said to fail"
+SOURCE = "paper 002 (optimizer summary) 2.7, 3.6; past a critical batch size it is said to fail"
 RULE = ("best lr ~ batch^a between neighbouring batch sizes, mean over seeds; linear where a is "
         "above 0.75, as a square root from 0.25 to 0.75, constant below. Holds if SGD with "
         "momentum, AdamW and Muon are each linear at least once, and everywhere before the first "

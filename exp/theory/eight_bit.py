@@ -5,7 +5,7 @@ from exp.harness.tables import interval, markdown, number
 from exp.theory.sweeps import MODEL_TEXT, STEPS, adamw, best_of_grid, curve, percent, sweep
 
 SAYS = "8-bit Adam loses less than 0.1 %"
-SOURCE = "optimizer summary 4.3; Dettmers et al. 2021, arXiv 2110.02861"
+SOURCE = "paper 002 (optimizer summary) 4.3; Dettmers et al. 2021, arXiv 2110.02861"
 RULE = ("the relative difference of held-out loss from AdamW's on the same seeds at AdamW's best "
         "rate: holds if the upper end of its 95 % interval is below 0.1 %; holds partly if the "
         "mean is; else it does not hold.")

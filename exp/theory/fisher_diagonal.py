@@ -3,44 +3,50 @@
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from exp.harness.statistics import mean
 from exp.harness.tables import interval, markdown
-from exp.theory.training import built, steps
+from exp.theory.training import SMALL, built, examples, steps
 
 SAYS = "Adam's second moment is the diagonal of the Fisher information"
 SOURCE = "paper 2.1"
-RULE = ("holds if, at every point of training, the rank correlation over all parameters is at "
-        "least 0.9 and the relative error after the best single scale at most 0.5; holds partly "
-        "if the rank correlation is at least 0.5 at every point; else it does not hold.")
-POINTS = (8, 40, 160, 400)  # steps
-EXAMPLES, CHUNK = 512, 64
+RULE = ("holds if, at every point of training of every task, the rank correlation over all "
+        "parameters is at least 0.9 and the relative error after the best single scale at most "
+        "0.5; holds partly if the rank correlation is at least 0.5 at every point; else "
+        "it does not hold.")
+# Task -> steps at which it is looked at, examples, tables for `built`.
+TASKS = {
+    "grokking": ((8, 40, 160, 400), 512, {}),
+    "cifar": ((8, 40, 160), 256, SMALL["cifar"]),
+    "wikitext2": ((8, 40, 160), 128, SMALL["wikitext2"]),
+}
+OPTIMIZER = {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.98], "weight_decay": 1.0}
 AGAINST = ("Fisher", "empirical Fisher")
 
 
-def fisher_diagonals(model: nn.Module, tokens: Tensor, labels: Tensor,
+def fisher_diagonals(model: nn.Module, inputs: Tensor, labels: Tensor,
                      generator: torch.Generator) -> dict[str, Tensor]:
     """Mean squared gradient of single examples, flat over all parameters: "Fisher" with labels
-    drawn from the model, "empirical Fisher" with the true ones. tokens (n, sequence)."""
-    params = {name: p.detach() for name, p in model.named_parameters()}
+    drawn from the model, "empirical Fisher" with the true ones.
 
-    def loss(params: dict, row: Tensor, label: Tensor) -> Tensor:
-        logits = functional_call(model, params, (row.unsqueeze(0),))
-        return F.cross_entropy(logits, label.unsqueeze(0))
-
-    with torch.no_grad():
-        drawn = torch.multinomial(model(tokens).softmax(-1), 1, generator=generator).squeeze(1)
-    found = {}
-    for name, targets in zip(AGAINST, (drawn, labels), strict=True):
-        total = None
-        for rows, row_labels in zip(tokens.split(CHUNK), targets.split(CHUNK), strict=True):
-            each = vmap(grad(loss), in_dims=(None, 0, 0))(params, rows, row_labels)
-            squares = torch.cat([each[key].square().sum(0).flatten() for key in params])
-            total = squares if total is None else total + squares
-        found[name] = total / len(tokens)
-    return found
+    inputs (n, ...) whose logits are (1, classes) or (1, sequence, classes); of a sequence the
+    gradients of all its tokens are summed (with drawn labels they are uncorrelated). In eval mode.
+    """
+    params = list(model.parameters())
+    was_training = model.training
+    model.eval()
+    totals = {name: [torch.zeros_like(p) for p in params] for name in AGAINST}
+    for row, own in zip(inputs.split(1), labels.split(1), strict=True):
+        logits = model(row).flatten(0, -2)
+        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator).squeeze(1)
+        for name, targets in zip(AGAINST, (drawn, own.flatten()), strict=True):
+            loss = F.cross_entropy(logits, targets, reduction="sum")
+            each = torch.autograd.grad(loss, params, retain_graph=name == AGAINST[0])
+            torch._foreach_addcmul_(totals[name], each, each)
+    model.train(was_training)
+    return {name: torch.cat([t.flatten() for t in total]) / len(inputs)
+            for name, total in totals.items()}
 
 
 def agreement(second_moment: Tensor, diagonal: Tensor) -> dict[str, float]:
@@ -53,23 +59,23 @@ def agreement(second_moment: Tensor, diagonal: Tensor) -> dict[str, float]:
 
 
 def measure(seeds: list[int]) -> dict:
-    """AdamW on the grokking task: at each point the agreement with both diagonals, one value a
-    seed."""
+    """AdamW on each task: at each point the agreement with both diagonals, one value a seed."""
     found: dict = {}
-    for seed in seeds:
-        run = built({"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.98], "weight_decay": 1.0}, seed)
-        tokens, labels = (tensor[:EXAMPLES] for tensor in run.data.train.tensors)
-        generator = torch.Generator().manual_seed(seed)
-        for step in steps(run, POINTS[-1]):
-            if step not in POINTS:
-                continue
-            moment = torch.cat([run.optimizer.state[p]["exp_avg_sq"].flatten()
-                                for p in run.model.parameters()])
-            diagonals = fisher_diagonals(run.model, tokens, labels, generator)
-            for name, diagonal in diagonals.items():
-                entry = found.setdefault(f"step {step}", {}).setdefault(name, {})
-                for key, value in agreement(moment, diagonal).items():
-                    entry.setdefault(key, []).append(value)
+    for task, (points, count, tables) in TASKS.items():
+        for seed in seeds:
+            run = built(OPTIMIZER, seed, task, **tables)
+            inputs, labels = examples(run, count)
+            generator = torch.Generator().manual_seed(seed)
+            for step in steps(run, points[-1]):
+                if step not in points:
+                    continue
+                moment = torch.cat([run.optimizer.state[p]["exp_avg_sq"].flatten()
+                                    for p in run.model.parameters()])
+                diagonals = fisher_diagonals(run.model, inputs, labels, generator)
+                for name, diagonal in diagonals.items():
+                    entry = found.setdefault(f"{task}, step {step}", {}).setdefault(name, {})
+                    for key, value in agreement(moment, diagonal).items():
+                        entry.setdefault(key, []).append(value)
     return found
 
 
@@ -91,7 +97,10 @@ def render(found: dict) -> str:
     for point, entry in found.items():
         lines.append((point, *(interval(mean(entry[name][key])) for name in AGAINST
                                for key in keys)))
-    return (f"Over all parameters of the grokking model; the diagonals are of {EXAMPLES} training "
-            "examples, each with one label drawn from the model (Fisher) or its own (empirical). "
+    counts = ", ".join(f"{task} {count}" for task, (_, count, _) in TASKS.items())
+    return ("Over all parameters of the grokking model, of a ResNet-18 of width 4 and of a Qwen3 "
+            f"of one layer; the diagonals are of training examples ({counts}; sequences, their "
+            "tokens summed), each with labels drawn from the model (Fisher) or its own "
+            "(empirical). "
             "Adam averages squares of gradients of whole batches: where the mean gradient "
             "dominates, its square is what Adam sees.\n\n" + markdown(lines))

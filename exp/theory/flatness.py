@@ -5,12 +5,10 @@ from pathlib import Path
 
 from scipy.stats import spearmanr
 
-from data.cifar10 import normalize
-from exp.harness.build import Built
 from exp.harness.curvature import curvature
 from exp.harness.statistics import mean
 from exp.harness.tables import interval, markdown, number
-from exp.theory.training import built
+from exp.theory.training import built, examples
 
 SAYS = "Flat minima generalise better (minimum description length)"
 SOURCE = "paper 3.1"
@@ -40,17 +38,11 @@ TARGET, MAX_EPOCHS = 0.1, 30  # training loss (nats) at which a run ends
 EXAMPLES, HELD_OUT = 50, 500  # of curvature; of the held-out loss
 
 
-def examples(run: Built, task: str):
-    """All training examples (inputs, targets) as the model takes them."""
-    inputs, targets = run.data.train.tensors
-    return (normalize(inputs) if task == "cifar" else inputs), targets
-
-
 def end_point(rule: str, task: str, seed: int) -> dict[str, float]:
     """Train to TARGET or for MAX_EPOCHS; losses, gap, epochs and curvature at the end."""
     run = built(RULES[rule], seed, task, **TASKS[task])
     evaluate = importlib.import_module(f"exp.{task}.train").evaluate
-    trained_on = examples(run, task)
+    trained_on = examples(run)
     for epoch in range(MAX_EPOCHS):
         for batch in run.data.train.epoch(epoch):
             run.optimizer.step(run.objective.on(batch))

@@ -9,7 +9,7 @@ from exp.theory.sweeps import MODEL_TEXT, STEPS, adamw, best_of_grid, curve, swe
 from exp.theory.warm_up import lion
 
 SAYS = "Lion's loss curve fluctuates two to three times as much as Adam's"
-SOURCE = "optimizer summary 4.4"
+SOURCE = "paper 002 (optimizer summary) 4.4"
 RULE = ("the root mean square change from step to step of the loss of a fixed batch, over the "
         "second half of a run at a constant rate, each rule at its best rate: holds if Lion's is "
         "at least twice AdamW's on the mean over seeds; holds partly if at least 1.2 times; else "

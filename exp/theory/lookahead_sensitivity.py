@@ -18,7 +18,7 @@ from exp.theory.sweeps import (
 )
 
 SAYS = "Lookahead lowers the sensitivity to the learning rate"
-SOURCE = "optimizer summary 4.2; Zhang et al. 2019, arXiv 1907.08610"
+SOURCE = "paper 002 (optimizer summary) 4.2; Zhang et al. 2019, arXiv 1907.08610"
 RULE = ("how many doublings of the learning rate end within 0.1 nats of the best loss of the two, "
         "with Lookahead and without: holds if there are more with it, on the mean over seeds, for "
         "both SGD and AdamW; holds partly if for one; else it does not hold.")

@@ -5,7 +5,7 @@ from exp.harness.tables import interval, markdown
 from exp.theory.sharpness_runs import STEPS, baseline, best_key, with_radius
 
 SAYS = "SAM adds half a point to a point of accuracy"
-SOURCE = "optimizer summary 4.2 (ImageNet)"
+SOURCE = "paper 002 (optimizer summary) 4.2 (ImageNet)"
 RULE = ("held-out accuracy of SAM-AdamW at its best radius less AdamW's, mean over seeds: holds if "
         "it is at least 0.5 points at as many gradient evaluations, holds partly if at as many "
         "steps, for which SAM takes twice the evaluations; else it does not hold.")

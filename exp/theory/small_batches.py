@@ -20,7 +20,7 @@ from exp.theory.sweeps import (
 from exp.theory.training import built, steps
 
 SAYS = "Below a batch size of 256, Muon is worse than AdamW"
-SOURCE = "optimizer summary 4.5: small batches make msign's direction random"
+SOURCE = "paper 002 (optimizer summary) 4.5: small batches make msign's direction random"
 RULE = ("the loss of each at its own best rate: holds if on both tasks Muon's is higher than "
         "AdamW's on the mean over seeds at every batch below 256; holds partly if at the smallest "
         "batch of a task; else it does not hold. (Sequences are counted on Wikitext-2, pairs on "

@@ -5,7 +5,7 @@ import math
 from exp.theory.sweeps import best_of_grid, muon, race, render_race, speedups
 
 SAYS = "Clipping singular values makes Muon 10 to 15 % faster, and markedly more stable"
-SOURCE = "optimizer summary 4.5 (optimizer/spectral_clip_muon.py); it calls this QK-Clip"
+SOURCE = "paper 002 (optimizer summary) 4.5, as QK-Clip; optimizer/spectral_clip_muon.py"
 RULE = ("steps to the loss that both reach, each rule at its best rate, and the highest rate of "
         "its grid from which no seed diverged or ended above 7 nats (that of guessing): holds if "
         "Muon needs at least 10 % more than one of the clips on the mean over seeds, and the "

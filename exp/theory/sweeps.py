@@ -12,20 +12,11 @@ import torch
 from exp.harness.schedule import Schedule
 from exp.harness.statistics import Estimate, mean
 from exp.harness.tables import interval, markdown, number
-from exp.theory.training import built, steps
+from exp.theory.training import SMALL, built, steps
 
 FACTOR, LONGEST = 2.0, 16  # of the grid, and its most points
-STEPS, BATCH, WARMUP = 150, 16, 0.1
-SMALL = {
-    "wikitext2": {
-        "data": {"vocab_size": 1024, "sequence_length": 64, "subset": 1.0, "batch_size": BATCH},
-        "model": {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 2,
-                  "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 192,
-                  "max_position_embeddings": 64}},
-    "cifar": {"data": {"subset": 0.05, "batch_size": 64}, "model": {"width": 4}},
-    "grokking": {"data": {"p": 31, "fraction": 0.5, "batch_size": 128},
-                 "model": {"d_model": 64, "d_head": 16, "d_mlp": 256}},
-}
+STEPS, WARMUP = 150, 0.1
+BATCH = SMALL["wikitext2"]["data"]["batch_size"]
 HELD_OUT = {"wikitext2": 128, "cifar": 2000, "grokking": 1000}  # sequences, images, pairs
 MODEL_TEXT = ("Wikitext-2 with a vocabulary of 1024, a Qwen3 of one layer, width 64, sequences of "
               f"64 tokens, {BATCH} to a batch where no other size is named; held-out loss (nats a "
@@ -64,9 +55,8 @@ def curve(optimizer: dict, seed: int, task: str = "wikitext2", *, count: int = S
     """Held-out losses (nats; measure="accuracy": shares) after each `every` steps, by default after
     the last alone; infinite from where a run diverged. The rate rises over the share `warmup` of
     the `count` steps, and falls to zero ("linear") or stays ("constant"). Runs are remembered."""
-    data = SMALL[task]["data"]
     run = (json.dumps(optimizer, sort_keys=True), seed, task, count,
-           batch_size or data["batch_size"], warmup, schedule, every or count)
+           batch_size or SMALL[task]["data"]["batch_size"], warmup, schedule, every or count)
     return [point[measure] for point in _points(*run)]
 
 

@@ -7,12 +7,24 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from data.cifar10 import normalize
 from exp.harness.build import Built, build
 from exp.harness.config import complete
 from exp.harness.facts import ROOT
 
 CONFIGS = {"grokking": "lrp_grok_adamw_600e", "cifar": "mini_cifar10_adamw",
            "wikitext2": "mini_wikitext2_adamw"}
+# Tables for `built` with which a task runs hundreds of times.
+SMALL = {
+    "wikitext2": {
+        "data": {"vocab_size": 1024, "sequence_length": 64, "subset": 1.0, "batch_size": 16},
+        "model": {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 2,
+                  "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 192,
+                  "max_position_embeddings": 64}},
+    "cifar": {"data": {"subset": 0.05, "batch_size": 64}, "model": {"width": 4}},
+    "grokking": {"data": {"p": 31, "fraction": 0.5, "batch_size": 128},
+                 "model": {"d_model": 64, "d_head": 16, "d_mlp": 256}},
+}
 
 
 def built(optimizer: dict, seed: int, task: str = "grokking", **changes: dict) -> Built:
@@ -27,6 +39,13 @@ def built(optimizer: dict, seed: int, task: str = "grokking", **changes: dict) -
     for table, keys in changes.items():
         settings[table] |= keys
     return build(complete(settings, module.TASK), module.TASK, module.loss_fn)
+
+
+def examples(run: Built, count: int | None = None) -> tuple[Tensor, Tensor]:
+    """The first `count` training examples, or all, as the model takes them, not augmented:
+    (inputs, targets)."""
+    inputs, targets = (tensor[:count] for tensor in run.data.train.tensors)
+    return (normalize(inputs) if inputs.dtype == torch.uint8 else inputs), targets
 
 
 def batches(run: Built) -> Iterator[tuple[Tensor, ...]]:

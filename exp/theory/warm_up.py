@@ -20,7 +20,7 @@ from exp.theory.sweeps import (
 )
 
 SAYS = "Transformers nearly always need warm-up, else training is unstable"
-SOURCE = "optimizer summary 4.2"
+SOURCE = "paper 002 (optimizer summary) 4.2"
 RULE = ("holds if without warm-up the best loss of every rule, at its own best rate, is more than "
         "0.05 nats higher on the mean over seeds; holds partly if that is so for one of them, or "
         "if one's best rate is at most half as high; else it does not hold.")
