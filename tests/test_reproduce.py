@@ -212,6 +212,10 @@ def test_a_table_is_run_kept_shown_and_not_run_again(small, capsys, monkeypatch)
     table, reproduce, outputs = small
     assert reproduce("--list") == 0
     assert "0 runs there, 2 missing" in capsys.readouterr().out
+    assert reproduce("--list", "--only", "lrp_grok_adamw_600e") == 0
+    assert "0 runs there, 1 missing" in capsys.readouterr().out
+    assert reproduce("--list", "--only", "nonsense") == 2
+    assert "lrp_grok_adamw_600e" in capsys.readouterr().err
     assert reproduce("--workers", "2") == 0
     paper = outputs / "paper"
     kept = json.loads((paper / "readme-3.3.json").read_text())

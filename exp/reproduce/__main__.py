@@ -42,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def reproduce(options: argparse.Namespace) -> int:
     """Everything between the arguments and the exit status."""
     tables = read_tables(options.tables)
+    configs = sorted({row.config for table in tables for row in table.rows})
+    for name in options.only or ():
+        if name not in configs:
+            raise ConfigError(f"no row has the config {name!r}; there are: {', '.join(configs)}")
     launcher = launcher_of(options, options.outputs / "submitit")
     protocols = PROTOCOLS if options.protocol == "both" else (options.protocol,)
     paper = options.outputs / "paper"
@@ -80,7 +84,8 @@ def jobs(table: Table, options: argparse.Namespace, protocols: Sequence[str]) ->
     seeds = range(1, (options.seeds or table.seeds[scale]) + 1)
     return [table.job(row, seed, scale, protocol, options.outputs)
             for protocol in protocols if protocol in table.protocols
-            for seed in seeds for row in table.rows]
+            for seed in seeds for row in table.rows
+            if options.only is None or row.config in options.only]
 
 
 def write_table(table: Table, paper: Path, outputs: Path) -> None:
@@ -173,6 +178,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", choices=SCALES, default="mini",
                         help="full: the paper's sizes; mini (default): two CPU cores")
     parser.add_argument("--protocol", choices=(*PROTOCOLS, "both"), default="both")
+    parser.add_argument("--only", type=lambda text: text.split(","), metavar="CONFIG,CONFIG",
+                        help="run only the rows with these configs (default: all)")
     parser.add_argument("--seeds", type=_positive, metavar="N",
                         help="seeds 1 to N (default: the table's own number)")
     parser.add_argument("--workers", type=_positive, default=1, metavar="N",
