@@ -242,11 +242,16 @@ def test_a_tiny_run_of_each_is_written_and_reads_back(tiny_data, tmp_path, monke
              "flatness", "fisher_diagonal"]
     assert command.main([*names, "--seeds", "2", "--output", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("written to") == len(names)
+    check_pages(names, tmp_path)
+
+
+def check_pages(names, folder):
+    """The pages of these statements are what their JSON says, and their plots are there."""
     for name in names:
-        content = json.loads((tmp_path / f"{name}.json").read_text())
-        assert (tmp_path / f"{name}.md").read_text() == command.page(name, content)
+        content = json.loads((folder / f"{name}.json").read_text())
+        assert (folder / f"{name}.md").read_text() == command.page(name, content)
         if hasattr(command.statements()[name], "plot"):
-            assert (tmp_path / f"{name}.png").stat().st_size > 1000
+            assert (folder / f"{name}.png").stat().st_size > 1000
 
 
 def test_no_cell_of_a_table_holds_a_bare_pipe():

@@ -1,10 +1,10 @@
 """exp.theory's sweeps over learning rates, and the hypotheses of the optimizer summary."""
 
-import json
 import math
 
 import pytest
 import torch
+from test_theory_small import check_pages
 
 from exp.theory import __main__ as command
 from exp.theory import (
@@ -226,8 +226,4 @@ def test_a_tiny_run_of_each_is_written_and_reads_back(tiny_data, tmp_path, monke
              "eight_bit"]
     assert command.main([*names, "--seeds", "1", "--output", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("written to") == len(names)
-    for name in names:
-        content = json.loads((tmp_path / f"{name}.json").read_text())
-        assert (tmp_path / f"{name}.md").read_text() == command.page(name, content)
-        if hasattr(command.statements()[name], "plot"):
-            assert (tmp_path / f"{name}.png").stat().st_size > 1000
+    check_pages(names, tmp_path)

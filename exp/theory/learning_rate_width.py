@@ -1,14 +1,11 @@
 """Does the best learning rate stay where it is when the model becomes wider?"""
 
-import math
 from pathlib import Path
-
-import torch
 
 from exp.harness.statistics import mean
 from exp.harness.tables import interval, markdown, number
 from exp.theory.sweeps import FACTOR, best_rates, exponent, grid, lowest, plot_grids, written
-from exp.theory.training import built, steps
+from exp.theory.training import built, training_loss
 
 SAYS = "ARS is scale invariant: its best learning rate does not depend on the width"
 SOURCE = "paper 2.4"
@@ -34,15 +31,10 @@ RULES = {
 
 def final_loss(settings: dict, width: int, lr: float, seed: int) -> float:
     """Mean loss over the training pairs after STEPS steps; infinite if it diverged."""
-    run = built(
+    return training_loss(built(
         {**settings, "lr": lr, "weight_decay": 0.0, "adamw": REST}, seed,
         data={"p": P, "fraction": FRACTION, "batch_size": BATCH},
-        model={"d_model": width, "d_head": width // 4, "d_mlp": 4 * width})
-    for _ in steps(run, STEPS):
-        pass
-    with torch.no_grad():
-        loss = float(run.objective.loss_fn(run.model, *run.data.train.tensors)[0])
-    return loss if math.isfinite(loss) else math.inf
+        model={"d_model": width, "d_head": width // 4, "d_mlp": 4 * width}), STEPS)
 
 
 

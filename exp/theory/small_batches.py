@@ -1,9 +1,5 @@
 """Is Muon worse than AdamW where the batch is small?"""
 
-import math
-
-import torch
-
 from exp.harness.statistics import mean
 from exp.harness.tables import interval, markdown, number
 from exp.theory.sweeps import (
@@ -17,7 +13,7 @@ from exp.theory.sweeps import (
     sweep,
     written,
 )
-from exp.theory.training import built, steps
+from exp.theory.training import built, training_loss
 
 SAYS = "Below a batch size of 256, Muon is worse than AdamW"
 SOURCE = "paper 002 (optimizer summary) 4.5: small batches make msign's direction random"
@@ -31,15 +27,10 @@ BATCHES = {"wikitext2": (2, 8, 32, 128), "grokking": (16, 64, 256, 1024)}
 PAIR_STEPS = 100
 
 
-def training_loss(optimizer: dict, seed: int, batch: int) -> float:
-    """Mean loss (nats) over the training pairs of modular addition after PAIR_STEPS steps;
-    infinite if it diverged."""
-    run = built(optimizer, seed, data={"batch_size": batch})
-    for _ in steps(run, PAIR_STEPS):
-        pass
-    with torch.no_grad():
-        loss = float(run.objective.loss_fn(run.model, *run.data.train.tensors)[0])
-    return loss if math.isfinite(loss) else math.inf
+def pair_losses(optimizer: dict, batch: int, seeds: list[int]) -> list[float]:
+    """Training losses (nats) of modular addition after PAIR_STEPS steps, one a seed."""
+    return [training_loss(built(optimizer, seed, data={"batch_size": batch}), PAIR_STEPS)
+            for seed in seeds]
 
 
 def measure(seeds: list[int]) -> dict:
@@ -51,8 +42,9 @@ def measure(seeds: list[int]) -> dict:
                 if task == "wikitext2":
                     by_rate = sweep(table, start, seeds, batch_size=batch)
                 else:
-                    by_rate = written(grid(lambda lr, table=table, batch=batch: [
-                        training_loss(table(lr), seed, batch) for seed in seeds], start))
+                    by_rate = written(grid(
+                        lambda lr, table=table, batch=batch: pair_losses(table(lr), batch, seeds),
+                        start))
                 found.setdefault(task, {}).setdefault(str(batch), {})[rule] = by_rate
                 start = best_of_grid(by_rate)
     return found

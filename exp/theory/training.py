@@ -1,6 +1,7 @@
 """Real tensors for the experiments: a model of one of the tasks, trained for a few steps."""
 
 import importlib
+import math
 import tomllib
 from collections.abc import Iterator
 
@@ -61,6 +62,15 @@ def steps(run: Built, count: int) -> Iterator[int]:
     for done, batch in zip(range(1, count + 1), batches(run), strict=False):
         run.optimizer.step(run.objective.on(batch))
         yield done
+
+
+def training_loss(run: Built, count: int) -> float:
+    """Mean loss (nats) over all training examples after `count` steps; infinite if it diverged."""
+    for _ in steps(run, count):
+        pass
+    with torch.no_grad():
+        loss = float(run.objective.loss_fn(run.model, *examples(run))[0])
+    return loss if math.isfinite(loss) else math.inf
 
 
 def matrices(model: nn.Module) -> dict[str, torch.Tensor]:
