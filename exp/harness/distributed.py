@@ -1,6 +1,7 @@
 """Many processes as one run (torchrun): who am I, what is my part, what do all of us say.
 
-In a process of its own there is a world of one, and everything here is the identity.
+In a process of its own there is a world of one, and everything here is the identity: what only
+sharded models need is imported where they are, since it takes as long to import as torch itself.
 """
 
 import inspect
@@ -12,11 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from data import DataError
@@ -225,6 +222,9 @@ def data_parallel(model: nn.Module, sharding: str) -> nn.Module:
         return applied
     _require_same_shapes(model)
     if sharding == "model":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
         mesh = init_device_mesh(next(model.parameters()).device.type, (size(),))
         for layer in model.layers() if hasattr(model, "layers") else ():
             fully_shard(layer, mesh=mesh)
@@ -248,7 +248,7 @@ def _require_same_shapes(model: nn.Module) -> None:
 
 def whole(state: dict) -> dict:
     """A model's state_dict with every shard made whole, on all processes; others as they are."""
-    return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return {name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
             for name, tensor in state.items()}
 
 
@@ -257,4 +257,9 @@ def load_whole(model: nn.Module, state: dict) -> None:
     if size() == 1:
         model.load_state_dict(state)
     else:
+        from torch.distributed.checkpoint.state_dict import (
+            StateDictOptions,
+            set_model_state_dict,
+        )
+
         set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))

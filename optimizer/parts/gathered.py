@@ -7,15 +7,18 @@ more. Gradients travel to the owners and new weights back to the shards, each as
 
 import inspect
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from optimizer.parts.sharded import Sharded
 from optimizer.parts.wrapper import Wrapper
+
+if TYPE_CHECKING:  # seconds to import, and here only a name
+    from torch.distributed.tensor import DTensor
 
 
 class Gathered(Sharded):
@@ -30,7 +33,7 @@ class Gathered(Sharded):
     1 / processes of the model each, besides what fully_shard itself sends.
     """
 
-    def __init__(self, base: Optimizer, shards: Sequence[DTensor]) -> None:
+    def __init__(self, base: Optimizer, shards: "Sequence[DTensor]") -> None:
         _require_whole_tensors(base)
         super().__init__(base)
         self.shards = dict(zip(self.owner, shards, strict=True))
