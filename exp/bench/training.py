@@ -25,7 +25,7 @@ MODES = {
     "AdaMuon": {"name": "adamuon"},
     "NorMuon": {"name": "normuon"},
     "RMSuon": {"name": "rmsuon"},
-    "TR-Muon, ratio": {"name": "tr_muon", "rule": "ratio"},
+    "TR-Muon": {"name": "tr_muon"},
     "TR-Muon, slope": {"name": "tr_muon", "rule": "slope", "interval": 1},
     "TR-Muon, secant": {"name": "tr_muon", "rule": "secant", "interval": 10},
 }

@@ -23,8 +23,8 @@ SUMMARY = Path("docs/theory.md")
 
 
 def statements() -> dict[str, ModuleType]:
-    """Name -> module with SAYS, SOURCE, RULE, measure(seeds), judge(found), render(found), and
-    plot(found, path) where a curve says more."""
+    """Name -> module with SAYS, SOURCE, RULE, measure(seeds), judge(found), figure(found) in a few
+    words, render(found), and plot(found, path) where a curve says more."""
     names = [module.name for module in pkgutil.iter_modules(exp.theory.__path__)]
     modules = {name: importlib.import_module(f"exp.theory.{name}") for name in names
                if not name.startswith("__")}
@@ -44,13 +44,14 @@ def page(name: str, content: dict) -> str:
 
 def summary(folder: Path) -> str:
     """All statements that were run, one line each."""
-    lines = ["# The paper's theory, tested", "", "| statement | verdict | page |", "|---|---|---|"]
+    lines = ["# The paper's theory, tested", "", "| statement | verdict | figure | page |",
+             "|---|---|---|---|"]
     for name, module in statements().items():
         path = folder / f"{name}.json"
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))["found"]
-            lines.append(f"| {module.SAYS} | **{module.judge(found)}** | [{name}]"
-                         f"(../outputs/paper/theory/{name}.md) |")
+            lines.append(f"| {module.SAYS} | **{module.judge(found)}** | {module.figure(found)} | "
+                         f"[{name}](../outputs/paper/theory/{name}.md) |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,7 @@
 """Is Adam faster when its eps follows the gradient?"""
 
-from exp.theory.sweeps import adamw, race, render_race, speedups
+from exp.harness.tables import interval
+from exp.theory.sweeps import adamw, percent, race, render_race, speedups
 
 SAYS = "An eps that follows the gradient's scale makes Adam 10 to 20 % faster on small models"
 SOURCE = "paper 002 (optimizer summary) 4.3 (optimizer/ada_eps.py)"
@@ -28,6 +29,12 @@ def judge(found: dict) -> str:
     gains = speedups(found["AdamW"]["curves"], found["AdaEps"]["curves"])
     gain = sum(gains) / len(gains)
     return "holds" if gain >= HOLDS else "holds partly" if gain >= PARTLY else "does not hold"
+
+
+def figure(found: dict) -> str:
+    """The speed-up."""
+    gains = speedups(found["AdamW"]["curves"], found["AdaEps"]["curves"])
+    return f"AdamW needs {interval(percent(gains))} % more steps"
 
 
 def render(found: dict) -> str:

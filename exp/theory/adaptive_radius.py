@@ -1,7 +1,7 @@
 """Is a sharpness radius that follows the rate, or the gap, better than a constant one?"""
 
 from exp.harness.statistics import mean
-from exp.harness.tables import interval, markdown
+from exp.harness.tables import interval, markdown, number
 from exp.theory.sharpness_runs import (
     METRIC,
     RADII,
@@ -44,6 +44,15 @@ def judge(found: dict) -> str:
 
     helped = [any(helps(task, schedule) for schedule in ("lr", "gap")) for task in found]
     return "holds" if all(helped) else "holds partly" if any(helped) else "does not hold"
+
+
+def figure(found: dict) -> str:
+    """The means of each schedule at its best radius."""
+    return "; ".join(
+        f"{task} {METRIC[task]} " + ", ".join(
+            f"{schedule} {number(mean(at_best(task, by_radius)).value)}"
+            for schedule, by_radius in entry["SAM"].items())
+        for task, entry in found.items())
 
 
 def render(found: dict) -> str:

@@ -72,6 +72,11 @@ def judge(found: dict) -> str:
     return "holds partly" if any("linear" in kinds for kinds in every) else "does not hold"
 
 
+def figure(found: dict) -> str:
+    """The law between neighbouring batch sizes, rule by rule."""
+    return "; ".join(f"{label}: {', '.join(laws(by_batch))}" for label, by_batch in found.items())
+
+
 def render(found: dict) -> str:
     """Best rates, then the exponents between neighbours, as tables."""
     batches = list(next(iter(found.values())))

@@ -40,6 +40,11 @@ def judge(found: dict) -> str:
     return "holds partly" if estimate.value < BOUND else "does not hold"
 
 
+def figure(found: dict) -> str:
+    """The difference."""
+    return f"loss {interval(percent(differences(found)))} % higher"
+
+
 def render(found: dict) -> str:
     """Losses and their difference as a table."""
     lines = [("rule", "loss", "difference, %"),

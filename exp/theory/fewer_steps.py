@@ -82,6 +82,13 @@ def judge(found: dict) -> str:
     return "holds" if is_nearer(3) else "holds partly" if is_nearer(4) else "does not hold"
 
 
+def figure(found: dict) -> str:
+    """Distances at the last point."""
+    point, entry = list(found["distance"].items())[-1]
+    return (f"{point}: whitened {mean(entry['whitened']['4']).value:.2g} from its polar factor "
+            f"after 4 steps, plain {mean(entry['plain']['5']).value:.2g} after 5")
+
+
 def render(found: dict) -> str:
     """Distances, then what fewer steps do to training, as tables."""
     lines = [("after steps", "momentum", *map(str, STEPS))]

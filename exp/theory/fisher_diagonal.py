@@ -89,6 +89,14 @@ def judge(found: dict) -> str:
     return "holds partly" if min(average("rank_correlation")) >= 0.5 else "does not hold"
 
 
+def figure(found: dict) -> str:
+    """The ranges over all points."""
+    ranks, errors = ([mean(entry["Fisher"][key]).value for entry in found.values()]
+                     for key in ("rank_correlation", "error"))
+    return (f"rank correlation {min(ranks):.2f} to {max(ranks):.2f}, error at the best scale "
+            f"{min(errors):.2f} to {max(errors):.2f}")
+
+
 def render(found: dict) -> str:
     """The numbers as a table."""
     keys = ("rank_correlation", "cosine", "error")

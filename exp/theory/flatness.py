@@ -88,6 +88,13 @@ def judge(found: dict) -> str:
     return "holds" if all(agree) else "holds partly" if any(agree) else "does not hold"
 
 
+def figure(found: dict) -> str:
+    """The rank correlations with the gap."""
+    return "; ".join(
+        f"{task}: " + ", ".join(f"{key.replace('_', ' ')} {correlation(by_rule, key)[0]:.2f}"
+                                for key in MEASURES) for task, by_rule in found.items())
+
+
 def render(found: dict) -> str:
     """The correlations, then the end points of each task."""
     lines = [("rank correlation with the gap", *(key.replace("_", " ") for key in MEASURES),

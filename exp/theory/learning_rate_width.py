@@ -66,6 +66,13 @@ def judge(found: dict) -> str:
     return "holds partly" if any(constant.values()) else "does not hold"
 
 
+def figure(found: dict) -> str:
+    """The exponents of ARS."""
+    return "lr ~ width^a, a " + ", ".join(
+        f"{mean(exponents(by_width)).value:.2g} ({label.rsplit(', ', 1)[-1]})"
+        for label, by_width in found.items() if label.startswith("ARS2"))
+
+
 def render(found: dict) -> str:
     """The best rates as a table, beside the losses there."""
     widths = list(next(iter(found.values())))

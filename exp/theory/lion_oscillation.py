@@ -48,6 +48,11 @@ def judge(found: dict) -> str:
     return "holds" if ratio >= HOLDS else "holds partly" if ratio >= PARTLY else "does not hold"
 
 
+def figure(found: dict) -> str:
+    """The ratio of fluctuations."""
+    return f"{interval(mean(ratios(found)))} times AdamW's"
+
+
 def render(found: dict) -> str:
     """Rates, losses and fluctuations as a table."""
     lines = [("rule", "best lr", "final loss", "fluctuation (nats)")]

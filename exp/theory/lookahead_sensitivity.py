@@ -72,6 +72,13 @@ def judge(found: dict) -> str:
     return "holds" if all(wider) else "holds partly" if any(wider) else "does not hold"
 
 
+def figure(found: dict) -> str:
+    """Widths without and with."""
+    return "doublings of lr within 0.1 nats, without and with: " + "; ".join(
+        f"{label} {mean(widths(by)['without']).value:.2g}, {mean(widths(by)['with']).value:.2g}"
+        for label, by in found.items())
+
+
 def render(found: dict) -> str:
     """Widths, best rates and losses as a table."""
     lines = [("rule", "Lookahead", "doublings within 0.1 nats", "best lr", "loss there")]

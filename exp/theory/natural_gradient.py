@@ -205,6 +205,16 @@ def judge(found: dict) -> str:
     return "holds partly" if above else "does not hold"
 
 
+def figure(found: dict) -> str:
+    """Cosines over training of the rules that the statement is about."""
+    share = f"{DAMPINGS[DECIDES]:g}"
+    parts = []
+    for rule in ("SGD", "Adam", "AdaRMSuon"):
+        cosines = [mean(entry[share]).value for entry in found["rules"][rule].values()]
+        parts.append(f"{rule} {min(cosines):.2f} to {max(cosines):.2f}")
+    return "cosine " + ", ".join(parts)
+
+
 def render(found: dict) -> str:
     """Two tables of cosines at the deciding damping, and one of the dampings."""
     share = f"{DAMPINGS[DECIDES]:g}"

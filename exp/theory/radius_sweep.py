@@ -19,21 +19,25 @@ RULE = ("at equal gradient evaluations, over two decades of the learning rate: h
 RATES = tuple(10 ** (step / 2) for step in range(-2, 3))  # times the rate of RULES
 NEAR, WORSE = 1.10, 1.05
 TR = {"name": "tr_muon", "lr": 1e-3}
-FREE = {"control": "line", "radius_range": (0.01, 100.0)}  # the whole sweep, and more, is in reach
+GAIN = {"control": "gain", "radius_range": (0.1, 4.0)}  # as the spike's proposal has it
+LINE = {"control": "line", "radius_range": (0.01, 100.0)}  # the whole sweep, and more, in reach
 RULES = {
     "AdamW": {"name": "adamw", "lr": 3e-3}, "Muon": {"name": "muon", "lr": 0.02},
     "K-FAC": {"name": "kfac", "lr": 1e-2},
     "K-FAC, damping 1e-5": {"name": "kfac", "lr": 1e-2, "damping": 1e-5},
+    "K-FAC, damping 1e-5, no KL clip": {"name": "kfac", "lr": 1e-2, "damping": 1e-5,
+                                        "kl_clip": math.inf},
     "RMSuon": {"name": "rmsuon", "lr": 1e-3},
-    "TR-Muon ratio": {**TR, "rule": "ratio"},
-    "TR-Muon ratio, accept 0.1": {**TR, "rule": "ratio", "accept": 0.1},
-    "TR-Muon secant": {**TR, "rule": "secant"},
-    "TR-Muon curvature, line": {**TR, "rule": "curvature", **FREE},
-    "TR-Muon slope": {**TR, "rule": "slope", "interval": 1},
-    "TR-Muon slope, line": {**TR, "rule": "slope", "interval": 1, **FREE},
+    "TR-Muon ratio": {**TR, **GAIN, "rule": "ratio"},
+    "TR-Muon ratio, accept 0.1": {**TR, **GAIN, "rule": "ratio", "accept": 0.1},
+    "TR-Muon secant": {**TR, **GAIN, "rule": "secant"},
+    "TR-Muon curvature, line": {**TR, "rule": "curvature", **LINE},
+    "TR-Muon slope": {**TR, **GAIN, "rule": "slope", "interval": 1},
+    "TR-Muon slope, line": {**TR, "rule": "slope", "interval": 1, **LINE},
 }
 COLORS = {"AdamW": "#c2410c", "Muon": "#15803d", "K-FAC": "#a16207",
-          "K-FAC, damping 1e-5": "#d6a94a", "RMSuon": "#111827"}
+          "K-FAC, damping 1e-5": "#d6a94a", "K-FAC, damping 1e-5, no KL clip": "#f3d38a",
+          "RMSuon": "#111827"}
 TASKS = {
     "grokking": {"data": {"p": 31, "fraction": 0.5, "batch_size": 128},
                  "model": {"d_model": 64, "d_head": 16, "d_mlp": 256}},
@@ -104,6 +108,18 @@ def judge(found: dict) -> str:
     if any(all(tasks) for tasks in helped.values()):
         return "holds"
     return "holds partly" if any(map(any, helped.values())) else "does not hold"
+
+
+def figure(found: dict) -> str:
+    """The lowest losses of RMSuon and of the best rule of TR-Muon, and how many rates are near."""
+    parts = []
+    for task, rules in found.items():
+        best = min((rule for rule in rules if rule.startswith("TR-Muon")),
+                   key=lambda rule: min(means(rules[rule]).values()))
+        parts.append(f"{task}: " + ", ".join(
+            f"{rule} {number(min(means(rules[rule]).values()))} ({near_best(rules[rule])})"
+            for rule in ("RMSuon", best)))
+    return "lowest loss (rates near it): " + "; ".join(parts)
 
 
 def render(found: dict) -> str:

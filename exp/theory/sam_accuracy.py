@@ -35,6 +35,12 @@ def judge(found: dict) -> str:
     return "holds partly" if means["as many steps"] >= POINTS else "does not hold"
 
 
+def figure(found: dict) -> str:
+    """The gains."""
+    return ", ".join(f"{interval(mean(values))} points at {key}"
+                     for key, values in gains(found).items())
+
+
 def render(found: dict) -> str:
     """Accuracies and the difference."""
     def points(values: list[float]) -> str:

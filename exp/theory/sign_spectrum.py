@@ -87,6 +87,13 @@ def judge(found: dict) -> str:
     return {0: "does not hold", len(real): "holds"}.get(lowered, "holds partly")
 
 
+def figure(found: dict) -> str:
+    """The range of the change over real momenta."""
+    changes = [mean(entry["after"]).value - mean(entry["before"]).value
+               for name, entry in found.items() if name.startswith("momentum")]
+    return f"entropy of real momentum changes by {min(changes):+.2f} to {max(changes):+.2f}"
+
+
 def render(found: dict) -> str:
     """The numbers as two tables: of sign, and of whole rules."""
     tables = {False: [("matrix", "entropy", "entropy of its sign", "change")],

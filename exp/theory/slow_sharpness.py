@@ -89,6 +89,16 @@ def judge(found: dict) -> str:
     return "holds" if all(above) else "holds partly" if any(above) else "does not hold"
 
 
+def figure(found: dict) -> str:
+    """Autocorrelations at the middle lag on the training batches, over the windows."""
+    lag, parts = LAGS[len(LAGS) // 2], []
+    for kind in KINDS:
+        values = [mean(by_batches["training batches"][kind][str(lag)]).value
+                  for by_batches in found["autocorrelation"].values()]
+        parts.append(f"{kind} {min(values):.2f} to {max(values):.2f}")
+    return f"cosine {lag} steps apart: " + ", ".join(parts)
+
+
 def render(found: dict) -> str:
     """Autocorrelations, then runs, as tables."""
     lines = [("mean cosine at lag", "", *map(str, LAGS))]

@@ -65,6 +65,14 @@ def judge(found: dict) -> str:
     return "holds partly" if any(at[0] for at in worse) else "does not hold"
 
 
+def figure(found: dict) -> str:
+    """Muon's loss less AdamW's at every batch size."""
+    return "Muon less AdamW: " + "; ".join(
+        f"{task} " + ", ".join(f"{mean(differences(by_rule)).value:+.2g} at {batch}"
+                               for batch, by_rule in by_batch.items())
+        for task, by_batch in found.items())
+
+
 def render(found: dict) -> str:
     """Best rates, losses and their difference at every batch size, as a table."""
     lines = [("task", "batch", "AdamW: best lr", "loss", "Muon: best lr", "loss",

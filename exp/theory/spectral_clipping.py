@@ -53,6 +53,12 @@ def headroom(by_rate: dict) -> float:
     return math.log2(max(trains) / best_of_grid(by_rate))
 
 
+def figure(found: dict) -> str:
+    """The speed-ups."""
+    return "Muon needs more steps by: " + ", ".join(
+        f"{100 * gain:+.0f} % ({name})" for name, gain in gains(found).items())
+
+
 def render(found: dict) -> str:
     """Rates, losses and the speed-up."""
     return render_race(found)

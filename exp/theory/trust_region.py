@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from exp.harness.statistics import mean
 from exp.harness.tables import interval, markdown, number
+from exp.theory.radius_sweep import GAIN, LINE
 from optimizer import optimizer_class
 
 OUTPUT = Path("outputs/paper/theory")
@@ -149,9 +150,10 @@ def final_loss(problem: Problem, name: str, steps: int, seed: int, **settings) -
 
 CONTENDERS = {
     "RMSuon": ("rmsuon", {}),
-    "TR-Muon ratio": ("tr_muon", {"rule": "ratio"}),
-    "TR-Muon curvature": ("tr_muon", {"rule": "curvature"}),
-    "TR-Muon secant": ("tr_muon", {"rule": "secant", "interval": 10}),
+    "TR-Muon ratio": ("tr_muon", {"rule": "ratio", **GAIN}),
+    "TR-Muon secant": ("tr_muon", {"rule": "secant", "interval": 10, **GAIN}),
+    "TR-Muon slope, line": ("tr_muon", {"rule": "slope", "interval": 1, **LINE}),
+    "TR-Muon curvature, line": ("tr_muon", {"rule": "curvature", **LINE}),
 }
 
 

@@ -83,6 +83,13 @@ def judge(found: dict) -> str:
     return "does not hold"
 
 
+def figure(found: dict) -> str:
+    """ARS's condition numbers."""
+    return "condition number " + ", ".join(
+        f"{number(mean(by_rule['ARS2-Neo Base']['condition']).value)} ({task})"
+        for task, by_rule in found.items())
+
+
 def render(found: dict) -> str:
     """The numbers, a table a task."""
     tables = []

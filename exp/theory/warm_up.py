@@ -58,6 +58,12 @@ def judge(found: dict) -> str:
     return "holds" if all(worse) else "holds partly" if any(worse + lower) else "does not hold"
 
 
+def figure(found: dict) -> str:
+    """What doing without costs."""
+    return "nats that doing without costs: " + ", ".join(
+        f"{label} {lowest(by['without']) - lowest(by['with']):+.2f}" for label, by in found.items())
+
+
 def render(found: dict) -> str:
     """Best rates and losses with and without, as a table."""
     lines = [("rule", "best lr without", "with", "loss without", "with", "what it costs")]

@@ -108,6 +108,16 @@ def judge(found: dict) -> str:
     return "holds" if all(wins) else "holds partly" if any(wins) else "does not hold"
 
 
+def figure(found: dict) -> str:
+    """How often the whitened direction raises the loss more than the gradient does."""
+    pairs = [[by_norm["global"][name][str(DECIDES)] for name in ("whitened", "gradient")]
+             for by_norm in found.values()]
+    rises = sum(sum(ours["rise"]) > sum(theirs["rise"]) for ours, theirs in pairs)
+    shares = sum(sum(per_divergence(ours)) > sum(per_divergence(theirs)) for ours, theirs in pairs)
+    return (f"whitened above the gradient at {rises} of {len(pairs)} points by length, at {shares} "
+            "by divergence")
+
+
 def render(found: dict) -> str:
     """Rises at the deciding length, then rises per root of the KL divergence."""
     head = ("at", *(f"{name}: {norm}".replace("|", "\\|") for norm in NORMS for name in DIRECTIONS))
