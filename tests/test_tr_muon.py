@@ -8,6 +8,7 @@ import torch
 from test_ars_family import SHAPES, final
 from torch import nn
 
+from exp.theory import blow_up
 from exp.theory.trust_region import estimates, main, noisy_quadratic, render, softmax_regression
 from optimizer.rmsuon import RMSuon
 from optimizer.tr_muon import TRMuon
@@ -260,3 +261,18 @@ def test_a_negative_secant_is_ignored():
         optimizer.step(closure)
     assert "kappa" not in optimizer.state[w]
     assert optimizer.diagnostics["radius"] == 1.0
+
+
+@pytest.mark.parametrize(("fragile", "plain", "ours", "verdict"), [
+    ([None, 2.0], [2.0, 2.0], [2.0, 2.0], "holds"), ([2.0, 2.0], [2.0, 2.0], [2.0, 2.0],
+                                                     "does not hold"),
+    ([None, 9.0], [9.0, None], [2.0, 9.0], "holds partly"),
+    ([None, 9.0], [2.0, 2.0], [2.0, 9.0], "does not hold")])
+def test_the_verdict_on_blowing_up(fragile, plain, ours, verdict):
+    found = {"cifar": {label: {"10": [2.0]} for label in blow_up.LABELS}}
+    for label, losses in ((blow_up.FRAGILE, fragile), (blow_up.PLAIN, plain),
+                          (blow_up.OURS, ours)):
+        found["cifar"][label] = {"10": losses}
+    assert blow_up.judge(found) == verdict
+    assert blow_up.count(found, blow_up.FRAGILE) == sum(v is None or v > 2.31 for v in fragile)
+    assert "2 runs" in blow_up.figure(found) and "(1 of 1)" not in blow_up.render(found)
