@@ -125,3 +125,21 @@ def test_the_verdict_on_the_fisher_diagonal(ranks, error, verdict):
 
     assert judge({f"step {n}": {"Fisher": {"rank_correlation": [rank], "error": [error]}}
                   for n, rank in enumerate(ranks)}) == verdict
+
+
+def test_the_fisher_diagonal_takes_batch_norms_as_training_has_them():
+    from exp.theory.fisher_diagonal import fisher_diagonals
+
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm2d(2, affine=False, momentum=0.1, dtype=torch.float64)
+    head = torch.nn.Linear(2, 3, bias=False, dtype=torch.float64)
+    x = 5 + 3 * torch.randn(40, 2, 1, 1, dtype=torch.float64)
+    labels = torch.arange(40) % 3
+    model = torch.nn.Sequential(norm, torch.nn.Flatten(), head)
+    found = fisher_diagonals(model, x, labels, torch.Generator().manual_seed(0))
+    flat = x.flatten(1)
+    inputs = (flat - flat.mean(0)) / (flat.var(0) + norm.eps).sqrt()
+    errors = (inputs @ head.weight.T).softmax(-1).detach() - torch.nn.functional.one_hot(labels, 3)
+    expected = (errors.square().unsqueeze(2) * inputs.square().unsqueeze(1)).mean(0).flatten()
+    torch.testing.assert_close(found["empirical Fisher"], expected)
+    assert float(norm.running_mean.abs().max()) == 0  # the model itself is left alone

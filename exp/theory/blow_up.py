@@ -66,7 +66,8 @@ def render(found: dict) -> str:
             "multiples of the rate that each rule has there; mean over the seeds with a finite "
             "loss, and how many blew up.")
     for task, rules in found.items():
-        lines = [(f"{task} (guessing: {number(GUESSING[task])})", *(f"x {f}" for f in FACTORS))]
+        lines = [(f"{task} (guessing: {number(GUESSING[task])})",
+                  *(f"x {factor}" for factor in rules[OURS]))]
         for label, by_factor in rules.items():
             cells = []
             for losses in by_factor.values():

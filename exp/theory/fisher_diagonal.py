@@ -1,5 +1,7 @@
 """Is Adam's second moment the diagonal of the Fisher information?"""
 
+import copy
+
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
@@ -31,11 +33,18 @@ def fisher_diagonals(model: nn.Module, inputs: Tensor, labels: Tensor,
     drawn from the model, "empirical Fisher" with the true ones.
 
     inputs (n, ...) whose logits are (1, classes) or (1, sequence, classes); of a sequence the
-    gradients of all its tokens are summed (with drawn labels they are uncorrelated). In eval mode.
+    gradients of all its tokens are summed (with drawn labels they are uncorrelated). Batch norms
+    take the statistics of all inputs: running ones lag far behind early in training.
     """
-    params = list(model.parameters())
-    was_training = model.training
+    model = copy.deepcopy(model)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    if norms:
+        with torch.no_grad():
+            model.train()(inputs)
     model.eval()
+    params = list(model.parameters())
     totals = {name: [torch.zeros_like(p) for p in params] for name in AGAINST}
     for row, own in zip(inputs.split(1), labels.split(1), strict=True):
         logits = model(row).flatten(0, -2)
@@ -44,7 +53,6 @@ def fisher_diagonals(model: nn.Module, inputs: Tensor, labels: Tensor,
             loss = F.cross_entropy(logits, targets, reduction="sum")
             each = torch.autograd.grad(loss, params, retain_graph=name == AGAINST[0])
             torch._foreach_addcmul_(totals[name], each, each)
-    model.train(was_training)
     return {name: torch.cat([t.flatten() for t in total]) / len(inputs)
             for name, total in totals.items()}
 
@@ -109,6 +117,8 @@ def render(found: dict) -> str:
     return ("Over all parameters of the grokking model, of a ResNet-18 of width 4 and of a Qwen3 "
             f"of one layer; the diagonals are of training examples ({counts}; sequences, their "
             "tokens summed), each with labels drawn from the model (Fisher) or its own "
-            "(empirical). "
+            "(empirical), batch norms at the statistics of these images (a first run took the "
+            "running ones, which at step 8 are mostly still their initial values: rank "
+            "correlation 0.06). "
             "Adam averages squares of gradients of whole batches: where the mean gradient "
             "dominates, its square is what Adam sees.\n\n" + markdown(lines))
