@@ -35,6 +35,7 @@ RULES = {
     "TR-Muon slope": {**TR, **GAIN, "rule": "slope", "interval": 1},
     "TR-Muon slope, line": {**TR, "rule": "slope", "interval": 1, **LINE},
 }
+DEFAULT = "TR-Muon curvature, line"
 COLORS = {"AdamW": "#c2410c", "Muon": "#15803d", "K-FAC": "#a16207",
           "K-FAC, damping 1e-5": "#d6a94a", "K-FAC, damping 1e-5, no KL clip": "#f3d38a",
           "RMSuon": "#111827"}
@@ -111,15 +112,13 @@ def judge(found: dict) -> str:
 
 
 def figure(found: dict) -> str:
-    """The lowest losses of RMSuon and of the best rule of TR-Muon, and how many rates are near."""
+    """The range of losses over the rates, of RMSuon and of what became TR-Muon's default."""
     parts = []
     for task, rules in found.items():
-        best = min((rule for rule in rules if rule.startswith("TR-Muon")),
-                   key=lambda rule: min(means(rules[rule]).values()))
-        parts.append(f"{task}: " + ", ".join(
-            f"{rule} {number(min(means(rules[rule]).values()))} ({near_best(rules[rule])})"
-            for rule in ("RMSuon", best)))
-    return "lowest loss (rates near it): " + "; ".join(parts)
+        ends = (sorted(means(rules[rule]).values()) for rule in ("RMSuon", DEFAULT))
+        parts.append(f"{task}: " + ", ".join(f"{number(low)} to {number(high)}"
+                                             for low, *_, high in ends))
+    return f"loss over two decades of lr, RMSuon and {DEFAULT}: " + "; ".join(parts)
 
 
 def render(found: dict) -> str:
