@@ -43,28 +43,30 @@ def measure(rounds: int, clock: str, device: torch.device, full: bool) -> dict[s
         settings = load_settings(path, [f'experiment.device="{device.type}"'], module.TASK)
         runs = {mode: build({**settings, "optimizer": {**optimizer, "routing": "role"}},
                             module.TASK, module.loss_fn) for mode, optimizer in MODES.items()}
-        rows = summary(interleaved({mode: steps(built) for mode, built in runs.items()},
-                                   rounds, clock), "AdamW")
+        functions = {mode: steps(built) for mode, built in runs.items()}
+        rows = summary(interleaved(functions, rounds, clock), "AdamW")
         for mode, built in runs.items():
             for key in ("ms", "ms_low", "ms_high"):
                 rows[mode][key] /= PERIOD
             rows[mode]["claim"] = CLAIMS.get(mode)
             rows[mode]["state_per_weight"] = state_per_weight(built.optimizer)
-            taken = PERIOD * (2 + rows[mode]["rounds"])
+            taken = PERIOD * functions[mode].calls
             rows[mode]["evaluations"] = built.objective.gradient_evaluations / taken
         results[config] = rows
     return results
 
 
 def steps(built: Built) -> Callable[[], None]:
-    """A function that trains PERIOD steps, as the scripts' loops do."""
+    """A function that trains PERIOD steps, as the scripts' loops do; `calls` counts its calls."""
     batches = endless(built)
     built.model.train()
 
     def run() -> None:
+        run.calls += 1
         for _ in range(PERIOD):
             built.optimizer.step(built.objective.on(next(batches)))
 
+    run.calls = 0
     return run
 
 
