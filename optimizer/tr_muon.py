@@ -93,8 +93,9 @@ class TRMuon(MatrixOptimizer):
         checks.choice(Control, control=control)
         checks.choice(EnergyScope, energy_scope=energy_scope)
         checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)
-        if not 0 < radius_range[0] <= 1 <= radius_range[1]:
-            raise ValueError(f"radius_range must be around 1 and above 0, got {radius_range!r}")
+        if not 0 < radius_range[0] < 1 < radius_range[1]:
+            raise ValueError("radius_range must be two numbers above 0, one below 1 and one above "
+                             f"it, got {radius_range!r}")
         self.rule, self.interval = rule, interval
         self.control, self.radius_range = control, tuple(radius_range)
         self.gain, self.target, self.accept = gain, target, accept
