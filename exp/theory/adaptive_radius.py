@@ -72,5 +72,5 @@ def render(found: dict) -> str:
             "Held-out accuracy on 2000 images, else held-out loss (nats). Small models: "
             "ResNet-18 of width 4 on 2500 images, one layer of Qwen3 on Wikitext-2, modular "
             "addition with p = 31, where nothing generalizes in so few steps: guessing is ln 31 = "
-            "3.43 nats, and a lower loss there is of a model that has learned less, so that a verdict "
-            "that rests on it alone says little.\n\n" + markdown(lines))
+            "3.43 nats, and a lower loss there is of a model that has learned less, so that a "
+            "verdict that rests on it alone says little.\n\n" + markdown(lines))
