@@ -250,6 +250,7 @@ def check_pages(names, folder):
     for name in names:
         content = json.loads((folder / f"{name}.json").read_text())
         assert (folder / f"{name}.md").read_text() == command.page(name, content)
+        assert content["facts"]["commit"]
         figure = command.statements()[name].figure(content["found"])
         assert figure and not set("|\n") & set(figure)
         if hasattr(command.statements()[name], "plot"):

@@ -41,6 +41,14 @@ def run_facts(model: nn.Module, optimizer: Optimizer, device: torch.device) -> d
     }
 
 
+def short_commit() -> str:
+    """Seven digits of the commit, "+" after them where tracked files differ from it; "unknown"
+    outside a repository."""
+    digits = _git("rev-parse", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return f"{digits[:7]}{'+' if changed else ''}" if digits else "unknown"
+
+
 def loaded_sources() -> dict[str, str]:
     """Every file of ours that this process has imported, and its content's hash: the code that
     this run depends on, whatever else a commit may change."""

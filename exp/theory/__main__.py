@@ -16,7 +16,7 @@ import torch
 
 import exp.theory
 from exp.harness.cli import BAD_INPUT, COMPLETED
-from exp.harness.facts import device_name, version_of
+from exp.harness.facts import device_name, short_commit, version_of
 
 OUTPUT = Path("outputs/paper/theory")
 SUMMARY = Path("docs/theory.md")
@@ -35,11 +35,12 @@ def page(name: str, content: dict) -> str:
     """The page of one statement, from its JSON."""
     module = statements()[name]
     facts = content["facts"]
+    commit = f"commit {facts['commit']}" if "commit" in facts else "commit not recorded"
     return "\n\n".join([
         f"# {module.SAYS}", f"Source: {module.SOURCE}. `python -m exp.theory {name}`.",
         f"**{module.judge(content['found'])}**. The rule, written before the run: {module.RULE}",
         module.render(content["found"]),
-        f"{facts['device']}, torch {facts['torch']}; seeds {facts['seeds']}."]) + "\n"
+        f"{facts['device']}, torch {facts['torch']}; {commit}; seeds {facts['seeds']}."]) + "\n"
 
 
 def summary(folder: Path) -> str:
@@ -71,11 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     options.output.mkdir(parents=True, exist_ok=True)
     seeds = list(range(1, options.seeds + 1))
+    commit = short_commit()  # of the code that is loaded, whatever happens while it runs
     for name in options.names or statements():
         found = statements()[name].measure(seeds)
         content = {"found": found, "facts": {
             "device": device_name(torch.device("cpu")), "torch": version_of("torch"),
-            "seeds": seeds}}
+            "commit": commit, "seeds": seeds}}
         path = options.output / f"{name}.json"
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         path.with_suffix(".md").write_text(page(name, content), encoding="utf-8")
