@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from exp.bench import __main__ as bench
-from exp.bench import polar, report, sharding, steps, timing
+from exp.bench import polar, report, sharding, steps, timing, training
+from exp.bench.memory import peak_bytes
 from exp.bench.timing import interleaved, summary
 
 
@@ -44,6 +45,37 @@ def test_the_opponent_is_kellers_muon():
     torch.testing.assert_close(params[0], params[1], rtol=1e-6, atol=1e-6)  # its floor is 1e-7
 
 
+def test_memory_is_what_a_call_holds_at_its_worst_and_does_not_keep():
+    x, kept = torch.zeros(1000), []
+
+    def call():
+        kept.append(x + 1)  # 4000 bytes that stay
+        y = x + 2
+        z = y + 3
+        del y
+        return (z * 2).sum()  # z and its double at once
+
+    assert peak_bytes(call, torch.device("cpu")) == pytest.approx(8000, abs=200)
+
+
+@pytest.mark.filterwarnings("ignore")  # the libraries' own
+def test_training_needs_weights_gradients_state_and_what_the_pass_keeps(monkeypatch):
+    from exp.theory.training import built
+
+    tiny = {"data": {"p": 11, "fraction": 0.5, "batch_size": 30},
+            "model": {"d_model": 16, "d_head": 4, "d_mlp": 32}}
+    run = built({"name": "adamw"}, 1, **tiny)
+    training.steps(run)()
+    weights = sum(p.nbytes for p in run.model.parameters())
+    counters = 4 * len(list(run.model.parameters()))  # AdamW's step counts
+    assert training.resident_bytes(run) == 4 * weights + counters
+    row = {"ms": 1.0, "ms_low": 1.0, "ms_high": 2.0, "ratio": 2.0, "ratio_low": 2.0,
+           "ratio_high": 3.0, "claim": None, "evaluations": 1.0, "state_per_weight": 2.0,
+           "memory": 3_000_000, "memory_ratio": 1.5}
+    table = report.training_tables({"toy": {"AdamW": row}})
+    assert "| AdamW | 1.0 [1.0, 2.0] | 2.00 [2.00, 3.00] | - | 1.00 | 2.00 | 3 | 1.50 |" in table
+
+
 @pytest.mark.filterwarnings("ignore")  # the libraries' own
 def test_the_command_writes_numbers_tables_and_a_plot(monkeypatch, tmp_path):
     monkeypatch.setattr(polar, "SIZES", [(4, 6), (6, 6)])
@@ -54,6 +86,8 @@ def test_the_command_writes_numbers_tables_and_a_plot(monkeypatch, tmp_path):
     rows = json.loads((tmp_path / "steps_cpu.json").read_text())["results"]["toy"]
     assert rows["muon"]["state_per_weight"] == 1 and rows["muon"]["ratio"] == 1
     assert rows["ars2_neo, base"]["state_per_weight"] == 2
+    assert rows["torch AdamW, fused"]["extra_per_weight"] < 0.1
+    assert rows["torch AdamW, foreach"]["extra_per_weight"] > 0.5
     sizes = json.loads((tmp_path / "polar_cpu.json").read_text())["results"]["sizes"]
     assert sizes["4 x 6"]["svd"]["error"]["gaussian"] < 1e-5
     assert sizes["6 x 6"]["ours, keller"]["error"]["gaussian"] < 0.5

@@ -33,13 +33,14 @@ def _spread(row: dict, key: str, digits: str) -> str:
 
 
 def step_tables(results: dict) -> list[str]:
-    """One table a set of shapes; the ratio is to our Muon."""
+    """One table a set of shapes; the ratio is to our Muon, memory beside the weights' own."""
     lines = []
     for name, rows in results.items():
-        lines += [f"### {name}", "", "| optimizer | ms a step | / our Muon | state / weight |",
-                  "|---|---|---|---|"]
+        lines += [f"### {name}", "", "| optimizer | ms a step | / our Muon | state / weight | "
+                  "needed for a while / weight |", "|---|---|---|---|---|"]
         lines += [f"| {key} | {_spread(row, 'ms', '.2f')} | {_spread(row, 'ratio', '.3g')} | "
-                  f"{row['state_per_weight']:.2f} |" for key, row in rows.items()]
+                  f"{row['state_per_weight']:.2f} | {row['extra_per_weight']:.2f} |"
+                  for key, row in rows.items()]
         lines.append("")
     return lines
 
@@ -62,15 +63,18 @@ def polar_tables(results: dict) -> list[str]:
 
 
 def training_tables(results: dict) -> list[str]:
-    """One table a configuration; the ratio is to AdamW, the claim the paper's."""
+    """One table a configuration; ratios are to AdamW, the claim the paper's. Memory: weights,
+    gradients, state, activations and what a step needs for a while, at the worst moment."""
     lines = []
     for name, rows in results.items():
         lines += [f"### {name}", "", "| mode | ms a step | / AdamW | claim | evaluations a step |"
-                  " state / weight |", "|---|---|---|---|---|---|"]
+                  " state / weight | peak memory, MB | / AdamW |",
+                  "|---|---|---|---|---|---|---|---|"]
         for key, row in rows.items():
             claim = f"{row['claim']:.2f}" if row["claim"] else "-"
             lines.append(f"| {key} | {_spread(row, 'ms', '.1f')} | {_spread(row, 'ratio', '.2f')} |"
-                         f" {claim} | {row['evaluations']:.2f} | {row['state_per_weight']:.2f} |")
+                         f" {claim} | {row['evaluations']:.2f} | {row['state_per_weight']:.2f} | "
+                         f"{row['memory'] / 1e6:.0f} | {row['memory_ratio']:.2f} |")
         lines.append("")
     return lines
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim import Muon as TorchMuon
 
+from exp.bench.memory import peak_bytes
 from exp.bench.timing import interleaved, summary
 from model import build_model
 from optimizer import optimizer_class
@@ -81,25 +82,51 @@ def contestants() -> dict[str, Callable[[list[nn.Parameter]], Optimizer]]:
 
 
 def measure(rounds: int, clock: str, device: torch.device) -> dict[str, dict]:
-    """Per set of shapes: times, ratios to our Muon, state tensors per weight."""
+    """Per set of shapes: times, ratios to our Muon, state and extra memory of a step per weight."""
     results = {}
     for name, sizes in shapes().items():
         optimizers = {key: make(_parameters(sizes, key, device))
                       for key, make in contestants().items()}
-        steps = {key: optimizer.step if key == "heavyball" else lambda optimizer=optimizer:
-                 optimizer.step(lambda: torch.zeros(())) for key, optimizer in optimizers.items()}
+        steps = {key: stepper(optimizer, closure=key != "heavyball")
+                 for key, optimizer in optimizers.items()}
+        # Every first step is looked at, not timed: heavyball's compiles.
+        extra = {key: peak_bytes(step, device) for key, step in steps.items()}
         rows = summary(interleaved(steps, rounds, clock), REFERENCE)
         for key, optimizer in optimizers.items():
             rows[key]["state_per_weight"] = state_per_weight(optimizer)
+            rows[key]["extra_per_weight"] = extra[key] / weight_bytes(optimizer)
         results[name] = rows
     return results
 
 
+def stepper(optimizer: Optimizer, closure: bool) -> Callable[[], None]:
+    """A function that takes one step with the gradients that stand now; heavyball's step takes
+    no closure and takes the gradients away."""
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = [p.grad for p in weights]
+
+    def step() -> None:
+        for p, gradient in zip(weights, gradients, strict=True):
+            p.grad = gradient
+        optimizer.step(*([lambda: torch.zeros(())] if closure else []))
+
+    return step
+
+
 def state_per_weight(optimizer: Optimizer) -> float:
     """Bytes of state over bytes of parameters."""
-    weights = [p for group in optimizer.param_groups for p in group["params"]]
-    state = [value for p in weights for value in _tensors(optimizer.state.get(p, {}))]
-    return sum(t.nbytes for t in state) / sum(p.nbytes for p in weights)
+    return sum(tensor.nbytes for tensor in state_of(optimizer)) / weight_bytes(optimizer)
+
+
+def state_of(optimizer: Optimizer) -> list[Tensor]:
+    """Every tensor that it keeps for a parameter between steps."""
+    return [tensor for group in optimizer.param_groups for p in group["params"]
+            for tensor in _tensors(optimizer.state.get(p, {}))]
+
+
+def weight_bytes(optimizer: Optimizer) -> int:
+    """Bytes of all its parameters."""
+    return sum(p.nbytes for group in optimizer.param_groups for p in group["params"])
 
 
 def _tensors(value: object) -> list[Tensor]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from exp.bench.steps import state_per_weight
+from exp.bench.memory import peak_bytes
+from exp.bench.steps import state_of, state_per_weight
 from exp.bench.timing import interleaved, summary
 from exp.harness.build import Built, build
 from exp.harness.config import load_settings
@@ -29,31 +30,49 @@ MODES = {
     "TR-Muon, slope": {"name": "tr_muon", "rule": "slope", "interval": 1},
     "TR-Muon, secant": {"name": "tr_muon", "rule": "secant", "interval": 10},
 }
+FULL_MODES = ("AdamW", "Muon", "Base", "Sync", "Lazy k=5", "AGA", "AdaMuon", "NorMuon")
 CLAIMS = {"Base": 1.05, "Lazy k=5": 1.25, "AGA": 1.25, "Sync": 2.0,
           "AdaMuon": 1.05, "NorMuon": 1.1}  # paper, over AdamW
 PERIOD = 5  # steps timed together: a whole lazy cycle
 
 
 def measure(rounds: int, clock: str, device: torch.device, full: bool) -> dict[str, dict]:
-    """Per task and mode: ms a step, ratio to AdamW, claim, state, gradient evaluations a step."""
+    """Per task and mode: ms a step, ratio to AdamW, claim, state, gradient evaluations a step,
+    bytes that training needs at its worst moment (data apart).
+
+    full: the paper's models, in the modes of its table.
+    """
+    modes = FULL_MODES if full else tuple(MODES)
     results = {}
     for task, config in (FULL if full else CONFIGS).items():
         module = importlib.import_module(f"exp.{task}.train")
         path = Path(__file__).parents[2] / "config" / f"{config}.toml"
         settings = load_settings(path, [f'experiment.device="{device.type}"'], module.TASK)
-        runs = {mode: build({**settings, "optimizer": {**optimizer, "routing": "role"}},
-                            module.TASK, module.loss_fn) for mode, optimizer in MODES.items()}
+        runs = {mode: build({**settings, "optimizer": {**MODES[mode], "routing": "role"}},
+                            module.TASK, module.loss_fn) for mode in modes}
         functions = {mode: steps(built) for mode, built in runs.items()}
+        memory = {mode: peak_bytes(functions[mode], device) + resident_bytes(built)
+                  for mode, built in runs.items()}
         rows = summary(interleaved(functions, rounds, clock), "AdamW")
         for mode, built in runs.items():
             for key in ("ms", "ms_low", "ms_high"):
                 rows[mode][key] /= PERIOD
             rows[mode]["claim"] = CLAIMS.get(mode)
             rows[mode]["state_per_weight"] = state_per_weight(built.optimizer)
+            rows[mode]["memory"] = memory[mode]
+            rows[mode]["memory_ratio"] = memory[mode] / memory["AdamW"]
             taken = PERIOD * functions[mode].calls
             rows[mode]["evaluations"] = built.objective.gradient_evaluations / taken
         results[config] = rows
     return results
+
+
+def resident_bytes(built: Built) -> int:
+    """Bytes of weights, buffers, gradients and optimizer state, as they stand between steps."""
+    weights = list(built.model.parameters())
+    tensors = [*weights, *built.model.buffers(), *state_of(built.optimizer),
+               *(p.grad for p in weights if p.grad is not None)]
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def steps(built: Built) -> Callable[[], None]:

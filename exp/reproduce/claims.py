@@ -29,6 +29,7 @@ CLAIMS = Path(__file__).parent / "claims.toml"
 SCALE_FREE = ("lead", "speedup", "delay")  # measures that compare two of our rows
 MILESTONES = ("fit", "grok", "converged")
 PERCENT = 100.0
+OVERHEADS = {"extra_compute": "ratio", "extra_memory": "memory_ratio"}  # in the benchmark's rows
 OVERHEAD_CONFIGS = ("lrp_cifar10_", "lrp_wikitext2_")  # the tasks of the paper's overhead table
 
 Verdict = Literal["holds", "holds partly", "does not hold", "not yet run", "cannot be tested here"]
@@ -108,15 +109,18 @@ def estimate(claim: Claim, table: Table, records: dict, scale: str, protocol: st
 
 
 def overhead(claim: Claim, bench: dict) -> Estimate | None:
-    """Extra time beyond AdamW's in percent, from `exp.bench training --full`: the mean over the
-    paper's two tasks, with the lowest and the highest quartile; None where it was not measured."""
+    """Extra time or memory beyond AdamW's in percent, from `exp.bench training --full`: the mean
+    over the paper's two tasks, with the lowest and the highest (of a time, quartile); None where
+    it was not measured."""
+    key = OVERHEADS.get(claim.measure)
     mode = claim.row.removeprefix("ARS2-Neo ")
     rows = [modes[mode] for config, modes in bench.get("results", {}).items()
             if config.startswith(OVERHEAD_CONFIGS) and mode in modes]
-    if claim.measure != "extra_compute" or not rows:
+    if key is None or not rows:
         return None
-    low, high = min(row["ratio_low"] for row in rows), max(row["ratio_high"] for row in rows)
-    value = sum(row["ratio"] for row in rows) / len(rows)
+    low = min(row.get(f"{key}_low", row[key]) for row in rows)
+    high = max(row.get(f"{key}_high", row[key]) for row in rows)
+    value = sum(row[key] for row in rows) / len(rows)
     return Estimate(*(PERCENT * (ratio - 1) for ratio in (value, low, high)),
                     min(row["rounds"] for row in rows))
 
