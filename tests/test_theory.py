@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from exp.theory import __main__ as command
-from exp.theory import sign_spectrum, training, update_spectrum
+from exp.theory import training
+from exp.theory.spectra import sign_spectrum, update_spectrum
 
 KEPT = Path("outputs/paper/theory")
 NAMES = list(command.statements())
@@ -99,7 +100,7 @@ def test_the_committed_summary_is_what_the_pages_say():
 
 
 def test_the_fisher_diagonal_of_softmax_regression_by_hand():
-    from exp.theory.fisher_diagonal import agreement, fisher_diagonals
+    from exp.theory.spectra.fisher_diagonal import agreement, fisher_diagonals
 
     torch.manual_seed(0)
     model = torch.nn.Linear(2, 3, bias=False, dtype=torch.float64)
@@ -121,14 +122,14 @@ def test_the_fisher_diagonal_of_softmax_regression_by_hand():
     ((0.95, 0.9), 0.4, "holds"), ((0.95, 0.9), 0.6, "holds partly"),
     ((0.95, 0.4), 0.1, "does not hold")])
 def test_the_verdict_on_the_fisher_diagonal(ranks, error, verdict):
-    from exp.theory.fisher_diagonal import judge
+    from exp.theory.spectra.fisher_diagonal import judge
 
     assert judge({f"step {n}": {"Fisher": {"rank_correlation": [rank], "error": [error]}}
                   for n, rank in enumerate(ranks)}) == verdict
 
 
 def test_the_fisher_diagonal_takes_batch_norms_as_training_has_them():
-    from exp.theory.fisher_diagonal import fisher_diagonals
+    from exp.theory.spectra.fisher_diagonal import fisher_diagonals
 
     torch.manual_seed(0)
     norm = torch.nn.BatchNorm2d(2, affine=False, momentum=0.1, dtype=torch.float64)

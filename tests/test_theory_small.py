@@ -8,19 +8,11 @@ import torch
 from torch.nn import functional as F
 
 from exp.theory import __main__ as command
-from exp.theory import (
-    fewer_steps,
-    fisher_diagonal,
-    flatness,
-    learning_rate_width,
-    natural_gradient,
-    perturbations,
-    radius_sweep,
-    sign_spectrum,
-    slow_sharpness,
-    training,
-    whitened_perturbation,
-)
+from exp.theory import training
+from exp.theory.radius import radius_sweep
+from exp.theory.sharpness import flatness, perturbations, slow_sharpness, whitened_perturbation
+from exp.theory.spectra import fewer_steps, fisher_diagonal, natural_gradient, sign_spectrum
+from exp.theory.sweeps import learning_rate_width
 
 DOUBLE = torch.float64
 TINY = {"data": {"p": 11, "fraction": 0.5, "batch_size": 30},

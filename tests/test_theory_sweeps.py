@@ -7,19 +7,18 @@ import torch
 from test_theory_small import check_pages
 
 from exp.theory import __main__ as command
-from exp.theory import (
+from exp.theory import training
+from exp.theory.sharpness import adaptive_radius, sam_accuracy
+from exp.theory.sharpness import runs as sharpness_runs
+from exp.theory.sweeps import (
     adaptive_eps,
-    adaptive_radius,
     batch_size,
     eight_bit,
+    grids,
     lion_oscillation,
     lookahead_sensitivity,
-    sam_accuracy,
-    sharpness_runs,
     small_batches,
     spectral_clipping,
-    sweeps,
-    training,
     warm_up,
 )
 
@@ -35,40 +34,40 @@ def valley(best: float, floor: float = 0.0, seeds: int = 2) -> dict:
 def test_the_best_rate_of_a_parabola_and_its_exponent():
     rates = [2.0**n for n in range(-3, 4)]
     losses = [(math.log2(rate) - 0.3) ** 2 for rate in rates]
-    assert sweeps.best_rate(rates, losses) == pytest.approx(2**0.3)
-    assert sweeps.best_rate(rates, [*losses[:4], math.inf, math.inf, math.inf]) == 1
-    assert sweeps.best_rate(rates, rates) == rates[0]  # at the end of the grid
-    found = sweeps.exponent([64, 128, 256], [3 / 64, 3 / 128, 3 / 256])
+    assert grids.best_rate(rates, losses) == pytest.approx(2**0.3)
+    assert grids.best_rate(rates, [*losses[:4], math.inf, math.inf, math.inf]) == 1
+    assert grids.best_rate(rates, rates) == rates[0]  # at the end of the grid
+    found = grids.exponent([64, 128, 256], [3 / 64, 3 / 128, 3 / 256])
     assert found == pytest.approx(-1)
 
 
 def test_the_grid_grows_until_the_best_has_two_neighbours_on_either_side():
-    found = sweeps.grid(lambda lr: [(math.log2(lr) - 4) ** 2], 1.0)
+    found = grids.grid(lambda lr: [(math.log2(lr) - 4) ** 2], 1.0)
     assert list(found) == [2.0**n for n in range(-1, 7)]
 
 
 def test_what_is_read_off_a_grid():
     by_rate = {"1": [3.0, 5.0], "2": [2.0, 4.0], "4": [1.0, None]}
-    assert sweeps.best_losses(by_rate) == [2.0, 4.0]
-    assert sweeps.lowest(by_rate) == 3.0
-    assert sweeps.best_of_grid(by_rate) == 2.0
-    assert sweeps.written({0.5: [1.0, math.inf]}) == {"0.5": [1.0, None]}
+    assert grids.best_losses(by_rate) == [2.0, 4.0]
+    assert grids.lowest(by_rate) == 3.0
+    assert grids.best_of_grid(by_rate) == 2.0
+    assert grids.written({0.5: [1.0, math.inf]}) == {"0.5": [1.0, None]}
 
 
 def test_arrivals_and_speed_ups_by_hand():
     # Points at steps 5, 10, 15; the level 2 is crossed half way from 10 to 15.
-    assert sweeps.arrival([5.0, 3.0, 1.0], 2.0) == 12.5
-    assert sweeps.arrival([5.0, 3.0, 1.0], 6.0) == 5
-    assert sweeps.arrival([5.0, 3.0, 1.0], 0.5) == math.inf
+    assert grids.arrival([5.0, 3.0, 1.0], 2.0) == 12.5
+    assert grids.arrival([5.0, 3.0, 1.0], 6.0) == 5
+    assert grids.arrival([5.0, 3.0, 1.0], 0.5) == math.inf
     # The higher of the lowest losses is 1: at 15 and at 10 steps.
-    assert sweeps.speedups([[5.0, 3.0, 1.0]], [[3.0, 1.0, 0.5]]) == [pytest.approx(0.5)]
-    assert sweeps.speedups([[3.0, 1.0, 0.5]], [[5.0, 3.0, 1.0]]) == [pytest.approx(-1 / 3)]
+    assert grids.speedups([[5.0, 3.0, 1.0]], [[3.0, 1.0, 0.5]]) == [pytest.approx(0.5)]
+    assert grids.speedups([[3.0, 1.0, 0.5]], [[5.0, 3.0, 1.0]]) == [pytest.approx(-1 / 3)]
 
 
 def test_a_curve_is_the_training_it_says(tiny_data):
-    found = sweeps.curve(sweeps.sgd(0.1), 1, count=4, batch_size=2, warmup=0.5, every=2)
-    small = sweeps.SMALL["wikitext2"]
-    run = training.built(sweeps.sgd(0.1), 1, "wikitext2",
+    found = grids.curve(grids.sgd(0.1), 1, count=4, batch_size=2, warmup=0.5, every=2)
+    small = grids.SMALL["wikitext2"]
+    run = training.built(grids.sgd(0.1), 1, "wikitext2",
                          data={**small["data"], "batch_size": 2}, model=small["model"])
     by_hand = torch.optim.SGD(run.model.parameters(), lr=1.0, momentum=0.9)
     batches, expected = training.batches(run), []
@@ -80,13 +79,13 @@ def test_a_curve_is_the_training_it_says(tiny_data):
         by_hand.step()
         if step % 2:
             with torch.no_grad():
-                rows = [tensor[:sweeps.HELD_OUT["wikitext2"]] for tensor in run.data.eval]
+                rows = [tensor[:grids.HELD_OUT["wikitext2"]] for tensor in run.data.eval]
                 expected.append(float(run.objective.loss_fn(run.model, *rows)[0]))
     assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_diverged_curve_is_infinite_to_its_end(tiny_data):
-    found = sweeps.curve(sweeps.sgd(1e30), 1, count=6, batch_size=2, every=1)
+    found = grids.curve(grids.sgd(1e30), 1, count=6, batch_size=2, every=1)
     assert len(found) == 6 and found[-1] == math.inf
 
 
@@ -157,7 +156,7 @@ def test_the_verdicts_on_races(steps, verdict):
                                 (spectral_clipping, "Muon", "clip")):
         found = {base: {"rates": valley(0), "curves": [[1.0, *crossing(steps)]]},
                  other: {"rates": valley(0), "curves": [[1.0, 0.5, 0.5]]}}
-        assert sweeps.speedups(found[base]["curves"], found[other]["curves"]) == [
+        assert grids.speedups(found[base]["curves"], found[other]["curves"]) == [
             pytest.approx(steps / 10 - 1)]
         assert module.judge(found) == verdict
 
@@ -208,8 +207,8 @@ def test_the_verdict_on_adaptive_radii(accuracy, loss, verdict):
 
 def test_a_tiny_run_of_each_is_written_and_reads_back(tiny_data, tmp_path, monkeypatch, capsys):
     pytest.importorskip("bitsandbytes")
-    monkeypatch.setitem(sweeps.curve.__kwdefaults__, "count", 5)
-    monkeypatch.setattr(sweeps, "LONGEST", 3)
+    monkeypatch.setitem(grids.curve.__kwdefaults__, "count", 5)
+    monkeypatch.setattr(grids, "LONGEST", 3)
     monkeypatch.setattr(batch_size, "BATCHES", (2, 4))
     monkeypatch.setattr(small_batches, "BATCHES", {"wikitext2": (2,), "grokking": (30,)})
     monkeypatch.setattr(small_batches, "PAIR_STEPS", 1)

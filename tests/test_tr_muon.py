@@ -8,8 +8,14 @@ import torch
 from test_ars_family import SHAPES, final
 from torch import nn
 
-from exp.theory import blow_up
-from exp.theory.trust_region import estimates, main, noisy_quadratic, render, softmax_regression
+from exp.theory.radius import blow_up
+from exp.theory.radius.trust_region import (
+    estimates,
+    main,
+    noisy_quadratic,
+    render,
+    softmax_regression,
+)
 from optimizer.rmsuon import RMSuon
 from optimizer.tr_muon import TRMuon
 

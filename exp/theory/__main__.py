@@ -25,10 +25,10 @@ SUMMARY = Path("docs/theory.md")
 def statements() -> dict[str, ModuleType]:
     """Name -> module with SAYS, SOURCE, RULE, measure(seeds), judge(found), figure(found) in a few
     words, render(found), and plot(found, path) where a curve says more."""
-    names = [module.name for module in pkgutil.iter_modules(exp.theory.__path__)]
-    modules = {name: importlib.import_module(f"exp.theory.{name}") for name in names
-               if not name.startswith("__")}
-    return {name: module for name, module in modules.items() if hasattr(module, "SAYS")}
+    paths = [found.name for found in pkgutil.walk_packages(exp.theory.__path__, "exp.theory.")]
+    modules = {path.rsplit(".", 1)[1]: importlib.import_module(path) for path in paths
+               if not path.endswith("__")}
+    return {name: modules[name] for name in sorted(modules) if hasattr(modules[name], "SAYS")}
 
 
 def page(name: str, content: dict) -> str:

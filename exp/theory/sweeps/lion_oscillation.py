@@ -5,8 +5,8 @@ import math
 
 from exp.harness.statistics import mean
 from exp.harness.tables import interval, markdown, number
-from exp.theory.sweeps import MODEL_TEXT, STEPS, adamw, best_of_grid, curve, sweep
-from exp.theory.warm_up import lion
+from exp.theory.sweeps.grids import MODEL_TEXT, STEPS, adamw, best_of_grid, curve, sweep
+from exp.theory.sweeps.warm_up import lion
 
 SAYS = "Lion's loss curve fluctuates two to three times as much as Adam's"
 SOURCE = "paper 002 (optimizer summary) 4.4"

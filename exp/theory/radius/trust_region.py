@@ -1,6 +1,6 @@
 """Where the curvature is known: what TR-Muon's rules see of it, and what that buys.
 
-python -m exp.theory.trust_region [--steps N] [--seeds N]
+python -m exp.theory.radius.trust_region [--steps N] [--seeds N]
 
 Two problems whose Hessian is exact: a matrix quadratic with noise in its gradient, and softmax
 regression on minibatches. Of every step the curvature along it, <s, H s> / <s, s>, is compared with
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from exp.harness.statistics import mean
 from exp.harness.tables import interval, markdown, number
-from exp.theory.radius_sweep import GAIN, LINE
+from exp.theory.radius.radius_sweep import GAIN, LINE
 from optimizer import optimizer_class
 
 OUTPUT = Path("outputs/paper/theory")
@@ -187,7 +187,7 @@ def render(found: dict) -> str:
         lines.append((problem, *(
             _mean(rules[rule][key]) for rule in RULES for key in ("error", "correlation"))))
     parts = ["# TR-Muon where the curvature is known",
-             f"`python -m exp.theory.trust_region`: {found['steps']} gradient evaluations, "
+             f"`python -m exp.theory.radius.trust_region`: {found['steps']} gradient evaluations, "
              f"{found['seeds']} seeds, float64, CPU.",
              "## What each rule sees of the curvature along the step",
              "Median relative error over the steps of a run, and correlation with the true one, "
@@ -221,7 +221,7 @@ def _mean(values: list) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m exp.theory.trust_region",
+    parser = argparse.ArgumentParser(prog="python -m exp.theory.radius.trust_region",
                                      description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=200, help="gradient evaluations of a run")
     parser.add_argument("--seeds", type=int, default=5)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from exp.harness.statistics import mean
 from exp.harness.tables import interval, markdown, number
-from exp.theory.sweeps import (
+from exp.theory.sweeps.grids import (
     MODEL_TEXT,
     STEPS,
     adamw,

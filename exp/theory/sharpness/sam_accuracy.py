@@ -2,7 +2,7 @@
 
 from exp.harness.statistics import mean
 from exp.harness.tables import interval, markdown
-from exp.theory.sharpness_runs import STEPS, baseline, best_key, with_radius
+from exp.theory.sharpness.runs import STEPS, baseline, best_key, with_radius
 
 SAYS = "SAM adds half a point to a point of accuracy"
 SOURCE = "paper 002 (optimizer summary) 4.2 (ImageNet)"

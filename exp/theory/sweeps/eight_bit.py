@@ -2,7 +2,7 @@
 
 from exp.harness.statistics import mean
 from exp.harness.tables import interval, markdown, number
-from exp.theory.sweeps import MODEL_TEXT, STEPS, adamw, best_of_grid, curve, percent, sweep
+from exp.theory.sweeps.grids import MODEL_TEXT, STEPS, adamw, best_of_grid, curve, percent, sweep
 
 SAYS = "8-bit Adam loses less than 0.1 %"
 SOURCE = "paper 002 (optimizer summary) 4.3; Dettmers et al. 2021, arXiv 2110.02861"

@@ -1,7 +1,7 @@
 """Is Adam faster when its eps follows the gradient?"""
 
 from exp.harness.tables import interval
-from exp.theory.sweeps import adamw, percent, race, render_race, speedups
+from exp.theory.sweeps.grids import adamw, percent, race, render_race, speedups
 
 SAYS = "An eps that follows the gradient's scale makes Adam 10 to 20 % faster on small models"
 SOURCE = "paper 002 (optimizer summary) 4.3 (optimizer/ada_eps.py)"

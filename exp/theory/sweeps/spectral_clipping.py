@@ -2,7 +2,7 @@
 
 import math
 
-from exp.theory.sweeps import best_of_grid, muon, race, render_race, speedups
+from exp.theory.sweeps.grids import best_of_grid, muon, race, render_race, speedups
 
 SAYS = "Clipping singular values makes Muon 10 to 15 % faster, and markedly more stable"
 SOURCE = "paper 002 (optimizer summary) 4.5, as QK-Clip; optimizer/spectral_clip_muon.py"

@@ -1,6 +1,6 @@
 """AdamW, and SAM around it with each kind of radius, on the three tasks made small."""
 
-from exp.theory.sweeps import adamw, curve
+from exp.theory.sweeps.grids import adamw, curve
 
 STEPS = {"cifar": 150, "wikitext2": 150, "grokking": 300}
 METRIC = {"cifar": "accuracy", "wikitext2": "loss", "grokking": "loss"}

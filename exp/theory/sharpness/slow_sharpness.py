@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from exp.grokking.train import evaluate
 from exp.harness.statistics import mean
 from exp.harness.tables import interval, markdown
-from exp.theory.perturbations import gradient_and_shear
+from exp.theory.sharpness.perturbations import gradient_and_shear
 from exp.theory.training import SMALL, batches, built, examples, steps
 
 SAYS = "Sharpness (the shear force) changes far more slowly than the gradient"

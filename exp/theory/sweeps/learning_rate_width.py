@@ -4,7 +4,7 @@ from pathlib import Path
 
 from exp.harness.statistics import mean
 from exp.harness.tables import interval, markdown, number
-from exp.theory.sweeps import FACTOR, best_rates, exponent, grid, lowest, plot_grids, written
+from exp.theory.sweeps.grids import FACTOR, best_rates, exponent, grid, lowest, plot_grids, written
 from exp.theory.training import built, training_loss
 
 SAYS = "ARS is scale invariant: its best learning rate does not depend on the width"

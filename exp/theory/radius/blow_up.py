@@ -3,8 +3,8 @@
 import math
 
 from exp.harness.tables import markdown, number
-from exp.theory import radius_sweep
-from exp.theory.radius_sweep import EVALUATIONS, final_loss
+from exp.theory.radius import radius_sweep
+from exp.theory.radius.radius_sweep import EVALUATIONS, final_loss
 
 SAYS = "At rates where K-FAC blows up, TR-Muon survives at RMSuon's cost"
 SOURCE = "paper 003 (the spike on TR-Muon)"

@@ -2,7 +2,7 @@
 
 from exp.harness.statistics import mean
 from exp.harness.tables import interval, markdown, number
-from exp.theory.sharpness_runs import (
+from exp.theory.sharpness.runs import (
     METRIC,
     RADII,
     SCHEDULES,

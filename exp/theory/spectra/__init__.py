@@ -1,0 +1,1 @@
+"""Spectra and curvature of updates: what whitening and orthogonalization make of a gradient."""
