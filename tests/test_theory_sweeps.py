@@ -8,7 +8,7 @@ from test_theory_small import check_pages
 
 from exp.theory import __main__ as command
 from exp.theory import training
-from exp.theory.sharpness import adaptive_radius, sam_accuracy
+from exp.theory.sharpness import adaptive_radius, sam_accuracy, shear_storage
 from exp.theory.sharpness import runs as sharpness_runs
 from exp.theory.sweeps import (
     adaptive_eps,
@@ -202,6 +202,19 @@ def test_the_verdict_on_adaptive_radii(accuracy, loss, verdict):
     assert adaptive_radius.judge(found) == verdict
 
 
+@pytest.mark.parametrize(("bf16", "eight", "verdict"), [
+    ((0.004, -0.002), (0.01, -0.005), "holds"),  # both signs: no interval above 0
+    ((0.004, -0.002), (0.03, -0.01), "holds partly"),  # mean 1 %
+    ((0.004, -0.002), (0.002, 0.003), "holds partly"),  # small, but seen on every seed
+    ((0.004, 0.005), (0.002, 0.003), "does not hold")])
+def test_the_verdict_on_the_stored_shear(bf16, eight, verdict):
+    losses = {"full": [2.0, 4.0], "bf16": [2 * (1 + bf16[0]), 4 * (1 + bf16[1])],
+              "8bit": [2 * (1 + eight[0]), 4 * (1 + eight[1])]}
+    found = {"cifar": {"AGA": {"loss": losses}}}
+    assert shear_storage.differences(found["cifar"]["AGA"], "8bit") == pytest.approx(eight)
+    assert shear_storage.judge(found) == verdict
+
+
 # --- tiny runs
 
 
@@ -222,7 +235,7 @@ def test_a_tiny_run_of_each_is_written_and_reads_back(tiny_data, tmp_path, monke
     monkeypatch.setattr(sharpness_runs, "RADII", (0.05,))
     names = ["adaptive_radius", "sam_accuracy", "batch_size", "small_batches", "warm_up",
              "lion_oscillation", "lookahead_sensitivity", "adaptive_eps", "spectral_clipping",
-             "eight_bit"]
+             "eight_bit", "shear_storage"]
     assert command.main([*names, "--seeds", "1", "--output", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("written to") == len(names)
     check_pages(names, tmp_path)
