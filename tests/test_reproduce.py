@@ -47,6 +47,15 @@ def test_a_median_that_nobody_reached_is_infinite_as_a_whole():
     assert (found.value, found.low, found.high) == (math.inf,) * 3
 
 
+def test_a_median_has_two_ends_where_enough_seeds_got_there_at_one_time():
+    # 8 of 8: with half left the chance to see none is 0.5^8 < 0.025, so 79 is the upper end.
+    found = median_time([67, 72, 72, 72, 74, 75, 79, 79], [400] * 8)
+    assert (found.value, found.low, found.high) == (72, 67, 79)
+    same = median_time([24.0] * 6, [400] * 6)
+    assert (same.value, same.low, same.high) == (24, 24, 24)
+    assert median_time([24.0] * 5, [400] * 5).high == math.inf  # 0.5^5 > 0.025
+
+
 def test_speedup_is_the_ratio_of_medians_and_a_lower_bound_where_the_slow_one_never_got_there():
     found = speedup([400, 440, 420], [100, 105, 110], [600] * 3)
     assert found.value == 4.0

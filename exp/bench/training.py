@@ -1,6 +1,7 @@
 """Whole training steps of each task in each mode of ARS2-Neo, over AdamW's: the overhead table."""
 
 import importlib
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,8 +17,10 @@ CONFIGS = {"grokking": "lrp_grok_adamw_600e", "wikitext2": "mini_wikitext2_adamw
            "cifar": "mini_cifar10_adamw"}
 FULL = {"grokking": "lrp_grok_adamw_600e", "wikitext2": "lrp_wikitext2_adamw_20e",
         "cifar": "lrp_cifar10_adamw_100e"}
+BARE = "AdamW, bare loop"  # forward, backward and step alone: what our loop is measured against
 MODES = {
     "AdamW": {"name": "adamw"},
+    BARE: {"name": "adamw"},
     "Muon": {"name": "muon"},
     "Base": {"name": "ars2_neo", "k": 0},
     "Sync": {"name": "ars2_neo", "k": 1},
@@ -30,7 +33,7 @@ MODES = {
     "TR-Muon, slope": {"name": "tr_muon", "rule": "slope", "interval": 1},
     "TR-Muon, secant": {"name": "tr_muon", "rule": "secant", "interval": 10},
 }
-FULL_MODES = ("AdamW", "Muon", "Base", "Sync", "Lazy k=5", "AGA", "AdaMuon", "NorMuon")
+FULL_MODES = ("AdamW", BARE, "Muon", "Base", "Sync", "Lazy k=5", "AGA", "AdaMuon", "NorMuon")
 CLAIMS = {"Base": 1.05, "Lazy k=5": 1.25, "AGA": 1.25, "Sync": 2.0,
           "AdaMuon": 1.05, "NorMuon": 1.1}  # paper, over AdamW
 PERIOD = 5  # steps timed together: a whole lazy cycle
@@ -50,7 +53,8 @@ def measure(rounds: int, clock: str, device: torch.device, full: bool) -> dict[s
         settings = load_settings(path, [f'experiment.device="{device.type}"'], module.TASK)
         runs = {mode: build({**settings, "optimizer": {**MODES[mode], "routing": "role"}},
                             module.TASK, module.loss_fn) for mode in modes}
-        functions = {mode: steps(built) for mode, built in runs.items()}
+        functions = {mode: (bare if mode == BARE else steps)(built)
+                     for mode, built in runs.items()}
         memory = {mode: peak_bytes(functions[mode], device) + resident_bytes(built)
                   for mode, built in runs.items()}
         rows = summary(interleaved(functions, rounds, clock), "AdamW")
@@ -81,9 +85,31 @@ def steps(built: Built) -> Callable[[], None]:
     built.model.train()
 
     def run() -> None:
-        run.calls += 1
         for _ in range(PERIOD):
+            built.schedule.set_lr(PERIOD * run.calls)
             built.optimizer.step(built.objective.on(next(batches)))
+        run.calls += 1
+
+    run.calls = 0
+    return run
+
+
+def bare(built: Built) -> Callable[[], None]:
+    """The same number of steps with nothing around them: batches made beforehand, no closure, no
+    metrics, no schedule."""
+    objective = built.objective
+    batches = itertools.cycle(list(itertools.islice(endless(built), PERIOD)))
+    built.model.train()
+
+    def run() -> None:
+        for _ in range(PERIOD):
+            built.optimizer.zero_grad()
+            with objective.autocast():
+                loss, _ = objective.loss_fn(built.model, *next(batches))
+            loss.backward()
+            built.optimizer.step()
+            objective.gradient_evaluations += 1
+        run.calls += 1
 
     run.calls = 0
     return run

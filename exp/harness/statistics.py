@@ -52,17 +52,22 @@ def survival(times: Sequence[float | None], limits: Sequence[float]):
 
 
 def median_time(times: Sequence[float | None], limits: Sequence[float]) -> Estimate:
-    """The Kaplan-Meier median and its interval (log-log); infinite ends were not reached, all
-    three where no seed got there."""
+    """The Kaplan-Meier median and its interval (log-log, and where nobody is left the exact
+    binomial one, which log-log has not); infinite ends were not reached, all three where no seed
+    got there."""
     if all(time is None for time in times):
         return Estimate(math.inf, math.inf, math.inf, len(times))
     curve = survival(times, limits)
     if len(times) == 1:
         return Estimate(float(times[0]), math.nan, math.nan, 1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the band has no end where all are left
+        warnings.simplefilter("ignore", RuntimeWarning)  # the band has no ends at 1 and at 0
         band = curve.confidence_interval(LEVEL, method="log-log")
-    low, high = (_crossing(end.quantiles, end.probabilities) for end in (band.low, band.high))
+    arrived = sum(time is not None for time in times)
+    ends = ((band.low, 0.0), (band.high, 1 - ((1 - LEVEL) / 2) ** (1 / arrived)))
+    low, high = (
+        _crossing(end.quantiles, np.where(curve.probabilities == 0, none_left, end.probabilities))
+        for end, none_left in ends)
     return Estimate(_crossing(curve.quantiles, curve.probabilities), low, high, len(times))
 
 

@@ -189,7 +189,7 @@ def running(study: optuna.Study) -> int:
 
 
 def until_done(studies: list[optuna.Study], show: Callable[[int, int], None],
-               alive: Callable[[], bool], pause: float = 10.0) -> None:
+               alive: Callable[[], bool], pause: float = 30.0) -> None:
     """Wait until no study has a trial waiting or running, or no worker is alive; show how many
     wait and how many run. Asking is no small thing: every study is read."""
     while True:
