@@ -1,5 +1,6 @@
 """How much memory a call needs for a while: what is allocated at its worst moment and not kept."""
 
+import gc
 from collections.abc import Callable
 
 import torch
@@ -11,6 +12,7 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
 
     On the CPU what goes through torch's allocator, on CUDA what the caching allocator hands out.
     """
+    gc.collect()  # what is garbage before must not be released, and counted, during the call
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
