@@ -154,7 +154,8 @@ def _values(table: Table, protocol: str, runs: dict[str, list[dict]]) -> str:
     tested = "test_" + table.metric.removeprefix("eval_")
     has_test = any(tested in run["best"] for group in runs.values() for run in group)
     head = ["", "seeds", f"best epoch, {UNITS[metric]}", "± sd", "last epoch"]
-    head += [f"test split, {UNITS[metric]}"] if has_test else []
+    real = "" if metric == table.metric else ", padding not counted"
+    head += [f"test split, {UNITS[metric]}{real}"] if has_test else []
     lines = [(*head, "evaluations", "seconds", f"best minus {table.baseline}", "p")]
     base = {run["seed"]: run for run in runs.get(table.baseline, [])}
     for row, group in runs.items():
