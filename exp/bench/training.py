@@ -85,8 +85,8 @@ def steps(built: Built) -> Callable[[], None]:
     built.model.train()
 
     def run() -> None:
-        for _ in range(PERIOD):
-            built.schedule.set_lr(PERIOD * run.calls)
+        for step in range(PERIOD * run.calls, PERIOD * (run.calls + 1)):
+            built.schedule.set_lr(step)
             built.optimizer.step(built.objective.on(next(batches)))
         run.calls += 1
 
