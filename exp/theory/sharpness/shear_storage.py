@@ -95,8 +95,8 @@ def render(found: dict) -> str:
     return (f"Small models (one layer of Qwen3 on Wikitext-2, ResNet-18 of width 4 on 2500 "
             f"images), {STEPS} steps, warm-up, then linearly to zero, lr the best of a grid in "
             f"factors of {FACTOR:g} on the first seed with the full tensor; held-out loss "
-            "(nats). bfloat16 rounds finer than 8 bits: where it does worse, rounding alone does not "
-            "explain it. A first run with seeds 1 to 3 alone said, by the same rule, does not "
+            "(nats). bfloat16 rounds finer than 8 bits: where it does worse, rounding alone does "
+            "not explain it. A first run with seeds 1 to 3 alone said, by the same rule, does not "
             "hold: all three put Lazy on CIFAR-10 higher, by 1.8 % (bf16) and 2.6 % (8 bits) on "
             "average.\n\n"
             + markdown(lines))
