@@ -32,7 +32,7 @@ def main() -> None:
                         help=f"of {PARTS}; default: all but sharding, which is for idle CPUs")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--full", action="store_true", help="training: the models of the paper")
+    parser.add_argument("--full", action="store_true", help="training: the models of the paper, in a file of their own")
     parser.add_argument("--output", type=Path, default=Path("outputs/paper/bench"))
     options = parser.parse_args()
     for part in options.parts:
@@ -50,7 +50,8 @@ def main() -> None:
             modules = {"steps": steps, "polar": polar, "instruments": instruments}
             results = modules[part].measure(*arguments)
         content = {"facts": facts(device, options.clock), "results": results}
-        path = options.output / f"{part}_{'cpu' if part == 'sharding' else device.type}.json"
+        name = "training-full" if part == "training" and options.full else part
+        path = options.output / f"{name}_{'cpu' if part == 'sharding' else device.type}.json"
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     report.write(options.output)
     print((options.output / "bench.md").read_text(encoding="utf-8"))

@@ -150,7 +150,9 @@ def plot(path: Path, results: dict) -> None:
 
 
 TITLES = {"steps": "Optimizer steps", "polar": "Orthogonalization", "training": "Training steps",
+          "training-full": "Training steps, the paper's models",
           "instruments": "Instruments (`[experiment] diagnostics`)",
           "sharding": "Steps shared out over processes"}
 TABLES = {"steps": step_tables, "polar": polar_tables, "training": training_tables,
-          "instruments": instrument_tables, "sharding": sharding_tables}
+          "training-full": training_tables, "instruments": instrument_tables,
+          "sharding": sharding_tables}

@@ -126,7 +126,7 @@ def render_verdicts(paper: Path) -> str:
              "hours)."]
     tables = {table.name: table for table in read_tables()}
     bench = next((read_kept(path) for path in (
-        paper / "bench" / f"training_{device}.json" for device in ("cuda", "cpu"))
+        paper / "bench" / f"training-full_{device}.json" for device in ("cuda", "cpu"))
         if path.exists()), {})
     names = list(dict.fromkeys([*tables, *(claim.table for claim in claims)]))
     for name in names:
