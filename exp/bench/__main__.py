@@ -32,7 +32,8 @@ def main() -> None:
                         help=f"of {PARTS}; default: all but sharding, which is for idle CPUs")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--full", action="store_true", help="training: the models of the paper, in a file of their own")
+    parser.add_argument("--full", action="store_true",
+                        help="training: the models of the paper, in a file of their own")
     parser.add_argument("--output", type=Path, default=Path("outputs/paper/bench"))
     options = parser.parse_args()
     for part in options.parts:
