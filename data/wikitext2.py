@@ -21,7 +21,7 @@ FOLDERS = {"v1": "wikitext-2", "raw": "wikitext-2-raw"}
 SPLITS = {"train": "train", "valid": "validation", "test": "test"}  # our file, the library's split
 EOT, PAD = "<|endoftext|>", "<pad>"
 SMALLEST_VOCAB = 256 + 2  # every byte, and the two special tokens
-RECIPE = "bpe-2"  # part of every hash: change it when the code below changes its result
+RECIPE = "bpe-3"  # part of every hash: change it when the code below changes its result
 
 Variant = Literal["v1", "raw"]
 Packing = Literal["contiguous", "sentence"]
@@ -47,14 +47,16 @@ class Wikitext2:
 def wikitext2(
     batch_size: int = 8, variant: Variant = "v1", packing: Packing = "contiguous",
     sequence_length: int = 255, vocab_size: int = 40479, subset: float = 1.0,
-    drop_last: bool = False, train_on_padding: bool = False, *, seed: int, device: torch.device,
+    eval_subset: float = 1.0, drop_last: bool = False, train_on_padding: bool = False, *,
+    seed: int, device: torch.device,
 ) -> Wikitext2:
     """Wikitext-2 in rows of `sequence_length` inputs and as many targets, each one token later.
 
     variant: "v1" has rare words as <unk>, "raw" (the published runs') has not. packing:
     "contiguous" is document order without a gap; "sentence" is the published one, see `pack`.
-    subset: share of the training rows, evenly spaced. Padding is left out of the training loss
-    unless `train_on_padding` (published). Evaluation rows are never dropped.
+    subset, eval_subset: share of the training and of the validation rows, evenly spaced; the test
+    split is always whole. Padding is left out of the training loss unless `train_on_padding`
+    (published).
     Raises ValueError for sizes out of range, DataError for missing data.
     """
     if variant not in get_args(Variant) or packing not in get_args(Packing):
@@ -63,22 +65,23 @@ def wikitext2(
         raise ValueError(f"vocab_size must be >= {SMALLEST_VOCAB}, got {vocab_size}")
     if sequence_length < 1:
         raise ValueError(f"sequence_length must be >= 1, got {sequence_length}")
-    if not 0 < subset <= 1:
-        raise ValueError(f"subset must be in (0, 1], got {subset}")
+    for name, share in {"subset": subset, "eval_subset": eval_subset}.items():
+        if not 0 < share <= 1:
+            raise ValueError(f"{name} must be in (0, 1], got {share}")
     texts = _read(variant)
     packed = _packed(texts, packing, sequence_length, vocab_size)
     rows = {split: packed[split].long().to(device) for split in SPLITS}
     if not all(map(len, rows.values())):
         raise ValueError(f"sequence_length {sequence_length} leaves a split without rows")
+    rows["train"], rows["valid"] = _thin(rows["train"], subset), _thin(rows["valid"], eval_subset)
     pairs = {split: (row[:, :-1], row[:, 1:]) for split, row in rows.items()}
     inputs, targets = pairs["train"]
     if not train_on_padding:
         targets = targets.masked_fill(targets == packed["pad_id"], IGNORED)
-    count = max(1, round(subset * len(inputs)))
-    chosen = torch.arange(count, device=device) * len(inputs) // count
-    train = Batches((inputs[chosen], targets[chosen]), batch_size, seed, drop_last)
-    return Wikitext2(train, pairs["valid"], pairs["test"], packed["vocab_size"], packed["pad_id"],
-                     packed["valid_bytes"], packed["test_bytes"])
+    train = Batches((inputs, targets), batch_size, seed, drop_last)
+    length = packed["token_bytes"].to(device)
+    return Wikitext2(train, pairs["valid"], pairs["test"], len(length), packed["pad_id"],
+                     *(int(length[pairs[split][1]].sum()) for split in ("valid", "test")))
 
 
 def pack(pieces: list[list[int]], length: int, pad: int) -> Tensor:
@@ -105,6 +108,11 @@ def chunk(tokens: list[int], length: int, pad: int) -> Tensor:
     return _padded(rows, length, pad)
 
 
+def _thin(rows: Tensor, share: float) -> Tensor:
+    count = max(1, round(share * len(rows)))
+    return rows[torch.arange(count, device=rows.device) * len(rows) // count]
+
+
 def _padded(rows: list[list[int]], length: int, pad: int) -> Tensor:
     filled = [row + [pad] * (length - len(row)) for row in rows]
     return torch.tensor(filled, dtype=torch.int32).reshape(len(rows), length)
@@ -127,26 +135,25 @@ def _packed(texts: dict[str, str], packing: str, sequence_length: int, vocab_siz
             raise DataError(f"{path} is damaged: delete it, it will be made anew") from error
     tokenizer = _tokenizer(texts["train"], vocab_size)
     eot, pad = tokenizer.token_to_id(EOT), tokenizer.token_to_id(PAD)
-    packed = {"vocab_size": tokenizer.get_vocab_size(), "pad_id": pad}
+    packed = {"pad_id": pad, "token_bytes": _token_bytes(tokenizer)}
     for split, text in texts.items():
         if packing == "contiguous":
             tokens = tokenizer.encode(text).ids
             packed[split] = chunk(tokens, sequence_length + 1, pad)
-            kept = tokens[1:]  # the first token is nobody's target
         else:
             pieces = [encoding.ids + [eot] for encoding in tokenizer.encode_batch(sentences(text))]
             packed[split] = pack(pieces, sequence_length + 1, pad)
-            kept = packed[split][:, 1:].flatten().tolist()
-        packed[f"{split}_bytes"] = _bytes(tokenizer, kept, {eot, pad})
     _write(path, lambda temporary: torch.save(packed, temporary))
     return packed
 
 
-def _bytes(tokenizer, tokens: list[int], special: set[int]) -> int:
-    """UTF-8 bytes that tokens stand for: in byte-level BPE each character is one byte."""
-    lengths = {index: 0 if index in special else len(token)
-               for token, index in tokenizer.get_vocab().items()}
-    return sum(lengths[token] for token in tokens)
+def _token_bytes(tokenizer) -> Tensor:
+    """UTF-8 bytes that each token stands for, (vocab_size,): in byte-level BPE each character is
+    one byte; special tokens stand for none."""
+    lengths = torch.zeros(tokenizer.get_vocab_size(), dtype=torch.int64)
+    for token, index in tokenizer.get_vocab().items():
+        lengths[index] = 0 if token in (EOT, PAD) else len(token)
+    return lengths
 
 
 def _tokenizer(text: str, vocab_size: int):

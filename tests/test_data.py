@@ -1,5 +1,6 @@
 """Data: hand-made packings, the augmentation's distribution, purity of the order, clear errors."""
 
+import json
 import os
 import pickle
 
@@ -279,6 +280,25 @@ def test_subset_takes_evenly_spaced_rows(tiny_data):
     half = wikitext2(1, sequence_length=9, vocab_size=300, subset=0.5, **CPU)
     assert half.train.examples == round(whole.train.examples / 2)
     assert torch.equal(half.train.tensors[0][0], whole.train.tensors[0][0])
+
+
+def test_a_share_of_the_validation_rows_counts_its_own_bytes_and_leaves_test_whole(tiny_data):
+    settings = {"sequence_length": 9, "vocab_size": 300, **CPU}
+    whole, third = wikitext2(1, **settings), wikitext2(1, eval_subset=1 / 3, **settings)
+    count = round(len(whole.eval[0]) / 3)
+    rows = [index * len(whole.eval[0]) // count for index in range(count)]
+    assert torch.equal(third.eval[1], whole.eval[1][rows])
+    lengths = {}
+    for path in (tiny_data / "cache").glob("tokenizer_*.json"):
+        vocab = json.loads(path.read_text())["model"]["vocab"]
+        lengths[len(vocab)] = {index: len(token) for token, index in vocab.items()}
+    special = {0, 1}  # <|endoftext|> and <pad> come first
+    assert third.eval_bytes == sum(lengths[300][index] for index in third.eval[1].flatten().tolist()
+                                   if index not in special)
+    assert third.test_bytes == whole.test_bytes
+    assert torch.equal(third.test[0], whole.test[0])
+    with pytest.raises(ValueError, match="eval_subset"):
+        wikitext2(eval_subset=0.0, **settings)
 
 
 def test_a_damaged_tokenizer_is_one_clear_error(tiny_data):
