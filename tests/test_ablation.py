@@ -8,7 +8,7 @@ from conftest import TINY
 
 from exp.harness import cli
 from exp.harness.config import complete
-from exp.harness.jobs import task_named
+from exp.jobs.queue import task_named
 from exp.tune import __main__ as command
 from exp.tune import ablation as page
 from exp.tune import cells, space, study

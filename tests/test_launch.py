@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from exp.harness import jobs as harness_jobs
-from exp.harness import launch
 from exp.harness.errors import ConfigError
-from exp.harness.jobs import LOG, Job, Stopped, run_jobs
-from exp.harness.launch import Local, Work
-from exp.harness.slurm import Submitit, _parameter, _Submitted, launcher_of
+from exp.jobs import launch, queue
+from exp.jobs.launch import Local, Work
+from exp.jobs.queue import LOG, Job, Stopped, run_jobs
+from exp.jobs.slurm import Submitit, _parameter, _Submitted, launcher_of
 from exp.reproduce.__main__ import _parser as reproduce_parser
 from exp.tune import __main__ as tune
 
@@ -73,7 +72,7 @@ def test_ctrl_c_lets_every_run_checkpoint_and_then_comes_back(launcher, tmp_path
             raise KeyboardInterrupt
         time.sleep(0.05)
 
-    monkeypatch.setattr(harness_jobs, "time", type("Clock", (), {"sleep": staticmethod(interrupt)}))
+    monkeypatch.setattr(queue, "time", type("Clock", (), {"sleep": staticmethod(interrupt)}))
     with pytest.raises(Stopped):
         run_jobs(jobs, launcher)
     assert [(job.folder / "ended").exists() for job in jobs] == [True, True, False]
@@ -204,7 +203,7 @@ def test_ctrl_c_cancels_what_runs_and_what_waits(slurm, tmp_path, monkeypatch):
         wait_for(jobs[0].folder / "parent")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(harness_jobs, "time", type("Clock", (), {"sleep": staticmethod(interrupt)}))
+    monkeypatch.setattr(queue, "time", type("Clock", (), {"sleep": staticmethod(interrupt)}))
     with pytest.raises(Stopped):
         run_jobs(jobs, Submitit("slurm", tmp_path / "logs", 7, {}))
     assert (jobs[0].folder / "ended").exists()

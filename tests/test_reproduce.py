@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
-from exp.harness import jobs as harness_jobs
 from exp.harness.errors import ConfigError
-from exp.harness.jobs import Job, run_jobs, state
-from exp.harness.launch import Local
-from exp.harness.statistics import Estimate, logrank, mean, median_time, paired, speedup
+from exp.jobs import queue
+from exp.jobs.launch import Local
+from exp.jobs.queue import Job, run_jobs, state
+from exp.report.statistics import Estimate, logrank, mean, median_time, paired, speedup
 from exp.reproduce import __main__ as command
 from exp.reproduce import records as records_module
 from exp.reproduce.claims import MEASURES, Claim, estimate, judge, overhead, read_claims
@@ -290,10 +290,10 @@ def test_ctrl_c_stops_every_job_with_a_checkpoint(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         harness_time.sleep(seconds)
 
-    harness_time = harness_jobs.time
-    monkeypatch.setattr(harness_jobs, "time", type("Clock", (), {
+    harness_time = queue.time
+    monkeypatch.setattr(queue, "time", type("Clock", (), {
         "sleep": staticmethod(interrupt), "monotonic": staticmethod(harness_time.monotonic)}))
-    with pytest.raises(harness_jobs.Stopped):
+    with pytest.raises(queue.Stopped):
         run_jobs([job])
     assert json.loads((job.folder / "summary.json").read_text())["status"] == "interrupted"
     assert (job.folder / "latest.pt").exists()

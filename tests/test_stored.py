@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from exp.bench.steps import state_per_weight
 from optimizer.ars2_neo import ARS2Neo
+from optimizer.parts.state import state_per_weight
 from optimizer.parts.stored import BLOCK, restored, stored
 
 

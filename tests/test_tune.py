@@ -12,11 +12,11 @@ import pytest
 from conftest import TINY
 from optuna.trial import TrialState
 
-from exp.harness import launch
 from exp.harness.config import complete
 from exp.harness.errors import ConfigError
-from exp.harness.jobs import task_named
 from exp.harness.run import Interrupted
+from exp.jobs import launch
+from exp.jobs.queue import task_named
 from exp.tune import __main__ as command
 from exp.tune import report, score, study
 from exp.tune.space import (

@@ -14,10 +14,10 @@ from pathlib import Path
 from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
 from exp.harness.errors import ConfigError
 from exp.harness.facts import ROOT
-from exp.harness.jobs import LOG, Job, Stopped, run_jobs, state
-from exp.harness.launch import Local
-from exp.harness.tables import markdown, number
 from exp.harness.toml import apply_override, read_toml, to_toml
+from exp.jobs.launch import Local
+from exp.jobs.queue import LOG, Job, Stopped, run_jobs, state
+from exp.report.tables import markdown, number
 from optimizer import available_optimizers, is_wrapper, optimizer_class
 
 OUTPUTS = Path("outputs")

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from exp.bench.memory import peak_bytes
-from exp.bench.steps import state_of, state_per_weight
 from exp.bench.timing import interleaved, summary
 from exp.harness.build import Built, build
 from exp.harness.config import load_settings
+from optimizer.parts.state import state_of, state_per_weight
 
 CONFIGS = {"grokking": "lrp_grok_adamw_600e", "wikitext2": "mini_wikitext2_adamw",
            "cifar": "mini_cifar10_adamw"}

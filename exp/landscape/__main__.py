@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from exp.harness.cli import BAD_INPUT, COMPLETED
-from exp.harness.tables import markdown
 from exp.landscape.functions import FUNCTIONS
 from exp.landscape.paths import CLOSE, COMMON_RATE, RATES, WRAPPED, Walk, best_walk, walk, walkers
 from exp.landscape.pictures import animate, draw
+from exp.report.tables import markdown
 
 OUTPUTS = Path("outputs/paper/landscape")
 SHOWN = ("sgd", "adamw", "lion", "muon", "rmsuon", "ada_rmsuon", "ars2_neo", "soap")

@@ -11,8 +11,8 @@ from pathlib import Path
 from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
 from exp.harness.errors import ConfigError
 from exp.harness.facts import ROOT
-from exp.harness.jobs import Job, Stopped, run_jobs, state
-from exp.harness.slurm import add_launcher_options, launcher_of
+from exp.jobs.queue import Job, Stopped, run_jobs, state
+from exp.jobs.slurm import add_launcher_options, launcher_of
 from exp.reproduce.claims import read_claims
 from exp.reproduce.plan import PROTOCOLS, SCALES, Table, read_tables
 from exp.reproduce.records import collect, is_done, read_kept, write_kept

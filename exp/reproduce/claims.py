@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from exp.harness import statistics
-from exp.harness.statistics import Estimate
 from exp.harness.toml import read_toml
+from exp.report import statistics
+from exp.report.statistics import Estimate
 from exp.reproduce.plan import Table
 
 CLAIMS = Path(__file__).parent / "claims.toml"

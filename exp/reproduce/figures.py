@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from exp.harness import statistics
+from exp.report import statistics
 from exp.reproduce.claims import PERCENT, Claim, estimate, watched
 from exp.reproduce.plan import Table
 from exp.reproduce.report import UNITS, deciding_scale, sections, select

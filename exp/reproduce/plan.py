@@ -9,8 +9,8 @@ from pathlib import Path
 
 from exp.harness.errors import ConfigError
 from exp.harness.facts import ROOT
-from exp.harness.jobs import Job
 from exp.harness.toml import read_toml
+from exp.jobs.queue import Job
 from optimizer import optimizer_class
 from optimizer.parts.matrix import MatrixOptimizer
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from exp.harness.config import complete
 from exp.harness.errors import ConfigError
-from exp.harness.jobs import Job, current, essential, folder_settings, task_named
+from exp.jobs.queue import Job, current, essential, folder_settings, task_named
 from exp.reproduce.plan import PROTOCOLS, SCALES, Table
 
 CURVES = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy", "eval_perplexity",

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Iterable
 
-from exp.harness import statistics
-from exp.harness.statistics import Estimate
-from exp.harness.tables import interval, markdown, number
+from exp.report import statistics
+from exp.report.statistics import Estimate
+from exp.report.tables import interval, markdown, number
 from exp.reproduce.claims import (
     PERCENT,
     SCALE_FREE,

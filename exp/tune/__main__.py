@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
 from exp.harness.errors import ConfigError
-from exp.harness.jobs import Job, Stopped, run_jobs
-from exp.harness.launch import Launcher, Work, stop
 from exp.harness.run import Interrupted
-from exp.harness.slurm import add_launcher_options, launcher_of
+from exp.jobs.launch import Launcher, Work, stop
+from exp.jobs.queue import Job, Stopped, run_jobs
+from exp.jobs.slurm import add_launcher_options, launcher_of
 from exp.tune import report, score
 from exp.tune.ablation import write_ablation
 from exp.tune.cells import read_ablation

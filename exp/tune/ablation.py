@@ -9,9 +9,9 @@ import json
 import math
 from pathlib import Path
 
-from exp.harness import statistics
-from exp.harness.statistics import Estimate
-from exp.harness.tables import interval, markdown, number
+from exp.report import statistics
+from exp.report.statistics import Estimate
+from exp.report.tables import interval, markdown, number
 from exp.tune.cells import Ablation, arm_name
 from exp.tune.score import share_near_best, tuned_score
 

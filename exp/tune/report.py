@@ -5,9 +5,9 @@ import json
 import math
 from pathlib import Path
 
-from exp.harness import statistics
-from exp.harness.statistics import Estimate
-from exp.harness.tables import interval, markdown, number
+from exp.report import statistics
+from exp.report.statistics import Estimate
+from exp.report.tables import interval, markdown, number
 from exp.tune.score import (
     default_over_best,
     performance_profile,

@@ -22,9 +22,9 @@ from exp.harness.config import complete
 from exp.harness.device import keep_freed_memory
 from exp.harness.errors import ConfigError
 from exp.harness.folder import RunFolder
-from exp.harness.jobs import task_named
 from exp.harness.run import Diverged, Interrupted
 from exp.harness.toml import apply_override, read_toml
+from exp.jobs.queue import task_named
 from exp.tune.space import Goal, arm_settings, points, search_space, with_point
 from optimizer import optimizer_class
 

@@ -2,7 +2,7 @@
 
 import math
 
-from exp.harness.tables import markdown, number
+from exp.report.tables import markdown, number
 from exp.theory.radius import radius_sweep
 from exp.theory.radius.radius_sweep import EVALUATIONS, final_loss
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from exp.harness.statistics import mean
-from exp.harness.tables import interval, markdown, number
+from exp.report.statistics import mean
+from exp.report.tables import interval, markdown, number
 from exp.theory.training import batches, built
 
 SAYS = "A trust region along the orthogonal direction makes the learning rate matter less"

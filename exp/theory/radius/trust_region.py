@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from exp.harness.statistics import mean
-from exp.harness.tables import interval, markdown, number
+from exp.report.statistics import mean
+from exp.report.tables import interval, markdown, number
 from exp.theory.radius.radius_sweep import GAIN, LINE
 from optimizer import optimizer_class
 

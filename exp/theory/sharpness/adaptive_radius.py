@@ -1,7 +1,7 @@
 """Is a sharpness radius that follows the rate, or the gap, better than a constant one?"""
 
-from exp.harness.statistics import mean
-from exp.harness.tables import interval, markdown, number
+from exp.report.statistics import mean
+from exp.report.tables import interval, markdown, number
 from exp.theory.sharpness.runs import (
     METRIC,
     RADII,

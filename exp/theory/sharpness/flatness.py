@@ -6,8 +6,8 @@ from pathlib import Path
 from scipy.stats import spearmanr
 
 from exp.harness.curvature import curvature
-from exp.harness.statistics import mean
-from exp.harness.tables import interval, markdown, number
+from exp.report.statistics import mean
+from exp.report.tables import interval, markdown, number
 from exp.theory.training import built, examples
 
 SAYS = "Flat minima generalise better (minimum description length)"

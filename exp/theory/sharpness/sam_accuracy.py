@@ -1,7 +1,7 @@
 """Does SAM add to the accuracy of an image classifier?"""
 
-from exp.harness.statistics import mean
-from exp.harness.tables import interval, markdown
+from exp.report.statistics import mean
+from exp.report.tables import interval, markdown
 from exp.theory.sharpness.runs import STEPS, baseline, best_key, with_radius
 
 SAYS = "SAM adds half a point to a point of accuracy"

@@ -1,10 +1,10 @@
 """Does Lazy mode lose anything if the tensor that it keeps between steps is kept in fewer bytes?"""
 
-from exp.bench.steps import state_per_weight
-from exp.harness.statistics import mean
-from exp.harness.tables import interval, markdown, number
+from exp.report.statistics import mean
+from exp.report.tables import interval, markdown, number
 from exp.theory.sweeps.grids import FACTOR, STEPS, best_of_grid, curve, percent, rest, sweep
 from exp.theory.training import SMALL, built, steps
+from optimizer.parts.state import state_per_weight
 
 SAYS = "The shear force of Lazy and AGA can be kept in 8 bits"
 SOURCE = ("paper 4.5 (Lazy needs less than 1 % more memory than AdamW, where its shear force is a "

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from exp.grokking.train import evaluate
-from exp.harness.statistics import mean
-from exp.harness.tables import interval, markdown
+from exp.report.statistics import mean
+from exp.report.tables import interval, markdown
 from exp.theory.sharpness.perturbations import gradient_and_shear
 from exp.theory.training import SMALL, batches, built, examples, steps
 

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from exp.harness.build import Built
 from exp.harness.objective import frozen_statistics
-from exp.harness.statistics import mean
-from exp.harness.tables import interval, markdown
+from exp.report.statistics import mean
+from exp.report.tables import interval, markdown
 from exp.theory.sharpness.perturbations import gradients, whitened
 from exp.theory.training import built, steps
 from optimizer.parts.sharpness import perturbation, perturbed

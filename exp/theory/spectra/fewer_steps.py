@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from exp.grokking.train import evaluate
-from exp.harness.statistics import mean
-from exp.harness.tables import interval, markdown
+from exp.report.statistics import mean
+from exp.report.tables import interval, markdown
 from exp.theory.training import built, matrices, steps
 from optimizer.parts.polar import as_matrices, exact_polar, newton_schulz
 

@@ -7,8 +7,8 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exp.harness.statistics import mean
-from exp.harness.tables import interval, markdown
+from exp.report.statistics import mean
+from exp.report.tables import interval, markdown
 from exp.theory.training import SMALL, built, examples, steps
 
 SAYS = "Adam's second moment is the diagonal of the Fisher information"

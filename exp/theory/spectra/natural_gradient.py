@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from data.cifar10 import cifar10
 from exp.harness.diagnostics import cosine
-from exp.harness.statistics import mean
-from exp.harness.tables import interval, markdown
+from exp.report.statistics import mean
+from exp.report.tables import interval, markdown
 from optimizer import build_optimizer
 from optimizer.parts.polar import orthogonalize
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from exp.harness.diagnostics import spectrum
-from exp.harness.statistics import mean
-from exp.harness.tables import interval, markdown
+from exp.report.statistics import mean
+from exp.report.tables import interval, markdown
 from exp.theory.training import SMALL, built, matrices, steps
 
 SAYS = "sign(G) collapses the spectral entropy of G (the \"sign catastrophe\" of AdaMuon)"

@@ -6,8 +6,8 @@ import torch
 
 from exp.harness.build import Built
 from exp.harness.diagnostics import spectrum
-from exp.harness.statistics import mean
-from exp.harness.tables import interval, markdown, number
+from exp.report.statistics import mean
+from exp.report.tables import interval, markdown, number
 from exp.theory.training import SMALL, built, matrices, steps
 from optimizer.ars2_neo import ARS2Neo
 from optimizer.parts.polar import as_matrices

@@ -1,6 +1,6 @@
 """Is Adam faster when its eps follows the gradient?"""
 
-from exp.harness.tables import interval
+from exp.report.tables import interval
 from exp.theory.sweeps.grids import adamw, percent, race, render_race, speedups
 
 SAYS = "An eps that follows the gradient's scale makes Adam 10 to 20 % faster on small models"

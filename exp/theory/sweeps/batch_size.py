@@ -3,8 +3,8 @@
 import itertools
 from pathlib import Path
 
-from exp.harness.statistics import mean
-from exp.harness.tables import interval, markdown, number
+from exp.report.statistics import mean
+from exp.report.tables import interval, markdown, number
 from exp.theory.sweeps.grids import (
     FACTOR,
     MODEL_TEXT,

@@ -1,7 +1,7 @@
 """What does 8-bit state cost Adam?"""
 
-from exp.harness.statistics import mean
-from exp.harness.tables import interval, markdown, number
+from exp.report.statistics import mean
+from exp.report.tables import interval, markdown, number
 from exp.theory.sweeps.grids import MODEL_TEXT, STEPS, adamw, best_of_grid, curve, percent, sweep
 
 SAYS = "8-bit Adam loses less than 0.1 %"

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from exp.harness.schedule import Schedule
-from exp.harness.statistics import Estimate, mean
-from exp.harness.tables import interval, markdown, number
+from exp.report.statistics import Estimate, mean
+from exp.report.tables import interval, markdown, number
 from exp.theory.training import SMALL, built, steps
 
 FACTOR, LONGEST = 2.0, 16  # of the grid, and its most points

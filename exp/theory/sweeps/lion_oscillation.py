@@ -3,8 +3,8 @@
 import itertools
 import math
 
-from exp.harness.statistics import mean
-from exp.harness.tables import interval, markdown, number
+from exp.report.statistics import mean
+from exp.report.tables import interval, markdown, number
 from exp.theory.sweeps.grids import MODEL_TEXT, STEPS, adamw, best_of_grid, curve, sweep
 from exp.theory.sweeps.warm_up import lion
 

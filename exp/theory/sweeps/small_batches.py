@@ -1,7 +1,7 @@
 """Is Muon worse than AdamW where the batch is small?"""
 
-from exp.harness.statistics import mean
-from exp.harness.tables import interval, markdown, number
+from exp.report.statistics import mean
+from exp.report.tables import interval, markdown, number
 from exp.theory.sweeps.grids import (
     MODEL_TEXT,
     STEPS,

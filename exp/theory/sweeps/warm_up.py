@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from exp.harness.statistics import mean
-from exp.harness.tables import interval, markdown, number
+from exp.report.statistics import mean
+from exp.report.tables import interval, markdown, number
 from exp.theory.sweeps.grids import (
     MODEL_TEXT,
     STEPS,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from exp.harness.cli import FAILED, INTERRUPTED
 from exp.harness.errors import ConfigError
-from exp.harness.launch import Launcher, Local, Process, Work, threads
+from exp.jobs.launch import Launcher, Local, Process, Work, threads
 
 LAUNCHERS = ("local", "slurm", "submitit-local")
 ARRAY = 1000  # jobs handed to Slurm at once: its default MaxArraySize, less one
@@ -55,7 +55,7 @@ class Submitit:
 
     def start(self, works: Sequence[Work]) -> list[Process]:
         """Queue them all. Raises ConfigError if Slurm refuses them."""
-        from exp.harness.remote import Command
+        from exp.jobs.remote import Command
 
         share = None if self.cluster == "slurm" else threads(self.capacity)
         commands = [Command(work.command, work.again, work.log, share) for work in works]

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, INTERRUPTED
 from exp.harness.config import Task, complete, load_settings
 from exp.harness.facts import ROOT, source_hash
-from exp.harness.launch import Launcher, Local, Work, stop
 from exp.harness.toml import read_toml
+from exp.jobs.launch import Launcher, Local, Work, stop
 
 POLL_SECONDS = 0.5
 LOG = "train.log"

@@ -2,7 +2,7 @@
 
 import math
 
-from exp.harness.statistics import Estimate
+from exp.report.statistics import Estimate
 
 
 def markdown(lines: list[tuple[str, ...]]) -> str:

@@ -1,0 +1,29 @@
+"""What an optimizer keeps between steps, in bytes."""
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def state_per_weight(optimizer: Optimizer) -> float:
+    """Bytes of state over bytes of parameters."""
+    return sum(tensor.nbytes for tensor in state_of(optimizer)) / weight_bytes(optimizer)
+
+
+def state_of(optimizer: Optimizer) -> list[Tensor]:
+    """Every tensor that it keeps for a parameter between steps."""
+    return [tensor for group in optimizer.param_groups for p in group["params"]
+            for tensor in _tensors(optimizer.state.get(p, {}))]
+
+
+def weight_bytes(optimizer: Optimizer) -> int:
+    """Bytes of all its parameters."""
+    return sum(p.nbytes for group in optimizer.param_groups for p in group["params"])
+
+
+def _tensors(value: object) -> list[Tensor]:
+    if torch.is_tensor(value):
+        return [value]
+    members = value.values() if isinstance(value, dict) else value
+    return [t for member in members for t in _tensors(member)] \
+        if isinstance(value, dict | list | tuple) else []
