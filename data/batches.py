@@ -17,16 +17,20 @@ class Batches:
     The order is a pure function of (seed, epoch), each batch's augmentation one of (seed, epoch,
     batch): a resumed run needs nothing from here, and skipping to a batch costs nothing.
     tensors: equal first lengths, all on one device. augment: changes the first tensor of a batch.
-    Raises ValueError for a batch_size below 1 or an epoch without a batch.
+    epochs_per_pass: equal parts of one shuffled order that are an epoch each, so that a small run
+    is evaluated more often; what is left over by them waits for another order.
+    Raises ValueError for a batch_size or epochs_per_pass below 1 or an epoch without a batch.
     """
 
     def __init__(self, tensors: tuple[Tensor, ...], batch_size: int, seed: int,
-                 drop_last: bool = False, augment: Augment | None = None) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+                 drop_last: bool = False, augment: Augment | None = None,
+                 epochs_per_pass: int = 1) -> None:
+        for name, value in {"batch_size": batch_size, "epochs_per_pass": epochs_per_pass}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
         self.tensors, self.batch_size, self.seed = tensors, batch_size, seed
-        self.augment = augment
-        rows = len(tensors[0])
+        self.augment, self.epochs_per_pass = augment, epochs_per_pass
+        rows = len(tensors[0]) // epochs_per_pass
         self.examples = rows - rows % batch_size if drop_last else rows
         if self.examples == 0:
             raise ValueError(f"batch_size {batch_size} leaves no batch of {rows} examples")
@@ -39,8 +43,11 @@ class Batches:
         """The batches of one epoch, from batch `start` on."""
         device = self.tensors[0].device
         # Drawn on the CPU, so that every device sees the same order.
-        order = torch.randperm(len(self.tensors[0]), generator=_generator("cpu", self.seed, epoch))
-        chunks = order[: self.examples].to(device).split(self.batch_size)
+        rows = len(self.tensors[0])
+        whole, part = divmod(epoch, self.epochs_per_pass)
+        order = torch.randperm(rows, generator=_generator("cpu", self.seed, whole))
+        first = part * (rows // self.epochs_per_pass)
+        chunks = order[first : first + self.examples].to(device).split(self.batch_size)
         for index in range(start, len(chunks)):
             batch = tuple(tensor[chunks[index]] for tensor in self.tensors)
             if self.augment is not None:

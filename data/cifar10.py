@@ -44,11 +44,13 @@ class CIFAR10:
 
 def cifar10(
     batch_size: int = 256, crop: int = 4, flip: bool = True, cutout: int = 16, subset: float = 1.0,
-    drop_last: bool = False, validation: float = 0.0, *, seed: int, device: torch.device,
+    epochs_per_pass: int = 1, drop_last: bool = False, validation: float = 0.0, *, seed: int,
+    device: torch.device,
 ) -> CIFAR10:
     """The published augmentation: crop with `crop` black pixels around, flip, normalize, then a
     square of `cutout` pixels filled with the mean colour (0 after normalization), clipped at the
-    border. `subset` is the share of training images, the same ones for every seed.
+    border. `subset` is the share of training images, the same ones for every seed;
+    epochs_per_pass: see Batches.
     validation: the share of training images held out to choose by; 0, as published, evaluates
     every epoch on the test set.
 
@@ -69,7 +71,7 @@ def cifar10(
     kept = order[: max(1, round(subset * len(order)))]
     train = (images[kept].to(device), labels[kept].to(device))
     change = partial(augment, crop=crop, flip=flip, cutout=cutout)
-    batches = Batches(train, batch_size, seed, drop_last, change)
+    batches = Batches(train, batch_size, seed, drop_last, change, epochs_per_pass)
     test = _evaluated(*_read(folder, ["test_batch"]), device)
     if not held:
         return CIFAR10(batches, eval=test)

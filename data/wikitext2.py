@@ -47,16 +47,16 @@ class Wikitext2:
 def wikitext2(
     batch_size: int = 8, variant: Variant = "v1", packing: Packing = "contiguous",
     sequence_length: int = 255, vocab_size: int = 40479, subset: float = 1.0,
-    eval_subset: float = 1.0, drop_last: bool = False, train_on_padding: bool = False, *,
-    seed: int, device: torch.device,
+    eval_subset: float = 1.0, epochs_per_pass: int = 1, drop_last: bool = False,
+    train_on_padding: bool = False, *, seed: int, device: torch.device,
 ) -> Wikitext2:
     """Wikitext-2 in rows of `sequence_length` inputs and as many targets, each one token later.
 
     variant: "v1" has rare words as <unk>, "raw" (the published runs') has not. packing:
     "contiguous" is document order without a gap; "sentence" is the published one, see `pack`.
     subset, eval_subset: share of the training and of the validation rows, evenly spaced; the test
-    split is always whole. Padding is left out of the training loss unless `train_on_padding`
-    (published).
+    split is always whole. epochs_per_pass: see Batches. Padding is left out of the training loss
+    unless `train_on_padding` (published).
     Raises ValueError for sizes out of range, DataError for missing data.
     """
     if variant not in get_args(Variant) or packing not in get_args(Packing):
@@ -78,7 +78,8 @@ def wikitext2(
     inputs, targets = pairs["train"]
     if not train_on_padding:
         targets = targets.masked_fill(targets == packed["pad_id"], IGNORED)
-    train = Batches((inputs, targets), batch_size, seed, drop_last)
+    train = Batches((inputs, targets), batch_size, seed, drop_last,
+                    epochs_per_pass=epochs_per_pass)
     length = packed["token_bytes"].to(device)
     return Wikitext2(train, pairs["valid"], pairs["test"], len(length), packed["pad_id"],
                      *(int(length[pairs[split][1]].sum()) for split in ("valid", "test")))

@@ -47,6 +47,20 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch():
     assert order(1, 3) != order(2, 3)
 
 
+def test_parts_of_a_pass_are_epochs_without_a_row_in_common():
+    def rows(epoch):
+        return torch.cat([a for a, _ in batches(epochs_per_pass=3).epoch(epoch)]).tolist()
+
+    data = batches(epochs_per_pass=3)  # 20 rows: three times 6, two left over
+    assert (len(data), data.examples) == (1, 6)
+    whole = torch.cat([a for a, _ in batches().epoch(1)]).tolist()
+    assert [rows(3), rows(4), rows(5)] == [whole[:6], whole[6:12], whole[12:18]]  # second pass
+    assert len({*rows(0), *rows(1), *rows(2)}) == 18
+    assert {*rows(0)} != {*rows(3)}
+    assert len(batches(epochs_per_pass=2)) == 2  # ten rows: six and four
+    assert len(batches(epochs_per_pass=2, drop_last=True)) == 1
+
+
 def test_augmentation_is_a_pure_function_of_the_batch_and_leaves_the_global_rng_alone():
     def noise(rows, generator):
         return torch.rand(len(rows), generator=generator)
@@ -64,6 +78,10 @@ def test_augmentation_is_a_pure_function_of_the_batch_and_leaves_the_global_rng_
 def test_batches_refuse_what_leaves_no_batch():
     with pytest.raises(ValueError, match="batch_size"):
         Batches((torch.arange(3),), 0, 0)
+    with pytest.raises(ValueError, match="epochs_per_pass"):
+        Batches((torch.arange(3),), 1, 0, epochs_per_pass=0)
+    with pytest.raises(ValueError, match="no batch"):
+        Batches((torch.arange(3),), 1, 0, epochs_per_pass=4)
     with pytest.raises(ValueError, match="no batch"):
         Batches((torch.arange(3),), 4, 0, drop_last=True)
 
@@ -198,6 +216,13 @@ def test_cifar_that_cannot_be_fetched_says_where_to_put_it(tiny_data, tmp_path, 
     with pytest.raises(DataError, match=r"data/cache/ or into \$ARS_DATA"):
         cifar10(**CPU)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("load", [lambda **s: cifar10(8, **s), lambda **s: wikitext2(
+    2, sequence_length=9, vocab_size=300, **s)])
+def test_data_sets_are_cut_into_epochs_when_asked(load, tiny_data):
+    whole, cut = load(**CPU).train, load(epochs_per_pass=2, **CPU).train
+    assert cut.examples == whole.examples // 2
 
 
 def test_test_images_are_only_normalized(tiny_data):
