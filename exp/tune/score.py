@@ -13,8 +13,8 @@ from pathlib import Path
 import optuna
 
 from exp.harness.toml import to_toml
+from exp.jobs.finished import is_finished, read_folder
 from exp.jobs.queue import Job, folder_settings
-from exp.reproduce.records import is_finished, read_folder
 from exp.tune.space import Goal, arm_settings, with_point
 from exp.tune.study import HOPELESS, finished, trial_settings
 
