@@ -172,7 +172,7 @@ def test_an_interrupt_in_mid_epoch_writes_a_checkpoint_and_resumes_bit_exactly(
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     """SIGKILL of a real process at an arbitrary moment, checkpoints after every epoch."""
-    code = ("import sys; import exp.harness.run as r; r.CHECKPOINT_SECONDS = 0;"
+    code = ("import sys; import exp.harness.checkpoint as c; c.CHECKPOINT_SECONDS = 0;"
             "from exp.grokking.train import main; sys.exit(main())")
     options = ["--config", AGA["grokking"], "--device", "cpu"]
     for override in [*TINY["grokking"], "experiment.epochs=400"]:

@@ -1,10 +1,9 @@
-"""One training run: where it stands, its record, its checkpoints, its end."""
+"""One training run: the bookkeeping of its loop, its record, its end."""
 
 import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -13,26 +12,17 @@ from torch.optim import Optimizer
 
 from data.batches import Batches
 from exp.harness.board import Board
+from exp.harness.checkpoint import Checkpoints, Position
 from exp.harness.config import Experiment
 from exp.harness.diagnostics import Instruments
-from exp.harness.distributed import (
-    Consensus,
-    from_main,
-    is_main,
-    load_whole,
-    together,
-    whole,
-)
-from exp.harness.errors import ConfigError
+from exp.harness.distributed import Consensus, is_main, load_whole, whole
 from exp.harness.facts import run_facts
 from exp.harness.folder import RunFolder
 from exp.harness.interrupts import Interrupts
-from exp.harness.objective import Objective, rng_state, set_rng_state
+from exp.harness.objective import Objective
 from exp.harness.plots import plot_curves, plot_diagnostics
 from exp.harness.progress import Progress, final_table
 
-CHECKPOINT_SECONDS = 10.0  # at least so long between checkpoints: short epochs cost nothing
-MAY_CHANGE_ON_RESUME = ("epochs", "device", "tensorboard", "stop_at", "max_evaluations", "sharding")
 INTERRUPTED, DIVERGED = 1, 2  # what one process may have to say to all
 
 
@@ -42,18 +32,6 @@ class Diverged(Exception):
 
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM, noticed between two steps: the checkpoint is written already."""
-
-
-@dataclass
-class Position:
-    """How far a run has come; what a checkpoint restores besides tensors."""
-
-    epoch: int = 0  # finished epochs
-    batch: int = 0  # finished batches of the epoch after these
-    step: int = 0
-    seconds: float = 0.0  # of training: neither evaluation nor writing
-    best: dict[str, float] = field(default_factory=dict)
-    milestones: dict[str, int | None] = field(default_factory=dict)
 
 
 class Run:
@@ -88,8 +66,8 @@ class Run:
         self.stopped = False
         self.interrupts = Interrupts()
         self.consensus = Consensus()
-        self.best_weights: dict | None = None
-        self.saved_at = self.started_at = time.perf_counter()
+        self.checkpoints = Checkpoints(folder, settings, model, optimizer, objective)
+        self.started_at = time.perf_counter()
         self.seconds_before = 0.0
         self.last_line: dict[str, Any] = {}
         self.tested: dict[str, float] = {}
@@ -104,12 +82,9 @@ class Run:
         return self.at.step
 
     def __enter__(self) -> "Run":
-        with together():
-            state = self.folder.checkpoint() if is_main() else None
-        state = from_main(lambda: state)
-        if state is not None:
-            with together():
-                self._restore(state)
+        resumed = self.checkpoints.load()
+        if resumed is not None:
+            self.at, self.stopped, self.seconds_before = resumed
         if is_main():
             facts = run_facts(self.model, self.optimizer, self.device)
             self.folder.begin(self.settings, facts, self.at.epoch)
@@ -186,12 +161,19 @@ class Run:
         for name, (metric, threshold) in self.thresholds.items():
             if self.at.milestones[name] is None and line[metric] >= threshold:
                 self.at.milestones[name] = self.at.epoch
-        due = from_main(lambda: time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS)
+        due = self.checkpoints.is_due()
         pending = self.consensus.hear(INTERRUPTED if self.interrupts.pending else 0)
         if due or pending:
             self._checkpoint()
         if pending and self.at.epoch < self.experiment.epochs and not self.stopped:
             raise Interrupted
+
+    def test(self, evaluate: Callable[[], dict[str, float]]) -> None:
+        """Evaluate the best epoch's weights once, on data that had no part in choosing it."""
+        last = copy.deepcopy(whole(self.model.state_dict()))
+        load_whole(self.model, self.checkpoints.best())
+        self.tested = {f"test_{k.removeprefix('eval_')}": v for k, v in evaluate().items()}
+        load_whole(self.model, last)
 
     def _heed(self, signal: int) -> None:
         """Act on what some process has found, between two steps."""
@@ -202,24 +184,12 @@ class Run:
             self._checkpoint()
             raise Interrupted
 
-    def test(self, evaluate: Callable[[], dict[str, float]]) -> None:
-        """Evaluate the best epoch's weights once, on data that had no part in choosing it."""
-        last = copy.deepcopy(whole(self.model.state_dict()))
-        load_whole(self.model, self._best_state())
-        self.tested = {f"test_{k.removeprefix('eval_')}": v for k, v in evaluate().items()}
-        load_whole(self.model, last)
-
-    def _best_state(self) -> dict:
-        if self.best_weights is not None:
-            return whole(self.best_weights)
-        return from_main(lambda: self.folder.load_checkpoint("best.pt")["model"])
-
     def _update_best(self, line: dict) -> None:
         value, best = line[self.metric], self.at.best.get(self.metric)
         sign = 1 if self.mode == "max" else -1
         if best is None or sign * value > sign * best:
             self.at.best = {"epoch": self.at.epoch, self.metric: value}
-            self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+            self.checkpoints.keep_best()
         target = self.experiment.stop_at
         self.stopped = target is not None and sign * value >= sign * target or self._is_spent()
 
@@ -233,38 +203,7 @@ class Run:
                 raise Diverged(f"{name} is {value} in epoch {epoch}, step {self.at.step}")
 
     def _checkpoint(self) -> None:
-        best = whole(self.best_weights) if self.best_weights is not None else None
-        state = {
-            "settings": self.settings, "position": asdict(self.at),
-            "stopped": self.stopped, "model": whole(self.model.state_dict()),
-            "optimizer": self.optimizer.state_dict(), "objective": self.objective.state_dict(),
-            "rng": rng_state(self.device), "wall_seconds": self._wall_seconds(),
-        }
-        if is_main():
-            if best is not None:
-                self.folder.save_checkpoint("best.pt", {"model": best, **self.at.best})
-            self.folder.save_checkpoint("latest.pt", state)
-        self.best_weights = None
-        self.saved_at = time.perf_counter()
-
-    def _restore(self, state: dict) -> None:
-        changed = [f"[{table}] {key}: {was.get(key)!r} -> {now.get(key)!r}"
-                   for table, now in self.settings.items() for was in [state["settings"][table]]
-                   for key in {**was, **now}
-                   if was.get(key) != now.get(key) and key not in MAY_CHANGE_ON_RESUME]
-        if changed:
-            raise ConfigError("--resume: the checkpoint was made with other settings:\n"
-                              + "\n".join(changed))
-        load_whole(self.model, state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.objective.load_state_dict(state["objective"])
-        if is_main():
-            set_rng_state(state["rng"], self.device)
-        self.at = Position(**state["position"])
-        self.seconds_before = state["wall_seconds"]
-        before, now = state["settings"]["experiment"], self.settings["experiment"]
-        self.stopped = state["stopped"] and all(before.get(key) == now.get(key)
-                                                for key in ("stop_at", "max_evaluations"))
+        self.checkpoints.save(self.at, self.stopped, self._wall_seconds())
 
     def _summarize(self, status: str) -> None:
         final = {k: v for k, v in self.last_line.items() if k not in ("diagnostics", "epoch")}

@@ -1,0 +1,100 @@
+"""What a run resumes from: latest.pt, to the bit, and best.pt, the weights of its best epoch."""
+
+import time
+from dataclasses import asdict, dataclass, field
+
+from torch import nn
+from torch.optim import Optimizer
+
+from exp.harness.distributed import from_main, is_main, load_whole, together, whole
+from exp.harness.errors import ConfigError
+from exp.harness.folder import RunFolder
+from exp.harness.objective import Objective, rng_state, set_rng_state
+
+CHECKPOINT_SECONDS = 10.0  # at least so long between checkpoints: short epochs cost nothing
+MAY_CHANGE_ON_RESUME = ("epochs", "device", "tensorboard", "stop_at", "max_evaluations", "sharding")
+
+
+@dataclass
+class Position:
+    """How far a run has come; what a checkpoint restores besides tensors."""
+
+    epoch: int = 0  # finished epochs
+    batch: int = 0  # finished batches of the epoch after these
+    step: int = 0
+    seconds: float = 0.0  # of training: neither evaluation nor writing
+    best: dict[str, float] = field(default_factory=dict)
+    milestones: dict[str, int | None] = field(default_factory=dict)
+
+
+class Checkpoints:
+    """The checkpoints of one run. Of several processes all take part, and the main one writes."""
+
+    def __init__(self, folder: RunFolder, settings: dict, model: nn.Module, optimizer: Optimizer,
+                 objective: Objective) -> None:
+        self.folder, self.settings = folder, settings
+        self.model, self.optimizer, self.objective = model, optimizer, objective
+        self.device = next(model.parameters()).device
+        self.saved_at = time.perf_counter()
+        self.best_weights: dict | None = None  # better than those of best.pt
+
+    def is_due(self) -> bool:
+        """Whether the last one is old enough; every process hears the same."""
+        return from_main(lambda: time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS)
+
+    def keep_best(self) -> None:
+        """Keep the weights of now as the best ones; the next `save` writes them."""
+        self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+
+    def best(self) -> dict:
+        """The best weights, whole."""
+        if self.best_weights is not None:
+            return whole(self.best_weights)
+        return from_main(lambda: self.folder.load_checkpoint("best.pt")["model"])
+
+    def save(self, at: Position, stopped: bool, wall_seconds: float) -> None:
+        """Write latest.pt, and best.pt if there are better weights than it holds."""
+        best = whole(self.best_weights) if self.best_weights is not None else None
+        state = {
+            "settings": self.settings, "position": asdict(at), "stopped": stopped,
+            "model": whole(self.model.state_dict()), "optimizer": self.optimizer.state_dict(),
+            "objective": self.objective.state_dict(), "rng": rng_state(self.device),
+            "wall_seconds": wall_seconds,
+        }
+        if is_main():
+            if best is not None:
+                self.folder.save_checkpoint("best.pt", {"model": best, **at.best})
+            self.folder.save_checkpoint("latest.pt", state)
+        self.best_weights = None
+        self.saved_at = time.perf_counter()
+
+    def load(self) -> tuple[Position, bool, float] | None:
+        """Put everything back as latest.pt has it; what `save` was given, None to begin anew.
+
+        Raises ConfigError for a damaged checkpoint and for one of another configuration.
+        """
+        with together():
+            state = self.folder.checkpoint() if is_main() else None
+        state = from_main(lambda: state)
+        if state is None:
+            return None
+        with together():
+            self._require_same(state["settings"])
+            load_whole(self.model, state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.objective.load_state_dict(state["objective"])
+            if is_main():
+                set_rng_state(state["rng"], self.device)
+        before, now = state["settings"]["experiment"], self.settings["experiment"]
+        stopped = state["stopped"] and all(before.get(key) == now.get(key)
+                                           for key in ("stop_at", "max_evaluations"))
+        return Position(**state["position"]), stopped, state["wall_seconds"]
+
+    def _require_same(self, settings: dict) -> None:
+        changed = [f"[{table}] {key}: {was.get(key)!r} -> {now.get(key)!r}"
+                   for table, now in self.settings.items() for was in [settings[table]]
+                   for key in {**was, **now}
+                   if was.get(key) != now.get(key) and key not in MAY_CHANGE_ON_RESUME]
+        if changed:
+            raise ConfigError("--resume: the checkpoint was made with other settings:\n"
+                              + "\n".join(changed))
