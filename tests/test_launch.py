@@ -64,17 +64,24 @@ def test_runs_end_are_reported_and_fail_alone(launcher, tmp_path, capfd, monkeyp
     assert "quick seed 2: failed with status 1: error: no such thing" in capfd.readouterr().err
 
 
-def test_ctrl_c_lets_every_run_checkpoint_and_then_comes_back(launcher, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_every_run_checkpoint_and_then_comes_back(number, launcher, tmp_path,
+                                                                monkeypatch):
     jobs = [quick(tmp_path, seed, PATIENT) for seed in (1, 2, 3)]
 
     def interrupt(seconds):
         if all((job.folder / "parent").exists() for job in jobs[:2]):
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
         time.sleep(0.05)
 
     monkeypatch.setattr(queue, "time", type("Clock", (), {"sleep": staticmethod(interrupt)}))
-    with pytest.raises(Stopped):
-        run_jobs(jobs, launcher)
+    before = signal.signal(number, signal.SIG_IGN)  # as a shell leaves SIGINT in the background
+    try:
+        with pytest.raises(Stopped):
+            run_jobs(jobs, launcher)
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
     assert [(job.folder / "ended").exists() for job in jobs] == [True, True, False]
 
 

@@ -1,9 +1,11 @@
 """Launchers: where commands are run. Here: as processes of this machine; slurm.py: as jobs."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -60,6 +62,19 @@ class Local:
             # A session of its own: Ctrl-C reaches it only through us, once.
             return subprocess.Popen(work.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                     env=environment, start_new_session=True)
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Within, SIGTERM raises KeyboardInterrupt as Ctrl-C does, and SIGINT does so even in a command
+    that a shell has put in the background: whoever started processes can end them first."""
+    before = {number: signal.signal(number, signal.default_int_handler)
+              for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def stop(processes: Sequence[Process]) -> None:

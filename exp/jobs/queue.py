@@ -16,7 +16,7 @@ from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, INTERRUPTED
 from exp.harness.config import Task, complete, load_settings
 from exp.harness.facts import ROOT, source_hash
 from exp.harness.toml import read_toml
-from exp.jobs.launch import Launcher, Local, Work, stop
+from exp.jobs.launch import Launcher, Local, Work, stop, stoppable
 
 POLL_SECONDS = 0.5
 LOG = "train.log"
@@ -27,7 +27,7 @@ State = Literal["finished", "outdated", "unfinished", "missing", "other"]
 
 
 class Stopped(Exception):
-    """Ctrl-C: the running jobs were told to stop and have written their checkpoints."""
+    """Ctrl-C or SIGTERM: the running jobs were told to stop and have written their checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,13 @@ def run_jobs(
     A folder with an unfinished run of the same settings and code is resumed; a run of other
     settings is renamed, never lost. A failed run is reported and the rest go on. The output of
     each goes to train.log in its folder; one progress view shows all. `report` is called as each
-    one ends. Raises Stopped after Ctrl-C, when every job has checkpointed or left the queue.
+    one ends. Raises Stopped after Ctrl-C or SIGTERM, when every job has checkpointed or left the
+    queue.
     """
     launcher = launcher or Local()
     queue, running, done = list(jobs), {}, {}
-    with tqdm(total=len(queue), unit="run", dynamic_ncols=True, smoothing=0,
-              disable=not sys.stderr.isatty()) as bar:
+    with stoppable(), tqdm(total=len(queue), unit="run", dynamic_ncols=True, smoothing=0,
+                           disable=not sys.stderr.isatty()) as bar:
         try:
             while queue or running:
                 room = launcher.capacity - len(running)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
 from exp.harness.errors import ConfigError
 from exp.harness.run import Interrupted
-from exp.jobs.launch import Launcher, Work, stop
+from exp.jobs.launch import Launcher, Work, stop, stoppable
 from exp.jobs.queue import Job, Stopped, run_jobs
 from exp.jobs.slurm import add_launcher_options, launcher_of
 from exp.tune import report, score
@@ -97,7 +97,7 @@ def _is_finished(job: Job) -> bool:
 def _search(studies: list, options: argparse.Namespace, url: str, launcher: Launcher) -> bool:
     """Run what waits with worker processes; whether one of them failed.
 
-    Raises Stopped after Ctrl-C, when every worker has put its trial back.
+    Raises Stopped after Ctrl-C or SIGTERM, when every worker has put its trial back.
     """
     total = sum(map(waiting, studies))
     if not total and not sum(map(running, studies)):
@@ -112,15 +112,15 @@ def _search(studies: list, options: argparse.Namespace, url: str, launcher: Laun
     log_path = options.outputs / "tune" / "workers.log"
     workers = launcher.start([Work(command, command, log_path)] * options.workers)
     try:
-        with tqdm(total=total, unit="trial", dynamic_ncols=True, smoothing=0,
-                  disable=not sys.stderr.isatty()) as bar:
+        with stoppable(), tqdm(total=total, unit="trial", dynamic_ncols=True, smoothing=0,
+                               disable=not sys.stderr.isatty()) as bar:
             def show(left: int, under_way: int) -> None:
                 bar.set_postfix_str(f"{under_way} running")
                 bar.update(total - left - bar.n)
 
             until_done(studies, show, lambda: any(w.poll() is None for w in workers))
-        while any(worker.poll() is None for worker in workers):
-            time.sleep(0.2)
+            while any(worker.poll() is None for worker in workers):
+                time.sleep(0.2)
     except KeyboardInterrupt:
         stop(workers)
         raise Stopped from None
