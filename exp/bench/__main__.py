@@ -25,6 +25,12 @@ def facts(device: torch.device, clock: str) -> dict:
             "versions": {name: version_of(name) for name in PACKAGES}}
 
 
+def write(path: Path, known: dict, results: dict) -> None:
+    """Write what was measured, and on what, as JSON."""
+    content = {"facts": known, "results": results}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Measure the parts asked for, write <part>.json each, then the report of all there are."""
     parser = argparse.ArgumentParser(prog="python -m exp.bench", description=__doc__)
@@ -42,18 +48,19 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options.output.mkdir(parents=True, exist_ok=True)
     for part in options.parts or PARTS[:-1]:
-        arguments = (options.rounds, options.clock, device)
-        if part == "training":
-            results = training.measure(*arguments, options.full)
-        elif part == "sharding":
-            results = sharding.measure(options.rounds)
-        else:
-            modules = {"steps": steps, "polar": polar, "instruments": instruments}
-            results = modules[part].measure(*arguments)
-        content = {"facts": facts(device, options.clock), "results": results}
         name = "training-full" if part == "training" and options.full else part
         path = options.output / f"{name}_{'cpu' if part == 'sharding' else device.type}.json"
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        arguments = (options.rounds, options.clock, device)
+        if part == "training":
+            found = {}
+            for config, rows in training.measure(*arguments, options.full):
+                found[config] = rows
+                write(path, facts(device, options.clock), found)
+        elif part == "sharding":
+            write(path, facts(device, options.clock), sharding.measure(options.rounds))
+        else:
+            modules = {"steps": steps, "polar": polar, "instruments": instruments}
+            write(path, facts(device, options.clock), modules[part].measure(*arguments))
     report.write(options.output)
     print((options.output / "bench.md").read_text(encoding="utf-8"))
 
