@@ -163,8 +163,6 @@ def test_instruments_are_timed_beside_a_step(monkeypatch):
 
 
 def test_the_training_benchmark_keeps_what_it_has_measured(tmp_path, monkeypatch):
-    from exp.bench import __main__ as command
-
     def cut_off(*arguments):
         yield "first", {"AdamW": {"ms": 1.0}}
         raise KeyboardInterrupt
@@ -172,6 +170,6 @@ def test_the_training_benchmark_keeps_what_it_has_measured(tmp_path, monkeypatch
     monkeypatch.setattr(training, "measure", cut_off)
     monkeypatch.setattr("sys.argv", ["bench", "training", "--full", "--output", str(tmp_path)])
     with pytest.raises(KeyboardInterrupt):
-        command.main()
+        bench.main()
     kept = json.loads(next(tmp_path.glob("training-full_*.json")).read_text())
     assert kept["results"] == {"first": {"AdamW": {"ms": 1.0}}} and kept["facts"]["processor"]
