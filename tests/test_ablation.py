@@ -64,7 +64,7 @@ COSTS = {"no-none-none": 400, "yes-none-none": 200, "yes-frobenius-none": 100,
 
 def content_of(costs, cap=800):
     def fresh(value):
-        run = {"reached": True, "curve": {page.COST: [1, value]}}
+        run = {"study": 1, "reached": True, "curve": {"gradient_evaluations": [1, value]}}
         return [] if value is None else [run]
 
     return {"terms": {"task": "grokking", "metric": "eval_accuracy", "mode": "max", "target": 0.99,

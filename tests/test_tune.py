@@ -181,6 +181,35 @@ def test_scores_by_hand():
     assert score.default_over_best(with_defaults) == 3.0
 
 
+def test_a_study_without_a_winner_counts_as_misses_of_every_fresh_seed():
+    def runs(study, *values):
+        return [{"study": study, "reached": value is not None, "epochs": 1 if value is None else
+                 value / 8, "curve": {"gradient_evaluations": [8, value or 400], "seconds": [1, 2]}}
+                for value in values]
+
+    def arm(studies, fresh):
+        return {"studies": studies, "fresh": fresh, "config": "", "text": ""}
+
+    task = {"terms": {"cap": 400}, "arms": {
+        "adamw": arm([record(200), record(None)], runs(1, 160, 240)),
+        "lucky": arm([record(80), record(None), record(None)], runs(1, 80, 88)),
+        "sure": arm([record(120), record(120)], runs(1, 120, 128) + runs(2, 96, None)),
+        "never": arm([record(None), record(None)], []),
+        "waiting": arm([record(40), record(None)], [])}}
+    assert score.fresh_costs(task, "adamw") == ([160, 240, None, None], [160, 240, 240, 240])
+    assert score.fresh_costs(task, "adamw", "epochs")[0] == [20, 30, None, None]
+    assert score.fresh_costs(task, "sure") == ([120, 128, 96, None], [120, 128, 96, 400])
+    assert score.fresh_costs(task, "never") == ([None] * 4, [400] * 4)
+    assert score.fresh_costs(task, "waiting") == ([], [])
+    rows = report.rows_of(task)
+    # One lucky study of three does not make an arm the first; what was not run yet is last.
+    assert [row["arm"] for row in rows] == ["sure", "adamw", "lucky", "never", "waiting"]
+    assert [row["reached"] for row in rows] == ["3 of 4", "2 of 4", "2 of 6", "0 of 4", "0 of 0"]
+    assert [row["fresh"] and row["fresh"].value for row in rows] == [
+        120, 240, math.inf, math.inf, None]
+    assert rows[0]["ratio"].value == 2.0
+
+
 def test_performance_profiles_by_hand():
     costs = {"a": {"x": 10.0, "y": 20.0}, "b": {"x": 30.0, "y": math.inf}}
     assert score.performance_profile(costs, "x", 1.0) == 1.0

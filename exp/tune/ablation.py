@@ -13,9 +13,7 @@ from exp.report import statistics
 from exp.report.statistics import Estimate
 from exp.report.tables import interval, markdown, number
 from exp.tune.cells import Ablation, arm_name
-from exp.tune.score import share_near_best, tuned_score
-
-COST = "gradient_evaluations"
+from exp.tune.score import fresh_costs, share_near_best, tuned_score
 
 
 def write_ablation(paper: Path, ablation: Ablation, terms: dict, facts: dict, arms: dict) -> None:
@@ -92,12 +90,10 @@ def pairs(content: dict, factor: str, level: str, first: str) -> list[tuple[dict
 
 def cost(content: dict, cell: dict) -> Estimate:
     """Median gradient evaluations of a cell's fresh runs to the target; infinite for a miss."""
-    fresh = content["arms"][arm_name(cell["ran"])]["fresh"]
-    if not fresh:  # no trial of any study got there
+    times, limits = fresh_costs(content, arm_name(cell["ran"]))
+    if not times:
         return Estimate(math.inf, math.inf, math.inf, 0)
-    ends = [run["curve"][COST][-1] for run in fresh]
-    return statistics.median_time(
-        [end if run["reached"] else None for run, end in zip(fresh, ends, strict=True)], ends)
+    return statistics.median_time(times, limits)
 
 
 def _effect_line(effect: dict) -> tuple[str, ...]:
@@ -118,9 +114,10 @@ def _cells(content: dict) -> str:
     own = [cell for cell in content["cells"] if cell["levels"] == cell["ran"]]
     for cell in sorted(own, key=lambda cell: cost(content, cell).value):
         arm = content["arms"][arm_name(cell["ran"])]
-        reached = sum(run["reached"] for run in arm["fresh"])
+        times, _ = fresh_costs(content, arm_name(cell["ran"]))
+        reached = sum(time is not None for time in times)
         lines.append((*cell["levels"].values(), cell["is"], interval(cost(content, cell)),
-                      f"{reached} of {len(arm['fresh'])}", number(tuned_score(arm["studies"])),
+                      f"{reached} of {len(times)}", number(tuned_score(arm["studies"])),
                       f"{100 * share_near_best(arm['studies']):.0f} %"))
     return markdown(lines)
 

@@ -10,6 +10,7 @@ from exp.report.statistics import Estimate
 from exp.report.tables import interval, markdown, number
 from exp.tune.score import (
     default_over_best,
+    fresh_costs,
     performance_profile,
     share_near_best,
     tuned_score,
@@ -22,31 +23,28 @@ COST = "gradient_evaluations"
 
 def rows_of(task: dict) -> list[dict]:
     """One row an arm, the cheapest on fresh seeds first; those that were not re-run yet last."""
-    base = task["arms"].get(BASELINE, {}).get("fresh", [])
-    rows = [_row(arm, entry, base) for arm, entry in task["arms"].items()]
+    rows = [_row(task, arm) for arm in task["arms"]]
     return sorted(rows, key=lambda row: (row["fresh"] is None,
                                          row["fresh"].value if row["fresh"] else row["tuned"],
-                                         row["arm"]))
+                                         row["tuned"], row["arm"]))
 
 
-def _row(arm: str, entry: dict, base: list[dict]) -> dict:
-    fresh = entry["fresh"]
-    times = {axis: [_reached(run, axis) for run in fresh]
-             for axis in (COST, "epochs", "seconds")}
-    limits = {axis: [_watched(run, axis) for run in fresh] for axis in times}
-    medians = {axis: statistics.median_time(times[axis], limits[axis]) if fresh else None
-               for axis in times}
-    ratio = None
-    if fresh and base and arm != BASELINE:
-        ratio = statistics.speedup([_reached(run, COST) for run in base], times[COST],
-                                   [_watched(run, COST) for run in base])
+def _row(task: dict, arm: str) -> dict:
+    entry = task["arms"][arm]
+    costs = {axis: fresh_costs(task, arm, axis) for axis in (COST, "epochs", "seconds")}
+    medians = {axis: statistics.median_time(*found) if found[0] else None
+               for axis, found in costs.items()}
+    times = costs[COST][0]
+    base, watched = fresh_costs(task, BASELINE) if BASELINE in task["arms"] else ([], [])
+    ratio = statistics.speedup(base, times, watched) if times and base and arm != BASELINE else None
     return {"arm": arm, "studies": len(entry["studies"]),
             "trials": sum(len(study["trials"]) for study in entry["studies"]),
             "tuned": tuned_score(entry["studies"]), "near": share_near_best(entry["studies"]),
             "defaults": default_over_best(entry["studies"]), "fresh": medians[COST],
             "epochs": medians["epochs"], "seconds": medians["seconds"],
-            "reached": f"{sum(time is not None for time in times[COST])} of {len(fresh)}",
-            "ratio": ratio, "config": entry["config"], "text": entry["text"], "runs": fresh}
+            "reached": f"{sum(time is not None for time in times)} of {len(times)}",
+            "ratio": ratio, "config": entry["config"], "text": entry["text"],
+            "runs": entry["fresh"]}
 
 
 def render(board: dict) -> str:
@@ -55,7 +53,9 @@ def render(board: dict) -> str:
              "Gradient evaluations to the target. Every arm had the same number of quasi-random "
              "trials over its own SEARCH_SPACE, in independent studies; the winner of each study "
              "was then run on seeds that the tuning never saw, and the columns *fresh* are those "
-             "runs. Medians are Kaplan-Meier, intervals 95 %. *near best*: the share of the "
+             "runs; a study in which no trial got there counts as misses of all its seeds. "
+             "Medians are Kaplan-Meier, intervals 95 % over runs, of which those of one winner "
+             "share its settings. *near best*: the share of the "
              "search space that needs at most twice the study's best. *defaults*: how many times "
              "the tuned cost the constructor's defaults need."]
     for name, task in board["tasks"].items():
@@ -175,7 +175,7 @@ def _svg(runs: list[dict], terms: dict) -> str:
                                       strict=True) if y is not None] for run in runs]
     points = [point for curve in curves for point in curve]
     if not points:
-        return "<p>not run on fresh seeds yet</p>"
+        return "<p>no fresh run: no trial reached the target</p>"
     right = max(x for x, _ in points)
     low, high = (end(*(y for _, y in points), terms["target"]) for end in (min, max))
 
@@ -187,17 +187,6 @@ def _svg(runs: list[dict], terms: dict) -> str:
     return (f'<svg viewBox="-4 -4 {width + 8} {height + 8}" role="img"><title>{terms["metric"]} '
             f'over gradient evaluations</title>{lines}<polyline class="target" '
             f'points="{at(0, terms["target"])} {at(right, terms["target"])}"/></svg>')
-
-
-def _reached(run: dict, axis: str) -> float | None:
-    """What the run had spent when it reached the target; None if it did not."""
-    if not run["reached"]:
-        return None
-    return run["epochs"] if axis == "epochs" else run["curve"][axis][-1]
-
-
-def _watched(run: dict, axis: str) -> float:
-    return run["epochs"] if axis == "epochs" else run["curve"][axis][-1]
 
 
 def _shown(found: Estimate | None) -> str:

@@ -8,6 +8,7 @@ that the tuning never saw.
 import math
 import statistics
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 import optuna
@@ -89,6 +90,27 @@ def representative(records: list[dict]) -> int | None:
     ranked = sorted((best["value"], number) for number, record in enumerate(records, 1)
                     if (best := winner(record)) is not None)
     return ranked[(len(ranked) - 1) // 2][1] if ranked else None
+
+
+def fresh_costs(task: dict, arm: str, axis: str = "gradient_evaluations"
+                ) -> tuple[list[float | None], list[float]]:
+    """What each fresh run of an arm spent to the target, None for a miss, and how long it was
+    watched; in "gradient_evaluations", "epochs" or "seconds". task: one of a leaderboard.
+
+    A study without a winner counts as a miss of every seed that the others' winners were run on:
+    an arm gains nothing by the studies in which it found nothing. Both are empty where a winner
+    was not run yet.
+    """
+    entry = task["arms"][arm]
+    ends = [run["epochs"] if axis == "epochs" else run["curve"][axis][-1] for run in entry["fresh"]]
+    times = [end if run["reached"] else None for run, end in zip(entry["fresh"], ends, strict=True)]
+    winners = [winner(study) for study in entry["studies"]]
+    if not ends and any(winners):
+        return [], []
+    runs = Counter((name, run["study"]) for name, other in task["arms"].items()
+                   for run in other["fresh"])
+    misses = winners.count(None) * max(runs.values(), default=0)
+    return times + [None] * misses, ends + [max(ends, default=task["terms"]["cap"])] * misses
 
 
 def winner_config(goal: Goal, arm: str, trial: dict, name: str) -> str:
