@@ -201,6 +201,11 @@ def test_a_study_without_a_winner_counts_as_misses_of_every_fresh_seed():
     assert score.fresh_costs(task, "sure") == ([120, 128, 96, None], [120, 128, 96, 400])
     assert score.fresh_costs(task, "never") == ([None] * 4, [400] * 4)
     assert score.fresh_costs(task, "waiting") == ([], [])
+    page = report._profiles({"a": task, "b": {**task, "arms": {
+        name: arm for name, arm in task["arms"].items() if name != "sure"}}})
+    assert "| sure" not in page  # it was tuned on one of the tasks
+    assert [line.split("|")[2:-1] for line in page.splitlines() if "adamw" in line] == [
+        [" 1.00 "] * 4]
     rows = report.rows_of(task)
     # One lucky study of three does not make an arm the first; what was not run yet is last.
     assert [row["arm"] for row in rows] == ["sure", "adamw", "lucky", "never", "waiting"]

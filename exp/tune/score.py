@@ -74,13 +74,12 @@ def default_over_best(records: list[dict]) -> float:
 def performance_profile(costs: dict[str, dict[str, float]], arm: str, factor: float) -> float:
     """Share of tasks that `arm` does at most `factor` times dearer than the cheapest arm.
 
-    costs: task -> arm -> cost; a missing arm is a miss.
+    costs: task -> arm -> cost, infinite for a miss.
     """
     solved = 0
     for arms in costs.values():
         cheapest = min(arms.values())
-        cost = arms.get(arm, math.inf)
-        solved += math.isfinite(cost) and cost <= factor * cheapest
+        solved += math.isfinite(arms[arm]) and arms[arm] <= factor * cheapest
     return solved / len(costs)
 
 
