@@ -17,7 +17,7 @@ from exp.reproduce import records as records_module
 from exp.reproduce.claims import MEASURES, Claim, estimate, judge, overhead, read_claims
 from exp.reproduce.plan import read_tables
 from exp.reproduce.records import collect, is_done, read_kept, write_kept
-from exp.reproduce.report import best_within, render, short
+from exp.reproduce.report import best_within, render
 
 PAPER = Path("outputs/paper")
 TABLES = {table.name: table for table in read_tables()}
@@ -319,12 +319,6 @@ def test_committed_pages_are_what_their_json_says(path):
     assert path.with_suffix(".md").read_text(encoding="utf-8") == render(
         TABLES[path.stem], kept, read_claims())
     assert path.with_suffix(".png").exists()
-
-
-def test_the_readme_shows_the_table_of_the_committed_records():
-    readme = command.README.read_text(encoding="utf-8")
-    kept = read_kept(PAPER / "readme-3.3.json")
-    assert command.with_table(readme, short(TABLES["readme-3.3"], kept)) == readme
 
 
 def test_committed_verdicts_are_what_the_records_say():

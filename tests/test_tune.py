@@ -310,6 +310,8 @@ def test_the_committed_leaderboard_is_what_its_json_says():
     kept = command.read_board(PAPER / "leaderboard.json")
     assert (PAPER / "leaderboard.md").read_text(encoding="utf-8") == report.render(kept)
     assert (PAPER / "leaderboard.html").read_text(encoding="utf-8") == report.render_html(kept)
+    readme = command.README.read_text(encoding="utf-8")
+    assert command.with_headline(readme, kept) == readme
     for task in kept["tasks"].values():
         for entry in task["arms"].values():
             if entry["config"]:

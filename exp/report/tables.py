@@ -14,6 +14,13 @@ def markdown(lines: list[tuple[str, ...]]) -> str:
                       *rows[1:]])
 
 
+def between_marks(page: str, maker: str, text: str) -> str:
+    """The page with `text` between "<!-- made by MAKER -->" and the "<!-- end -->" after it."""
+    mark = f"<!-- made by {maker} -->"
+    before, after = page.split(mark, 1)
+    return f"{before}{mark}\n{text}\n<!-- end -->{after.split('<!-- end -->', 1)[1]}"
+
+
 def number(value: float) -> str:
     """Four significant digits, whole numbers as they are."""
     if math.isnan(value):

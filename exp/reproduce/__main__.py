@@ -10,17 +10,14 @@ from pathlib import Path
 
 from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
 from exp.harness.errors import ConfigError
-from exp.harness.facts import ROOT
 from exp.jobs.queue import Job, Stopped, run_jobs, state
 from exp.jobs.slurm import add_launcher_options, launcher_of
 from exp.reproduce.claims import read_claims
 from exp.reproduce.plan import PROTOCOLS, SCALES, Table, read_tables
 from exp.reproduce.records import collect, is_done, read_kept, write_kept
-from exp.reproduce.report import claims_table, render, short
+from exp.reproduce.report import claims_table, render
 
 OUTPUTS = Path("outputs")
-README, SHOWN = ROOT / "README.md", "readme-3.3"  # the table that the README shows
-MARKS = ("<!-- made by exp.reproduce -->", "<!-- end -->")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,17 +94,8 @@ def write_table(table: Table, paper: Path, outputs: Path) -> None:
     write_kept(_kept(paper, table), records)
     records = read_kept(_kept(paper, table))
     (paper / f"{table.name}.md").write_text(render(table, records, claims), encoding="utf-8")
-    if table.name == SHOWN and outputs == OUTPUTS:
-        README.write_text(with_table(README.read_text(encoding="utf-8"), short(table, records)),
-                          encoding="utf-8")
     if records["runs"]:
         draw(paper / f"{table.name}.png", table, records, claims)
-
-
-def with_table(readme: str, text: str) -> str:
-    """The README with the generated table between its two marks."""
-    before, after = readme.split(MARKS[0])[0], readme.split(MARKS[1])[1]
-    return f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}"
 
 
 def write_verdicts(paper: Path) -> None:

@@ -43,27 +43,6 @@ def render(table: Table, records: dict, claims: Iterable[Claim]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def short(table: Table, records: dict) -> str:
-    """The milestones of the full, published runs as the README shows them."""
-    runs = select(records, "full", "published")
-    base = runs.get(table.baseline, [])
-    lines = [("", "fit", "grok", "converged", "grok reached", "gradient evaluations to grok",
-              f"{table.baseline}'s over these")]
-    for row, group in runs.items():
-        limits = [watched(run) for run in group]
-        medians = [interval(statistics.median_time([run["milestones"][name] for run in group],
-                                                   limits))
-                   for name in ("fit", "grok", "converged")]
-        reached = sum(run["milestones"][table.milestone] is not None for run in group)
-        axis = "gradient_evaluations"
-        cost = statistics.median_time(*_in_axis(table.milestone, group, axis))
-        ratio = "" if row == table.baseline or not base else _at_least(statistics.speedup(
-            *_in_axis(table.milestone, base, axis)[:1], _in_axis(table.milestone, group, axis)[0],
-            _in_axis(table.milestone, base, axis)[1]))
-        lines.append((row, *medians, f"{reached} of {len(group)}", number(cost.value), ratio))
-    return markdown(lines)
-
-
 def sections(table: Table, records: dict) -> list[tuple[str, str]]:
     """(scale, protocol) of everything that has at least one run, full scale first."""
     present = {(run["scale"], run["protocol"]) for run in records["runs"]}

@@ -15,17 +15,20 @@ from tqdm import tqdm
 
 from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
 from exp.harness.errors import ConfigError
+from exp.harness.facts import ROOT
 from exp.harness.run import Interrupted
 from exp.jobs.launch import Launcher, Work, stop, stoppable
 from exp.jobs.queue import Job, Stopped, run_jobs
 from exp.jobs.slurm import add_launcher_options, launcher_of
+from exp.report.tables import between_marks
 from exp.tune import report, score
 from exp.tune.ablation import write_ablation
 from exp.tune.cells import read_ablation
-from exp.tune.space import Goal, all_arms, goal_of, search_space
+from exp.tune.space import Goal, all_arms, goal_of, search_space, task_entries
 from exp.tune.study import open_storage, prepare, running, until_done, waiting, work
 
 OUTPUTS = Path("outputs")
+README = ROOT / "README.md"
 DEFAULT_ARMS = ("adamw", "muon", "ars2_neo_base", "ars2_neo_aga")
 
 
@@ -174,6 +177,8 @@ def write_leaderboard(goal: Goal, records: dict, fresh: dict, budget: int, paper
         task["arms"][arm] = {"studies": studies, "fresh": fresh[arm], "config": config,
                              "text": text}
     task |= facts_of({arm: entry["fresh"] for arm, entry in task["arms"].items()})
+    board["tasks"] = {name: board["tasks"][name] for name in task_entries()
+                      if name in board["tasks"]}
     text = report.board_text(board)
     path.write_text(text, encoding="utf-8")
     write_pages(paper)
@@ -197,12 +202,21 @@ def read_board(path: Path) -> dict:
 
 
 def write_pages(paper: Path) -> None:
-    """leaderboard.md, leaderboard.html and the figures, from leaderboard.json."""
+    """leaderboard.md, leaderboard.html, the figures and, where these are the project's own, the
+    README's table, from leaderboard.json."""
     board = read_board(paper / "leaderboard.json")
+    if paper.resolve() == ROOT / OUTPUTS / "paper":
+        README.write_text(with_headline(README.read_text(encoding="utf-8"), board),
+                          encoding="utf-8")
     (paper / "leaderboard.md").write_text(report.render(board), encoding="utf-8")
     (paper / "leaderboard.html").write_text(report.render_html(board), encoding="utf-8")
     for name, task in board["tasks"].items():
         report.draw(paper / f"leaderboard_{name}.png", task)
+
+
+def with_headline(readme: str, board: dict) -> str:
+    """The README with the leaderboard in short."""
+    return between_marks(readme, "exp.tune", report.headline(board))
 
 
 def _reached(goal: Goal, run: dict) -> bool:

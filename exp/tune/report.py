@@ -12,6 +12,7 @@ from exp.tune.score import (
     default_over_best,
     fresh_costs,
     performance_profile,
+    seeds_a_winner,
     share_near_best,
     tuned_score,
 )
@@ -64,6 +65,35 @@ def render(board: dict) -> str:
     if len(board["tasks"]) > 1:
         parts += ["## Performance profiles", _profiles(board["tasks"])]
     return "\n\n".join(parts) + "\n"
+
+
+def headline(board: dict) -> str:
+    """What the README shows: an arm a line, a task a column, and what the numbers rest on."""
+    rows = {name: {row["arm"]: row for row in rows_of(task)}
+            for name, task in board["tasks"].items()}
+    arms = dict.fromkeys(arm for of_task in rows.values() for arm in of_task)
+    lines = [("", *(f"{name}: {_target(task['terms'])}" for name, task in board["tasks"].items()))]
+    for arm in arms:
+        lines.append((arm, *(_reached(of_task[arm]) if arm in of_task else "not tuned"
+                             for of_task in rows.values())))
+    said = []
+    for name, task in board["tasks"].items():
+        studies = max(row["studies"] for row in rows[name].values())
+        said.append(f"{name} {studies} x {task['terms']['budget']}, "
+                    f"{studies} x {seeds_a_winner(task)}")
+    devices = ", ".join(dict.fromkeys(task["device"] for task in board["tasks"].values()))
+    return (f"{markdown(lines)}\n\nMedian gradient evaluations of fresh runs to the target [95 %], "
+            f"and how many got there. Studies x trials, winners x fresh seeds: {'; '.join(said)}. "
+            f"{devices}.")
+
+
+def _target(terms: dict) -> str:
+    sign = "≥" if terms["mode"] == "max" else "≤"
+    return f"{terms['metric'].removeprefix('eval_')} {sign} {terms['target']:g}"
+
+
+def _reached(row: dict) -> str:
+    return f"{_shown(row['fresh'])}, {row['reached']}" if row["fresh"] else "–"
 
 
 def _terms(task: dict) -> str:

@@ -106,10 +106,15 @@ def fresh_costs(task: dict, arm: str, axis: str = "gradient_evaluations"
     winners = [winner(study) for study in entry["studies"]]
     if not ends and any(winners):
         return [], []
-    runs = Counter((name, run["study"]) for name, other in task["arms"].items()
-                   for run in other["fresh"])
-    misses = winners.count(None) * max(runs.values(), default=0)
+    misses = winners.count(None) * seeds_a_winner(task)
     return times + [None] * misses, ends + [max(ends, default=task["terms"]["cap"])] * misses
+
+
+def seeds_a_winner(task: dict) -> int:
+    """How many fresh seeds the winners were run on."""
+    runs = Counter((arm, run["study"]) for arm, entry in task["arms"].items()
+                   for run in entry["fresh"])
+    return max(runs.values(), default=0)
 
 
 def winner_config(goal: Goal, arm: str, trial: dict, name: str) -> str:

@@ -61,6 +61,12 @@ class Choice:
 Space = dict[str, Range | Choice]
 
 
+def task_entries() -> dict[str, dict]:
+    """What tasks.toml says of each task, in its order."""
+    return {name: entry for name, entry in read_toml(TASKS).items()
+            if name not in ("arms", "spaces", "ablation")}
+
+
 def goal_of(
     task: str, target: float | None = None, cap: int | None = None, overrides: Iterable[str] = ()
 ) -> Goal:
@@ -68,8 +74,7 @@ def goal_of(
 
     Raises ConfigError for a task that is not in tasks.toml.
     """
-    tasks = {name: entry for name, entry in read_toml(TASKS).items()
-             if name not in ("arms", "spaces", "ablation")}
+    tasks = task_entries()
     if task not in tasks:
         raise ConfigError(f"no task {task!r}; there are: {', '.join(tasks)}")
     entry = tasks[task]
