@@ -94,7 +94,8 @@ def test_a_study_is_prepared_once_grows_and_keeps_its_terms(storage):
         study.prepare(goal_of("grokking", target=0.5), "adamw", 1, 3, storage)
 
 
-def test_trials_run_stop_at_the_target_and_are_given_up_only_when_hopeless(storage, tmp_path):
+def test_trials_run_stop_at_the_target_and_are_given_up_only_when_hopeless(storage, tmp_path,
+                                                                           capsys):
     made = study.prepare(EASY, "adamw", 1, 4, storage)
     study.work(EASY, "adamw", 1, storage, tmp_path)
     record = score.study_record(made)
@@ -108,6 +109,9 @@ def test_trials_run_stop_at_the_target_and_are_given_up_only_when_hopeless(stora
             assert trial["best"] >= EASY.target
             assert trial["value"] == trial["gradient_evaluations"] == 2 * trial["epoch"]
             best = min(best, trial["value"])
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said] == [
+        f"grokking/adamw/1 trial {number}" for number in range(5)]
     folders = list((tmp_path / "grokking" / "adamw" / "study1").iterdir())
     assert len(folders) == 5
     assert not list(tmp_path.rglob("*.pt"))

@@ -117,9 +117,16 @@ def _search(studies: list, options: argparse.Namespace, url: str, launcher: Laun
     try:
         with stoppable(), tqdm(total=total, unit="trial", dynamic_ncols=True, smoothing=0,
                                disable=not sys.stderr.isatty()) as bar:
+            shown = total
+
             def show(left: int, under_way: int) -> None:
+                nonlocal shown
                 bar.set_postfix_str(f"{under_way} running")
                 bar.update(total - left - bar.n)
+                if bar.disable and left != shown:  # into a log: a line where there is news
+                    print(f"{total - left} of {total} trials taken, {under_way} running",
+                          file=sys.stderr, flush=True)
+                shown = left
 
             until_done(studies, show, lambda: any(w.poll() is None for w in workers))
             while any(worker.poll() is None for worker in workers):

@@ -154,7 +154,11 @@ def run_trial(goal: Goal, arm: str, study: optuna.Study, trial: optuna.Trial, fo
         "best": best, "limit": limit, "seed": seed, "status": run.summary()["status"],
         **({key: reached[key] for key in ("epoch", "gradient_evaluations", "seconds")}
            if reached else {})})
-    return float(reached["gradient_evaluations"]) if reached else math.inf
+    value = float(reached["gradient_evaluations"]) if reached else math.inf
+    said = (f"{value:.0f} gradient evaluations" if reached
+            else f"missed, {goal.metric} {best} at best")
+    print(f"{study.study_name} trial {trial.number}: {said}", flush=True)
+    return value
 
 
 def is_reached(goal: Goal, value: float | None) -> bool:
