@@ -18,6 +18,7 @@ from exp.harness.run import Interrupted
 from exp.jobs import launch
 from exp.jobs.queue import task_named
 from exp.tune import __main__ as command
+from exp.tune import board as leaderboard
 from exp.tune import report, score, study
 from exp.tune.space import (
     Choice,
@@ -276,7 +277,7 @@ def test_a_wrong_task_optimizer_or_board_is_refused(board, tmp_path, capsys):
     broken = tmp_path / "leaderboard.json"
     broken.write_text("{")
     with pytest.raises(ConfigError, match="damaged"):
-        command.read_board(broken)
+        leaderboard.read_board(broken)
 
 
 BROWSER = next(filter(None, map(shutil.which, (
@@ -311,11 +312,11 @@ def test_the_html_page_sorts_and_unfolds_in_a_browser(board, tmp_path):
 
 
 def test_the_committed_leaderboard_is_what_its_json_says():
-    kept = command.read_board(PAPER / "leaderboard.json")
+    kept = leaderboard.read_board(PAPER / "leaderboard.json")
     assert (PAPER / "leaderboard.md").read_text(encoding="utf-8") == report.render(kept)
-    assert (PAPER / "leaderboard.html").read_text(encoding="utf-8") == report.render_html(kept)
-    readme = command.README.read_text(encoding="utf-8")
-    assert command.with_headline(readme, kept) == readme
+    assert (PAPER / "leaderboard.html").read_text(encoding="utf-8") == leaderboard.render_html(kept)
+    readme = leaderboard.README.read_text(encoding="utf-8")
+    assert leaderboard.with_headline(readme, kept) == readme
     for task in kept["tasks"].values():
         for entry in task["arms"].values():
             if entry["config"]:

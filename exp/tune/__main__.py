@@ -5,7 +5,6 @@ python -m exp.tune TASK --ablation: the parts of ARS2-Neo, each with and without
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -15,20 +14,18 @@ from tqdm import tqdm
 
 from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
 from exp.harness.errors import ConfigError
-from exp.harness.facts import ROOT
 from exp.harness.run import Interrupted
 from exp.jobs.launch import Launcher, Work, stop, stoppable
 from exp.jobs.queue import Job, Stopped, run_jobs
 from exp.jobs.slurm import add_launcher_options, launcher_of
-from exp.report.tables import between_marks
-from exp.tune import report, score
+from exp.tune import score
 from exp.tune.ablation import write_ablation
+from exp.tune.board import facts_of, terms_of, write_leaderboard
 from exp.tune.cells import read_ablation
-from exp.tune.space import Goal, all_arms, goal_of, search_space, task_entries
+from exp.tune.space import Goal, all_arms, goal_of, search_space
 from exp.tune.study import open_storage, prepare, running, until_done, waiting, work
 
 OUTPUTS = Path("outputs")
-README = ROOT / "README.md"
 DEFAULT_ARMS = ("adamw", "muon", "ars2_neo_base", "ars2_neo_aga")
 
 
@@ -148,82 +145,6 @@ def fresh_runs(goal: Goal, jobs: Sequence[Job]) -> list[dict]:
     fresh = score.fresh_records(jobs)
     return [{**run, "reached": run["status"] == "completed" and _reached(goal, run)}
             for run in fresh]
-
-
-def terms_of(goal: Goal, budget: int) -> dict:
-    """What must be equal for results to be comparable."""
-    return {"task": goal.task, "metric": goal.metric, "mode": goal.mode, "target": goal.target,
-            "cap": goal.cap, "budget": budget, "set": list(goal.overrides)}
-
-
-def facts_of(fresh: dict[str, list[dict]]) -> dict[str, str]:
-    """Device, torch and commit of all these runs."""
-    every = [run for runs in fresh.values() for run in runs]
-    return {key: ", ".join(sorted({str(run[key])[:40] for run in every})) or "–"
-            for key in ("device", "torch", "commit")}
-
-
-def write_leaderboard(goal: Goal, records: dict, fresh: dict, budget: int, paper: Path) -> None:
-    """Put the task into leaderboard.json, beside what other tasks and arms have there, write the
-    pages from it, and config/tuned_<task>_<arm>.toml for every arm with a winner."""
-    paper.mkdir(parents=True, exist_ok=True)
-    path = paper / "leaderboard.json"
-    board = read_board(path)
-    terms = terms_of(goal, budget)
-    task = board["tasks"].setdefault(goal.task, {"terms": terms, "arms": {}})
-    if task["terms"] != terms:
-        task |= {"terms": terms, "arms": {}}  # other terms are another leaderboard
-    for arm, studies in records.items():
-        number = score.representative(studies)
-        text = config = ""
-        if number is not None:
-            name = f"tuned_{goal.task}_{arm}"
-            text = score.winner_config(goal, arm, score.winner(studies[number - 1]), name)
-            config = f"config/{name}.toml"
-            (config_folder(paper) / f"{name}.toml").write_text(text, encoding="utf-8")
-        task["arms"][arm] = {"studies": studies, "fresh": fresh[arm], "config": config,
-                             "text": text}
-    task |= facts_of({arm: entry["fresh"] for arm, entry in task["arms"].items()})
-    board["tasks"] = {name: board["tasks"][name] for name in task_entries()
-                      if name in board["tasks"]}
-    text = report.board_text(board)
-    path.write_text(text, encoding="utf-8")
-    write_pages(paper)
-
-
-def config_folder(paper: Path) -> Path:
-    """Where tuned configs go: config/ beside the outputs folder."""
-    folder = paper.parent.parent / "config"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-def read_board(path: Path) -> dict:
-    """leaderboard.json, or an empty one. Raises ConfigError for a damaged file."""
-    if not path.exists():
-        return {"tasks": {}}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}): restore it or delete it") from error
-
-
-def write_pages(paper: Path) -> None:
-    """leaderboard.md, leaderboard.html, the figures and, where these are the project's own, the
-    README's table, from leaderboard.json."""
-    board = read_board(paper / "leaderboard.json")
-    if paper.resolve() == ROOT / OUTPUTS / "paper":
-        README.write_text(with_headline(README.read_text(encoding="utf-8"), board),
-                          encoding="utf-8")
-    (paper / "leaderboard.md").write_text(report.render(board), encoding="utf-8")
-    (paper / "leaderboard.html").write_text(report.render_html(board), encoding="utf-8")
-    for name, task in board["tasks"].items():
-        report.draw(paper / f"leaderboard_{name}.png", task)
-
-
-def with_headline(readme: str, board: dict) -> str:
-    """The README with the leaderboard in short."""
-    return between_marks(readme, "exp.tune", report.headline(board))
 
 
 def _reached(goal: Goal, run: dict) -> bool:

@@ -1,7 +1,5 @@
-"""The leaderboard as Markdown, self-contained HTML and heat maps, from leaderboard.json alone."""
+"""The leaderboard as Markdown and heat maps, from leaderboard.json alone."""
 
-import html
-import json
 import math
 from pathlib import Path
 
@@ -60,7 +58,7 @@ def render(board: dict) -> str:
              "search space that needs at most twice the study's best. *defaults*: how many times "
              "the tuned cost the constructor's defaults need."]
     for name, task in board["tasks"].items():
-        parts += [f"## {name}", _terms(task), _table(rows_of(task)),
+        parts += [f"## {name}", terms_line(task), _table(rows_of(task)),
                   f"![search spaces](leaderboard_{name}.png)"]
     if len(board["tasks"]) > 1:
         parts += ["## Performance profiles", _profiles(board["tasks"])]
@@ -93,10 +91,10 @@ def _target(terms: dict) -> str:
 
 
 def _reached(row: dict) -> str:
-    return f"{_shown(row['fresh'])}, {row['reached']}" if row["fresh"] else "–"
+    return f"{shown(row['fresh'])}, {row['reached']}" if row["fresh"] else "–"
 
 
-def _terms(task: dict) -> str:
+def terms_line(task: dict) -> str:
     terms = task["terms"]
     better = "at least" if terms["mode"] == "max" else "at most"
     return (f"Target: {terms['metric']} {better} {terms['target']:g}, within {terms['cap']} "
@@ -110,8 +108,8 @@ def _table(rows: list[dict]) -> str:
               f"times cheaper than {BASELINE}", "tuned: evaluations", "near best", "defaults",
               "trials", "config")]
     for row in rows:
-        lines.append((row["arm"], _shown(row["fresh"]), row["reached"], _shown(row["epochs"]),
-                      _shown(row["seconds"]), _at_least(row["ratio"]), number(row["tuned"]),
+        lines.append((row["arm"], shown(row["fresh"]), row["reached"], shown(row["epochs"]),
+                      shown(row["seconds"]), at_least(row["ratio"]), number(row["tuned"]),
                       f"{100 * row['near']:.0f} %", number(row["defaults"]),
                       f"{row['trials']} in {row['studies']}",
                       f"`{row['config']}`" if row["config"] else ""))
@@ -173,118 +171,11 @@ def draw(path: Path, task: dict) -> None:
     plt.close(figure)
 
 
-def render_html(board: dict) -> str:
-    """leaderboard.html: sortable tables, behind each row its curves and its config; one file."""
-    sections = []
-    for name, task in board["tasks"].items():
-        body = "".join(_html_row(row, task["terms"]) for row in rows_of(task))
-        head = "".join(f"<th>{html.escape(title)}</th>" for title in HEAD)
-        sections.append(f"<h2>{html.escape(name)}</h2><p>{html.escape(_terms(task))}</p>"
-                        f"<table><thead><tr>{head}</tr></thead>{body}</table>")
-    return PAGE.replace("SECTIONS", "\n".join(sections))
-
-
-def _html_row(row: dict, terms: dict) -> str:
-    cells = [(row["arm"], row["arm"]),
-             (_shown(row["fresh"]), _key(row["fresh"] and row["fresh"].value)),
-             (row["reached"], row["reached"]),
-             (_shown(row["epochs"]), _key(row["epochs"] and row["epochs"].value)),
-             (_shown(row["seconds"]), _key(row["seconds"] and row["seconds"].value)),
-             (_at_least(row["ratio"]), _key(row["ratio"] and row["ratio"].low)),
-             (number(row["tuned"]), _key(row["tuned"])),
-             (f"{100 * row['near']:.0f} %", _key(row["near"])),
-             (number(row["defaults"]), _key(row["defaults"]))]
-    line = "".join(f'<td data-key="{html.escape(str(key))}">{html.escape(text)}</td>'
-                   for text, key in cells)
-    return (f'<tbody><tr class="row">{line}</tr><tr class="more" hidden><td colspan="{len(cells)}">'
-            f"{_svg(row['runs'], terms)}<pre>{html.escape(row['text'])}</pre></td></tr></tbody>")
-
-
-def _svg(runs: list[dict], terms: dict) -> str:
-    """The metric over gradient evaluations, one line a fresh run, and the target."""
-    width, height = 640, 220
-    curves = [[(x, y) for x, y in zip(run["curve"][COST], run["curve"][terms["metric"]],
-                                      strict=True) if y is not None] for run in runs]
-    points = [point for curve in curves for point in curve]
-    if not points:
-        return "<p>no fresh run: no trial reached the target</p>"
-    right = max(x for x, _ in points)
-    low, high = (end(*(y for _, y in points), terms["target"]) for end in (min, max))
-
-    def at(x: float, y: float) -> str:
-        return f"{width * x / right:.1f},{height * (high - y) / ((high - low) or 1):.1f}"
-
-    lines = "".join(f'<polyline points="{" ".join(at(x, y) for x, y in curve)}"/>'
-                    for curve in curves)
-    return (f'<svg viewBox="-4 -4 {width + 8} {height + 8}" role="img"><title>{terms["metric"]} '
-            f'over gradient evaluations</title>{lines}<polyline class="target" '
-            f'points="{at(0, terms["target"])} {at(right, terms["target"])}"/></svg>')
-
-
-def _shown(found: Estimate | None) -> str:
+def shown(found: Estimate | None) -> str:
     return "" if found is None else interval(found)
 
 
-def _at_least(ratio: Estimate | None) -> str:
+def at_least(ratio: Estimate | None) -> str:
     if ratio is None:
         return ""
     return f"> {number(ratio.low)}" if math.isinf(ratio.value) else interval(ratio)
-
-
-def _key(value: float | None) -> float:
-    """What a column sorts by."""
-    return 1e300 if value is None or not math.isfinite(value) else value
-
-
-def board_text(board: dict) -> str:
-    """leaderboard.json: one arm a line."""
-    tasks = []
-    for name, task in board["tasks"].items():
-        arms = ",\n".join(f"{json.dumps(arm)}: {json.dumps(entry)}"
-                          for arm, entry in task["arms"].items())
-        rest = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}"
-                          for key, value in task.items() if key != "arms")
-        tasks.append(f'{json.dumps(name)}: {{\n{rest},\n"arms": {{\n{arms}\n}}}}')
-    return '{"tasks": {\n' + ",\n".join(tasks) + "\n}}\n"
-
-
-HEAD = ("optimizer", "fresh: evaluations", "reached", "epochs", "seconds",
-        f"times cheaper than {BASELINE}", "tuned: evaluations", "near best", "defaults")
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>ARS leaderboard</title>
-<meta name="viewport" content="width=device-width">
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem;
-       color: #1f2937 }
-table { border-collapse: collapse; width: 100% }
-th, td { padding: .35rem .6rem; text-align: left; border-bottom: 1px solid #e3e5e8 }
-th { cursor: pointer; white-space: nowrap } th[data-order]::after { content: " \\2193" }
-th[data-order="-1"]::after { content: " \\2191" }
-.row { cursor: pointer } .row:hover { background: #f3f4f6 }
-svg { width: 640px; max-width: 100%; background: #fafafa }
-polyline { fill: none; stroke: #1f5fbf; stroke-width: 1.4; opacity: .7 }
-.target { stroke: #c2410c; stroke-dasharray: 5 4 } pre { overflow: auto; font-size: 12px }
-</style></head><body>
-<h1>Who needs how much, after equal tuning</h1>
-<p>Click a heading to sort, a row for its learning curves and the config that reproduces it.</p>
-SECTIONS
-<script>
-for (const table of document.querySelectorAll("table")) {
-  const heads = [...table.querySelectorAll("th")];
-  heads.forEach((head, column) => head.addEventListener("click", () => {
-    const order = head.dataset.order === "1" ? -1 : 1;
-    heads.forEach(other => delete other.dataset.order);
-    head.dataset.order = order;
-    const key = body => body.querySelectorAll(".row td")[column].dataset.key;
-    const number = text => text.trim() !== "" && isFinite(text) ? Number(text) : null;
-    const bodies = [...table.tBodies].sort((a, b) => {
-      const [x, y] = [number(key(a)), number(key(b))];
-      return order * (x !== null && y !== null ? x - y : key(a).localeCompare(key(b)));
-    });
-    table.append(...bodies);
-  }));
-  for (const row of table.querySelectorAll(".row"))
-    row.addEventListener("click", () => { row.nextElementSibling.hidden ^= true; });
-}
-</script></body></html>
-"""
