@@ -52,11 +52,11 @@ def render(board: dict) -> str:
              "Gradient evaluations to the target. Every arm had the same number of quasi-random "
              "trials over its own SEARCH_SPACE, in independent studies; the winner of each study "
              "was then run on seeds that the tuning never saw, and the columns *fresh* are those "
-             "runs; a study in which no trial got there counts as misses of all its seeds. "
-             "Medians are Kaplan-Meier, intervals 95 % over runs, of which those of one winner "
-             "share its settings. *near best*: the share of the "
-             "search space that needs at most twice the study's best. *defaults*: how many times "
-             "the tuned cost the constructor's defaults need."]
+             "runs; a study in which no trial got there counts as misses of all its seeds. *Never* "
+             "says what this budget found, not what an optimizer can do. Medians are Kaplan-Meier, "
+             "intervals 95 % over runs, of which those of one winner share its settings. *near "
+             "best*: the share of the search space that needs at most twice the study's best. "
+             "*defaults*: how many times the tuned cost the constructor's defaults need."]
     for name, task in board["tasks"].items():
         parts += [f"## {name}", terms_line(task), _table(rows_of(task)),
                   f"![search spaces](leaderboard_{name}.png)"]
@@ -161,14 +161,21 @@ def draw(path: Path, task: dict) -> None:
                                      cmap="viridis_r", s=42, zorder=3) if x else dots
             else:
                 panel.scatter(x, y, marker="x", color="#b0b5bd", s=24)
-        panel.set(xscale="log", title=arm, xlabel="lr", ylabel=second or "")
+        x, y = ([trial["settings"][key] for trial in trials] for key in ("lr", second or "lr"))
+        panel.set(xscale="log", title=arm, xlabel="lr", ylabel=second or "", xlim=_decades(x))
         if second in ("weight_decay", "rho"):
-            panel.set_yscale("log")
+            panel.set(yscale="log", ylim=_decades(y))
         panel.spines[["top", "right"]].set_visible(False)
     if dots is not None:
         figure.colorbar(dots, ax=axes, label="gradient evaluations to the target; x: missed")
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
+
+
+def _decades(values: list[float]) -> tuple[float, float]:
+    """The powers of ten around positive values."""
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    return 10.0**low, 10.0 ** max(high, low + 1)
 
 
 def shown(found: Estimate | None) -> str:
