@@ -23,7 +23,7 @@ WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "3
 TINY = {
     "grokking": ["data.p=11", "data.fraction=0.5", "data.batch_size=30", "model.d_model=16",
                  "model.d_head=4", "model.d_mlp=32"],
-    "cifar": ["data.batch_size=20", "data.subset=0.4", "model.width=2"],
+    "cifar": ["data.batch_size=20", "data.subset=0.4", "data.epochs_per_pass=1", "model.width=2"],
     "wikitext2": ["data.batch_size=4", "data.vocab_size=300", "data.sequence_length=15",
                   "data.subset=1.0", "model.hidden_size=16", "model.num_hidden_layers=1",
                   "model.num_attention_heads=2", "model.num_key_value_heads=2",
