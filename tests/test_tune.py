@@ -1,7 +1,10 @@
 """exp.tune: search spaces, equal budgets, scores by hand, and a study that survives its workers."""
 
+import contextlib
+import io
 import json
 import math
+import re
 import shutil
 import subprocess
 import tomllib
@@ -17,6 +20,7 @@ from exp.harness.errors import ConfigError
 from exp.harness.run import Interrupted
 from exp.jobs import launch
 from exp.jobs.queue import task_named
+from exp.report.tables import between_marks
 from exp.tune import __main__ as command
 from exp.tune import board as leaderboard
 from exp.tune import report, score, study
@@ -206,7 +210,7 @@ def test_a_study_without_a_winner_counts_as_misses_of_every_fresh_seed():
     assert score.fresh_costs(task, "sure") == ([120, 128, 96, None], [120, 128, 96, 400])
     assert score.fresh_costs(task, "never") == ([None] * 4, [400] * 4)
     assert score.fresh_costs(task, "waiting") == ([], [])
-    page = report._profiles({"a": task, "b": {**task, "arms": {
+    page = report.profiles({"a": task, "b": {**task, "arms": {
         name: arm for name, arm in task["arms"].items() if name != "sure"}}})
     assert "| sure" not in page  # it was tuned on one of the tasks
     assert [line.split("|")[2:-1] for line in page.splitlines() if "adamw" in line] == [
@@ -238,8 +242,33 @@ def board(tmp_path_factory):
                "1", "--fresh-seeds", "2", "--target", "0.05", "--cap", "40", "--workers", "2",
                "--outputs", str(root / "outputs")]
     options += [word for item in TINY["grokking"] for word in ("--set", item)]
-    assert command.main(options) == 0
+    log = io.StringIO()
+    with contextlib.redirect_stderr(log):
+        assert command.main(options) == 0
+    (last,) = [line for line in log.getvalue().splitlines() if "trials taken" in line][-1:]
+    assert re.fullmatch(r"(\d+) of \1 trials taken, 0 running", last)
     return root, options
+
+
+def test_generated_text_replaces_what_is_between_its_marks():
+    page = "a\n<!-- made by x -->\nold\n<!-- end -->\nb <!-- made by y -->c<!-- end -->"
+    assert between_marks(page, "x", "new") == page.replace("old", "new")
+    assert between_marks(page, "z", "new") == page
+    assert between_marks("no marks <!-- end -->", "x", "new") == "no marks <!-- end -->"
+
+
+def test_a_task_that_is_no_longer_tuned_for_and_an_arm_without_trials_are_kept(tmp_path):
+    paper = tmp_path / "outputs" / "paper"
+    paper.mkdir(parents=True)
+    empty = {"studies": [{"trials": [], "defaults": None}], "fresh": [], "config": "", "text": ""}
+    old = {"terms": {**leaderboard.terms_of(EASY, 1), "task": "chess"}, "device": "CPU",
+           "torch": "2", "commit": "c", "arms": {"adamw": empty}}
+    (paper / "leaderboard.json").write_text(json.dumps({"tasks": {"chess": old}}))
+    leaderboard.write_leaderboard(EASY, {"adamw": [record(None)]}, {"adamw": []}, 1, paper)
+    kept = leaderboard.read_board(paper / "leaderboard.json")
+    assert list(kept["tasks"]) == ["grokking", "chess"]
+    assert kept["tasks"]["chess"] == old
+    assert (paper / "leaderboard_chess.png").exists()
 
 
 def test_the_leaderboard_is_written_and_nothing_is_run_twice(board, monkeypatch):
@@ -316,6 +345,7 @@ def test_the_committed_leaderboard_is_what_its_json_says():
     assert (PAPER / "leaderboard.md").read_text(encoding="utf-8") == report.render(kept)
     assert (PAPER / "leaderboard.html").read_text(encoding="utf-8") == leaderboard.render_html(kept)
     readme = leaderboard.README.read_text(encoding="utf-8")
+    assert "<!-- made by exp.tune -->\n" in readme
     assert leaderboard.with_headline(readme, kept) == readme
     for task in kept["tasks"].values():
         for entry in task["arms"].values():

@@ -15,10 +15,11 @@ def markdown(lines: list[tuple[str, ...]]) -> str:
 
 
 def between_marks(page: str, maker: str, text: str) -> str:
-    """The page with `text` between "<!-- made by MAKER -->" and the "<!-- end -->" after it."""
-    mark = f"<!-- made by {maker} -->"
-    before, after = page.split(mark, 1)
-    return f"{before}{mark}\n{text}\n<!-- end -->{after.split('<!-- end -->', 1)[1]}"
+    """The page with `text` between "<!-- made by MAKER -->" and the "<!-- end -->" after it; as it
+    is where it has no such place."""
+    before, mark, after = page.partition(f"<!-- made by {maker} -->")
+    _, end, rest = after.partition("<!-- end -->")
+    return f"{before}{mark}\n{text}\n{end}{rest}" if end else page
 
 
 def number(value: float) -> str:

@@ -186,20 +186,20 @@ def _axis(run: dict, axis: str) -> list[float]:
 
 
 def _milestones(table: Table, runs: dict[str, list[dict]]) -> str:
-    """Median epochs to each milestone, and the main one in all three currencies."""
+    """Median epochs and gradient evaluations to each milestone, and seconds to the main one."""
     names = list(next(iter(runs.values()))[0]["milestones"])
-    lines = [("", "seeds", *(f"{name}, epoch" for name in names),
-              f"{table.milestone} reached", f"{table.milestone}, evaluations",
-              f"{table.milestone}, seconds")]
+    lines = [("", "seeds", *(f"{name}, epoch" for name in names), f"{table.milestone} reached",
+              *(f"{name}, evaluations" for name in names), f"{table.milestone}, seconds")]
     for row, group in runs.items():
         limits = [watched(run) for run in group]
         medians = [statistics.median_time([run["milestones"][name] for run in group], limits)
                    for name in names]
         reached = sum(run["milestones"][table.milestone] is not None for run in group)
-        costs = [statistics.median_time(*_in_axis(table.milestone, group, axis))
-                 for axis in ("gradient_evaluations", "seconds")]
+        costs = [statistics.median_time(*_in_axis(name, group, "gradient_evaluations"))
+                 for name in names]
+        seconds = statistics.median_time(*_in_axis(table.milestone, group, "seconds"))
         lines.append((row, str(len(group)), *map(interval, medians), f"{reached} of {len(group)}",
-                      *(number(cost.value) for cost in costs)))
+                      *map(interval, costs), number(seconds.value)))
     return ("Kaplan-Meier medians; a seed that never got there counts as still waiting at its last "
             "epoch, and a median that was not reached reads never.\n\n" + markdown(lines))
 

@@ -23,7 +23,7 @@ from exp.tune.ablation import write_ablation
 from exp.tune.board import facts_of, terms_of, write_leaderboard
 from exp.tune.cells import read_ablation
 from exp.tune.space import Goal, all_arms, goal_of, search_space
-from exp.tune.study import open_storage, prepare, running, until_done, waiting, work
+from exp.tune.study import is_reached, open_storage, prepare, running, until_done, waiting, work
 
 OUTPUTS = Path("outputs")
 DEFAULT_ARMS = ("adamw", "muon", "ars2_neo_base", "ars2_neo_aga")
@@ -143,15 +143,8 @@ def _search(studies: list, options: argparse.Namespace, url: str, launcher: Laun
 def fresh_runs(goal: Goal, jobs: Sequence[Job]) -> list[dict]:
     """The finished runs of an arm's winners, each with whether it reached the target."""
     fresh = score.fresh_records(jobs)
-    return [{**run, "reached": run["status"] == "completed" and _reached(goal, run)}
-            for run in fresh]
-
-
-def _reached(goal: Goal, run: dict) -> bool:
-    values = [value for value in run["curve"].get(goal.metric, []) if value is not None]
-    if not values:
-        return False
-    return max(values) >= goal.target if goal.mode == "max" else min(values) <= goal.target
+    return [{**run, "reached": run["status"] == "completed" and any(
+        is_reached(goal, value) for value in run["curve"].get(goal.metric, []))} for run in fresh]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -47,10 +47,9 @@ def write_leaderboard(goal: Goal, records: dict, fresh: dict, budget: int, paper
         task["arms"][arm] = {"studies": studies, "fresh": fresh[arm], "config": config,
                              "text": text}
     task |= facts_of({arm: entry["fresh"] for arm, entry in task["arms"].items()})
-    board["tasks"] = {name: board["tasks"][name] for name in task_entries()
-                      if name in board["tasks"]}
-    text = board_text(board)
-    path.write_text(text, encoding="utf-8")
+    in_order = {name: board["tasks"][name] for name in task_entries() if name in board["tasks"]}
+    board["tasks"] = in_order | board["tasks"]  # nor is one lost that is no longer tuned for
+    path.write_text(board_text(board), encoding="utf-8")
     write_pages(paper)
 
 
@@ -75,13 +74,13 @@ def write_pages(paper: Path) -> None:
     """leaderboard.md, leaderboard.html, the figures and, where these are the project's own, the
     README's table, from leaderboard.json."""
     board = read_board(paper / "leaderboard.json")
-    if paper.resolve() == PAPER:
-        README.write_text(with_headline(README.read_text(encoding="utf-8"), board),
-                          encoding="utf-8")
     (paper / "leaderboard.md").write_text(report.render(board), encoding="utf-8")
     (paper / "leaderboard.html").write_text(render_html(board), encoding="utf-8")
     for name, task in board["tasks"].items():
         report.draw(paper / f"leaderboard_{name}.png", task)
+    if paper.resolve() == PAPER:
+        README.write_text(with_headline(README.read_text(encoding="utf-8"), board),
+                          encoding="utf-8")
 
 
 def with_headline(readme: str, board: dict) -> str:

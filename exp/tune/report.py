@@ -56,12 +56,13 @@ def render(board: dict) -> str:
              "says what this budget found, not what an optimizer can do. Medians are Kaplan-Meier, "
              "intervals 95 % over runs, of which those of one winner share its settings. *near "
              "best*: the share of the search space that needs at most twice the study's best. "
-             "*defaults*: how many times the tuned cost the constructor's defaults need."]
+             "*defaults*: how many times the tuned cost the constructor's defaults need. Seconds "
+             "are of training alone, with other runs beside."]
     for name, task in board["tasks"].items():
         parts += [f"## {name}", terms_line(task), _table(rows_of(task)),
                   f"![search spaces](leaderboard_{name}.png)"]
     if len(board["tasks"]) > 1:
-        parts += ["## Performance profiles", _profiles(board["tasks"])]
+        parts += ["## Performance profiles", profiles(board["tasks"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -116,7 +117,8 @@ def _table(rows: list[dict]) -> str:
     return markdown(lines)
 
 
-def _profiles(tasks: dict[str, dict]) -> str:
+def profiles(tasks: dict[str, dict]) -> str:
+    """The table of performance profiles over the tasks, from fresh runs."""
     everywhere = set.intersection(*(set(task["arms"]) for task in tasks.values()))
     costs = {name: {row["arm"]: row["fresh"].value if row["fresh"] else math.inf
                     for row in rows_of(task) if row["arm"] in everywhere}
@@ -161,10 +163,11 @@ def draw(path: Path, task: dict) -> None:
                                      cmap="viridis_r", s=42, zorder=3) if x else dots
             else:
                 panel.scatter(x, y, marker="x", color="#b0b5bd", s=24)
-        x, y = ([trial["settings"][key] for trial in trials] for key in ("lr", second or "lr"))
-        panel.set(xscale="log", title=arm, xlabel="lr", ylabel=second or "", xlim=_decades(x))
+        panel.set(xscale="log", title=arm, xlabel="lr", ylabel=second or "")
+        if trials:
+            panel.set_xlim(_decades([trial["settings"]["lr"] for trial in trials]))
         if second in ("weight_decay", "rho"):
-            panel.set(yscale="log", ylim=_decades(y))
+            panel.set(yscale="log", ylim=_decades([trial["settings"][second] for trial in trials]))
         panel.spines[["top", "right"]].set_visible(False)
     if dots is not None:
         figure.colorbar(dots, ax=axes, label="gradient evaluations to the target; x: missed")

@@ -107,6 +107,7 @@ def fresh_costs(task: dict, arm: str, axis: str = "gradient_evaluations"
     if not ends and any(winners):
         return [], []
     misses = winners.count(None) * seeds_a_winner(task)
+    # Nobody ran them: a miss is watched as long as the longest run, without any up to the cap.
     return times + [None] * misses, ends + [max(ends, default=task["terms"]["cap"])] * misses
 
 

@@ -199,11 +199,11 @@ def until_done(studies: list[optuna.Study], show: Callable[[int, int], None],
     while True:
         left = sum(map(waiting, studies)), sum(map(running, studies))
         show(*left)
+        if not alive() or not any(left):
+            return
         until = time.monotonic() + pause
         while alive() and time.monotonic() < until:
             time.sleep(0.2)
-        if not alive() or not any(left):
-            return
 
 
 @contextlib.contextmanager
