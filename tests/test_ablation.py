@@ -118,6 +118,7 @@ def test_a_small_ablation_from_end_to_end(tmp_path, monkeypatch):
     assert set(content["arms"]) == {"ablation-no-frobenius-none", "ablation-yes-frobenius-none"}
     for arm in content["arms"].values():
         assert len(arm["studies"][0]["trials"]) == 1
+        assert arm["studies"][0]["defaults"] is None  # an arm of the search, not of a user
         assert [run["seed"] for run in arm["fresh"]] in ([101, 102], [])
     assert any(arm["fresh"] for arm in content["arms"].values())
     text = (paper / "ablation_grokking.md").read_text()

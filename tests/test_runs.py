@@ -98,6 +98,32 @@ def test_the_best_epoch_is_tested_once_on_data_that_did_not_choose_it(tiny_data,
     assert again == pytest.approx(best, rel=1e-5)
 
 
+def test_a_run_may_leave_the_test_split_alone(tiny_data, tmp_path):
+    folder = tmp_path / "run"
+    options = ["--set", "data.validation=0.2", "--set"]
+    assert launch("cifar", folder, *options, "experiment.test=false", epochs=1) == 0
+    best = json.loads((folder / "summary.json").read_text())["best"]
+    assert best and not [name for name in best if name.startswith("test")]
+    assert launch("cifar", folder, "--resume", *options, "experiment.test=true", epochs=1) == 0
+    best = json.loads((folder / "summary.json").read_text())["best"]
+    assert math.isfinite(best["test_loss"])
+
+
+def test_evaluation_of_text_is_the_same_however_many_rows_at_a_time(tiny_data, monkeypatch):
+    from exp.harness.build import build
+    from exp.harness.config import load_settings
+    from exp.wikitext2.train import EVAL_TOKENS, TASK, evaluate, loss_fn
+
+    settings = load_settings(Path(AGA["wikitext2"]), TINY["wikitext2"], TASK)
+    built = build(settings, TASK, loss_fn)
+    found = []
+    for tokens in (1, 100, 2**12):
+        monkeypatch.setitem(EVAL_TOKENS, "cpu", tokens)
+        found.append(evaluate(built.objective, built.data))
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-6)
+
+
 @pytest.mark.parametrize("task", list(AGA))
 def test_a_run_folder_holds_what_the_contract_says(task, tiny_data, tmp_path, capsys):
     folder = tmp_path / "run"

@@ -119,6 +119,7 @@ def test_trials_run_stop_at_the_target_and_are_given_up_only_when_hopeless(stora
         f"grokking/adamw/1 trial {number}" for number in range(5)]
     folders = list((tmp_path / "grokking" / "adamw" / "study1").iterdir())
     assert len(folders) == 5
+    assert all("test = false" in (folder / "config.toml").read_text() for folder in folders)
     assert not list(tmp_path.rglob("*.pt"))
     assert study.waiting(made) == 0
 

@@ -12,7 +12,8 @@ from exp.harness.folder import RunFolder
 from exp.harness.objective import Objective, rng_state, set_rng_state
 
 CHECKPOINT_SECONDS = 10.0  # at least so long between checkpoints: short epochs cost nothing
-MAY_CHANGE_ON_RESUME = ("epochs", "device", "tensorboard", "stop_at", "max_evaluations", "sharding")
+MAY_CHANGE_ON_RESUME = ("epochs", "device", "tensorboard", "stop_at", "max_evaluations", "sharding",
+                         "test")
 
 
 @dataclass

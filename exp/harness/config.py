@@ -36,6 +36,7 @@ class Experiment:
     diagnostics_every: int | None = None  # steps between measurements; once an epoch by default
     stop_at: float | None = None  # end after the first epoch whose metric is at least this good
     max_evaluations: int | None = None  # end after the first epoch with so many gradients taken
+    test: bool = True  # in the end, measure the best weights on the test split where there is one
 
     def __post_init__(self) -> None:
         if self.epochs < 1:

@@ -169,7 +169,10 @@ class Run:
             raise Interrupted
 
     def test(self, evaluate: Callable[[], dict[str, float]]) -> None:
-        """Evaluate the best epoch's weights once, on data that had no part in choosing it."""
+        """Evaluate the best epoch's weights once, on data that had no part in choosing it; not if
+        `experiment.test` is off."""
+        if not self.experiment.test:
+            return
         last = copy.deepcopy(whole(self.model.state_dict()))
         load_whole(self.model, self.checkpoints.best())
         self.tested = {f"test_{k.removeprefix('eval_')}": v for k, v in evaluate().items()}

@@ -65,7 +65,8 @@ def tune(options: argparse.Namespace) -> int:
     storage = open_storage(url)
     # Study by study, so that what is unfinished is equally unfinished for every arm.
     order = [(arm, number) for number in range(1, options.studies + 1) for arm in arms]
-    studies = {key: prepare(goal, *key, options.budget, storage) for key in order}
+    studies = {key: prepare(goal, *key, options.budget, storage, defaults=not options.ablation)
+               for key in order}
     if options.worker:
         for arm, number in order:
             work(goal, arm, number, storage, folder)

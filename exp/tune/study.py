@@ -57,9 +57,10 @@ def open_storage(url: str) -> BaseStorage:
         raise ConfigError(f"cannot open the storage {url}: {error}") from error
 
 
-def prepare(goal: Goal, arm: str, number: int, budget: int, storage: BaseStorage) -> optuna.Study:
-    """The study `number` of an arm with `budget` quasi-random trials and one of the defaults,
-    those that are missing waiting to be run.
+def prepare(goal: Goal, arm: str, number: int, budget: int, storage: BaseStorage,
+            defaults: bool = True) -> optuna.Study:
+    """The study `number` of an arm with `budget` quasi-random trials, and one of the `defaults`
+    unless they are none of the arm's own; those that are missing are waiting to be run.
 
     Raises ConfigError if it was begun with another target, cap or search space.
     """
@@ -79,7 +80,7 @@ def prepare(goal: Goal, arm: str, number: int, budget: int, storage: BaseStorage
     for index, point in enumerate(points(space, budget, seed=number)):
         if index not in there:
             study.enqueue_trial({}, user_attrs={POINT: index, "settings": point})
-    if DEFAULTS not in there and _has_default_rate(arm):
+    if defaults and DEFAULTS not in there and _has_default_rate(arm):
         study.enqueue_trial({}, user_attrs={POINT: DEFAULTS, "settings": {}})
     return study
 
@@ -137,6 +138,7 @@ def run_trial(goal: Goal, arm: str, study: optuna.Study, trial: optuna.Trial, fo
     point = trial.user_attrs["settings"]
     seed = int(study.study_name.rsplit("/", 1)[1])
     settings = trial_settings(goal, arm, point, seed, limit)
+    settings["experiment"]["test"] = False  # tuning never sees it
     folder.mkdir(parents=True, exist_ok=True)
     train = importlib.import_module(f"exp.{goal.task}.train").train
     run = RunFolder(folder, overwrite=True)

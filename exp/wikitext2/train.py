@@ -23,6 +23,7 @@ from exp.harness.run import Run
 from exp.wikitext2.loss import linear_cross_entropy, token_losses
 
 TASK = Task("wikitext2", data=wikitext2, sizes=("vocab_size",))
+EVAL_TOKENS = {"cpu": 2**12, "cuda": 2**15}  # at a time: a CPU's cache, enough to fill a card
 
 
 # --- task
@@ -55,7 +56,8 @@ def evaluate(
     and bits per UTF-8 byte of text, the one that compares across tokenizers."""
     inputs, targets = getattr(data, split)
     sums = torch.zeros(2, dtype=torch.float64, device=inputs.device)  # real tokens, padding
-    for batch, target in my_batches(data.train.batch_size, inputs, targets):
+    rows = max(1, EVAL_TOKENS[inputs.device.type] // inputs.shape[1])
+    for batch, target in my_batches(rows, inputs, targets):
         losses = objective.measure(next_token_losses, batch, target.flatten())
         padding = target.flatten() == data.pad_id
         sums += torch.stack([losses[~padding].double().sum(), losses[padding].double().sum()])
