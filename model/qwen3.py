@@ -52,7 +52,9 @@ class Qwen3(nn.Module):
 
     def features(self, inputs: Tensor) -> Tensor:
         """The last hidden state after the final norm, (batch, sequence, hidden_size)."""
-        return self.network.model(input_ids=inputs, use_cache=False).last_hidden_state
+        # No mask but the causal one, said outright: looking for padding would wait for the device.
+        return self.network.model(input_ids=inputs, attention_mask={"full_attention": None},
+                                  use_cache=False).last_hidden_state
 
     def layers(self) -> list[nn.Module]:
         """The blocks that are alike, in order: what is sharded block by block."""

@@ -91,9 +91,13 @@ def _with_model(cls: type[Optimizer], settings: dict, model: nn.Module) -> dict:
 
 
 def _fused(cls: type[Optimizer], params: list, settings: dict) -> Optimizer:
-    """`cls` with its fused kernel, where it has one and the settings ask for no other."""
+    """`cls` with its fused kernel, where it has one and the settings ask for no other.
+
+    Adagrad's is left out: in torch 2.11 it knows no CUDA.
+    """
     chosen = settings.get("fused") is not None or settings.get("foreach") is not None
     excluded = settings.get("capturable") or settings.get("differentiable")
+    excluded = excluded or cls is torch.optim.Adagrad
     if "fused" in inspect.signature(cls).parameters and not chosen and not excluded:
         settings = {**settings, "fused": True}
     return cls(params, **settings)

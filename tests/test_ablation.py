@@ -68,7 +68,8 @@ def content_of(costs, cap=800):
         return [] if value is None else [run]
 
     return {"terms": {"task": "grokking", "metric": "eval_accuracy", "mode": "max", "target": 0.99,
-                      "cap": cap, "budget": 1, "set": []},
+                      "cap": cap, "budget": 1, "studies": 1, "fresh_seeds": 1,
+                      "set": []},
             "factors": {factor: list(levels) for factor, levels in SMALL.factors.items()},
             "cells": [{"levels": cell, "is": SMALL.known_as(cell), "ran": SMALL.run_as(cell)}
                       for cell in SMALL.cells()],

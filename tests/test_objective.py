@@ -1,18 +1,24 @@
 """The closure: what it counts, averages, freezes and repeats; and the tasks' evaluations."""
 
+import importlib
 import math
 import subprocess
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import TINY
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.batches import Batches
 from exp.cifar.train import evaluate as evaluate_cifar
+from exp.harness.build import build
+from exp.harness.config import load_settings
 from exp.harness.objective import Objective
 from exp.wikitext2.train import evaluate as evaluate_wikitext2
 
@@ -141,3 +147,45 @@ def test_freed_memory_is_kept_for_the_next_step():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     first, then = map(int, found.split())
     assert then < 100 < first
+
+
+# --- what a GPU would wait for
+
+
+class Questions(TorchDispatchMode):
+    """Notes the operators with which the host asks for a value."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in (torch.ops.aten._local_scalar_dense.default,
+                        torch.ops.aten.nonzero.default):
+            self.asked.append(function)
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("task, config, rows", [
+    ("grokking", "lrp_grok_adamw_600e", "EVAL_BATCH"),
+    ("cifar", "mini_cifar10_adamw", "EVAL_BATCH"),
+    ("wikitext2", "mini_wikitext2_adamw", "EVAL_TOKENS")])
+def test_passes_ask_for_no_value_and_evaluation_only_in_the_end(task, config, rows, tiny_data,
+                                                                monkeypatch):
+    """With real tensors: libraries spare fake ones the questions that they ask of real ones."""
+    script = importlib.import_module(f"exp.{task}.train")
+    settings = load_settings(Path(f"config/{config}.toml"), TINY[task], script.TASK)
+    built = build(settings, script.TASK, script.loss_fn)
+    data = (built.data,) if task == "wikitext2" else built.data.eval
+    closure = built.objective.on(next(iter(built.data.train.epoch(0))))
+    with Questions() as questions:
+        closure()
+        closure()
+    assert questions.asked == []
+    counts = []
+    for size in (1, 10**6):
+        monkeypatch.setitem(getattr(script, rows), "cpu", size)
+        with Questions() as questions:
+            script.evaluate(built.objective, *data)
+        counts.append(len(questions.asked))
+    assert counts[0] == counts[1]

@@ -20,6 +20,7 @@ from exp.harness import cli
 from exp.harness.config import complete
 from exp.harness.folder import RunFolder
 from exp.harness.objective import Objective
+from exp.harness.toml import to_toml
 from model import build_model
 from optimizer import build_optimizer
 
@@ -295,6 +296,33 @@ def test_divergence_is_recorded_as_such(tiny_data, tmp_path, capsys):
     assert "diverged" in capsys.readouterr().err
     for line in lines(folder):
         assert line["train_loss"] is None or math.isfinite(line["train_loss"])
+
+
+def test_a_decomposition_that_refuses_what_is_not_finite_is_divergence(tiny_data, tmp_path, capsys):
+    folder = tmp_path / "run"
+    config = tmp_path / "svd.toml"
+    settings = tomllib.loads(Path(AGA["grokking"]).read_text())
+    settings["optimizer"] = {"name": "low_rank_muon", "lr": 1e30}
+    config.write_text(to_toml(settings))
+    assert launch("grokking", folder, config=config) == 3
+    assert json.loads((folder / "summary.json").read_text())["status"] == "diverged"
+    assert "diverged: linalg." in capsys.readouterr().err
+
+
+def test_a_compiled_run_is_the_same_run_and_its_curvature_can_be_measured(tiny_data, tmp_path,
+                                                                         monkeypatch):
+    eager = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile",
+                        lambda self: eager(self, backend="aot_eager"))  # no C++ compiler needed
+    for name in ("false", "true"):
+        assert launch("grokking", tmp_path / name, "--set", f"experiment.compile={name}", "--set",
+                      'experiment.diagnostics=["sharpness"]', epochs=2) == 0
+    for plain, compiled in zip(lines(tmp_path / "false"), lines(tmp_path / "true"), strict=True):
+        for key in ("train_loss", "eval_loss", "eval_accuracy"):
+            assert compiled[key] == pytest.approx(plain[key], rel=1e-4)
+        measured = [line["diagnostics"] for line in (plain, compiled)]
+        assert any("sharpness" in key for key in measured[0])
+        assert measured[0].keys() == measured[1].keys()
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tiny_data, tmp_path, capsys):

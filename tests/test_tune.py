@@ -23,7 +23,8 @@ from exp.jobs.queue import task_named
 from exp.report.tables import between_marks
 from exp.tune import __main__ as command
 from exp.tune import board as leaderboard
-from exp.tune import report, score, study
+from exp.tune import page, report, score, study
+from exp.tune import storage as storages
 from exp.tune.space import (
     Choice,
     Range,
@@ -41,7 +42,7 @@ EASY = goal_of("grokking", target=0.05, cap=40, overrides=TINY["grokking"])
 
 @pytest.fixture
 def storage(tmp_path):
-    return study.open_storage(f"sqlite:///{tmp_path / 'tune.db'}")
+    return storages.open_storage(f"sqlite:///{tmp_path / 'tune.db'}")
 
 
 # --- search spaces
@@ -95,8 +96,58 @@ def test_a_study_is_prepared_once_grows_and_keeps_its_terms(storage):
     assert study.waiting(first) == 4  # three points and the defaults
     assert study.waiting(study.prepare(EASY, "adamw", 1, 3, storage)) == 4
     assert study.waiting(study.prepare(EASY, "adamw", 1, 5, storage)) == 6
-    with pytest.raises(ConfigError, match="other terms"):
-        study.prepare(goal_of("grokking", target=0.5), "adamw", 1, 3, storage)
+    with pytest.raises(ConfigError, match=r"other terms \(target, cap, set\)"):
+        study.prepare(goal_of("grokking", target=0.5), "adamw", 1, 5, storage)
+    with pytest.raises(ConfigError, match="more than 3 trials"):
+        study.prepare(EASY, "adamw", 1, 3, storage)
+
+
+def test_what_an_arm_fixes_is_among_the_terms(storage, monkeypatch):
+    study.prepare(EASY, "ars2_neo_lazy", 1, 1, storage)
+    other = {**arm_settings("ars2_neo_lazy"), "k": 7}
+    monkeypatch.setattr(study, "arm_settings", lambda arm: other)
+    with pytest.raises(ConfigError, match=r"other terms \(arm\)"):
+        study.prepare(EASY, "ars2_neo_lazy", 1, 1, storage)
+
+
+def test_arms_share_the_points_of_a_study_and_tasks_do_not(storage):
+    def shares(goal, arm, number):
+        trials = study.prepare(goal, arm, number, 3, storage).get_trials()
+        axis = search_space(arm)["lr"]
+        rates = [t.user_attrs["settings"]["lr"] for t in trials if t.user_attrs["settings"]]
+        return [math.log(lr / axis.low) / math.log(axis.high / axis.low) for lr in rates]
+
+    first = shares(EASY, "adamw", 1)
+    assert shares(EASY, "muon", 1) == pytest.approx(first, abs=1e-3)
+    for other in (shares(EASY, "adamw", 2), shares(goal_of("cifar"), "adamw", 1)):
+        assert all(abs(a - b) > 0.01 for a, b in zip(first, other, strict=True))
+
+
+def test_a_schedule_that_ends_needs_its_length():
+    goal = goal_of("grokking", overrides=['schedule.name="cosine"'])
+    with pytest.raises(ConfigError, match="period_epochs"):
+        study.trial_settings(goal, "adamw", {"lr": 0.1}, seed=1, limit=100)
+    goal = goal_of("grokking", overrides=['schedule.name="cosine"', "schedule.period_epochs=9"])
+    settings = study.trial_settings(goal, "adamw", {"lr": 0.1}, seed=1, limit=100)
+    assert settings["schedule"]["period_epochs"] == 9
+
+
+def test_what_gets_there_beyond_the_limit_in_its_last_epoch_is_a_miss(storage, monkeypatch):
+    made = study.prepare(EASY, "adamw", 1, 2, storage)
+    for value in (40.0, 42.0):
+        with storages.quiet():
+            trial = made.ask()
+        trial.set_user_attr("result", {"limit": 40, "gradient_evaluations": value})
+        made.tell(trial, value)
+    assert [trial["value"] for trial in score.study_record(made)["trials"]] == [40.0, None]
+    assert study.unfinished(made, 2) == 0 and study.unfinished(made, 3) == 1
+    runs = [{"status": status, "curve": {"gradient_evaluations": [20, last],
+                                         "eval_accuracy": [0.01, best]}}
+            for status, last, best in (("completed", 40, 0.1), ("completed", 42, 0.1),
+                                       ("completed", 40, 0.04), ("diverged", 40, None))]
+    runs.append({"status": "diverged", "curve": {}})
+    monkeypatch.setattr(score, "fresh_records", lambda jobs: runs)
+    assert [run["reached"] for run in command.fresh_runs(EASY, [])] == [True, *4 * [False]]
 
 
 def test_trials_run_stop_at_the_target_and_are_given_up_only_when_hopeless(storage, tmp_path,
@@ -142,11 +193,12 @@ def test_an_interrupted_trial_waits_again_and_a_spare_one_is_not_scored(storage,
         score.study_record(made)
 
 
-def test_a_dead_workers_trial_is_tried_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "HEARTBEAT_SECONDS", 1)
-    monkeypatch.setattr(study, "GRACE_SECONDS", 1)
-    url = f"sqlite:///{tmp_path / 'tune.db'}"
-    storage = study.open_storage(url)
+@pytest.mark.parametrize("scheme", ["sqlite:///{}/tune.db", "{}/tune.journal"])
+def test_a_dead_workers_trial_is_tried_again(scheme, tmp_path, monkeypatch):
+    monkeypatch.setattr(storages, "HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(storages, "GRACE_SECONDS", 1)
+    url = scheme.format(tmp_path)
+    storage = storages.open_storage(url)
     made = study.prepare(EASY, "adamw", 1, 1, storage)
     with pytest.warns(UserWarning, match="Heartbeat"):
         trial = made.ask()  # taken by a worker ...
@@ -154,8 +206,11 @@ def test_a_dead_workers_trial_is_tried_again(tmp_path, monkeypatch):
     assert (study.waiting(made), study.running(made)) == (1, 1)
     import time
 
+    assert (study.waiting(made), study.running(made)) == (1, 1)
+    made = study.prepare(EASY, "adamw", 1, 1, storages.open_storage(url))
+    assert (study.waiting(made), study.running(made)) == (1, 1)  # it may be alive
     time.sleep(2.5)
-    made = study.prepare(EASY, "adamw", 1, 1, study.open_storage(url))
+    made = study.prepare(EASY, "adamw", 1, 1, storages.open_storage(url))
     assert (study.waiting(made), study.running(made)) == (2, 0)
     states = [t.state for t in made.get_trials()]
     assert states.count(TrialState.FAIL) == 1
@@ -163,7 +218,7 @@ def test_a_dead_workers_trial_is_tried_again(tmp_path, monkeypatch):
 
 def test_a_storage_that_cannot_be_opened_is_one_clear_error():
     with pytest.raises(ConfigError, match="cannot open the storage"):
-        study.open_storage("sqlite:////no/such/folder/tune.db")
+        storages.open_storage("sqlite:////no/such/folder/tune.db")
 
 
 # --- scores
@@ -172,7 +227,7 @@ def test_a_storage_that_cannot_be_opened_is_one_clear_error():
 def record(*values, defaults=None):
     def trial(value):
         return {"settings": {"lr": 0.1}, "value": value, "gradient_evaluations": value,
-                "epoch": value and value / 8}
+                "epoch": value and value / 8, "limit": 250}
 
     return {"trials": [trial(value) for value in values],
             "defaults": None if defaults is None else trial(defaults)}
@@ -188,7 +243,13 @@ def test_scores_by_hand():
     assert score.representative(records) == 2  # of 60 and 80 the lower middle is 60
     assert score.representative(records[2:]) is None
     with_defaults = [record(100, defaults=300), record(50, defaults=None)]
-    assert score.default_over_best(with_defaults) == 3.0
+    assert score.default_over_best(with_defaults) == (3.0, False)
+    missed = record(50)
+    missed["defaults"] = {"value": None, "limit": 100}  # given up at twice the best
+    assert score.default_over_best([missed]) == (2.0, True)
+    assert score.default_over_best([missed, record(100, defaults=300)]) == (2.0, True)
+    assert report.bounded((2.0, True)) == "> 2" and report.bounded((2.0, False)) == "2"
+    assert math.isnan(score.default_over_best([record(None, defaults=80)])[0])
 
 
 def test_a_study_without_a_winner_counts_as_misses_of_every_fresh_seed():
@@ -200,7 +261,7 @@ def test_a_study_without_a_winner_counts_as_misses_of_every_fresh_seed():
     def arm(studies, fresh):
         return {"studies": studies, "fresh": fresh, "config": "", "text": ""}
 
-    task = {"terms": {"cap": 400}, "arms": {
+    task = {"terms": {"cap": 400, "fresh_seeds": 2}, "arms": {
         "adamw": arm([record(200), record(None)], runs(1, 160, 240)),
         "lucky": arm([record(80), record(None), record(None)], runs(1, 80, 88)),
         "sure": arm([record(120), record(120)], runs(1, 120, 128) + runs(2, 96, None)),
@@ -223,6 +284,26 @@ def test_a_study_without_a_winner_counts_as_misses_of_every_fresh_seed():
     assert [row["fresh"] and row["fresh"].value for row in rows] == [
         120, 240, math.inf, math.inf, None]
     assert rows[0]["ratio"].value == 2.0
+    assert report.evaluations(rows[3]) == "no trial"
+    assert report.evaluations(rows[0]).startswith("120 ")
+
+
+def test_a_fresh_run_that_diverges_early_is_a_miss_to_the_end():
+    """Watched only until it diverged, it would leave the field to those that arrive."""
+    curve = {"gradient_evaluations": [8, 96], "seconds": [1, 2], "eval_accuracy": [0.1, 0.99]}
+    fresh = [{"study": 1, "reached": True, "epochs": 12, "curve": curve}] * 2
+    fresh += [{"study": 1, "reached": False, "epochs": 0, "curve": {}},
+              {"study": 1, "reached": False, "epochs": 1,
+               "curve": {"gradient_evaluations": [8], "seconds": [1]}}] * 2
+    terms = {"cap": 400, "fresh_seeds": 6, "metric": "eval_accuracy", "target": 0.99}
+    task = {"terms": terms, "arms": {"a": {"studies": [record(90)], "fresh": fresh, "config": "",
+                                           "text": ""}}}
+    times, watched = score.fresh_costs(task, "a")
+    assert times == [96, 96, None, None, None, None] and watched == [96] * 6
+    assert score.fresh_costs(task, "a", "epochs")[1] == [12] * 6
+    (row,) = report.rows_of(task)
+    assert row["fresh"].value == math.inf
+    assert "<polyline" in page._svg(fresh, terms)
 
 
 def test_performance_profiles_by_hand():
@@ -262,10 +343,12 @@ def test_a_task_that_is_no_longer_tuned_for_and_an_arm_without_trials_are_kept(t
     paper = tmp_path / "outputs" / "paper"
     paper.mkdir(parents=True)
     empty = {"studies": [{"trials": [], "defaults": None}], "fresh": [], "config": "", "text": ""}
-    old = {"terms": {**leaderboard.terms_of(EASY, 1), "task": "chess"}, "device": "CPU",
+    amounts = {"budget": 1, "studies": 1, "fresh_seeds": 2}
+    terms = leaderboard.agreed_terms(EASY, amounts, ["adamw"], None)
+    old = {"terms": {**terms, "task": "chess"}, "device": "CPU",
            "torch": "2", "commit": "c", "arms": {"adamw": empty}}
     (paper / "leaderboard.json").write_text(json.dumps({"tasks": {"chess": old}}))
-    leaderboard.write_leaderboard(EASY, {"adamw": [record(None)]}, {"adamw": []}, 1, paper)
+    leaderboard.write_leaderboard(EASY, terms, {"adamw": [record(None)]}, {"adamw": []}, paper)
     kept = leaderboard.read_board(paper / "leaderboard.json")
     assert list(kept["tasks"]) == ["grokking", "chess"]
     assert kept["tasks"]["chess"] == old
@@ -287,7 +370,7 @@ def test_the_leaderboard_is_written_and_nothing_is_run_twice(board, monkeypatch)
         best = score.winner(arms[arm]["studies"][0])
         assert config["optimizer"]["lr"] == best["settings"]["lr"]
     page = (paper / "leaderboard.md").read_text()
-    assert "| adamw" in page and "2 trials a study" in page
+    assert "| adamw" in page and "Studies x trials: 1 x 2" in page
     assert (paper / "leaderboard_grokking.png").stat().st_size > 5_000
 
     def forbidden(*_):
@@ -299,7 +382,47 @@ def test_the_leaderboard_is_written_and_nothing_is_run_twice(board, monkeypatch)
     assert (paper / "leaderboard.md").read_text() == page
 
 
-def test_a_wrong_task_optimizer_or_board_is_refused(board, tmp_path, capsys):
+def test_a_search_that_would_drop_arms_of_the_board_is_refused(board, capsys):
+    root, options = board
+    before = (root / "outputs" / "paper" / "leaderboard.json").read_bytes()
+    one = [*options, "--optimizers", "muon"]
+    assert command.main([*one, "--budget", "3"]) == 2
+    said = capsys.readouterr().err
+    assert "budget 2 -> 3" in said and "would lose adamw, ars2_neo_sync" in said
+    assert (root / "outputs" / "paper" / "leaderboard.json").read_bytes() == before
+    # Without a word of how much, an arm more gets what the others had.
+    standing = json.loads(before)["tasks"]["grokking"]
+    goal = goal_of("grokking", 0.05, 40, TINY["grokking"])
+    nothing = dict.fromkeys(leaderboard.AMOUNTS)
+    assert leaderboard.agreed_terms(goal, nothing, ["muon"], standing) == standing["terms"]
+    more = {**nothing, "budget": 3}
+    for arms, replace in ((list(standing["arms"]), False), (["muon"], True)):
+        terms = leaderboard.agreed_terms(goal, more, arms, standing, replace)
+        assert terms == {**standing["terms"], "budget": 3}
+
+
+def test_unfinished_trials_are_not_published(tmp_path, monkeypatch, capsys):
+    """Another host runs the last one, or the worker that had it is dead."""
+    outputs = tmp_path / "outputs"
+    (outputs / "tune").mkdir(parents=True)
+    url = f"sqlite:///{outputs / 'tune' / 'grokking.db'}"
+    made = study.prepare(EASY, "adamw", 1, 2, storages.open_storage(url))
+    with storages.quiet():
+        made.ask()
+    monkeypatch.setattr(command, "_search", lambda *_: False)
+    options = ["grokking", "--optimizers", "adamw", "--budget", "2", "--studies", "1", "--target",
+               "0.05", "--cap", "40", "--outputs", str(outputs)]
+    options += [word for item in TINY["grokking"] for word in ("--set", item)]
+    assert command.main(options) == 1
+    assert "2 trials are not finished, of grokking/adamw/1" in capsys.readouterr().err
+    assert not (outputs / "paper").exists()
+
+
+def test_a_wrong_task_optimizer_override_or_board_is_refused(board, tmp_path, capsys):
+    wrong = ["--set", "model.d_modle=64", "--outputs", str(tmp_path)]
+    assert command.main(["grokking", *wrong]) == 2
+    assert "d_modle" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
     assert command.main(["chess"]) == 2
     assert "no task 'chess'" in capsys.readouterr().err
     assert command.main(["grokking", "--optimizers", "adamx", "--outputs", str(tmp_path)]) == 2

@@ -47,7 +47,10 @@ def step_tables(results: dict) -> list[str]:
 
 def polar_tables(results: dict) -> list[str]:
     """One table a size; errors are relative distances from the exact polar factor."""
-    lines = [f"Peak of a 1024 x 1024 product: {results['peak_gflops']:.0f} GFLOP/s.", ""]
+    size, best = results.get("peak_size", 1024), results["peak_gflops"]
+    wide = results.get("float32_peak_gflops", best)
+    lines = [f"Peak of a {size} x {size} product: {best:.0f} GFLOP/s"
+             + (f", in float32 {wide:.0f}." if wide != best else "."), ""]
     for size, rows in results["sizes"].items():
         kinds = list(next(iter(rows.values()))["error"])
         lines += [f"### {size}", "",

@@ -32,6 +32,33 @@ def autocast(device: torch.device, precision: str) -> Callable:
     return partial(torch.autocast, device.type, dtype=torch.bfloat16)
 
 
+def forbid_tf32() -> None:
+    """Let float32 be float32: cuDNN would round a convolution's operands to TF32 unasked."""
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the worst moment: on CUDA of tensors, since `restart_peak_memory`; on the CPU of
+    the process, since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def restart_peak_memory(device: torch.device) -> None:
+    """Forget earlier moments, where that can be done."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done what it was told: before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep what a step frees for the next step: else every large temporary is mapped
     anew and costs a page fault per 4 KiB, some ten percent of a step on a CPU."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from exp.harness.device import wait_for
 from exp.harness.objective import Objective
 from optimizer.parts.polar import as_matrices
 
@@ -58,21 +59,26 @@ class Instruments:
     def _before(self, *_) -> None:
         self.steps += 1
         if self.steps % self.every == 0:
-            started = time.perf_counter()
+            started = self._now()
             self.before = {name: p.detach().clone() for name, p in self.matrices.items()}
-            self.seconds += time.perf_counter() - started
+            self.seconds += self._now() - started
 
     @torch.no_grad()
     def _after(self, *_) -> None:
         if self.before is None:
             return
         for instrument in self.names:
-            started = time.perf_counter()
+            started = self._now()
             getattr(self, f"_{instrument}")()
-            spent = time.perf_counter() - started
+            spent = self._now() - started
             self.seconds += spent
             self._note(f"{instrument}/seconds", spent)
         self.before = None
+
+    def _now(self) -> float:
+        # What the device still has to do of the step is the step's time, not the instrument's.
+        wait_for(next(self.model.parameters()).device)
+        return time.perf_counter()
 
     def _spectrum(self) -> None:
         for name, p in self.matrices.items():
@@ -101,7 +107,8 @@ class Instruments:
         from exp.harness.curvature import curvature
 
         after = {name: p.detach().clone() for name, p in self.matrices.items()}
-        with torch.enable_grad():
+        # What was compiled cannot be differentiated twice.
+        with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
             params = [p for p in self.model.parameters() if p.requires_grad]
             gradients = [p.grad for p in params]
             for measure, value in curvature(self.model, self.objective.batch, params).items():

@@ -14,6 +14,7 @@ from data.batches import Batches
 from exp.harness.board import Board
 from exp.harness.checkpoint import Checkpoints, Position
 from exp.harness.config import Experiment
+from exp.harness.device import peak_memory, restart_peak_memory, wait_for
 from exp.harness.diagnostics import Instruments
 from exp.harness.distributed import Consensus, is_main, load_whole, whole
 from exp.harness.facts import run_facts
@@ -71,6 +72,7 @@ class Run:
         self.seconds_before = 0.0
         self.last_line: dict[str, Any] = {}
         self.tested: dict[str, float] = {}
+        self.peak_memory = 0
         asked = self.experiment.diagnostics
         self.instruments = Instruments(() if isinstance(asked, bool) else asked, model, optimizer,
                                        objective)
@@ -99,13 +101,15 @@ class Run:
         if self.progress is not None:
             self.progress.close()
         status = {None: "completed", Interrupted: "interrupted", KeyboardInterrupt: "interrupted",
-                  Diverged: "diverged"}.get(kind)
+                  Diverged: "diverged", torch.linalg.LinAlgError: "diverged"}.get(kind)
         if status is not None:
             if status == "completed":
                 self._checkpoint()
             if is_main():
                 self._summarize(status)
         self.board.close()
+        if kind is torch.linalg.LinAlgError:  # how decompositions refuse what is not finite
+            raise Diverged(f"{error} in epoch {self.at.epoch + 1}, step {self.at.step}") from error
 
     def epochs(self) -> Iterator[int]:
         """Yield each epoch that is left, 1-based."""
@@ -122,6 +126,7 @@ class Run:
             self.progress = Progress(epochs * len(train), epochs, self.at.step)
         self.instruments.every = self.experiment.diagnostics_every or len(train)
         self.instruments.steps = self.at.step
+        restart_peak_memory(self.device)
         started = time.perf_counter() - self.at.seconds - self.instruments.seconds
         for batch in train.epoch(self.at.epoch, start=self.at.batch):
             yield batch
@@ -134,9 +139,9 @@ class Run:
                 self.progress.show(self.at.epoch + 1, self.at.step, loss)
                 signal = signal if math.isfinite(loss) else DIVERGED
             self._heed(self.consensus.hear(signal))
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        wait_for(self.device)
         self.at.seconds = time.perf_counter() - started - self.instruments.seconds
+        self.peak_memory = peak_memory(self.device)  # evaluation takes larger batches
 
     def log(self, evaluation: dict[str, float]) -> None:
         """End the epoch: one line of metrics.jsonl, best so far, milestones, checkpoint."""
@@ -150,7 +155,7 @@ class Run:
         if self.experiment.diagnostics is not False:
             numbers = {**getattr(self.optimizer, "diagnostics", {}), **self.instruments.take()}
             line |= {"diagnostics": numbers} if numbers else {}
-        line["peak_memory_bytes"] = _peak_memory(self.device)
+        line["peak_memory_bytes"] = self.peak_memory
         if is_main():
             self.folder.append_metrics(line)
         self.last_line = line
@@ -227,11 +232,3 @@ class Run:
 
     def _wall_seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started_at
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -20,10 +20,28 @@ from exp.jobs.queue import Job, Stopped, run_jobs
 from exp.jobs.slurm import add_launcher_options, launcher_of
 from exp.tune import score
 from exp.tune.ablation import write_ablation
-from exp.tune.board import facts_of, terms_of, write_leaderboard
+from exp.tune.board import (
+    AMOUNTS,
+    BOARD,
+    agreed_terms,
+    facts_of,
+    read_board,
+    read_published,
+    write_leaderboard,
+)
 from exp.tune.cells import read_ablation
-from exp.tune.space import Goal, all_arms, goal_of, search_space
-from exp.tune.study import is_reached, open_storage, prepare, running, until_done, waiting, work
+from exp.tune.space import Goal, all_arms, goal_of, points, search_space
+from exp.tune.storage import open_storage
+from exp.tune.study import (
+    is_reached,
+    prepare,
+    running,
+    trial_settings,
+    unfinished,
+    until_done,
+    waiting,
+    work,
+)
 
 OUTPUTS = Path("outputs")
 DEFAULT_ARMS = ("adamw", "muon", "ars2_neo_base", "ars2_neo_aga")
@@ -51,8 +69,12 @@ def tune(options: argparse.Namespace) -> int:
     arms = all_arms() if options.optimizers == "all" else options.optimizers.split(",")
     if options.ablation:
         arms = list(read_ablation().arms())
-    for arm in arms:
-        search_space(arm)  # a wrong name is said before anything is made
+    for arm in arms:  # a wrong name or override is said before anything is made
+        trial_settings(goal, arm, points(search_space(arm), 1, seed=0)[0], 0, goal.cap)
+    paper = options.outputs / "paper"
+    standing = (read_published(paper / f"ablation_{goal.task}.json") if options.ablation
+                else read_board(paper / BOARD)["tasks"].get(goal.task))
+    terms = agreed_terms(goal, vars(options), arms, standing, options.replace or options.worker)
     folder = options.outputs / "tune"
     url = options.storage or f"sqlite:///{folder / goal.task}.db"
     if options.launcher == "slurm" and url.startswith("sqlite"):
@@ -64,28 +86,34 @@ def tune(options: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     storage = open_storage(url)
     # Study by study, so that what is unfinished is equally unfinished for every arm.
-    order = [(arm, number) for number in range(1, options.studies + 1) for arm in arms]
-    studies = {key: prepare(goal, *key, options.budget, storage, defaults=not options.ablation)
+    order = [(arm, number) for number in range(1, terms["studies"] + 1) for arm in arms]
+    studies = {key: prepare(goal, *key, terms["budget"], storage, defaults=not options.ablation)
                for key in order}
     if options.worker:
         for arm, number in order:
             work(goal, arm, number, storage, folder)
         return COMPLETED
-    failed = _search(list(studies.values()), options, url, launcher)
+    failed = _search(list(studies.values()), options, terms, url, launcher)
+    left = {made.study_name: unfinished(made, terms["budget"]) for made in studies.values()}
+    if any(left.values()):
+        print(f"{sum(left.values())} trials are not finished, of "
+              f"{', '.join(name for name, count in left.items() if count)}: they are run elsewhere "
+              "or their worker died. Nothing is published; the same command goes on from here",
+              file=sys.stderr)
+        return FAILED
     records = {arm: [score.study_record(studies[arm, number])
-                     for number in range(1, options.studies + 1)] for arm in arms}
-    jobs = {arm: score.fresh_jobs(goal, arm, records[arm], folder, options.fresh_seeds)
-            for arm in arms}
+                     for number in range(1, terms["studies"] + 1)] for arm in arms}
+    seeds = score.fresh_seeds(terms["fresh_seeds"])
+    jobs = {arm: score.fresh_jobs(goal, arm, records[arm], folder, seeds) for arm in arms}
     missing = [job for group in jobs.values() for job in group if not _is_finished(job)]
     ended = run_jobs(missing, launcher)
-    paper = options.outputs / "paper"
     fresh = {arm: fresh_runs(goal, jobs[arm]) for arm in arms}
     if options.ablation:
-        write_ablation(paper, read_ablation(), terms_of(goal, options.budget), facts_of(fresh),
+        write_ablation(paper, read_ablation(), terms, facts_of(fresh),
                        {arm: {"studies": records[arm], "fresh": fresh[arm]} for arm in arms})
         print(f"written to {paper}: ablation_{goal.task}.md, ablation_{goal.task}.json")
     else:
-        write_leaderboard(goal, records, fresh, options.budget, paper)
+        write_leaderboard(goal, terms, records, fresh, paper)
         print(f"written to {paper}: leaderboard.md, leaderboard.html, leaderboard.json")
     failed |= any(code not in (COMPLETED, DIVERGED) for code in ended.values())
     return FAILED if failed else COMPLETED
@@ -95,7 +123,8 @@ def _is_finished(job: Job) -> bool:
     return bool(score.fresh_records([job]))
 
 
-def _search(studies: list, options: argparse.Namespace, url: str, launcher: Launcher) -> bool:
+def _search(studies: list, options: argparse.Namespace, terms: dict, url: str,
+            launcher: Launcher) -> bool:
     """Run what waits with worker processes; whether one of them failed.
 
     Raises Stopped after Ctrl-C or SIGTERM, when every worker has put its trial back.
@@ -103,8 +132,8 @@ def _search(studies: list, options: argparse.Namespace, url: str, launcher: Laun
     total = sum(map(waiting, studies))
     if not total and not sum(map(running, studies)):
         return False
-    command = [sys.executable, "-m", "exp.tune", options.task, "--budget", str(options.budget),
-               "--studies", str(options.studies), "--storage", url,
+    command = [sys.executable, "-m", "exp.tune", options.task, "--budget", str(terms["budget"]),
+               "--studies", str(terms["studies"]), "--storage", url,
                "--outputs", str(options.outputs), "--worker"]
     command += ["--ablation"] if options.ablation else ["--optimizers", options.optimizers]
     command += [] if options.target is None else ["--target", str(options.target)]
@@ -142,10 +171,15 @@ def _search(studies: list, options: argparse.Namespace, url: str, launcher: Laun
 
 
 def fresh_runs(goal: Goal, jobs: Sequence[Job]) -> list[dict]:
-    """The finished runs of an arm's winners, each with whether it reached the target."""
-    fresh = score.fresh_records(jobs)
-    return [{**run, "reached": run["status"] == "completed" and any(
-        is_reached(goal, value) for value in run["curve"].get(goal.metric, []))} for run in fresh]
+    """The finished runs of an arm's winners, each with whether it reached the target within the
+    cap: a run ends with an epoch, which may lie beyond."""
+    def reached(run: dict) -> bool:
+        spent, values = (run["curve"].get(key, []) for key in ("gradient_evaluations", goal.metric))
+        return run["status"] == "completed" and any(
+            is_reached(goal, value) and cost <= goal.cap
+            for cost, value in zip(spent, values, strict=True))
+
+    return [{**run, "reached": reached(run)} for run in score.fresh_records(jobs)]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -160,12 +194,16 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--ablation", action="store_true",
                        help="one arm for every combination of ARS2-Neo's parts; writes "
                             "ablation_<task>.md in place of the leaderboard")
-    parser.add_argument("--budget", type=_positive, default=10, metavar="N",
-                        help="quasi-random trials a study (default 10)")
-    parser.add_argument("--studies", type=_positive, default=3, metavar="N",
-                        help="independent studies an optimizer (default 3)")
-    parser.add_argument("--fresh-seeds", type=_seeds, default=score.FRESH_SEEDS, metavar="N",
-                        help="fresh seeds a winner is run on (default 10)")
+    amounts = parser.add_argument_group(
+        "how much for every optimizer", "as the task's leaderboard has it, or for a new one")
+    amounts.add_argument("--budget", type=_positive, metavar="N",
+                         help=f"quasi-random trials a study ({AMOUNTS['budget']})")
+    amounts.add_argument("--studies", type=_positive, metavar="N",
+                         help=f"independent studies an optimizer ({AMOUNTS['studies']})")
+    amounts.add_argument("--fresh-seeds", type=_positive, metavar="N",
+                         help=f"fresh seeds a winner is run on ({AMOUNTS['fresh_seeds']})")
+    parser.add_argument("--replace", action="store_true",
+                        help="drop a leaderboard that stands on other terms")
     parser.add_argument("--workers", type=_positive, default=1, metavar="N",
                         help="trials at a time")
     add_launcher_options(parser)
@@ -186,11 +224,6 @@ def _positive(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return number
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    first = score.FRESH_SEEDS[0]
-    return tuple(range(first, first + _positive(text)))
 
 
 if __name__ == "__main__":

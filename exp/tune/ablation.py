@@ -39,8 +39,9 @@ def render(content: dict) -> str:
         f"# What each part of ARS2-Neo buys: {terms['task']}",
         f"`python -m exp.tune {terms['task']} --ablation`: gradient evaluations until "
         f"{terms['metric']} is {better} {terms['target']:g}, at most {terms['cap']}. Every cell "
-        f"was tuned as an arm of its own, {terms['budget']} quasi-random trials a study, and its "
-        "winners were run on fresh seeds; medians are Kaplan-Meier, intervals 95 %. Device "
+        f"was tuned as an arm of its own, {terms['budget']} quasi-random trials in each of "
+        f"{terms['studies']} studies, and its winners were run on {terms['fresh_seeds']} fresh "
+        "seeds; medians are Kaplan-Meier, intervals 95 %. Device "
         f"{content['device']}; torch {content['torch']}; commit {content['commit']}.",
         "## Factor by factor",
         "Times the evaluations with the part over those without it, paired over all cells that "

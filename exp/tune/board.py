@@ -1,6 +1,7 @@
 """leaderboard.json, and what is made from it: pages, figures, tuned configs, the README's table."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from exp.harness.errors import ConfigError
@@ -10,32 +11,51 @@ from exp.tune import report, score
 from exp.tune.page import render_html
 from exp.tune.space import Goal, task_entries
 
-README, PAPER = ROOT / "README.md", ROOT / "outputs" / "paper"
+README, PAPER, BOARD = ROOT / "README.md", ROOT / "outputs" / "paper", "leaderboard.json"
+AMOUNTS = {"budget": 10, "studies": 3, "fresh_seeds": 10}  # of a task that was never tuned
 
 
-def terms_of(goal: Goal, budget: int) -> dict:
-    """What must be equal for results to be comparable."""
-    return {"task": goal.task, "metric": goal.metric, "mode": goal.mode, "target": goal.target,
-            "cap": goal.cap, "budget": budget, "set": list(goal.overrides)}
+def agreed_terms(goal: Goal, asked: dict[str, int | None], arms: Sequence[str],
+                 standing: dict | None, replace: bool = False) -> dict:
+    """What must be equal for results to be comparable: the goal, and how much each arm is given.
+
+    asked: `budget`, `studies` and `fresh_seeds`, None where nothing was said: then as `standing`
+    has it, the task's entry in what was published before, if there is one.
+    Raises ConfigError if other terms would drop arms that stand there, unless they `replace` them.
+    """
+    usual = standing["terms"] if standing else AMOUNTS
+    terms = {"task": goal.task, "metric": goal.metric, "mode": goal.mode, "target": goal.target,
+             "cap": goal.cap, "set": list(goal.overrides),
+             **{key: usual[key] if asked[key] is None else asked[key] for key in AMOUNTS}}
+    if standing and not replace and terms != standing["terms"]:
+        changed = [f"{key} {standing['terms'].get(key)} -> {value}" for key, value in terms.items()
+                   if standing["terms"].get(key) != value]
+        lost = [arm for arm in standing["arms"] if arm not in arms]
+        if lost:
+            raise ConfigError(
+                f"the leaderboard of {goal.task} stands on other terms ({', '.join(changed)}) and "
+                f"would lose {', '.join(lost)}: name these too, keep its terms, or --replace it")
+    return terms
 
 
 def facts_of(fresh: dict[str, list[dict]]) -> dict[str, str]:
-    """Device, torch and commit of all these runs."""
+    """Device, torch and commit of all these runs; "+" after one with uncommitted changes."""
     every = [run for runs in fresh.values() for run in runs]
-    return {key: ", ".join(sorted({str(run[key])[:40] for run in every})) or "–"
-            for key in ("device", "torch", "commit")}
+    facts = {key: {str(run[key]) for run in every} for key in ("device", "torch")}
+    facts["commit"] = {str(run["commit"])[:7] + "+" * bool(run["uncommitted_changes"])
+                       for run in every}
+    return {key: ", ".join(sorted(found)) or "–" for key, found in facts.items()}
 
 
-def write_leaderboard(goal: Goal, records: dict, fresh: dict, budget: int, paper: Path) -> None:
+def write_leaderboard(goal: Goal, terms: dict, records: dict, fresh: dict, paper: Path) -> None:
     """Put the task into leaderboard.json, beside what other tasks and arms have there, write the
     pages from it, and config/tuned_<task>_<arm>.toml for every arm with a winner."""
     paper.mkdir(parents=True, exist_ok=True)
-    path = paper / "leaderboard.json"
+    path = paper / BOARD
     board = read_board(path)
-    terms = terms_of(goal, budget)
     task = board["tasks"].setdefault(goal.task, {"terms": terms, "arms": {}})
     if task["terms"] != terms:
-        task |= {"terms": terms, "arms": {}}  # other terms are another leaderboard
+        task |= {"terms": terms, "arms": {}}  # other terms are another leaderboard, see above
     for arm, studies in records.items():
         number = score.representative(studies)
         text = config = ""
@@ -62,8 +82,13 @@ def config_folder(paper: Path) -> Path:
 
 def read_board(path: Path) -> dict:
     """leaderboard.json, or an empty one. Raises ConfigError for a damaged file."""
+    return read_published(path) or {"tasks": {}}
+
+
+def read_published(path: Path) -> dict | None:
+    """A JSON file among the results, None if there is none. Raises ConfigError if damaged."""
     if not path.exists():
-        return {"tasks": {}}
+        return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -73,7 +98,7 @@ def read_board(path: Path) -> dict:
 def write_pages(paper: Path) -> None:
     """leaderboard.md, leaderboard.html, the figures and, where these are the project's own, the
     README's table, from leaderboard.json."""
-    board = read_board(paper / "leaderboard.json")
+    board = read_board(paper / BOARD)
     (paper / "leaderboard.md").write_text(report.render(board), encoding="utf-8")
     (paper / "leaderboard.html").write_text(render_html(board), encoding="utf-8")
     for name, task in board["tasks"].items():

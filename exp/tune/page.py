@@ -3,7 +3,17 @@
 import html
 import math
 
-from exp.tune.report import BASELINE, COST, at_least, number, rows_of, shown, terms_line
+from exp.tune.report import (
+    BASELINE,
+    COST,
+    at_least,
+    bounded,
+    evaluations,
+    number,
+    rows_of,
+    shown,
+    terms_line,
+)
 
 HEAD = ("optimizer", "fresh: evaluations", "reached", "epochs", "seconds",
         f"times cheaper than {BASELINE}", "tuned: evaluations", "near best", "defaults")
@@ -23,7 +33,9 @@ polyline { fill: none; stroke: #1f5fbf; stroke-width: 1.4; opacity: .7 }
 .target { stroke: #c2410c; stroke-dasharray: 5 4 } pre { overflow: auto; font-size: 12px }
 </style></head><body>
 <h1>Who needs how much, after equal tuning</h1>
-<p>Click a heading to sort, a row for its learning curves and the config that reproduces it.</p>
+<p>Click a heading to sort, a row for its learning curves and the config that reproduces it.
+"No trial": the search found no setting that gets there; "never": fresh runs did not. What the
+columns mean stands above the tables of leaderboard.md.</p>
 SECTIONS
 <script>
 for (const table of document.querySelectorAll("table")) {
@@ -60,14 +72,14 @@ def render_html(board: dict) -> str:
 
 def _html_row(row: dict, terms: dict) -> str:
     cells = [(row["arm"], row["arm"]),
-             (shown(row["fresh"]), _key(row["fresh"] and row["fresh"].value)),
+             (evaluations(row), _key(row["fresh"] and row["fresh"].value)),
              (row["reached"], row["reached"]),
              (shown(row["epochs"]), _key(row["epochs"] and row["epochs"].value)),
              (shown(row["seconds"]), _key(row["seconds"] and row["seconds"].value)),
-             (at_least(row["ratio"]), _key(row["ratio"] and row["ratio"].low)),
+             (at_least(row["ratio"]), _key(row["ratio"].value) if row["ratio"] else 0.0),
              (number(row["tuned"]), _key(row["tuned"])),
              (f"{100 * row['near']:.0f} %", _key(row["near"])),
-             (number(row["defaults"]), _key(row["defaults"]))]
+             (bounded(row["defaults"]), _key(row["defaults"][0]))]
     line = "".join(f'<td data-key="{html.escape(str(key))}">{html.escape(text)}</td>'
                    for text, key in cells)
     return (f'<tbody><tr class="row">{line}</tr><tr class="more" hidden><td colspan="{len(cells)}">'
@@ -77,8 +89,9 @@ def _html_row(row: dict, terms: dict) -> str:
 def _svg(runs: list[dict], terms: dict) -> str:
     """The metric over gradient evaluations, one line a fresh run, and the target."""
     width, height = 640, 220
-    curves = [[(x, y) for x, y in zip(run["curve"][COST], run["curve"][terms["metric"]],
-                                      strict=True) if y is not None] for run in runs]
+    curves = [[(x, y) for x, y in zip(run["curve"].get(COST, []),
+                                      run["curve"].get(terms["metric"], []), strict=False)
+               if y is not None] for run in runs]
     points = [point for curve in curves for point in curve]
     if not points:
         return "<p>no fresh run: no trial reached the target</p>"

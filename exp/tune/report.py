@@ -10,9 +10,9 @@ from exp.tune.score import (
     default_over_best,
     fresh_costs,
     performance_profile,
-    seeds_a_winner,
     share_near_best,
     tuned_score,
+    winner,
 )
 
 BASELINE = "adamw"
@@ -38,6 +38,7 @@ def _row(task: dict, arm: str) -> dict:
     ratio = statistics.speedup(base, times, watched) if times and base and arm != BASELINE else None
     return {"arm": arm, "studies": len(entry["studies"]),
             "trials": sum(len(study["trials"]) for study in entry["studies"]),
+            "found": any(map(winner, entry["studies"])),
             "tuned": tuned_score(entry["studies"]), "near": share_near_best(entry["studies"]),
             "defaults": default_over_best(entry["studies"]), "fresh": medians[COST],
             "epochs": medians["epochs"], "seconds": medians["seconds"],
@@ -50,14 +51,16 @@ def render(board: dict) -> str:
     """leaderboard.md."""
     parts = ["# Who needs how much, after equal tuning",
              "Gradient evaluations to the target. Every arm had the same number of quasi-random "
-             "trials over its own SEARCH_SPACE, in independent studies; the winner of each study "
-             "was then run on seeds that the tuning never saw, and the columns *fresh* are those "
-             "runs; a study in which no trial got there counts as misses of all its seeds. *Never* "
-             "says what this budget found, not what an optimizer can do. Medians are Kaplan-Meier, "
-             "intervals 95 % over runs, of which those of one winner share its settings. *near "
-             "best*: the share of the search space that needs at most twice the study's best. "
-             "*defaults*: how many times the tuned cost the constructor's defaults need. Seconds "
-             "are of training alone, with other runs beside."]
+             "trials over its own SEARCH_SPACE, in independent studies; in unit coordinates all "
+             "arms were tried at the same points of a study. The winner of each was then run on "
+             "seeds that the tuning never saw, and the columns *fresh* are those runs; a study in "
+             "which no trial got there counts as misses of all its seeds. *No trial*: none got "
+             "there in any study; *never*: fresh runs did not. Both say what this budget found, "
+             "not what an optimizer can do. Medians are Kaplan-Meier, intervals 95 % over runs, "
+             "of which those of one winner share its settings. *near best*: the share of the "
+             "search space that needs at most twice the study's best. *defaults*: how many times "
+             "the tuned cost the constructor's defaults need, > where they were given up. Seconds "
+             "are of training alone, with other runs beside; + after a commit: with changes."]
     for name, task in board["tasks"].items():
         parts += [f"## {name}", terms_line(task), _table(rows_of(task)),
                   f"![search spaces](leaderboard_{name}.png)"]
@@ -77,13 +80,13 @@ def headline(board: dict) -> str:
                              for of_task in rows.values())))
     said = []
     for name, task in board["tasks"].items():
-        studies = max(row["studies"] for row in rows[name].values())
-        said.append(f"{name} {studies} x {task['terms']['budget']}, "
-                    f"{studies} x {seeds_a_winner(task)}")
+        terms = task["terms"]
+        said.append(f"{name} {terms['studies']} x {terms['budget']}, "
+                    f"{terms['studies']} x {terms['fresh_seeds']}")
     devices = ", ".join(dict.fromkeys(task["device"] for task in board["tasks"].values()))
     return (f"{markdown(lines)}\n\nMedian gradient evaluations of fresh runs to the target [95 %], "
-            f"and how many got there. Studies x trials, winners x fresh seeds: {'; '.join(said)}. "
-            f"{devices}.")
+            "and how many got there; *no trial*: the search found no setting that does. Studies x "
+            f"trials, winners x fresh seeds: {'; '.join(said)}. {devices}.")
 
 
 def _target(terms: dict) -> str:
@@ -92,16 +95,19 @@ def _target(terms: dict) -> str:
 
 
 def _reached(row: dict) -> str:
-    return f"{shown(row['fresh'])}, {row['reached']}" if row["fresh"] else "–"
+    if not row["fresh"]:
+        return "–"
+    return f"{evaluations(row)}, {row['reached']}" if row["found"] else evaluations(row)
 
 
 def terms_line(task: dict) -> str:
     terms = task["terms"]
     better = "at least" if terms["mode"] == "max" else "at most"
     return (f"Target: {terms['metric']} {better} {terms['target']:g}, within {terms['cap']} "
-            f"gradient evaluations. {terms['budget']} trials a study. Device {task['device']}; "
-            f"torch {task['torch']}; commit {task['commit']}. `python -m exp.tune "
-            f"{terms['task']}`.")
+            f"gradient evaluations. Studies x trials: {terms['studies']} x {terms['budget']}; "
+            f"winners x fresh seeds: {terms['studies']} x {terms['fresh_seeds']}. Device "
+            f"{task['device']}; torch {task['torch']}; commit {task['commit']}. An arm more on "
+            f"these terms: `python -m exp.tune {terms['task']} --optimizers NAME`.")
 
 
 def _table(rows: list[dict]) -> str:
@@ -109,9 +115,9 @@ def _table(rows: list[dict]) -> str:
               f"times cheaper than {BASELINE}", "tuned: evaluations", "near best", "defaults",
               "trials", "config")]
     for row in rows:
-        lines.append((row["arm"], shown(row["fresh"]), row["reached"], shown(row["epochs"]),
+        lines.append((row["arm"], evaluations(row), row["reached"], shown(row["epochs"]),
                       shown(row["seconds"]), at_least(row["ratio"]), number(row["tuned"]),
-                      f"{100 * row['near']:.0f} %", number(row["defaults"]),
+                      f"{100 * row['near']:.0f} %", bounded(row["defaults"]),
                       f"{row['trials']} in {row['studies']}",
                       f"`{row['config']}`" if row["config"] else ""))
     return markdown(lines)
@@ -179,6 +185,16 @@ def _decades(values: list[float]) -> tuple[float, float]:
     """The powers of ten around positive values."""
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     return 10.0**low, 10.0 ** max(high, low + 1)
+
+
+def evaluations(row: dict) -> str:
+    """The median of the fresh runs, or that there was nothing to run."""
+    return shown(row["fresh"]) if row["found"] else "no trial"
+
+
+def bounded(ratio: tuple[float, bool]) -> str:
+    """A number, "> " before one that is only known to be larger."""
+    return f"{'> ' * ratio[1]}{number(ratio[0])}"
 
 
 def shown(found: Estimate | None) -> str:

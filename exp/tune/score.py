@@ -8,7 +8,7 @@ that the tuning never saw.
 import math
 import statistics
 import textwrap
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
@@ -19,7 +19,7 @@ from exp.jobs.queue import Job, folder_settings
 from exp.tune.space import Goal, arm_settings, with_point
 from exp.tune.study import HOPELESS, finished, trial_settings
 
-FRESH_SEEDS = tuple(range(101, 111))
+FIRST_FRESH_SEED = 101  # trials have their study's number
 
 
 def study_record(study: optuna.Study) -> dict:
@@ -58,17 +58,17 @@ def share_near_best(records: list[dict]) -> float:
     return near / total if total else math.nan
 
 
-def default_over_best(records: list[dict]) -> float:
-    """How many times the tuned cost the defaults need, the median over studies; infinite where
-    they had not arrived when they were given up."""
+def default_over_best(records: list[dict]) -> tuple[float, bool]:
+    """How many times the tuned cost the defaults need, the (lower) median over studies, and
+    whether they need more than that: they were given up there. NaN where nothing tells."""
     ratios = []
     for record in records:
         best, defaults = winner(record), record["defaults"]
-        if defaults is None or best is None:
-            continue
-        value = defaults["value"]
-        ratios.append(math.inf if value is None else value / best["value"])
-    return statistics.median(ratios) if ratios else math.nan
+        if defaults is not None and best is not None:
+            missed = defaults["value"] is None
+            spent = defaults["limit"] if missed else defaults["value"]
+            ratios.append((spent / best["value"], missed))
+    return sorted(ratios)[(len(ratios) - 1) // 2] if ratios else (math.nan, False)
 
 
 def performance_profile(costs: dict[str, dict[str, float]], arm: str, factor: float) -> float:
@@ -97,32 +97,28 @@ def fresh_costs(task: dict, arm: str, axis: str = "gradient_evaluations"
     watched; in "gradient_evaluations", "epochs" or "seconds". task: one of a leaderboard.
 
     A study without a winner counts as a miss of every seed that the others' winners were run on:
-    an arm gains nothing by the studies in which it found nothing. Both are empty where a winner
-    was not run yet.
+    an arm gains nothing by the studies in which it found nothing. A miss is watched as long as the
+    longest run of the arm, without any up to the cap: one that diverged early would not have
+    arrived later. Both are empty where a winner was not run yet.
     """
-    entry = task["arms"][arm]
-    ends = [run["epochs"] if axis == "epochs" else run["curve"][axis][-1] for run in entry["fresh"]]
+    entry, terms = task["arms"][arm], task["terms"]
+    ends = [run["epochs"] if axis == "epochs" else (run["curve"].get(axis) or [0])[-1]
+            for run in entry["fresh"]]
     times = [end if run["reached"] else None for run, end in zip(entry["fresh"], ends, strict=True)]
     winners = [winner(study) for study in entry["studies"]]
     if not ends and any(winners):
         return [], []
-    misses = winners.count(None) * seeds_a_winner(task)
-    # Nobody ran them: a miss is watched as long as the longest run, without any up to the cap.
-    return times + [None] * misses, ends + [max(ends, default=task["terms"]["cap"])] * misses
-
-
-def seeds_a_winner(task: dict) -> int:
-    """How many fresh seeds the winners were run on."""
-    runs = Counter((arm, run["study"]) for arm, entry in task["arms"].items()
-                   for run in entry["fresh"])
-    return max(runs.values(), default=0)
+    times += [None] * winners.count(None) * terms["fresh_seeds"]
+    longest = max(ends, default=terms["cap"])
+    watched = [longest if time is None else time for time in times]
+    return times, watched
 
 
 def winner_config(goal: Goal, arm: str, trial: dict, name: str) -> str:
     """A config that runs a winner: its text. The first line is the command."""
     settings = trial_settings(goal, arm, trial["settings"], seed=42, limit=goal.cap)
     settings["optimizer"] = with_point(arm_settings(arm), trial["settings"])
-    for key in ("device", "precision", "compile", "tensorboard", "diagnostics"):
+    for key in ("device", "precision", "compile", "tensorboard", "diagnostics", "test"):
         settings["experiment"].pop(key, None)
     said = textwrap.fill(
         f"Written by exp.tune: the winner of a search for {goal.metric} {goal.target:g} in the "
@@ -132,8 +128,13 @@ def winner_config(goal: Goal, arm: str, trial: dict, name: str) -> str:
             f"{to_toml(settings)}")
 
 
+def fresh_seeds(count: int) -> range:
+    """The seeds that winners are run on."""
+    return range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + count)
+
+
 def fresh_jobs(goal: Goal, arm: str, records: list[dict], outputs: Path,
-               seeds: tuple[int, ...] = FRESH_SEEDS) -> list[Job]:
+               seeds: Sequence[int]) -> list[Job]:
     """The winner of each study on fresh seeds; its config is written beside the runs."""
     found = []
     for number, record in enumerate(records, 1):

@@ -10,12 +10,12 @@ import importlib
 import inspect
 import math
 import time
-import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
-from optuna.storages import BaseStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from exp.harness.config import complete
@@ -26,35 +26,11 @@ from exp.harness.run import Diverged, Interrupted
 from exp.harness.toml import apply_override, read_toml
 from exp.jobs.queue import task_named
 from exp.tune.space import Goal, arm_settings, points, search_space, with_point
+from exp.tune.storage import quiet
 from optimizer import optimizer_class
 
 HOPELESS = 2.0
-HEARTBEAT_SECONDS, GRACE_SECONDS = 30, 120  # after which a silent worker's trial is tried again
-RETRIES = 3
 POINT, DEFAULTS, CHECKPOINTS = "point", "defaults", ("latest.pt", "best.pt")
-
-
-def open_storage(url: str) -> BaseStorage:
-    """Any Optuna storage: a database URL (sqlite:///tune.db), or a path of a journal file.
-
-    Trials of a database that a dead worker left are tried again. Raises ConfigError if it cannot
-    be opened.
-    """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        if "://" in url:
-            # The heartbeat is marked experimental and announces it at every start.
-            with contextlib.suppress(ImportError), _quiet():
-                return RDBStorage(
-                    url, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS,
-                    heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(RETRIES),
-                    engine_kwargs={"connect_args": {"timeout": 60}} if "sqlite" in url else None)
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-
-        return JournalStorage(JournalFileBackend(url))
-    except Exception as error:  # a database has many ways to fail
-        raise ConfigError(f"cannot open the storage {url}: {error}") from error
 
 
 def prepare(goal: Goal, arm: str, number: int, budget: int, storage: BaseStorage,
@@ -62,27 +38,45 @@ def prepare(goal: Goal, arm: str, number: int, budget: int, storage: BaseStorage
     """The study `number` of an arm with `budget` quasi-random trials, and one of the `defaults`
     unless they are none of the arm's own; those that are missing are waiting to be run.
 
-    Raises ConfigError if it was begun with another target, cap or search space.
+    In unit coordinates the points of a study are the same for every arm of a task.
+    Raises ConfigError if it was begun on other terms or with more trials.
     """
     study = optuna.create_study(study_name=study_name(goal, arm, number), storage=storage,
                                 load_if_exists=True, sampler=optuna.samplers.RandomSampler())
     space = search_space(arm)
     terms = {"metric": goal.metric, "target": goal.target, "cap": goal.cap,
-             "set": list(goal.overrides), "space": {k: repr(v) for k, v in space.items()}}
-    begun = study.user_attrs.get("terms")
-    if begun is not None and begun != terms:
-        raise ConfigError(f"{study.study_name} was begun on other terms: give another --storage")
+             "set": list(goal.overrides), "space": {k: repr(v) for k, v in space.items()},
+             "arm": arm_settings(arm), "config": _without_optimizer(read_toml(goal.config))}
+    begun = study.user_attrs.get("terms", {})
+    changed = [key for key in begun if begun[key] != terms[key]]
+    if changed:
+        raise ConfigError(f"{study.study_name} was begun on other terms ({', '.join(changed)}): "
+                          "give another --storage")
     study.set_user_attr("terms", terms)
-    with _quiet():
+    with quiet():
         optuna.storages.fail_stale_trials(study)  # a dead worker's trials wait again
     there = {trial.user_attrs.get(POINT) for trial in study.get_trials(deepcopy=False)
              if trial.state != TrialState.FAIL}
-    for index, point in enumerate(points(space, budget, seed=number)):
+    if any(isinstance(point, int) and point >= budget for point in there):
+        raise ConfigError(f"{study.study_name} was begun with more than {budget} trials, and what "
+                          "the others found has shortened these: give its --budget, or another "
+                          "--storage")
+    seed = zlib.crc32(f"{goal.task}/{number}".encode())
+    for index, point in enumerate(points(space, budget, seed)):
         if index not in there:
             study.enqueue_trial({}, user_attrs={POINT: index, "settings": point})
     if defaults and DEFAULTS not in there and _has_default_rate(arm):
         study.enqueue_trial({}, user_attrs={POINT: DEFAULTS, "settings": {}})
     return study
+
+
+def unfinished(study: optuna.Study, budget: int) -> int:
+    """How many of a study's quasi-random trials have not been run to their end."""
+    return budget - len(list(finished(study)))
+
+
+def _without_optimizer(settings: dict) -> dict:
+    return {table: value for table, value in settings.items() if table != "optimizer"}
 
 
 def study_name(goal: Goal, arm: str, number: int) -> str:
@@ -96,14 +90,26 @@ def _has_default_rate(arm: str) -> bool:
 
 
 def trial_settings(goal: Goal, arm: str, point: dict, seed: int, limit: int) -> dict:
-    """The complete settings of one trial. Raises ConfigError."""
-    settings = read_toml(goal.config)
-    for override in goal.overrides:
-        apply_override(settings, override)
+    """The complete settings of one trial.
+
+    Raises ConfigError for a wrong override, or a schedule that ends when the trial may not.
+    """
+    try:
+        settings = read_toml(goal.config)
+        for override in goal.overrides:
+            apply_override(settings, override)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     settings["experiment"] |= {"seed": seed, "stop_at": goal.target, "max_evaluations": limit,
                                "epochs": limit}  # an epoch takes at least one evaluation
     settings["optimizer"] = with_point(arm_settings(arm), point)
-    return complete(settings, task_named(goal.task))
+    settings = complete(settings, task_named(goal.task))
+    schedule = settings["schedule"]
+    ends = schedule["name"] != "constant" or "cosine" in schedule["weight_decay"]
+    if ends and "period_epochs" not in schedule:
+        raise ConfigError("[schedule] how many epochs a trial will take is not known beforehand: "
+                          "one that ends needs period_epochs")
+    return settings
 
 
 def work(goal: Goal, arm: str, number: int, storage: BaseStorage, outputs: Path) -> None:
@@ -127,7 +133,7 @@ def work(goal: Goal, arm: str, number: int, storage: BaseStorage, outputs: Path)
 
     keep_freed_memory()
     while waiting(study):
-        with _quiet():
+        with quiet():
             study.optimize(objective, n_trials=1)
 
 
@@ -149,7 +155,8 @@ def run_trial(goal: Goal, arm: str, study: optuna.Study, trial: optuna.Trial, fo
     for name in CHECKPOINTS:
         (folder / name).unlink(missing_ok=True)
     lines = run.metrics()
-    reached = next((line for line in lines if is_reached(goal, line.get(goal.metric))), None)
+    reached = next((line for line in lines if is_reached(goal, line.get(goal.metric))
+                    and line["gradient_evaluations"] <= limit), None)
     values = [line[goal.metric] for line in lines if line.get(goal.metric) is not None]
     best = (max if goal.mode == "max" else min)(values) if values else None
     trial.set_user_attr("result", {
@@ -178,10 +185,11 @@ def allowance(study: optuna.Study, cap: int) -> int:
 
 def finished(study: optuna.Study, defaults: bool = False) -> Iterator[tuple[dict, float]]:
     """(what was tried and found, value) of every finished quasi-random trial, or of the one with
-    the defaults."""
+    the defaults. What got there beyond its limit, in its last epoch, counts as a miss."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         if (trial.user_attrs.get(POINT) == DEFAULTS) == defaults:
-            yield trial.user_attrs, trial.value
+            within = trial.value <= trial.user_attrs["result"]["limit"]
+            yield trial.user_attrs, trial.value if within else math.inf
 
 
 def waiting(study: optuna.Study) -> int:
@@ -206,10 +214,3 @@ def until_done(studies: list[optuna.Study], show: Callable[[int, int], None],
         until = time.monotonic() + pause
         while alive() and time.monotonic() < until:
             time.sleep(0.2)
-
-
-@contextlib.contextmanager
-def _quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

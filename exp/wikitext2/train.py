@@ -58,9 +58,9 @@ def evaluate(
     sums = torch.zeros(2, dtype=torch.float64, device=inputs.device)  # real tokens, padding
     rows = max(1, EVAL_TOKENS[inputs.device.type] // inputs.shape[1])
     for batch, target in my_batches(rows, inputs, targets):
-        losses = objective.measure(next_token_losses, batch, target.flatten())
+        losses = objective.measure(next_token_losses, batch, target.flatten()).double()
         padding = target.flatten() == data.pad_id
-        sums += torch.stack([losses[~padding].double().sum(), losses[padding].double().sum()])
+        sums += torch.stack([losses.masked_fill(kind, 0.0).sum() for kind in (padding, ~padding)])
     all_sum(sums)
     real = int((targets != data.pad_id).sum())
     loss = float(sums[0]) / real
