@@ -109,9 +109,11 @@ def _own() -> list[str]:
 
 
 def _torch() -> dict[str, type[Optimizer]]:
-    """torch.optim's classes by snake-case name: SparseAdam -> sparse_adam, AdamW -> adamw."""
+    """torch.optim's classes by snake-case name: RMSprop -> rmsprop, AdamW -> adamw. SparseAdam,
+    which takes sparse gradients alone, is not among them."""
     classes = [value for value in vars(torch.optim).values() if inspect.isclass(value)
-               and issubclass(value, Optimizer) and value is not Optimizer]
+               and issubclass(value, Optimizer)
+               and value not in (Optimizer, torch.optim.SparseAdam)]
     return {re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", c.__name__).lower(): c for c in classes}
 
 

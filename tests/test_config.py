@@ -54,8 +54,10 @@ def test_the_resolved_settings_survive_toml_and_resolve_to_themselves():
     ("optimizer.k=1.5", ["k must be a whole number", "1.5"]),
     ("optimizer.adaptive_sync=1", ["true or false"]),
     ("optimizer.betas=[0.9]", ["betas must be an array of 2"]),
+    ("experiment.diagnostics=['spectra']", ["an array, each one of 'spectrum', 'updates'"]),
     ("optimizer.energy_norm='big'", ["energy_norm must be one of 'literal'"]),
-    ("optimizer.name='adamx'", ["unknown optimizer 'adamx'", "adamw"]),
+    ("optimizer.name='adamv'", ["unknown optimizer 'adamv'", "Did you mean 'adam"]),
+    ("optimizer.name='sparse_adam'", ["unknown optimizer 'sparse_adam'"]),
     ("optimizer.name='sam'", ["wraps another optimizer"]),
     ("optimizer.name='os:path'", ["no optimizer class"]),
     ("optimizer.routing='magic'", ["routing must be one of 'role'"]),
@@ -63,6 +65,7 @@ def test_the_resolved_settings_survive_toml_and_resolve_to_themselves():
     ("optimizer.muon.lr=1.0", ["no wrapper"]),
     ("optimizer.sam.radius=1.0", ["[optimizer.sam]", "rho"]),
     ("model.name='gpt'", ["unknown model 'gpt'", "qwen3"]),
+    ("model.name='resnet19'", ["Did you mean 'resnet18'"]),
     ("model.vocab_size=5", ["unknown key 'vocab_size'"]),
     ("model.activation='tanh'", ["'relu'", "'gelu'"]),
     ("data.fractoin=0.5", ["Did you mean 'fraction'"]),
@@ -87,6 +90,18 @@ def test_each_mistake_gets_a_message_that_helps(override, words):
         grok(override)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "pytorch_optimizer:SCION", "pytorch_optimizer:ADOPT",
+                                  "pytorch_optimizer:Kron", "pytorch_optimizer:AdaShift"])
+def test_defaults_that_toml_cannot_say_stay_with_the_library(name):
+    from exp.grokking.train import TASK
+
+    settings = load_settings(Path("config/lrp_grok_adamw_600e.toml"), [], TASK)
+    settings["optimizer"] = {"name": name}
+    done = complete(settings, TASK)
+    assert complete(tomllib.loads(to_toml(done)), TASK) == done
+    assert "lr" in done["optimizer"]
 
 
 def test_all_mistakes_are_reported_together():
@@ -155,11 +170,14 @@ def test_cosine_by_epoch_is_what_torch_does():
         torchs.step()
     found = rates(5, 3, 0.3, name="cosine", min_lr=0.01, interval="epoch")
     assert found == pytest.approx(expected)
+    # Two of four epochs to warm up, three steps each: 1/2, then 1, as an epoch is one step.
+    found = rates(4, 3, name="linear", warmup_epochs=2, interval="epoch")
+    assert found == pytest.approx([0.5] * 3 + [0.75] * 3 + [0.5] * 3 + [0.25] * 3)
 
 
 def test_impossible_schedules_are_refused():
     for settings in ({"warmup_epochs": -1.0}, {"period_epochs": 0.0},
-                     {"name": "cosine", "min_lr": 2.0}):
+                     {"name": "cosine", "min_lr": 2.0}, {"warmup_epochs": math.nan}):
         with pytest.raises(ValueError, match="min_lr|period"):
             rates(1, 1, **settings)
 

@@ -120,11 +120,12 @@ def test_curvature_of_every_model(name):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("task", list(TINY))
-def test_a_run_is_the_same_with_instruments_and_records_them(task, tiny_data, tmp_path):
+@pytest.mark.parametrize(("task", "extra"), [
+    *((task, ()) for task in TINY), ("grokking", ("optimizer.qk_clip={tau = 1e-4}",))])
+def test_a_run_is_the_same_with_instruments_and_records_them(task, extra, tiny_data, tmp_path):
     names = 'experiment.diagnostics=["spectrum", "updates", "alignment", "sharpness"]'
-    assert launch(task, tmp_path / "with", names, "experiment.diagnostics_every=2") == 0
-    assert launch(task, tmp_path / "without") == 0
+    assert launch(task, tmp_path / "with", names, "experiment.diagnostics_every=2", *extra) == 0
+    assert launch(task, tmp_path / "without", *extra) == 0
     records = [[json.loads(line) for line in
                 (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
                for name in ("with", "without")]

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from exp.harness.config import complete
 from exp.harness.folder import RunFolder
 from exp.harness.objective import Objective
 from exp.harness.toml import to_toml
+from exp.jobs.queue import Job, state
 from model import build_model
 from optimizer import build_optimizer
 
@@ -276,6 +278,121 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_is_overwritten(
     assert launch("grokking", folder, "--resume", epochs=2) == 2
     assert "damaged" in capsys.readouterr().err
     assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(tiny_data, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert launch("grokking", folder, epochs=1) == 0
+    path = folder / "latest.pt"
+    whole = bytearray(path.read_bytes())
+    for place in range(2000, len(whole), len(whole) // 7):
+        damaged = whole.copy()
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        assert launch("grokking", folder, "--resume", epochs=2) == 2, place
+        assert "damaged" in capsys.readouterr().err
+    shutil.copy(folder / "best.pt", path)
+    assert launch("grokking", folder, "--resume", epochs=2) == 2
+    assert "no settings in it" in capsys.readouterr().err
+
+
+def test_a_run_that_other_code_resumes_says_so_and_keeps_both(tiny_data, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert launch("grokking", folder, epochs=1) == 0
+    first = json.loads((folder / "run.json").read_text())
+    assert "resumed_from" not in first
+    assert launch("grokking", folder, "--resume", epochs=2) == 0
+    assert "warning" not in capsys.readouterr().err
+    facts = json.loads((folder / "run.json").read_text())
+    assert [past["command"] for past in facts["resumed_from"]] == [first["command"]]
+    facts["sources"]["model/grokking_transformer.py"] = "other"
+    (folder / "run.json").write_text(json.dumps(facts))
+    assert launch("grokking", folder, "--resume", epochs=3) == 0
+    assert "warning: model/grokking_transformer.py changed" in capsys.readouterr().err
+    facts = json.loads((folder / "run.json").read_text())
+    digests = [past["sources"]["model/grokking_transformer.py"] for past in facts["resumed_from"]]
+    assert digests == [first["sources"]["model/grokking_transformer.py"], "other"]
+    settings = tomllib.loads((folder / "config.toml").read_text())
+    config = folder / "again.toml"
+    config.write_text(to_toml(settings))
+    assert state(Job("grokking", config, settings["experiment"]["seed"], folder)) == "outdated"
+
+
+def test_wrappers_in_another_order_are_another_optimizer(tiny_data, tmp_path, capsys):
+    folder, config = tmp_path / "run", tmp_path / "wrapped.toml"
+    settings = tomllib.loads(Path("config/lrp_grok_adamw_600e.toml").read_text())
+    plain = settings["optimizer"]
+    for wrappers in (("sam", "lookahead"), ("lookahead", "sam")):
+        settings["optimizer"] = {**plain, **{name: {} for name in wrappers}}
+        config.write_text(to_toml(settings))
+        option = ["--resume"] if folder.exists() else []
+        status = launch("grokking", folder, *option, config=config, epochs=2)
+        assert status == (2 if option else 0)
+    assert "innermost first: ['sam', 'lookahead'] -> ['lookahead', 'sam']" in (
+        capsys.readouterr().err)
+
+
+def test_bad_places_and_sizes_are_refused_before_anything_is_written(tiny_data, tmp_path, capsys,
+                                                                    monkeypatch):
+    def refused(*words, output=tmp_path / "run", options=(), task="grokking", **settings):
+        assert launch(task, output, *options, **settings) == 2
+        said = capsys.readouterr().err
+        assert all(word in said for word in words), said
+        assert not (tmp_path / "run").exists()
+
+    file = tmp_path / "file"
+    file.write_text("")
+    refused("cannot create the run folder", output=file / "run")
+    refused("--output", "too long", output=tmp_path / ("x" * 300))
+    refused("[model] 3 tokens, but sequence_length 2",
+            options=["--set", "model.sequence_length=2"])
+    config = tmp_path / "lion.toml"
+    settings = tomllib.loads(Path("config/lrp_grok_adamw_600e.toml").read_text())
+    settings["optimizer"] = {"name": "pytorch_optimizer:Lion", "lr": -1.0}
+    config.write_text(to_toml(settings))
+    refused("[optimizer]", "-1", config=config)
+    monkeypatch.setattr("data.wikitext2.CACHE", file)
+    refused("cannot read or keep the data", "file", task="wikitext2",
+            options=["--set", "data.sequence_length=14"])
+
+
+def test_what_diverges_keeps_the_weights_of_its_best_epoch(tiny_data, tmp_path):
+    from exp.grokking.train import TASK, evaluate, loss_fn
+    from exp.harness.build import build
+
+    folder = tmp_path / "run"
+    assert launch("grokking", folder, "--set", "optimizer.lr=1e4", "--set",
+                  "optimizer.adamw.lr=1e4", "--set", "schedule.warmup_epochs=30",
+                  "--set", "model.d_model=8", epochs=60) == 3
+    best = json.loads((folder / "summary.json").read_text())["best"]
+    assert best and not (folder / "latest.pt").exists()
+    built = build(tomllib.loads((folder / "config.toml").read_text()), TASK, loss_fn)
+    built.model.load_state_dict(checkpoint(folder, "best.pt")["model"])
+    assert evaluate(built.objective, *built.data.eval)["eval_accuracy"] == best["eval_accuracy"]
+
+
+def test_a_schedule_free_optimizer_is_evaluated_at_its_averaged_weights(tiny_data, tmp_path):
+    from exp.grokking.train import TASK, evaluate, loss_fn
+    from exp.harness.build import build
+
+    folder, config = tmp_path / "run", tmp_path / "free.toml"
+    settings = tomllib.loads(Path("config/lrp_grok_adamw_600e.toml").read_text())
+    settings["optimizer"] = {"name": "pytorch_optimizer:ScheduleFreeAdamW", "lr": 0.01}
+    config.write_text(to_toml(settings))
+    assert launch("grokking", folder, config=config, epochs=3) == 0
+    built = build(tomllib.loads((folder / "config.toml").read_text()), TASK, loss_fn)
+    state = checkpoint(folder)
+    built.model.load_state_dict(state["model"])
+    built.optimizer.load_state_dict(state["optimizer"])
+    logged = lines(folder)[-1]["eval_loss"]
+    assert evaluate(built.objective, *built.data.eval)["eval_loss"] == pytest.approx(logged)
+    built.optimizer.train()  # where the next step would be taken: elsewhere
+    other = evaluate(built.objective, *built.data.eval)["eval_loss"]
+    assert other != pytest.approx(logged, rel=1e-6)
+    assert launch("grokking", folder, "--resume", config=config, epochs=4) == 0
+    whole = tmp_path / "whole"
+    assert launch("grokking", whole, config=config, epochs=4) == 0
+    assert timeless(folder) == timeless(whole)
 
 
 def test_resuming_with_other_settings_is_refused(tiny_data, tmp_path, capsys):

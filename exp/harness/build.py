@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from data import DataError
 from data.batches import Batches
 from exp.harness.batch_norm import synchronized
 from exp.harness.config import Task
@@ -45,7 +46,7 @@ def build(settings: dict, task: Task, loss_fn: LossFunction) -> Built:
         forbid_tf32()
     seed_everything(experiment["seed"])
     with together():
-        data, model, optimizer, schedule = _parts(settings, task, device)
+        data, model, optimizer, schedule = _parts(settings, task, loss_fn, device)
     if experiment["compile"]:
         model.compile()
     whole = list(model.parameters())
@@ -60,7 +61,7 @@ def build(settings: dict, task: Task, loss_fn: LossFunction) -> Built:
     return Built(device, data, model, optimizer, objective, schedule)
 
 
-def _parts(settings: dict, task: Task, device: torch.device) -> tuple:
+def _parts(settings: dict, task: Task, loss_fn: LossFunction, device: torch.device) -> tuple:
     experiment = settings["experiment"]
     table = "data"
     try:
@@ -70,6 +71,7 @@ def _parts(settings: dict, task: Task, device: torch.device) -> tuple:
         table = "model"
         sizes = {name: getattr(data, name) for name in task.sizes}
         model = build_model(settings["model"], **sizes).to(device)
+        _require_fit(model, loss_fn, data.train)
         if size() > 1:
             model = synchronized(model, device)
         table = "optimizer"
@@ -81,7 +83,23 @@ def _parts(settings: dict, task: Task, device: torch.device) -> tuple:
                             **settings["schedule"], batch_size=settings["data"]["batch_size"])
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"[{table}] {error}") from error
+    except OSError as error:
+        raise DataError(f"cannot read or keep the data: {error}") from error
+    except Exception as error:
+        if table == "optimizer" and ":" in settings["optimizer"]["name"]:
+            # A library may have exceptions of its own for a bad value.
+            raise ConfigError(f"[optimizer] {error}") from error
+        raise
     return data, model, optimizer, schedule
+
+
+@torch.no_grad()
+def _require_fit(model: nn.Module, loss_fn: LossFunction, train: Batches) -> None:
+    """One example, before anything is written: a model too small for the data refuses it."""
+    example = (part[:1] for part in next(train.epoch(0)))
+    model.eval()
+    loss_fn(model, *example)
+    model.train()
 
 
 def _require_work_for_all(train: Batches) -> None:

@@ -55,7 +55,7 @@ class Checkpoints:
 
     def save(self, at: Position, stopped: bool, wall_seconds: float) -> None:
         """Write latest.pt, and best.pt if there are better weights than it holds."""
-        best = whole(self.best_weights) if self.best_weights is not None else None
+        self.save_best(at)
         state = {
             "settings": self.settings, "position": asdict(at), "stopped": stopped,
             "model": whole(self.model.state_dict()), "optimizer": self.optimizer.state_dict(),
@@ -63,11 +63,16 @@ class Checkpoints:
             "wall_seconds": wall_seconds,
         }
         if is_main():
-            if best is not None:
-                self.folder.save_checkpoint("best.pt", {"model": best, **at.best})
             self.folder.save_checkpoint("latest.pt", state)
-        self.best_weights = None
         self.saved_at = time.perf_counter()
+
+    def save_best(self, at: Position) -> None:
+        """Write best.pt alone, if there are better weights than it holds."""
+        if self.best_weights is not None:
+            best = whole(self.best_weights)
+            if is_main():
+                self.folder.save_checkpoint("best.pt", {"model": best, **at.best})
+            self.best_weights = None
 
     def load(self) -> tuple[Position, bool, float] | None:
         """Put everything back as latest.pt has it; what `save` was given, None to begin anew.
@@ -96,6 +101,13 @@ class Checkpoints:
                    for table, now in self.settings.items() for was in [settings[table]]
                    for key in {**was, **now}
                    if was.get(key) != now.get(key) and key not in MAY_CHANGE_ON_RESUME]
+        before, now = (_wrappers(of["optimizer"]) for of in (settings, self.settings))
+        if sorted(before) == sorted(now) and before != now:
+            changed.append(f"[optimizer] wrappers, innermost first: {before} -> {now}")
         if changed:
             raise ConfigError("--resume: the checkpoint was made with other settings:\n"
                               + "\n".join(changed))
+
+
+def _wrappers(optimizer: dict) -> list[str]:
+    return [key for key, table in optimizer.items() if isinstance(table, dict) and key != "adamw"]

@@ -54,10 +54,9 @@ def launch(
 def _train(settings: dict, train: Callable[[dict, RunFolder], None], options: argparse.Namespace
            ) -> tuple[int, str]:
     """The run itself: exit status and last words."""
-    folder = None
+    seed = settings["experiment"]["seed"]
+    path = options.output or Path("outputs") / options.config.stem / f"seed{seed}"
     try:
-        seed = settings["experiment"]["seed"]
-        path = options.output or Path("outputs") / options.config.stem / f"seed{seed}"
         resume = options.resume or restarted()
         of_main = from_main(lambda: settings)
         with together():
@@ -68,17 +67,18 @@ def _train(settings: dict, train: Callable[[dict, RunFolder], None], options: ar
     except (ConfigError, DataError) as error:
         return BAD_INPUT, f"error: {error}"
     except Diverged as error:
-        return DIVERGED, f"diverged: {error}; recorded in {folder.path}"
+        return DIVERGED, f"diverged: {error}; recorded in {path}"
     except (Interrupted, KeyboardInterrupt):
-        at = f"; the same command with --resume continues {folder.path}" if folder else ""
-        return INTERRUPTED, f"interrupted{at}"
+        return INTERRUPTED, f"interrupted; the same command with --resume continues {path}"
+    except BrokenPipeError:
+        return FAILED, f"error: nobody reads the output any more; --resume continues {path}"
     except OSError as error:
-        return FAILED, (f"error: cannot write {folder.path}: {error}; what was written before is"
+        return FAILED, (f"error: cannot write {path}: {error}; what was written before is"
                         " whole, --resume continues from the last checkpoint")
     except RuntimeError as error:
         if not is_lost_peer(error):
             raise
-        return FAILED, (f"error: another process of this run is gone; {folder.path} is whole,"
+        return FAILED, (f"error: another process of this run is gone; {path} is whole,"
                         " --resume continues from the last checkpoint")
     return COMPLETED, ""
 

@@ -10,8 +10,8 @@ from exp.harness.diagnostics import Instrument
 from exp.harness.errors import ConfigError
 from exp.harness.schedule import Schedule
 from exp.harness.toml import apply_override, read_toml
-from model import model_class
-from optimizer import GIVEN_BY_CODE, is_wrapper, optimizer_class
+from model import available_models, model_class
+from optimizer import GIVEN_BY_CODE, available_optimizers, is_wrapper, optimizer_class
 from optimizer.parts.matrix import ADAMW_KEYS, MatrixOptimizer
 from optimizer.parts.split import Routing
 
@@ -163,5 +163,6 @@ def _named(find: Callable, table: str, given: dict, found: list[str]) -> type | 
     try:
         return find(given["name"])
     except ValueError as error:
-        found.append(f"[{table}] {error}")
+        available = available_models() if find is model_class else available_optimizers()
+        found.append(f"[{table}] {error}.{schema.nearest(given['name'], available)}")
         return None

@@ -107,6 +107,8 @@ class Instruments:
         from exp.harness.curvature import curvature
 
         after = {name: p.detach().clone() for name, p in self.matrices.items()}
+        watched = [layer for layer in _attention_layers(self.model) if layer.max_logits is not None]
+        logits = [layer.max_logits for layer in watched]  # of training passes, not of ours
         # What was compiled cannot be differentiated twice.
         with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
             params = [p for p in self.model.parameters() if p.requires_grad]
@@ -117,9 +119,15 @@ class Instruments:
             p.grad = gradient
         for name, p in self.matrices.items():
             p.copy_(after[name])
+        for layer, largest in zip(watched, logits, strict=True):
+            layer.max_logits = largest
 
     def _note(self, key: str, value: float) -> None:
         self.found.setdefault(key, []).append(value)
+
+
+def _attention_layers(model: nn.Module) -> list[nn.Module]:
+    return model.attention_layers() if hasattr(model, "attention_layers") else []
 
 
 def spectrum(tensor: Tensor) -> dict[str, float]:

@@ -4,7 +4,8 @@ import io
 import json
 import math
 import os
-import pickle
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from exp.harness.toml import to_toml
 
 FILES = ("config.toml", "run.json", "metrics.jsonl", "summary.json", "curves.png",
          "diagnostics.png", "latest.pt", "best.pt")
+KEYS = {"latest.pt": "settings", "best.pt": "model"}  # that each checkpoint must have
+PAST = ("command", "commit", "uncommitted_changes", "sources", "device", "versions")  # of run.json
 
 
 class RunFolder:
@@ -25,8 +28,11 @@ class RunFolder:
 
     def __init__(self, path: Path, resume: bool = False, overwrite: bool = False) -> None:
         self.path, self.resume, self.overwrite = path, resume, overwrite
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"{path} is a file: --output must name a folder")
+        try:
+            if path.exists() and not path.is_dir():
+                raise ConfigError(f"{path} is a file: --output must name a folder")
+        except OSError as error:  # a name that is too long, say
+            raise ConfigError(f"--output {path}: {error}") from error
         held = [name for name in FILES if (path / name).exists()]
         if held and not resume and not overwrite:
             status = (self.summary() or {}).get("status", "unfinished")
@@ -39,8 +45,17 @@ class RunFolder:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def begin(self, settings: dict, facts: dict, epochs: int) -> None:
-        """Create the folder and say what runs; keep the record of the first `epochs` epochs."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Create the folder and say what runs; keep the record of the first `epochs` epochs, and
+        in run.json what ran them, as `resumed_from`.
+
+        Raises ConfigError if the folder cannot be created.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot create the run folder {self.path}: {error}") from error
+        if epochs:
+            facts = {**facts, "resumed_from": self._past(facts)}
         if self.overwrite:
             for name in FILES:
                 (self.path / name).unlink(missing_ok=True)
@@ -49,6 +64,18 @@ class RunFolder:
         self.write_text("config.toml", to_toml(settings))
         self.write_json("run.json", facts)
         (self.path / "summary.json").unlink(missing_ok=True)
+
+    def _past(self, facts: dict) -> list[dict]:
+        """What ran the epochs so far. Says so if it was other code than now."""
+        path = self.path / "run.json"
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        sources = before.get("sources", {})
+        changed = [name for name, digest in sources.items()
+                   if facts["sources"].get(name, digest) != digest]
+        if changed:
+            print(f"warning: {', '.join(changed)} changed since the run began; run.json holds what "
+                  "ran before, and exp.reproduce will not count the run", file=sys.stderr)
+        return [*before.get("resumed_from", []), {key: before.get(key) for key in PAST}]
 
     def checkpoint(self) -> dict | None:
         """latest.pt on the CPU, None if there is none to resume from.
@@ -63,10 +90,17 @@ class RunFolder:
         """latest.pt or best.pt on the CPU. Raises ConfigError for a damaged one."""
         path = self.path / name
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-            raise ConfigError(f"cannot read the checkpoint {path} ({type(error).__name__}): it is"
-                              " damaged. --overwrite starts the run anew") from error
+            with zipfile.ZipFile(path) as archive:  # torch itself does not look at its checksums
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"wrong checksum of {damaged}")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict) or KEYS[name] not in state:
+                raise ValueError(f"no {KEYS[name]} in it")
+        except Exception as error:  # damage has many ways to show
+            raise ConfigError(f"cannot read the checkpoint {path} ({type(error).__name__}: {error})"
+                              ": it is damaged. --overwrite starts the run anew") from error
+        return state
 
     def save_checkpoint(self, name: str, state: dict) -> None:
         """Write a checkpoint to a temporary file, then rename it: never half a checkpoint."""

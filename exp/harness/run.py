@@ -105,6 +105,8 @@ class Run:
         if status is not None:
             if status == "completed":
                 self._checkpoint()
+            elif kind is Diverged:  # with weights that are not finite, but better ones before
+                self.checkpoints.save_best(self.at)
             if is_main():
                 self._summarize(status)
         self.board.close()
@@ -115,6 +117,7 @@ class Run:
         """Yield each epoch that is left, 1-based."""
         while self.at.epoch < self.experiment.epochs and not self.stopped:
             self.model.train()
+            _turn(self.optimizer, "train")
             yield self.at.epoch + 1
 
     def batches(self, train: Batches) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -142,6 +145,7 @@ class Run:
         wait_for(self.device)
         self.at.seconds = time.perf_counter() - started - self.instruments.seconds
         self.peak_memory = peak_memory(self.device)  # evaluation takes larger batches
+        _turn(self.optimizer, "eval")
 
     def log(self, evaluation: dict[str, float]) -> None:
         """End the epoch: one line of metrics.jsonl, best so far, milestones, checkpoint."""
@@ -232,3 +236,11 @@ class Run:
 
     def _wall_seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started_at
+
+
+def _turn(optimizer: Optimizer | None, mode: Literal["train", "eval"]) -> None:
+    """Tell an optimizer that has two sets of weights (schedule-free ones, arXiv 2405.15682) which
+    of them the model is to hold; others have no such method."""
+    while optimizer is not None:
+        getattr(optimizer, mode, lambda: None)()
+        optimizer = getattr(optimizer, "base", None)

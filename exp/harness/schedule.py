@@ -50,7 +50,7 @@ class Schedule:
         batch_size: int = 1,
     ) -> None:
         period_epochs = epochs if period_epochs is None else period_epochs
-        if warmup_epochs < 0 or period_epochs <= 0 or min_lr < 0:
+        if not (warmup_epochs >= 0 and period_epochs > 0 and min_lr >= 0):  # nor nan
             raise ValueError("warmup_epochs and min_lr must be >= 0 and period_epochs > 0, got "
                              f"{warmup_epochs}, {min_lr}, {period_epochs}")
         self.optimizer, self.name, self.min_lr = optimizer, name, min_lr
@@ -78,7 +78,7 @@ class Schedule:
     def set_lr(self, step: int) -> None:
         """Set the rate, and the decay, of the step that comes after `step` finished ones."""
         step = step // self.interval * self.interval
-        warmup = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        warmup = min(1.0, (step + self.interval) / self.warmup) if self.warmup else 1.0
         share = self.share(step / self.period)
         for group in self.optimizer.param_groups:
             floor = 0.0 if self.name in ("constant", "step") else self.min_lr

@@ -30,9 +30,8 @@ def problems(
         if key in extra:
             continue
         if key not in accepted:
-            close = get_close_matches(key, names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            found.append(f"[{table}] unknown key {key!r}.{hint} Accepted: {', '.join(names)}")
+            found.append(f"[{table}] unknown key {key!r}.{nearest(key, names)} Accepted: "
+                         f"{', '.join(names)}")
         elif not conforms(value, accepted[key].annotation):
             expected = describe(accepted[key].annotation)
             found.append(f"[{table}] {key} must be {expected}, got {value!r}")
@@ -43,9 +42,22 @@ def problems(
 
 
 def defaults(accepted: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """The default of every parameter that has one; None, which TOML cannot say, is left out."""
+    """The default of every parameter that has one, but for those that TOML cannot say (None, the
+    functions and classes of a library): the callable has them."""
     return {name: list(p.default) if isinstance(p.default, tuple) else p.default
-            for name, p in accepted.items() if p.default is not p.empty and p.default is not None}
+            for name, p in accepted.items() if _in_toml(p.default)}
+
+
+def _in_toml(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_in_toml, value))
+    return type(value) in (bool, int, float, str)  # nor an IntEnum
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """" Did you mean ...?" for the name most like one that is not among them, or nothing."""
+    close = get_close_matches(name, list(names), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def conforms(value: Any, annotation: Any) -> bool:
@@ -79,7 +91,9 @@ def describe(annotation: Any) -> str:
         return " or ".join(dict.fromkeys(describe(arg) for arg in writable))
     if origin is tuple and Ellipsis not in args:
         return f"an array of {len(args)} ({', '.join(describe(arg) for arg in args)})"
-    if origin is list or annotation in (list, tuple) or origin is tuple:
+    if (origin is list or origin is tuple) and args:
+        return f"an array, each {describe(args[0])}"
+    if annotation in (list, tuple):
         return "an array"
     return {float: "a number", int: "a whole number", bool: "true or false",
             str: "a string"}.get(annotation, str(annotation))

@@ -92,7 +92,9 @@ def state(job: Job) -> State:
     summary = _json(job.folder / "summary.json")
     if summary.get("status") not in ("completed", "diverged"):
         return "unfinished"
-    return "finished" if current(facts.get("sources", {})) else "outdated"
+    sources = [facts.get("sources", {}), *(past["sources"] for past in
+                                           facts.get("resumed_from", []))]
+    return "finished" if all(map(current, sources)) else "outdated"
 
 
 def run_jobs(

@@ -15,7 +15,7 @@ two of our own runs also at mini scale, and then holds for that scale.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -131,9 +131,18 @@ def chosen(run: dict, metric: str, mode: str) -> float:
     return (max if mode == "max" else min)(values) if values else math.nan
 
 
-def watched(run: dict) -> int:
-    """The epochs for which a run was watched for a milestone."""
-    return run["epochs"]
+def watched(group: Iterable[dict], axis: str = "epochs") -> list[float]:
+    """How long each run was watched for a milestone, in epochs or a cost of its curve; one that
+    diverged as long as the longest: it would not have arrived later."""
+    group = list(group)
+    ends = [(along(run, axis) or [0])[-1] for run in group]
+    return [max(ends) if run["status"] == "diverged" else end
+            for run, end in zip(group, ends, strict=True)]
+
+
+def along(run: dict, axis: str) -> list[float]:
+    """What a run had spent at the end of each epoch, on an axis as in `watched`."""
+    return list(range(1, run["epochs"] + 1)) if axis == "epochs" else run["curve"].get(axis, [])
 
 
 def _best(claim: Claim, metric: str, mode: str, ours: dict, other: dict) -> Estimate:
@@ -159,12 +168,12 @@ def _rebound(claim: Claim, metric: str, mode: str, ours: dict, other: dict) -> E
 
 def _milestone(claim: Claim, metric: str, mode: str, ours: dict, other: dict) -> Estimate:
     times = [run["milestones"][claim.measure] for run in ours.values()]
-    return statistics.median_time(times, [watched(run) for run in ours.values()])
+    return statistics.median_time(times, watched(ours.values()))
 
 
 def _speedup(claim: Claim, metric: str, mode: str, ours: dict, other: dict) -> Estimate:
     slow, fast = ([run["milestones"]["grok"] for run in runs.values()] for runs in (other, ours))
-    return statistics.speedup(slow, fast, [watched(run) for run in other.values()])
+    return statistics.speedup(slow, fast, watched(other.values()))
 
 
 def _delay(claim: Claim, metric: str, mode: str, ours: dict, other: dict) -> Estimate:

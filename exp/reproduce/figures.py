@@ -74,7 +74,7 @@ def _curves(axes, runs: dict[str, list[dict]], metric: str, axis: str, colors: d
 def _survival(axes, runs: dict[str, list[dict]], milestone: str, colors: dict) -> None:
     """The share of seeds that have got there, over epochs (one minus Kaplan-Meier)."""
     for row, group in runs.items():
-        times, limits = [run["milestones"][milestone] for run in group], list(map(watched, group))
+        times, limits = [run["milestones"][milestone] for run in group], watched(group)
         if all(time is None for time in times):
             axes.plot([0, max(limits)], [0, 0], color=colors[row], linewidth=1.7)
             continue

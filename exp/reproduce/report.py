@@ -10,6 +10,7 @@ from exp.reproduce.claims import (
     PERCENT,
     SCALE_FREE,
     Claim,
+    along,
     chosen,
     estimate,
     judge,
@@ -162,7 +163,7 @@ def _equal_compute(table: Table, protocol: str, runs: dict[str, list[dict]]) -> 
     """The best value that each row has shown by the time the cheapest row ends, on each axis."""
     metric = table.metric_of(protocol)
     scale = PERCENT if UNITS[metric] == "%" else 1.0
-    budgets = {axis: min(_axis(run, axis)[-1] for group in runs.values() for run in group)
+    budgets = {axis: min(end for group in runs.values() for end in watched(group, axis))
                for axis in AXES}
     head = ("at equal", *(f"{number(budgets[axis])} {word}" for axis, word in AXES.items()))
     lines = [head]
@@ -176,13 +177,10 @@ def _equal_compute(table: Table, protocol: str, runs: dict[str, list[dict]]) -> 
 
 def best_within(run: dict, metric: str, mode: str, axis: str, budget: float) -> float:
     """The best value of the epochs that end within `budget` on an axis; nan if none does."""
-    values = [value for value, cost in zip(run["curve"][metric], _axis(run, axis), strict=True)
+    values = [value for value, cost in zip(run["curve"].get(metric, []), along(run, axis),
+                                               strict=False)
               if cost <= budget and value is not None]
     return (max if mode == "max" else min)(values) if values else math.nan
-
-
-def _axis(run: dict, axis: str) -> list[float]:
-    return list(range(1, run["epochs"] + 1)) if axis == "epochs" else run["curve"][axis]
 
 
 def _milestones(table: Table, runs: dict[str, list[dict]]) -> str:
@@ -191,7 +189,7 @@ def _milestones(table: Table, runs: dict[str, list[dict]]) -> str:
     lines = [("", "seeds", *(f"{name}, epoch" for name in names), f"{table.milestone} reached",
               *(f"{name}, evaluations" for name in names), f"{table.milestone}, seconds")]
     for row, group in runs.items():
-        limits = [watched(run) for run in group]
+        limits = watched(group)
         medians = [statistics.median_time([run["milestones"][name] for run in group], limits)
                    for name in names]
         reached = sum(run["milestones"][table.milestone] is not None for run in group)
@@ -228,8 +226,8 @@ def _against_baseline_in_time(table: Table, runs: dict[str, list[dict]]) -> str:
 def _in_axis(milestone: str, group: list[dict], axis: str) -> tuple[list, list]:
     """Times to the milestone on an axis, None where not reached, and how far each was watched."""
     times = [None if (epoch := run["milestones"][milestone]) is None
-             else _axis(run, axis)[epoch - 1] for run in group]
-    return times, [_axis(run, axis)[-1] for run in group]
+             else along(run, axis)[epoch - 1] for run in group]
+    return times, watched(group, axis)
 
 
 def _at_least(ratio: Estimate) -> str:
