@@ -83,6 +83,8 @@ def test_effects_are_paired_ratios_with_misses_at_the_cap():
     assert (ortho["part"], ortho["pairs"], ortho["bounds"], ortho["missed"]) == (
         "orthogonalization: yes", 3, 1, 1)
     assert ortho["ratio"].value == pytest.approx((1 / 2 * 1 / 4 * 1 / 4) ** (1 / 3))
+    assert sorted((round(ratio, 9), bound) for ratio, bound in ortho["ratios"]) == [
+        (0.25, False), (0.25, True), (0.5, False)]
     assert (ortho["cheaper"], ortho["p"]) == (3, 0.25)  # 2 of 8 sign changes
     # Only where there is an orthogonal direction: 100/200 and 800/200.
     assert (energy["pairs"], energy["bounds"], energy["cheaper"]) == (2, 1, 1)
@@ -122,6 +124,7 @@ def test_a_small_ablation_from_end_to_end(tmp_path, monkeypatch):
         assert arm["studies"][0]["defaults"] is None  # an arm of the search, not of a user
         assert [run["seed"] for run in arm["fresh"]] in ([101, 102], [])
     assert any(arm["fresh"] for arm in content["arms"].values())
+    assert (paper / "ablation_grokking.png").stat().st_size > 5_000
     text = (paper / "ablation_grokking.md").read_text()
     assert text == page.render(content)
     assert "| orthogonalization: yes |" in text and "1 quasi-random trials" in text

@@ -111,7 +111,7 @@ def tune(options: argparse.Namespace) -> int:
     if options.ablation:
         write_ablation(paper, read_ablation(), terms, facts_of(fresh),
                        {arm: {"studies": records[arm], "fresh": fresh[arm]} for arm in arms})
-        print(f"written to {paper}: ablation_{goal.task}.md, ablation_{goal.task}.json")
+        print(f"written to {paper}: ablation_{goal.task}.md, .png, .json")
     else:
         write_leaderboard(goal, terms, records, fresh, paper)
         print(f"written to {paper}: leaderboard.md, leaderboard.html, leaderboard.json")

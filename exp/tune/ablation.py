@@ -17,7 +17,7 @@ from exp.tune.score import fresh_costs, share_near_best, tuned_score
 
 
 def write_ablation(paper: Path, ablation: Ablation, terms: dict, facts: dict, arms: dict) -> None:
-    """ablation_<task>.json and .md. arms: name -> its `studies` and `fresh` runs."""
+    """ablation_<task>.json, .md and .png. arms: name -> its `studies` and `fresh` runs."""
     content = {
         "terms": terms, **facts,
         "factors": {factor: list(levels) for factor, levels in ablation.factors.items()},
@@ -27,8 +27,14 @@ def write_ablation(paper: Path, ablation: Ablation, terms: dict, facts: dict, ar
     path = paper / f"ablation_{terms['task']}.json"
     paper.mkdir(parents=True, exist_ok=True)
     path.write_text(_text(content), encoding="utf-8")
-    path.with_suffix(".md").write_text(render(json.loads(path.read_text(encoding="utf-8"))),
-                                       encoding="utf-8")
+    write_page(path)
+
+
+def write_page(path: Path) -> None:
+    """The page and the figure of an ablation_<task>.json."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.with_suffix(".md").write_text(render(content), encoding="utf-8")
+    draw(path.with_suffix(".png"), content)
 
 
 def render(content: dict) -> str:
@@ -49,31 +55,63 @@ def render(content: dict) -> str:
         "counts as the cap. Pairs share runs: the p values are a guide.",
         markdown([("part", "evaluations, times", "cheaper in", "one missed", "both missed", "p"),
                   *(_effect_line(effect) for effect in effects(content))]),
+        f"![factor by factor](ablation_{terms['task']}.png)",
         "## Cells", _same(content), _cells(content)]) + "\n"
 
 
 def effects(content: dict) -> list[dict]:
-    """Each level of each factor against the first: `ratio` (geometric mean), `p`, `pairs`,
-    `cheaper`, `bounds` (pairs in which one missed) and `missed` (left out: both did)."""
+    """Each level of each factor against the first: `ratio` (geometric mean), `ratios` of the pairs,
+    each with whether it is a bound, `p`, `pairs`, `cheaper`, `bounds` (pairs in which one missed)
+    and `missed` (left out: both did)."""
     found = []
     for factor, (first, *levels) in content["factors"].items():
         for level in levels:
-            ours, theirs, bounds, missed = {}, {}, 0, 0
+            ours, theirs, ratios, missed = {}, {}, [], 0
             for index, (with_it, without) in enumerate(pairs(content, factor, level, first)):
                 costs = [cost(content, cell).value for cell in (with_it, without)]
                 if all(map(math.isinf, costs)):
                     missed += 1
                     continue
-                bounds += any(map(math.isinf, costs))
                 capped = [math.log(min(value, content["terms"]["cap"])) for value in costs]
                 ours[index], theirs[index] = capped
+                ratios.append((math.exp(capped[0] - capped[1]), any(map(math.isinf, costs))))
             mean, p = statistics.paired(ours, theirs)
             found.append({
                 "part": f"{factor}: {level}",
                 "ratio": Estimate(*map(math.exp, (mean.value, mean.low, mean.high)), mean.n),
-                "p": p, "pairs": len(ours), "bounds": bounds, "missed": missed,
+                "ratios": ratios, "p": p, "pairs": len(ours), "missed": missed,
+                "bounds": sum(bound for _, bound in ratios),
                 "cheaper": sum(ours[key] < theirs[key] for key in ours)})
     return found
+
+
+def draw(path: Path, content: dict) -> None:
+    """What each part does to the evaluations: every pair of cells as a dot, open where one of them
+    missed, and the geometric mean with its interval."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = effects(content)
+    figure, axes = plt.subplots(figsize=(8, 0.8 + 0.55 * len(found)), layout="constrained")
+    for place, effect in enumerate(found):
+        for ratio, bound in effect["ratios"]:
+            axes.scatter(ratio, place, s=26, edgecolors="#1f5fbf", zorder=2,
+                         facecolors="none" if bound else "#1f5fbf88")
+        mean = effect["ratio"]
+        if effect["pairs"]:
+            axes.plot([mean.value], [place + 0.28], "D", color="#c2410c", markersize=5, zorder=3)
+        if effect["pairs"] > 1:
+            axes.plot([mean.low, mean.high], [place + 0.28] * 2, color="#c2410c", linewidth=1.6)
+    axes.axvline(1.0, color="#6b7280", linewidth=0.9)
+    axes.set_yticks(range(len(found)), [effect["part"] for effect in found])
+    axes.invert_yaxis()
+    axes.set(xscale="log", title=f"{content['terms']['task']}: what each part costs", xlabel=(
+        "evaluations to the target with the part over those without it (left: the part pays)"))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
 
 
 def pairs(content: dict, factor: str, level: str, first: str) -> list[tuple[dict, dict]]:
