@@ -92,6 +92,7 @@ def draw(path: Path, content: dict) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     found = effects(content)
     figure, axes = plt.subplots(figsize=(8, 0.8 + 0.55 * len(found)), layout="constrained")
@@ -107,8 +108,12 @@ def draw(path: Path, content: dict) -> None:
     axes.axvline(1.0, color="#6b7280", linewidth=0.9)
     axes.set_yticks(range(len(found)), [effect["part"] for effect in found])
     axes.invert_yaxis()
-    axes.set(xscale="log", title=f"{content['terms']['task']}: what each part costs", xlabel=(
-        "evaluations to the target with the part over those without it (left: the part pays)"))
+    axes.set(xscale="log", title=f"{content['terms']['task']}: what each part costs",
+             xlabel="evaluations to the target with the part over those without it\n"
+                    "left of 1 the part pays; open: one of the two missed, a bound")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
