@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from conftest import TINY
@@ -127,6 +128,15 @@ def test_a_small_ablation_from_end_to_end(tmp_path, monkeypatch):
     assert (paper / "ablation_grokking.png").stat().st_size > 5_000
     text = (paper / "ablation_grokking.md").read_text()
     assert text == page.render(content)
-    assert "| orthogonalization: yes |" in text and "1 quasi-random trials" in text
+    assert "| orthogonalization: yes |" in text and "studies x trials 1 x 1" in text
     assert not (paper / "leaderboard.json").exists()
     assert not list((tmp_path / "outputs" / "tune").rglob("tuned_*.toml"))
+
+
+@pytest.mark.parametrize("path", sorted(Path("outputs/paper").glob("ablation_*.json")),
+                         ids=lambda path: path.stem)
+def test_the_committed_page_is_what_its_json_says(path):
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == page.render(kept)
+    assert path.with_suffix(".png").exists()
+    assert set(kept["arms"]) == set(REAL.arms())

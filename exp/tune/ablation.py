@@ -13,7 +13,7 @@ from exp.report import statistics
 from exp.report.statistics import Estimate
 from exp.report.tables import interval, markdown, number
 from exp.tune.cells import Ablation, arm_name
-from exp.tune.score import fresh_costs, share_near_best, tuned_score
+from exp.tune.score import fresh_costs, share_near_best, tuned_score, winner
 
 
 def write_ablation(paper: Path, ablation: Ablation, terms: dict, facts: dict, arms: dict) -> None:
@@ -45,9 +45,10 @@ def render(content: dict) -> str:
         f"# What each part of ARS2-Neo buys: {terms['task']}",
         f"`python -m exp.tune {terms['task']} --ablation`: gradient evaluations until "
         f"{terms['metric']} is {better} {terms['target']:g}, at most {terms['cap']}. Every cell "
-        f"was tuned as an arm of its own, {terms['budget']} quasi-random trials in each of "
-        f"{terms['studies']} studies, and its winners were run on {terms['fresh_seeds']} fresh "
-        "seeds; medians are Kaplan-Meier, intervals 95 %. Device "
+        "was tuned as an arm of its own, and its winners were run on fresh seeds: studies x trials "
+        f"{terms['studies']} x {terms['budget']}, winners x fresh seeds {terms['studies']} x "
+        f"{terms['fresh_seeds']}. Medians are Kaplan-Meier, intervals 95 %. Only the way to the "
+        "target is measured here, not where training ends. Device "
         f"{content['device']}; torch {content['torch']}; commit {content['commit']}.",
         "## Factor by factor",
         "Times the evaluations with the part over those without it, paired over all cells that "
@@ -160,7 +161,9 @@ def _cells(content: dict) -> str:
         arm = content["arms"][arm_name(cell["ran"])]
         times, _ = fresh_costs(content, arm_name(cell["ran"]))
         reached = sum(time is not None for time in times)
-        lines.append((*cell["levels"].values(), cell["is"], interval(cost(content, cell)),
+        lines.append((*cell["levels"].values(), cell["is"],
+                      interval(cost(content, cell)) if any(map(winner, arm["studies"]))
+                      else "no trial",
                       f"{reached} of {len(times)}", number(tuned_score(arm["studies"])),
                       f"{100 * share_near_best(arm['studies']):.0f} %"))
     return markdown(lines)
