@@ -318,6 +318,16 @@ def test_a_run_that_other_code_resumes_says_so_and_keeps_both(tiny_data, tmp_pat
     assert state(Job("grokking", config, settings["experiment"]["seed"], folder)) == "outdated"
 
 
+def test_what_ran_part_of_the_first_epoch_is_kept_too(tmp_path):
+    facts = {"command": "first", "sources": {"model/a.py": "1"}}
+    RunFolder(tmp_path).begin({}, facts, 0)
+    (tmp_path / "latest.pt").write_bytes(b"")
+    RunFolder(tmp_path, resume=True).begin({}, {**facts, "command": "second"}, 0)
+    kept = json.loads((tmp_path / "run.json").read_text())
+    assert kept["command"] == "second"
+    assert [past["command"] for past in kept["resumed_from"]] == ["first"]
+
+
 def test_wrappers_in_another_order_are_another_optimizer(tiny_data, tmp_path, capsys):
     folder, config = tmp_path / "run", tmp_path / "wrapped.toml"
     settings = tomllib.loads(Path("config/lrp_grok_adamw_600e.toml").read_text())

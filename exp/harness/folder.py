@@ -46,7 +46,7 @@ class RunFolder:
 
     def begin(self, settings: dict, facts: dict, epochs: int) -> None:
         """Create the folder and say what runs; keep the record of the first `epochs` epochs, and
-        in run.json what ran them, as `resumed_from`.
+        in run.json what ran until the checkpoint, as `resumed_from`.
 
         Raises ConfigError if the folder cannot be created.
         """
@@ -54,7 +54,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot create the run folder {self.path}: {error}") from error
-        if epochs:
+        if self.resume and (self.path / "latest.pt").exists():  # within the first epoch too
             facts = {**facts, "resumed_from": self._past(facts)}
         if self.overwrite:
             for name in FILES:
