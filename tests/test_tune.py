@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+import zlib
 from pathlib import Path
 
 import optuna
@@ -102,6 +103,39 @@ def test_a_study_is_prepared_once_grows_and_keeps_its_terms(storage):
         study.prepare(EASY, "adamw", 1, 3, storage)
 
 
+def test_a_new_storage_goes_on_from_published_trials(storage, tmp_path):
+    """What a clone without the first machine's storage does."""
+    made = study.prepare(EASY, "adamw", 1, 2, storage)
+    tried = {0: 24.0, 1: math.inf, study.DEFAULTS: 32.0}
+    for _ in tried:
+        with storages.quiet():
+            trial = made.ask()
+        value = tried[trial.user_attrs[study.POINT]]
+        reached = {"gradient_evaluations": value} if math.isfinite(value) else {}
+        trial.set_user_attr("result", {"limit": 40, "status": "completed", **reached})
+        made.tell(trial, value)
+    published = json.loads(json.dumps(score.study_record(EASY, "adamw", made)))
+    assert [trial["value"] for trial in published["trials"]] == [24.0, None]
+
+    def elsewhere(name, goal=EASY, budget=2):
+        new = storages.open_storage(f"sqlite:///{tmp_path / name}.db")
+        return study.prepare(goal, "adamw", 1, budget, new, published=published)
+
+    same = elsewhere("same")
+    assert study.waiting(same) == 0 and study.allowance(same, 100) == 48
+    assert score.study_record(EASY, "adamw", same) == published
+    more = elsewhere("more", budget=3)
+    (waits,) = more.get_trials(states=(TrialState.WAITING,))
+    assert waits.user_attrs[study.POINT] == 2
+    assert waits.user_attrs["settings"] == points(
+        search_space("adamw"), 3, zlib.crc32(b"grokking/1"))[2]
+    # Trials on other terms, or more of them than the others get, are not taken over.
+    assert study.waiting(elsewhere("terms", goal_of("grokking", 0.06, 40, TINY["grokking"]))) == 3
+    assert study.waiting(elsewhere("fewer", budget=1)) == 2
+    # Nor are they added to a study that has its own.
+    assert len(study.prepare(EASY, "adamw", 1, 2, storage, published=published).trials) == 3
+
+
 def test_what_an_arm_fixes_is_among_the_terms(storage, monkeypatch):
     study.prepare(EASY, "ars2_neo_lazy", 1, 1, storage)
     other = {**arm_settings("ars2_neo_lazy"), "k": 7}
@@ -139,14 +173,15 @@ def test_what_gets_there_beyond_the_limit_in_its_last_epoch_is_a_miss(storage, m
             trial = made.ask()
         trial.set_user_attr("result", {"limit": 40, "gradient_evaluations": value})
         made.tell(trial, value)
-    assert [trial["value"] for trial in score.study_record(made)["trials"]] == [40.0, None]
+    trials = score.study_record(EASY, "adamw", made)["trials"]
+    assert [trial["value"] for trial in trials] == [40.0, None]
     assert study.unfinished(made, 2) == 0 and study.unfinished(made, 3) == 1
     runs = [{"status": status, "curve": {"gradient_evaluations": [20, last],
                                          "eval_accuracy": [0.01, best]}}
             for status, last, best in (("completed", 40, 0.1), ("completed", 42, 0.1),
                                        ("completed", 40, 0.04), ("diverged", 40, None))]
     runs.append({"status": "diverged", "curve": {}})
-    monkeypatch.setattr(score, "fresh_records", lambda jobs: runs)
+    monkeypatch.setattr(score, "fresh_records", lambda *_: dict(enumerate(runs)))
     assert [run["reached"] for run in command.fresh_runs(EASY, [])] == [True, *4 * [False]]
 
 
@@ -154,7 +189,7 @@ def test_trials_run_stop_at_the_target_and_are_given_up_only_when_hopeless(stora
                                                                            capsys):
     made = study.prepare(EASY, "adamw", 1, 4, storage)
     study.work(EASY, "adamw", 1, storage, tmp_path)
-    record = score.study_record(made)
+    record = score.study_record(EASY, "adamw", made)
     assert len(record["trials"]) == 4 and record["defaults"] is not None
     best = math.inf
     for trial in record["trials"] + [record["defaults"]]:
@@ -187,10 +222,10 @@ def test_an_interrupted_trial_waits_again_and_a_spare_one_is_not_scored(storage,
         study.work(EASY, "adamw", 1, storage, tmp_path)
     assert study.waiting(made) == 2
     study.work(EASY, "adamw", 1, storage, tmp_path)
-    assert len(score.study_record(made)["trials"]) == 1
+    assert len(score.study_record(EASY, "adamw", made)["trials"]) == 1
     made.optimize(lambda trial: 1.0, n_trials=1)  # one that was never asked for
     with pytest.raises(KeyError):
-        score.study_record(made)
+        score.study_record(EASY, "adamw", made)
 
 
 @pytest.mark.parametrize("scheme", ["sqlite:///{}/tune.db", "{}/tune.journal"])
@@ -229,7 +264,7 @@ def record(*values, defaults=None):
         return {"settings": {"lr": 0.1}, "value": value, "gradient_evaluations": value,
                 "epoch": value and value / 8, "limit": 250}
 
-    return {"trials": [trial(value) for value in values],
+    return {"terms": "", "text": "", "trials": [trial(value) for value in values],
             "defaults": None if defaults is None else trial(defaults)}
 
 
@@ -259,7 +294,7 @@ def test_a_study_without_a_winner_counts_as_misses_of_every_fresh_seed():
                 for value in values]
 
     def arm(studies, fresh):
-        return {"studies": studies, "fresh": fresh, "config": "", "text": ""}
+        return {"studies": studies, "fresh": fresh, "config": ""}
 
     task = {"terms": {"cap": 400, "fresh_seeds": 2}, "arms": {
         "adamw": arm([record(200), record(None)], runs(1, 160, 240)),
@@ -296,8 +331,7 @@ def test_a_fresh_run_that_diverges_early_is_a_miss_to_the_end():
               {"study": 1, "reached": False, "epochs": 1,
                "curve": {"gradient_evaluations": [8], "seconds": [1]}}] * 2
     terms = {"cap": 400, "fresh_seeds": 6, "metric": "eval_accuracy", "target": 0.99}
-    task = {"terms": terms, "arms": {"a": {"studies": [record(90)], "fresh": fresh, "config": "",
-                                           "text": ""}}}
+    task = {"terms": terms, "arms": {"a": {"studies": [record(90)], "fresh": fresh, "config": ""}}}
     times, watched = score.fresh_costs(task, "a")
     assert times == [96, 96, None, None, None, None] and watched == [96] * 6
     assert score.fresh_costs(task, "a", "epochs")[1] == [12] * 6
@@ -342,7 +376,7 @@ def test_generated_text_replaces_what_is_between_its_marks():
 def test_a_task_that_is_no_longer_tuned_for_and_an_arm_without_trials_are_kept(tmp_path):
     paper = tmp_path / "outputs" / "paper"
     paper.mkdir(parents=True)
-    empty = {"studies": [{"trials": [], "defaults": None}], "fresh": [], "config": "", "text": ""}
+    empty = {"studies": [record()], "fresh": [], "config": ""}
     amounts = {"budget": 1, "studies": 1, "fresh_seeds": 2}
     terms = leaderboard.agreed_terms(EASY, amounts, ["adamw"], None)
     old = {"terms": {**terms, "task": "chess"}, "device": "CPU",
@@ -355,7 +389,7 @@ def test_a_task_that_is_no_longer_tuned_for_and_an_arm_without_trials_are_kept(t
     assert (paper / "leaderboard_chess.png").exists()
 
 
-def test_the_leaderboard_is_written_and_nothing_is_run_twice(board, monkeypatch):
+def test_the_leaderboard_is_written_and_nothing_is_run_twice(board, monkeypatch, tmp_path):
     root, options = board
     paper = root / "outputs" / "paper"
     kept = json.loads((paper / "leaderboard.json").read_text())
@@ -365,7 +399,7 @@ def test_the_leaderboard_is_written_and_nothing_is_run_twice(board, monkeypatch)
     assert reached
     for arm in reached:
         assert [run["seed"] for run in arms[arm]["fresh"]] == [101, 102]
-        config = tomllib.loads((root / arms[arm]["config"]).read_text())
+        config = tomllib.loads((root / "outputs" / arms[arm]["config"]).read_text())
         assert config["optimizer"]["name"] == arm_settings(arm)["name"]
         best = score.winner(arms[arm]["studies"][0])
         assert config["optimizer"]["lr"] == best["settings"]["lr"]
@@ -380,6 +414,21 @@ def test_the_leaderboard_is_written_and_nothing_is_run_twice(board, monkeypatch)
     monkeypatch.setattr(launch.Local, "start", forbidden)
     assert command.main(options) == 0
     assert (paper / "leaderboard.md").read_text() == page
+
+    # Nor on another machine, which has the results alone; but a winner of other settings is run.
+    clone = tmp_path / "outputs"
+    shutil.copytree(paper, clone / "paper")
+    assert command.main([*options, "--outputs", str(clone)]) == 0
+    assert json.loads((clone / "paper" / "leaderboard.json").read_text()) == kept
+    asked = []
+    monkeypatch.setattr(command, "run_jobs", lambda jobs, launcher: asked.extend(jobs) or {})
+    arm = reached[0]
+    first = arms[arm]["studies"][0]
+    first["text"] = first["text"].replace("p = 11", "p = 13")
+    (clone / "paper" / "leaderboard.json").write_text(json.dumps(kept))
+    command.main([*options, "--outputs", str(clone)])
+    assert [(job.name, job.seed) for job in asked] == [
+        (f"{arm}-winner1 seed {seed}", seed) for seed in (101, 102)]
 
 
 def test_a_search_that_would_drop_arms_of_the_board_is_refused(board, capsys):
@@ -474,7 +523,8 @@ def test_the_committed_leaderboard_is_what_its_json_says():
     for task in kept["tasks"].values():
         for entry in task["arms"].values():
             if entry["config"]:
-                assert Path(entry["config"]).read_text(encoding="utf-8") == entry["text"]
+                shown = entry["studies"][score.representative(entry["studies"]) - 1]
+                assert Path(entry["config"]).read_text(encoding="utf-8") == shown["text"]
 
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

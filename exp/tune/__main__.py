@@ -87,8 +87,11 @@ def tune(options: argparse.Namespace) -> int:
     storage = open_storage(url)
     # Study by study, so that what is unfinished is equally unfinished for every arm.
     order = [(arm, number) for number in range(1, terms["studies"] + 1) for arm in arms]
-    studies = {key: prepare(goal, *key, terms["budget"], storage, defaults=not options.ablation)
-               for key in order}
+    published = standing["arms"] if standing else {}
+    studies = {(arm, number): prepare(goal, arm, number, terms["budget"], storage,
+                                      defaults=not options.ablation,
+                                      published=_study(published.get(arm), number))
+               for arm, number in order}
     if options.worker:
         for arm, number in order:
             work(goal, arm, number, storage, folder)
@@ -101,13 +104,15 @@ def tune(options: argparse.Namespace) -> int:
               "or their worker died. Nothing is published; the same command goes on from here",
               file=sys.stderr)
         return FAILED
-    records = {arm: [score.study_record(studies[arm, number])
+    records = {arm: [score.study_record(goal, arm, studies[arm, number])
                      for number in range(1, terms["studies"] + 1)] for arm in arms}
     seeds = score.fresh_seeds(terms["fresh_seeds"])
     jobs = {arm: score.fresh_jobs(goal, arm, records[arm], folder, seeds) for arm in arms}
-    missing = [job for group in jobs.values() for job in group if not _is_finished(job)]
+    missing = [job for arm, group in jobs.items()
+               for done in [score.fresh_records(group, published.get(arm))]
+               for job in group if job not in done]
     ended = run_jobs(missing, launcher)
-    fresh = {arm: fresh_runs(goal, jobs[arm]) for arm in arms}
+    fresh = {arm: fresh_runs(goal, jobs[arm], published.get(arm)) for arm in arms}
     if options.ablation:
         write_ablation(paper, read_ablation(), terms, facts_of(fresh),
                        {arm: {"studies": records[arm], "fresh": fresh[arm]} for arm in arms})
@@ -119,8 +124,9 @@ def tune(options: argparse.Namespace) -> int:
     return FAILED if failed else COMPLETED
 
 
-def _is_finished(job: Job) -> bool:
-    return bool(score.fresh_records([job]))
+def _study(entry: dict | None, number: int) -> dict | None:
+    """A study of an arm's entry among the results, None if there is none."""
+    return next(iter(entry["studies"][number - 1:number]), None) if entry else None
 
 
 def _search(studies: list, options: argparse.Namespace, terms: dict, url: str,
@@ -170,16 +176,17 @@ def _search(studies: list, options: argparse.Namespace, terms: dict, url: str,
     return any(codes)
 
 
-def fresh_runs(goal: Goal, jobs: Sequence[Job]) -> list[dict]:
-    """The finished runs of an arm's winners, each with whether it reached the target within the
-    cap: a run ends with an epoch, which may lie beyond."""
+def fresh_runs(goal: Goal, jobs: Sequence[Job], published: dict | None = None) -> list[dict]:
+    """The finished runs of an arm's winners, `published` ones included, each with whether it
+    reached the target within the cap: a run ends with an epoch, which may lie beyond."""
     def reached(run: dict) -> bool:
         spent, values = (run["curve"].get(key, []) for key in ("gradient_evaluations", goal.metric))
         return run["status"] == "completed" and any(
             is_reached(goal, value) and cost <= goal.cap
             for cost, value in zip(spent, values, strict=True))
 
-    return [{**run, "reached": reached(run)} for run in score.fresh_records(jobs)]
+    return [{**run, "reached": reached(run)}
+            for run in score.fresh_records(jobs, published).values()]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -215,7 +222,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--storage", metavar="URL",
                         help="an Optuna storage, so that many machines join the same studies "
                              "(default: sqlite:///outputs/tune/<task>.db)")
-    parser.add_argument("--outputs", type=Path, default=OUTPUTS, help=argparse.SUPPRESS)
+    parser.add_argument("--outputs", type=Path, default=OUTPUTS, metavar="FOLDER",
+                        help="where results are and go to; what its paper/ holds is not run "
+                             "again, so that an empty folder begins from nothing "
+                             "(default: outputs)")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser
 

@@ -58,14 +58,11 @@ def write_leaderboard(goal: Goal, terms: dict, records: dict, fresh: dict, paper
         task |= {"terms": terms, "arms": {}}  # other terms are another leaderboard, see above
     for arm, studies in records.items():
         number = score.representative(studies)
-        text = config = ""
+        config = ""
         if number is not None:
-            name = f"tuned_{goal.task}_{arm}"
-            text = score.winner_config(goal, arm, score.winner(studies[number - 1]), name)
-            config = f"config/{name}.toml"
-            (config_folder(paper) / f"{name}.toml").write_text(text, encoding="utf-8")
-        task["arms"][arm] = {"studies": studies, "fresh": fresh[arm], "config": config,
-                             "text": text}
+            config = f"config/{score.config_name(goal, arm)}.toml"
+            path_of(config, paper).write_text(studies[number - 1]["text"], encoding="utf-8")
+        task["arms"][arm] = {"studies": studies, "fresh": fresh[arm], "config": config}
     task |= facts_of({arm: entry["fresh"] for arm, entry in task["arms"].items()})
     in_order = {name: board["tasks"][name] for name in task_entries() if name in board["tasks"]}
     board["tasks"] = in_order | board["tasks"]  # nor is one lost that is no longer tuned for
@@ -73,11 +70,11 @@ def write_leaderboard(goal: Goal, terms: dict, records: dict, fresh: dict, paper
     write_pages(paper)
 
 
-def config_folder(paper: Path) -> Path:
-    """Where tuned configs go: config/ beside the outputs folder."""
-    folder = paper.parent.parent / "config"
-    folder.mkdir(exist_ok=True)
-    return folder
+def path_of(config: str, paper: Path) -> Path:
+    """Where a tuned config goes: among the project's own, or into another outputs folder."""
+    path = (ROOT if paper.resolve() == PAPER else paper.parent) / config
+    path.parent.mkdir(exist_ok=True)
+    return path
 
 
 def read_board(path: Path) -> dict:

@@ -10,6 +10,7 @@ from exp.tune.score import (
     default_over_best,
     fresh_costs,
     performance_profile,
+    representative,
     share_near_best,
     tuned_score,
     winner,
@@ -34,6 +35,7 @@ def _row(task: dict, arm: str) -> dict:
     medians = {axis: statistics.median_time(*found) if found[0] else None
                for axis, found in costs.items()}
     times = costs[COST][0]
+    shown = representative(entry["studies"])
     base, watched = fresh_costs(task, BASELINE) if BASELINE in task["arms"] else ([], [])
     ratio = statistics.speedup(base, times, watched) if times and base and arm != BASELINE else None
     return {"arm": arm, "studies": len(entry["studies"]),
@@ -43,7 +45,8 @@ def _row(task: dict, arm: str) -> dict:
             "defaults": default_over_best(entry["studies"]), "fresh": medians[COST],
             "epochs": medians["epochs"], "seconds": medians["seconds"],
             "reached": f"{sum(time is not None for time in times)} of {len(times)}",
-            "ratio": ratio, "config": entry["config"], "text": entry["text"],
+            "ratio": ratio, "config": entry["config"],
+            "text": entry["studies"][shown - 1]["text"] if shown else "",
             "runs": entry["fresh"]}
 
 

@@ -8,29 +8,40 @@ that the tuning never saw.
 import math
 import statistics
 import textwrap
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
 
+from exp.harness.config import complete
 from exp.harness.toml import to_toml
 from exp.jobs.finished import is_finished, read_folder
-from exp.jobs.queue import Job, folder_settings
+from exp.jobs.queue import Job, essential, folder_settings, task_named
 from exp.tune.space import Goal, arm_settings, with_point
-from exp.tune.study import HOPELESS, finished, trial_settings
+from exp.tune.study import HOPELESS, digest, finished, trial_settings
 
 FIRST_FRESH_SEED = 101  # trials have their study's number
 
 
-def study_record(study: optuna.Study) -> dict:
-    """Every finished trial of a study, and the one with the defaults."""
+def study_record(goal: Goal, arm: str, study: optuna.Study) -> dict:
+    """What is published of a study: a digest of its `terms`, every finished one of its `trials`,
+    the one with the `defaults`, and the `text` of the config that runs its winner."""
     def plain(attributes: dict, value: float) -> dict:
         return {"settings": attributes["settings"], "value": _finite(value),
                 **attributes["result"]}
 
     trials = [plain(*trial) for trial in finished(study)]
     defaults = [plain(*trial) for trial in finished(study, defaults=True)]
-    return {"trials": trials, "defaults": defaults[0] if defaults else None}
+    record = {"terms": digest(study.user_attrs["terms"]), "trials": trials,
+              "defaults": defaults[0] if defaults else None}
+    best = winner(record)
+    return record | {"text": winner_config(goal, arm, best, config_name(goal, arm)) if best else ""}
+
+
+def config_name(goal: Goal, arm: str) -> str:
+    """What the config of an arm's winner is called."""
+    return f"tuned_{goal.task}_{arm}"
 
 
 def winner(record: dict) -> dict | None:
@@ -138,27 +149,42 @@ def fresh_jobs(goal: Goal, arm: str, records: list[dict], outputs: Path,
     """The winner of each study on fresh seeds; its config is written beside the runs."""
     found = []
     for number, record in enumerate(records, 1):
-        best = winner(record)
-        if best is None:
+        if not record["text"]:
             continue
         folder = outputs / goal.task / arm / f"{arm}-winner{number}"
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / f"{arm}.toml"
-        config.write_text(winner_config(goal, arm, best, f"tuned_{goal.task}_{arm}"),
-                          encoding="utf-8")
+        config.write_text(record["text"], encoding="utf-8")
         found += [Job(goal.task, config, seed, folder / f"seed{seed}") for seed in seeds]
     return found
 
 
-def fresh_records(jobs: list[Job]) -> list[dict]:
-    """The finished ones of these runs, each with the study it comes from."""
-    found = []
+def fresh_records(jobs: list[Job], published: dict | None = None) -> dict[Job, dict]:
+    """The finished ones of these runs, each with the study it comes from.
+
+    published: what stands of the arm among the results. Where this machine has no such run, the
+    one that stands there counts, if the settings of that study's winner are the same.
+    """
+    standing = {} if published is None else {
+        (run["study"], run["seed"]): run for run in published["fresh"]}
+    found = {}
     for job in jobs:
+        study = int(job.folder.parent.name.rsplit("-winner", 1)[1])
         if is_finished(job.folder) and folder_settings(job.folder, job.task) == job.settings():
             record, _, _ = read_folder(job.folder)
-            study = int(job.folder.parent.name.rsplit("-winner", 1)[1])
-            found.append({"study": study, "seed": job.seed, **record})
+            found[job] = {"study": study, "seed": job.seed, **record}
+        elif (run := standing.get((study, job.seed))) and _says(
+                published["studies"][study - 1]["text"], job):
+            found[job] = run
     return found
+
+
+def _says(text: str, job: Job) -> bool:
+    """Whether a config's text comes to the settings of a job."""
+    try:
+        return essential(complete(tomllib.loads(text), task_named(job.task))) == job.settings()
+    except ValueError:  # it has a key that there is no longer
+        return False
 
 
 def _finite(value: float) -> float | None:

@@ -6,8 +6,10 @@ win nor count as near the best, so that the rule changes no score and favours no
 """
 
 import contextlib
+import hashlib
 import importlib
 import inspect
+import json
 import math
 import time
 import zlib
@@ -34,10 +36,12 @@ POINT, DEFAULTS, CHECKPOINTS = "point", "defaults", ("latest.pt", "best.pt")
 
 
 def prepare(goal: Goal, arm: str, number: int, budget: int, storage: BaseStorage,
-            defaults: bool = True) -> optuna.Study:
+            defaults: bool = True, published: dict | None = None) -> optuna.Study:
     """The study `number` of an arm with `budget` quasi-random trials, and one of the `defaults`
     unless they are none of the arm's own; those that are missing are waiting to be run.
 
+    published: what stands of this study among the results (score.study_record); its trials are
+    taken over where the storage has none, so that a fresh clone goes on from them.
     In unit coordinates the points of a study are the same for every arm of a task.
     Raises ConfigError if it was begun on other terms or with more trials.
     """
@@ -53,6 +57,9 @@ def prepare(goal: Goal, arm: str, number: int, budget: int, storage: BaseStorage
         raise ConfigError(f"{study.study_name} was begun on other terms ({', '.join(changed)}): "
                           "give another --storage")
     study.set_user_attr("terms", terms)
+    if (published and published["terms"] == digest(terms) and len(published["trials"]) <= budget
+            and not study.get_trials(deepcopy=False)):
+        _take_over(study, published)
     with quiet():
         optuna.storages.fail_stale_trials(study)  # a dead worker's trials wait again
     there = {trial.user_attrs.get(POINT) for trial in study.get_trials(deepcopy=False)
@@ -68,6 +75,24 @@ def prepare(goal: Goal, arm: str, number: int, budget: int, storage: BaseStorage
     if defaults and DEFAULTS not in there and _has_default_rate(arm):
         study.enqueue_trial({}, user_attrs={POINT: DEFAULTS, "settings": {}})
     return study
+
+
+def digest(terms: dict) -> str:
+    """What a study's terms are told apart by: 12 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(terms, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _take_over(study: optuna.Study, published: dict) -> None:
+    """Put the trials of a published study into one without any."""
+    tried = dict(enumerate(published["trials"]))
+    if published["defaults"]:
+        tried[DEFAULTS] = published["defaults"]
+    for point, trial in tried.items():
+        result = {key: value for key, value in trial.items() if key not in ("settings", "value")}
+        study.add_trial(optuna.trial.create_trial(
+            value=math.inf if trial["value"] is None else trial["value"],
+            user_attrs={POINT: point, "settings": trial["settings"], "result": result}))
+    study.set_user_attr("published", True)
 
 
 def unfinished(study: optuna.Study, budget: int) -> int:
