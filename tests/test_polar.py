@@ -1,15 +1,11 @@
 """Orthogonalization against hand-checked numbers and the SVD."""
 
-import threading
-
 import numpy as np
 import pytest
 import torch
 from references import keller5, msign
 
-from optimizer.parts import polar
 from optimizer.parts.polar import COEFFICIENTS, exact_polar, newton_schulz, orthogonalize
-from optimizer.parts.side_by_side import side_by_side
 
 DOUBLE = {"dtype": torch.float64}
 
@@ -112,41 +108,6 @@ def test_gram_space_starts_anew_before_its_rounding_grows():
     x = spectrum(20, 60, np.ones(1))
     result = newton_schulz(x.float(), 12, "polar_express")
     assert float((result - x).norm()) < 2e-2
-
-
-def test_large_matrices_are_worked_on_side_by_side(monkeypatch):
-    """Two threads are given: two pieces meet, large matrices among small ones come out as alone."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        meeting, seen = threading.Barrier(2, timeout=60), []
-
-        def meet(piece):
-            meeting.wait()
-            seen.append((piece, torch.get_num_threads(), torch.is_grad_enabled()))
-
-        side_by_side(meet, ["a", "b", "c", "d"])
-        assert sorted(seen) == [(piece, 1, False) for piece in "abcd"]
-        assert torch.get_num_threads() == 2 and torch.is_grad_enabled()
-
-        begun = []
-
-        def fail(piece):
-            begun.append(piece)
-            raise ArithmeticError(piece)
-
-        with pytest.raises(ArithmeticError):
-            side_by_side(fail, range(50))
-        assert len(begun) <= 2  # what was not begun is left
-        assert torch.get_num_threads() == 2
-
-        monkeypatch.setattr(polar, "LARGE", 60)
-        shapes = [(6, 10), (3, 4), (9, 7), (2, 6, 10), (4, 3), (20, 5)]
-        tensors = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
-        for tensor, stack in zip(tensors, orthogonalize(tensors), strict=True):
-            torch.testing.assert_close(stack, orthogonalize([tensor])[0])
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_split_products_of_square_matrices_are_the_plain_ones():

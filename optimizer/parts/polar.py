@@ -12,8 +12,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from optimizer.parts.side_by_side import side_by_side
-
 Orthogonalizer = Literal[
     "keller", "youjiacheng", "polar_express", "polar_express_5", "taylor", "cubic", "svd"
 ]
@@ -201,34 +199,23 @@ def orthogonalize(
     tall = [stack.shape[-2] > stack.shape[-1] for stack in stacks]
     wide = [stack.mT if t else stack for stack, t in zip(stacks, tall, strict=True)]
     results: list[Tensor] = [None] * len(wide)
-
-    def compute(indices: list[int]) -> None:
+    for indices in _batches(wide):
         members = [wide[index] for index in indices]
         batch = torch.cat(members) if len(members) > 1 else members[0]
         polar = _polar(batch, orthogonalizer, steps)
         parts = polar.to(members[0].dtype).split([member.shape[0] for member in members])
         for index, part in zip(indices, parts, strict=True):
             results[index] = part.mT if tall[index] else part
-
-    for indices in _batches(wide):
-        compute(indices)
-    large = [index for index, stack in enumerate(wide) if _is_large(stack)]
-    side_by_side(compute, [[index] for index in sorted(large, key=lambda i: -wide[i].numel())])
     return results
 
 
-def _is_large(stack: Tensor) -> bool:
-    """Whether matrices are best left alone: on the CPU a batch of large ones leaves the cache."""
-    return stack.device.type == "cpu" and stack[0].numel() >= LARGE
-
-
 def _batches(stacks: Sequence[Tensor]) -> list[list[int]]:
-    """Indices of what to compute as one batch: equal matrices that are not large."""
+    """Indices of what to compute as one batch: equal matrices, on the CPU only if small, since
+    there a batch of large ones gains nothing and leaves the cache."""
     buckets = defaultdict(list)
     for index, stack in enumerate(stacks):
-        if _is_large(stack):
-            continue
-        buckets[stack.shape[-2:], stack.dtype, stack.device].append(index)
+        alone = stack.device.type == "cpu" and stack[0].numel() >= LARGE
+        buckets[stack.shape[-2:], stack.dtype, stack.device, index if alone else None].append(index)
     return list(buckets.values())
 
 
