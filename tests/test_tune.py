@@ -389,7 +389,8 @@ def test_a_task_that_is_no_longer_tuned_for_and_an_arm_without_trials_are_kept(t
     assert (paper / "leaderboard_chess.png").exists()
 
 
-def test_the_leaderboard_is_written_and_nothing_is_run_twice(board, monkeypatch, tmp_path):
+def test_the_leaderboard_is_written_and_nothing_is_run_twice(board, monkeypatch, tmp_path,
+                                                             capsys):
     root, options = board
     paper = root / "outputs" / "paper"
     kept = json.loads((paper / "leaderboard.json").read_text())
@@ -420,6 +421,7 @@ def test_the_leaderboard_is_written_and_nothing_is_run_twice(board, monkeypatch,
     shutil.copytree(paper, clone / "paper")
     assert command.main([*options, "--outputs", str(clone)]) == 0
     assert json.loads((clone / "paper" / "leaderboard.json").read_text()) == kept
+    assert f"2 of 2 studies are taken from {clone / 'paper'}" in capsys.readouterr().err
     asked = []
     monkeypatch.setattr(command, "run_jobs", lambda jobs, launcher: asked.extend(jobs) or {})
     arm = reached[0]

@@ -88,14 +88,17 @@ def tune(options: argparse.Namespace) -> int:
     # Study by study, so that what is unfinished is equally unfinished for every arm.
     order = [(arm, number) for number in range(1, terms["studies"] + 1) for arm in arms]
     published = standing["arms"] if standing else {}
-    studies = {(arm, number): prepare(goal, arm, number, terms["budget"], storage,
-                                      defaults=not options.ablation,
-                                      published=_study(published.get(arm), number))
-               for arm, number in order}
+    known = {(arm, number): record for arm, entry in published.items()
+             for number, record in enumerate(entry["studies"], 1)}
+    studies = {key: prepare(goal, *key, terms["budget"], storage, not options.ablation,
+                            known.get(key))
+               for key in order}
     if options.worker:
         for arm, number in order:
             work(goal, arm, number, storage, folder)
         return COMPLETED
+    if taken := sum("published" in made.user_attrs for made in studies.values()):
+        print(f"{taken} of {len(studies)} studies are taken from {paper}", file=sys.stderr)
     failed = _search(list(studies.values()), options, terms, url, launcher)
     left = {made.study_name: unfinished(made, terms["budget"]) for made in studies.values()}
     if any(left.values()):
@@ -108,9 +111,8 @@ def tune(options: argparse.Namespace) -> int:
                      for number in range(1, terms["studies"] + 1)] for arm in arms}
     seeds = score.fresh_seeds(terms["fresh_seeds"])
     jobs = {arm: score.fresh_jobs(goal, arm, records[arm], folder, seeds) for arm in arms}
-    missing = [job for arm, group in jobs.items()
-               for done in [score.fresh_records(group, published.get(arm))]
-               for job in group if job not in done]
+    done = {arm: score.fresh_records(group, published.get(arm)) for arm, group in jobs.items()}
+    missing = [job for arm, group in jobs.items() for job in group if job not in done[arm]]
     ended = run_jobs(missing, launcher)
     fresh = {arm: fresh_runs(goal, jobs[arm], published.get(arm)) for arm in arms}
     if options.ablation:
@@ -122,11 +124,6 @@ def tune(options: argparse.Namespace) -> int:
         print(f"written to {paper}: leaderboard.md, leaderboard.html, leaderboard.json")
     failed |= any(code not in (COMPLETED, DIVERGED) for code in ended.values())
     return FAILED if failed else COMPLETED
-
-
-def _study(entry: dict | None, number: int) -> dict | None:
-    """A study of an arm's entry among the results, None if there is none."""
-    return next(iter(entry["studies"][number - 1:number]), None) if entry else None
 
 
 def _search(studies: list, options: argparse.Namespace, terms: dict, url: str,
