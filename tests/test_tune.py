@@ -300,6 +300,7 @@ def test_a_study_without_a_winner_counts_as_misses_of_every_fresh_seed():
         "adamw": arm([record(200), record(None)], runs(1, 160, 240)),
         "lucky": arm([record(80), record(None), record(None)], runs(1, 80, 88)),
         "sure": arm([record(120), record(120)], runs(1, 120, 128) + runs(2, 96, None)),
+        "once": arm([record(40), record(40)], runs(1, None, None) + runs(2, None, 48)),
         "never": arm([record(None), record(None)], []),
         "waiting": arm([record(40), record(None)], [])}}
     assert score.fresh_costs(task, "adamw") == ([160, 240, None, None], [160, 240, 240, 240])
@@ -314,12 +315,13 @@ def test_a_study_without_a_winner_counts_as_misses_of_every_fresh_seed():
         [" 1.00 "] * 4]
     rows = report.rows_of(task)
     # One lucky study of three does not make an arm the first; what was not run yet is last.
-    assert [row["arm"] for row in rows] == ["sure", "adamw", "lucky", "never", "waiting"]
-    assert [row["reached"] for row in rows] == ["3 of 4", "2 of 4", "2 of 6", "0 of 4", "0 of 0"]
+    assert [row["arm"] for row in rows] == ["sure", "adamw", "lucky", "once", "never", "waiting"]
+    assert [row["reached"] for row in rows] == [
+        "3 of 4", "2 of 4", "2 of 6", "1 of 4", "0 of 4", "0 of 0"]
     assert [row["fresh"] and row["fresh"].value for row in rows] == [
-        120, 240, math.inf, math.inf, None]
+        120, 240, math.inf, math.inf, math.inf, None]
     assert rows[0]["ratio"].value == 2.0
-    assert report.evaluations(rows[3]) == "no trial"
+    assert report.evaluations(rows[4]) == "no trial"
     assert report.evaluations(rows[0]).startswith("120 ")
 
 

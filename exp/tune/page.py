@@ -73,7 +73,7 @@ def render_html(board: dict) -> str:
 def _html_row(row: dict, terms: dict) -> str:
     cells = [(row["arm"], row["arm"]),
              (evaluations(row), _key(row["fresh"] and row["fresh"].value)),
-             (row["reached"], row["reached"]),
+             (row["reached"], row["arrived"]),
              (shown(row["epochs"]), _key(row["epochs"] and row["epochs"].value)),
              (shown(row["seconds"]), _key(row["seconds"] and row["seconds"].value)),
              (at_least(row["ratio"]), _key(row["ratio"].value) if row["ratio"] else 0.0),

@@ -22,11 +22,12 @@ COST = "gradient_evaluations"
 
 
 def rows_of(task: dict) -> list[dict]:
-    """One row an arm, the cheapest on fresh seeds first; those that were not re-run yet last."""
+    """One row an arm, the cheapest on fresh seeds first; where most runs never got there, the one
+    with the most that did; those that were not re-run yet last."""
     rows = [_row(task, arm) for arm in task["arms"]]
     return sorted(rows, key=lambda row: (row["fresh"] is None,
                                          row["fresh"].value if row["fresh"] else row["tuned"],
-                                         row["tuned"], row["arm"]))
+                                         -row["arrived"], row["tuned"], row["arm"]))
 
 
 def _row(task: dict, arm: str) -> dict:
@@ -35,6 +36,7 @@ def _row(task: dict, arm: str) -> dict:
     medians = {axis: statistics.median_time(*found) if found[0] else None
                for axis, found in costs.items()}
     times = costs[COST][0]
+    arrived = sum(time is not None for time in times)
     shown = representative(entry["studies"])
     base, watched = fresh_costs(task, BASELINE) if BASELINE in task["arms"] else ([], [])
     ratio = statistics.speedup(base, times, watched) if times and base and arm != BASELINE else None
@@ -44,7 +46,7 @@ def _row(task: dict, arm: str) -> dict:
             "tuned": tuned_score(entry["studies"]), "near": share_near_best(entry["studies"]),
             "defaults": default_over_best(entry["studies"]), "fresh": medians[COST],
             "epochs": medians["epochs"], "seconds": medians["seconds"],
-            "reached": f"{sum(time is not None for time in times)} of {len(times)}",
+            "arrived": arrived, "reached": f"{arrived} of {len(times)}",
             "ratio": ratio, "config": entry["config"],
             "text": entry["studies"][shown - 1]["text"] if shown else "",
             "runs": entry["fresh"]}
