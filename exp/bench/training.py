@@ -44,8 +44,8 @@ def measure(rounds: int, clock: str, device: torch.device, full: bool
     """Config after config, for each mode: ms a step, ratio to AdamW, claim, state, gradient
     evaluations a step, bytes that training needs at its worst moment (data apart).
 
-    full: the paper's models, in the modes of its table. On two cores a round of ResNet-18 takes a
-    quarter of an hour, so that what is measured is handed out at once.
+    full: the paper's models, in the modes of its table. On two cores a round of ResNet-18 takes
+    six minutes, so that what is measured is handed out at once.
     """
     modes = FULL_MODES if full else tuple(MODES)
     for task, config in (FULL if full else CONFIGS).items():

@@ -111,11 +111,16 @@ def render_verdicts(paper: Path) -> str:
              "here may not survive a tuned one. How a verdict is reached: the docstring of "
              "`exp/reproduce/claims.py`. `python -m exp.reproduce TABLE --scale full` runs what is "
              "not yet run, `python -m exp.bench training --full` measures the overheads (a GPU, or "
-             "hours)."]
+             "half an hour)."]
     tables = {table.name: table for table in read_tables()}
     bench = next((read_kept(path) for path in (
         paper / "bench" / f"training-full_{device}.json" for device in ("cuda", "cpu"))
         if path.exists()), {})
+    if bench:
+        parts.append(f"Overheads in time and memory: {bench['facts']['processor']}, "
+                     f"{bench['facts']['threads']} threads, torch "
+                     f"{bench['facts']['versions']['torch']}; each the mean over the models of "
+                     "Wikitext-2 and CIFAR-10, and the two.")
     names = list(dict.fromkeys([*tables, *(claim.table for claim in claims)]))
     for name in names:
         own = [claim for claim in claims if claim.table == name]
