@@ -18,7 +18,7 @@ from optimizer.parts.polar import OptionalOrthogonalizer, as_matrices, orthogona
 __all__ = ["AdaRMSuon"]
 
 SEARCH_SPACE = {
-    "lr": (1e-5, 1e-2, "log"),
+    "lr": (1e-4, 3e-2, "log"),
     "weight_decay": (1e-3, 1.0, "log"),
     "betas": [[0.9, 0.95], [0.9, 0.98], [0.9, 0.999]],
 }

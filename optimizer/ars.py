@@ -15,7 +15,7 @@ from optimizer.parts.radius import RhoSchedule
 __all__ = ["ARS"]
 
 SEARCH_SPACE = {
-    "lr": (1e-5, 1e-2, "log"),
+    "lr": (1e-4, 3e-2, "log"),
     "weight_decay": (1e-3, 1.0, "log"),
     "rho": (0.01, 1.0, "log"),
     "k": [1, 3, 5],

@@ -26,7 +26,7 @@ from optimizer.parts.stored import Storage, restored, stored
 __all__ = ["ARS2Neo"]
 
 SEARCH_SPACE = {
-    "lr": (1e-5, 1e-2, "log"),
+    "lr": (1e-4, 3e-2, "log"),
     "weight_decay": (1e-3, 1.0, "log"),
     "betas": [[0.9, 0.95], [0.9, 0.98], [0.9, 0.999]],
     "rho": (0.01, 1.0, "log"),

@@ -22,7 +22,7 @@ from optimizer.rmsuon import rmsuon_updates
 __all__ = ["TRMuon"]
 
 SEARCH_SPACE = {
-    "lr": (1e-4, 1e-2, "log"),
+    "lr": (1e-4, 3e-2, "log"),
     "weight_decay": (1e-3, 1.0, "log"),
     "betas": [[0.9, 0.95], [0.9, 0.98], [0.9, 0.999]],
     "target": (0.5, 0.95, "linear"),

@@ -47,7 +47,7 @@ def test_a_cell_searches_its_own_range():
     assert search_space("ablation-yes-yes-literal-sync")["lr"] == Range(1e-5, 1e-2, True)
     assert search_space("ablation-yes-yes-frobenius-sync")["lr"] == Range(1e-4, 3e-2, True)
     assert search_space("ablation-no-no-none-sync")["lr"] == Range(1e-2, 3.0, True)
-    assert search_space("ars2_neo_sync")["lr"] == Range(1e-5, 1e-2, True)
+    assert search_space("ars2_neo_sync")["lr"] == Range(1e-4, 3e-2, True)
 
 
 # --- effects by hand

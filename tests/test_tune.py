@@ -39,6 +39,7 @@ from exp.tune.space import (
 
 PAPER = Path("outputs/paper")
 EASY = goal_of("grokking", target=0.05, cap=40, overrides=TINY["grokking"])
+SEED = 7
 
 
 @pytest.fixture
@@ -93,19 +94,19 @@ def test_more_points_keep_the_first_and_fill_the_space_evenly():
 
 
 def test_a_study_is_prepared_once_grows_and_keeps_its_terms(storage):
-    first = study.prepare(EASY, "adamw", 1, 3, storage)
+    first = study.prepare(EASY, "adamw", 1, 3, SEED, storage)
     assert study.waiting(first) == 4  # three points and the defaults
-    assert study.waiting(study.prepare(EASY, "adamw", 1, 3, storage)) == 4
-    assert study.waiting(study.prepare(EASY, "adamw", 1, 5, storage)) == 6
+    assert study.waiting(study.prepare(EASY, "adamw", 1, 3, SEED, storage)) == 4
+    assert study.waiting(study.prepare(EASY, "adamw", 1, 5, SEED, storage)) == 6
     with pytest.raises(ConfigError, match=r"other terms \(target, cap, set\)"):
-        study.prepare(goal_of("grokking", target=0.5), "adamw", 1, 5, storage)
+        study.prepare(goal_of("grokking", target=0.5), "adamw", 1, 5, SEED, storage)
     with pytest.raises(ConfigError, match="more than 3 trials"):
-        study.prepare(EASY, "adamw", 1, 3, storage)
+        study.prepare(EASY, "adamw", 1, 3, SEED, storage)
 
 
 def test_a_new_storage_goes_on_from_published_trials(storage, tmp_path):
     """What a clone without the first machine's storage does."""
-    made = study.prepare(EASY, "adamw", 1, 2, storage)
+    made = study.prepare(EASY, "adamw", 1, 2, SEED, storage)
     tried = {0: 24.0, 1: math.inf, study.DEFAULTS: 32.0}
     for _ in tried:
         with storages.quiet():
@@ -119,7 +120,7 @@ def test_a_new_storage_goes_on_from_published_trials(storage, tmp_path):
 
     def elsewhere(name, goal=EASY, budget=2):
         new = storages.open_storage(f"sqlite:///{tmp_path / name}.db")
-        return study.prepare(goal, "adamw", 1, budget, new, published=published)
+        return study.prepare(goal, "adamw", 1, budget, SEED, new, published=published)
 
     same = elsewhere("same")
     assert study.waiting(same) == 0 and study.allowance(same, 100) == 48
@@ -128,25 +129,27 @@ def test_a_new_storage_goes_on_from_published_trials(storage, tmp_path):
     (waits,) = more.get_trials(states=(TrialState.WAITING,))
     assert waits.user_attrs[study.POINT] == 2
     assert waits.user_attrs["settings"] == points(
-        search_space("adamw"), 3, zlib.crc32(b"grokking/1"))[2]
+        search_space("adamw"), 3, SEED)[2]
     # Trials on other terms, or more of them than the others get, are not taken over.
     assert study.waiting(elsewhere("terms", goal_of("grokking", 0.06, 40, TINY["grokking"]))) == 3
     assert study.waiting(elsewhere("fewer", budget=1)) == 2
     # Nor are they added to a study that has its own.
-    assert len(study.prepare(EASY, "adamw", 1, 2, storage, published=published).trials) == 3
+    assert len(study.prepare(EASY, "adamw", 1, 2, SEED, storage, published=published).trials) == 3
 
 
 def test_what_an_arm_fixes_is_among_the_terms(storage, monkeypatch):
-    study.prepare(EASY, "ars2_neo_lazy", 1, 1, storage)
+    study.prepare(EASY, "ars2_neo_lazy", 1, 1, SEED, storage)
     other = {**arm_settings("ars2_neo_lazy"), "k": 7}
     monkeypatch.setattr(study, "arm_settings", lambda arm: other)
     with pytest.raises(ConfigError, match=r"other terms \(arm\)"):
-        study.prepare(EASY, "ars2_neo_lazy", 1, 1, storage)
+        study.prepare(EASY, "ars2_neo_lazy", 1, 1, SEED, storage)
 
 
 def test_arms_share_the_points_of_a_study_and_tasks_do_not(storage):
     def shares(goal, arm, number):
-        trials = study.prepare(goal, arm, number, 3, storage).get_trials()
+        seeds = leaderboard.agreed_terms(
+            goal, {"budget": 3, "studies": 2, "fresh_seeds": 1}, [arm], None)["point_seeds"]
+        trials = study.prepare(goal, arm, number, 3, seeds[number - 1], storage).get_trials()
         axis = search_space(arm)["lr"]
         rates = [t.user_attrs["settings"]["lr"] for t in trials if t.user_attrs["settings"]]
         return [math.log(lr / axis.low) / math.log(axis.high / axis.low) for lr in rates]
@@ -167,7 +170,7 @@ def test_a_schedule_that_ends_needs_its_length():
 
 
 def test_what_gets_there_beyond_the_limit_in_its_last_epoch_is_a_miss(storage, monkeypatch):
-    made = study.prepare(EASY, "adamw", 1, 2, storage)
+    made = study.prepare(EASY, "adamw", 1, 2, SEED, storage)
     for value in (40.0, 42.0):
         with storages.quiet():
             trial = made.ask()
@@ -176,6 +179,11 @@ def test_what_gets_there_beyond_the_limit_in_its_last_epoch_is_a_miss(storage, m
     trials = score.study_record(EASY, "adamw", made)["trials"]
     assert [trial["value"] for trial in trials] == [40.0, None]
     assert study.unfinished(made, 2) == 0 and study.unfinished(made, 3) == 1
+    again = optuna.trial.create_trial(value=8.0, user_attrs={  # two hosts prepared it at once
+        study.POINT: 0, "settings": {}, "result": {"limit": 40, "gradient_evaluations": 8.0}})
+    made.add_trial(again)
+    assert score.study_record(EASY, "adamw", made)["trials"] == trials
+    assert study.unfinished(made, 2) == 0
     runs = [{"status": status, "curve": {"gradient_evaluations": [20, last],
                                          "eval_accuracy": [0.01, best]}}
             for status, last, best in (("completed", 40, 0.1), ("completed", 42, 0.1),
@@ -187,7 +195,7 @@ def test_what_gets_there_beyond_the_limit_in_its_last_epoch_is_a_miss(storage, m
 
 def test_trials_run_stop_at_the_target_and_are_given_up_only_when_hopeless(storage, tmp_path,
                                                                            capsys):
-    made = study.prepare(EASY, "adamw", 1, 4, storage)
+    made = study.prepare(EASY, "adamw", 1, 4, SEED, storage)
     study.work(EASY, "adamw", 1, storage, tmp_path)
     record = score.study_record(EASY, "adamw", made)
     assert len(record["trials"]) == 4 and record["defaults"] is not None
@@ -212,7 +220,7 @@ def test_trials_run_stop_at_the_target_and_are_given_up_only_when_hopeless(stora
 
 def test_an_interrupted_trial_waits_again_and_a_spare_one_is_not_scored(storage, tmp_path,
                                                                        monkeypatch):
-    made = study.prepare(EASY, "adamw", 1, 1, storage)
+    made = study.prepare(EASY, "adamw", 1, 1, SEED, storage)
 
     def interrupted(*_):
         raise Interrupted
@@ -234,7 +242,7 @@ def test_a_dead_workers_trial_is_tried_again(scheme, tmp_path, monkeypatch):
     monkeypatch.setattr(storages, "GRACE_SECONDS", 1)
     url = scheme.format(tmp_path)
     storage = storages.open_storage(url)
-    made = study.prepare(EASY, "adamw", 1, 1, storage)
+    made = study.prepare(EASY, "adamw", 1, 1, SEED, storage)
     with pytest.warns(UserWarning, match="Heartbeat"):
         trial = made.ask()  # taken by a worker ...
     storage.record_heartbeat(trial._trial_id)  # ... that lived once
@@ -242,10 +250,10 @@ def test_a_dead_workers_trial_is_tried_again(scheme, tmp_path, monkeypatch):
     import time
 
     assert (study.waiting(made), study.running(made)) == (1, 1)
-    made = study.prepare(EASY, "adamw", 1, 1, storages.open_storage(url))
+    made = study.prepare(EASY, "adamw", 1, 1, SEED, storages.open_storage(url))
     assert (study.waiting(made), study.running(made)) == (1, 1)  # it may be alive
     time.sleep(2.5)
-    made = study.prepare(EASY, "adamw", 1, 1, storages.open_storage(url))
+    made = study.prepare(EASY, "adamw", 1, 1, SEED, storages.open_storage(url))
     assert (study.waiting(made), study.running(made)) == (2, 0)
     states = [t.state for t in made.get_trials()]
     assert states.count(TrialState.FAIL) == 1
@@ -452,6 +460,10 @@ def test_a_search_that_would_drop_arms_of_the_board_is_refused(board, capsys):
     for arms, replace in ((list(standing["arms"]), False), (["muon"], True)):
         terms = leaderboard.agreed_terms(goal, more, arms, standing, replace)
         assert terms == {**standing["terms"], "budget": 3}
+    # What is added is tried at the points that the others were tried at.
+    standing["terms"]["point_seeds"] = [5]
+    longer = leaderboard.agreed_terms(goal, {**nothing, "studies": 2}, standing["arms"], standing)
+    assert longer["point_seeds"] == [5, zlib.crc32(b"grokking/2")]
 
 
 def test_unfinished_trials_are_not_published(tmp_path, monkeypatch, capsys):
@@ -459,7 +471,7 @@ def test_unfinished_trials_are_not_published(tmp_path, monkeypatch, capsys):
     outputs = tmp_path / "outputs"
     (outputs / "tune").mkdir(parents=True)
     url = f"sqlite:///{outputs / 'tune' / 'grokking.db'}"
-    made = study.prepare(EASY, "adamw", 1, 2, storages.open_storage(url))
+    made = study.prepare(EASY, "adamw", 1, 2, SEED, storages.open_storage(url))
     with storages.quiet():
         made.ask()
     monkeypatch.setattr(command, "_search", lambda *_: False)

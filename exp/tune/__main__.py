@@ -90,9 +90,10 @@ def tune(options: argparse.Namespace) -> int:
     published = standing["arms"] if standing else {}
     known = {(arm, number): record for arm, entry in published.items()
              for number, record in enumerate(entry["studies"], 1)}
-    studies = {key: prepare(goal, *key, terms["budget"], storage, not options.ablation,
-                            known.get(key))
-               for key in order}
+    studies = {(arm, number): prepare(goal, arm, number, terms["budget"],
+                                      terms["point_seeds"][number - 1], storage,
+                                      not options.ablation, known.get((arm, number)))
+               for arm, number in order}
     if options.worker:
         for arm, number in order:
             work(goal, arm, number, storage, folder)

@@ -1,6 +1,7 @@
 """leaderboard.json, and what is made from it: pages, figures, tuned configs, the README's table."""
 
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,13 +21,18 @@ def agreed_terms(goal: Goal, asked: dict[str, int | None], arms: Sequence[str],
     """What must be equal for results to be comparable: the goal, and how much each arm is given.
 
     asked: `budget`, `studies` and `fresh_seeds`, None where nothing was said: then as `standing`
-    has it, the task's entry in what was published before, if there is one.
+    has it, the task's entry in what was published before, if there is one. `point_seeds`, a study
+    each, are those that stand there too: what is added is tried at the same points.
     Raises ConfigError if other terms would drop arms that stand there, unless they `replace` them.
     """
     usual = standing["terms"] if standing else AMOUNTS
     terms = {"task": goal.task, "metric": goal.metric, "mode": goal.mode, "target": goal.target,
              "cap": goal.cap, "set": list(goal.overrides),
              **{key: usual[key] if asked[key] is None else asked[key] for key in AMOUNTS}}
+    seeds = usual.get("point_seeds", [])
+    terms["point_seeds"] = [seeds[number - 1] if number <= len(seeds)
+                            else zlib.crc32(f"{goal.task}/{number}".encode())
+                            for number in range(1, terms["studies"] + 1)]
     if standing and not replace and terms != standing["terms"]:
         changed = [f"{key} {standing['terms'].get(key)} -> {value}" for key, value in terms.items()
                    if standing["terms"].get(key) != value]

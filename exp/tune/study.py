@@ -12,7 +12,6 @@ import inspect
 import json
 import math
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -35,11 +34,12 @@ HOPELESS = 2.0
 POINT, DEFAULTS, CHECKPOINTS = "point", "defaults", ("latest.pt", "best.pt")
 
 
-def prepare(goal: Goal, arm: str, number: int, budget: int, storage: BaseStorage,
+def prepare(goal: Goal, arm: str, number: int, budget: int, seed: int, storage: BaseStorage,
             defaults: bool = True, published: dict | None = None) -> optuna.Study:
     """The study `number` of an arm with `budget` quasi-random trials, and one of the `defaults`
     unless they are none of the arm's own; those that are missing are waiting to be run.
 
+    seed: what its points are drawn from (board.agreed_terms).
     published: what stands of this study among the results (score.study_record); its trials are
     taken over where the storage has none, so that a fresh clone goes on from them.
     In unit coordinates the points of a study are the same for every arm of a task.
@@ -68,7 +68,6 @@ def prepare(goal: Goal, arm: str, number: int, budget: int, storage: BaseStorage
         raise ConfigError(f"{study.study_name} was begun with more than {budget} trials, and what "
                           "the others found has shortened these: give its --budget, or another "
                           "--storage")
-    seed = zlib.crc32(f"{goal.task}/{number}".encode())
     for index, point in enumerate(points(space, budget, seed)):
         if index not in there:
             study.enqueue_trial({}, user_attrs={POINT: index, "settings": point})
@@ -210,9 +209,13 @@ def allowance(study: optuna.Study, cap: int) -> int:
 
 def finished(study: optuna.Study, defaults: bool = False) -> Iterator[tuple[dict, float]]:
     """(what was tried and found, value) of every finished quasi-random trial, or of the one with
-    the defaults. What got there beyond its limit, in its last epoch, counts as a miss."""
+    the defaults. What got there beyond its limit, in its last epoch, counts as a miss; a point
+    that two hosts prepared at once, and so tried twice, counts once."""
+    seen = set()
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        if (trial.user_attrs.get(POINT) == DEFAULTS) == defaults:
+        point = trial.user_attrs.get(POINT)
+        if (point == DEFAULTS) == defaults and (point is None or point not in seen):
+            seen.add(point)
             within = trial.value <= trial.user_attrs["result"]["limit"]
             yield trial.user_attrs, trial.value if within else math.inf
 

@@ -25,7 +25,7 @@ def with_energy(polar: Tensor, whitened: Tensor, norm: str, scope: str) -> Tenso
     if norm == "frobenius":
         # A zero direction has zero energy too: the floor only keeps 0 / 0 away.
         length = torch.linalg.vector_norm(polar, dim=dims, keepdim=True)
-        energy = energy / length.clamp_min(torch.finfo(length.dtype).tiny)
+        energy = energy / length.clamp_min(torch.finfo(length.dtype).tiny ** 0.5)
     elif norm == "rms":
         energy = energy / min(polar.shape[-2:]) ** 0.5
     return energy * polar

@@ -91,12 +91,13 @@ def newton_schulz(
     """Approximate msign of each matrix of a stack (stack, m, n); a zero matrix stays zero.
 
     Normalized in the precision given and then iterated in `dtype` (default: the same), so that a
-    norm far from 1 costs no accuracy. Cheapest for m <= n: the Gram matrix is (m, m). Long float32
+    norm far from 1 costs no accuracy; where its squares underflow (entries below 1e-19 in float32)
+    the result fades to zero. Cheapest for m <= n: the Gram matrix is (m, m). Long float32
     matrices on the CPU are iterated in Gram space, see `_gram_steps`.
     """
     divisor, rows = COEFFICIENTS[coefficients]
     norms = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
-    tiny = torch.finfo(norms.dtype).tiny
+    tiny = torch.finfo(norms.dtype).tiny ** 0.5
     x = (matrices / (norms * divisor).clamp_min_(tiny)).to(dtype or matrices.dtype)
     rows = [rows[min(step, len(rows) - 1)] for step in range(steps)]
     m, n = x.shape[-2:]
