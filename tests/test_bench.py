@@ -13,20 +13,28 @@ from exp.bench.memory import peak_bytes
 from exp.bench.timing import interleaved, summary
 
 
-def test_what_takes_too_long_is_timed_once_and_paired_with_the_first_round(monkeypatch):
-    now = 0.0
+def test_what_takes_too_long_is_timed_in_a_few_rounds_and_every_round_has_its_order(monkeypatch):
+    now, calls = 0.0, []
 
-    def takes(seconds):
+    def takes(name, seconds):
         def call():
             nonlocal now
             now += seconds
+            calls.append(name)
         return call
 
     monkeypatch.setitem(timing.CLOCKS, "fake", lambda: now)
-    seconds = interleaved({"quick": takes(2), "slow": takes(8)}, 3, "fake")
-    assert seconds == {"quick": [2, 2, 2], "slow": [8, None, None]}
+    functions = {"quick": takes("quick", 2), "slow": takes("slow", 8), "other": takes("other", 1)}
+    seconds = interleaved(functions, 4, "fake")
+    assert seconds == {"quick": [2] * 4, "slow": [8, 8, 8, None], "other": [1] * 4}
+    assert calls.count("slow") == 4 and calls.count("quick") == 6  # once and twice to warm up
+    assert calls.index("slow") < 3
+    firsts = {name for name in functions if name in calls[:3]}
+    assert firsts == set(functions)
+    pairs = [name for name in calls if name != "slow"]
+    assert len({tuple(pairs[n:n + 2]) for n in range(0, len(pairs), 2)}) == 2
     rows = summary(seconds, "quick")
-    assert rows["slow"]["ratio"] == 4 and rows["slow"]["rounds"] == 1
+    assert rows["slow"]["ratio"] == 4 and rows["slow"]["rounds"] == 3
     assert rows["quick"]["ms"] == 2000 and rows["quick"]["ratio_high"] == 1
 
 

@@ -21,6 +21,7 @@ from exp.harness.errors import ConfigError
 from exp.harness.run import Interrupted
 from exp.jobs import launch
 from exp.jobs.queue import task_named
+from exp.report.statistics import Estimate
 from exp.report.tables import between_marks
 from exp.tune import __main__ as command
 from exp.tune import board as leaderboard
@@ -292,7 +293,11 @@ def test_scores_by_hand():
     assert score.default_over_best([missed]) == (2.0, True)
     assert score.default_over_best([missed, record(100, defaults=300)]) == (2.0, True)
     assert report.bounded((2.0, True)) == "> 2" and report.bounded((2.0, False)) == "2"
-    assert math.isnan(score.default_over_best([record(None, defaults=80)])[0])
+    found = record(None, defaults=80)  # by the defaults alone
+    assert score.default_over_best([found, missed, found]) == (0.0, False)
+    assert score.default_over_best([found, missed, missed]) == (2.0, True)
+    assert report.bounded((0.0, False)) == "< 1"
+    assert math.isnan(score.default_over_best([record(None)])[0])
 
 
 def test_a_study_without_a_winner_counts_as_misses_of_every_fresh_seed():
@@ -320,7 +325,7 @@ def test_a_study_without_a_winner_counts_as_misses_of_every_fresh_seed():
         name: arm for name, arm in task["arms"].items() if name != "sure"}}})
     assert "| sure" not in page  # it was tuned on one of the tasks
     assert [line.split("|")[2:-1] for line in page.splitlines() if "adamw" in line] == [
-        [" 1.00 "] * 4]
+        [" 1.00 "] * 2]  # 1 and 1.5: no run was watched for twice the cheapest, 240 of 400
     rows = report.rows_of(task)
     # One lucky study of three does not make an arm the first; what was not run yet is last.
     assert [row["arm"] for row in rows] == ["sure", "adamw", "lucky", "once", "never", "waiting"]
@@ -340,7 +345,8 @@ def test_a_fresh_run_that_diverges_early_is_a_miss_to_the_end():
     fresh += [{"study": 1, "reached": False, "epochs": 0, "curve": {}},
               {"study": 1, "reached": False, "epochs": 1,
                "curve": {"gradient_evaluations": [8], "seconds": [1]}}] * 2
-    terms = {"cap": 400, "fresh_seeds": 6, "metric": "eval_accuracy", "target": 0.99}
+    terms = {"cap": 400, "fresh_seeds": 6, "metric": "eval_accuracy", "target": 0.99,
+             "mode": "max"}
     task = {"terms": terms, "arms": {"a": {"studies": [record(90)], "fresh": fresh, "config": ""}}}
     times, watched = score.fresh_costs(task, "a")
     assert times == [96, 96, None, None, None, None] and watched == [96] * 6
@@ -348,6 +354,23 @@ def test_a_fresh_run_that_diverges_early_is_a_miss_to_the_end():
     (row,) = report.rows_of(task)
     assert row["fresh"].value == math.inf
     assert "<polyline" in page._svg(fresh, terms)
+
+
+def test_the_curves_of_a_perplexity_are_on_a_log_scale_with_their_ends_and_target_named():
+    fresh = [{"curve": {"gradient_evaluations": [10, 20], "eval_perplexity": [1000, 10]}}]
+    drawn = page._svg(fresh, {"metric": "eval_perplexity", "mode": "min", "target": 100})
+    assert 'class="run" points="320.0,0.0 640.0,220.0"' in drawn
+    assert 'class="target" points="0.0,110.0 640.0,110.0"' in drawn  # halfway
+    named = re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
+    assert named == ["10", "1000", "100", "perplexity", "0", "20", "gradient evaluations"]
+
+
+def test_sorting_by_the_ratio_puts_what_never_arrived_last():
+    def row(arm, value):
+        return {"arm": arm, "ratio": None if value is None else Estimate(value, 1.0, 2.0, 3)}
+
+    rows = [row("never", math.nan), row("adamw", None), row("fast", 2.0), row("slow", 0.5)]
+    assert [r["arm"] for r in sorted(rows, key=page._cheaper)] == ["never", "slow", "adamw", "fast"]
 
 
 def test_performance_profiles_by_hand():

@@ -1,5 +1,6 @@
 """Times of several things, interleaved in one process: only their ratios mean anything."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -7,7 +8,8 @@ from collections.abc import Callable
 import torch
 
 WARM_UP = 2
-PATIENCE = 5.0  # seconds: what takes longer is timed once, the others every round
+PATIENCE = 5.0  # seconds: what takes longer is warmed up once and timed FEW times
+FEW = 3
 
 CLOCKS = {"wall": time.perf_counter, "thread": time.thread_time}
 
@@ -15,19 +17,25 @@ CLOCKS = {"wall": time.perf_counter, "thread": time.thread_time}
 def interleaved(
     functions: dict[str, Callable[[], object]], rounds: int, clock: str = "wall"
 ) -> dict[str, list[float | None]]:
-    """Seconds of every function in every round, None where it was left out; each once a round.
+    """Seconds of every function in every round, None where it was left out. Each round has an
+    order of its own: small calls take longer after some others.
 
     clock: "wall", or "thread", the processor time of this thread: for one thread on a machine
     that others use too.
     """
     seconds = {name: [None] * rounds for name in functions}
-    too_slow: set[str] = set()
+    slow: set[str] = set()
+    orders, order = random.Random(0), list(functions)
     for round_ in range(-WARM_UP, rounds):
-        for name, function in functions.items():
-            if name not in too_slow:
-                seconds[name][max(0, round_)] = taken = seconds_of(function, CLOCKS[clock])
-                if taken > PATIENCE:
-                    too_slow.add(name)
+        orders.shuffle(order)
+        for name in order:
+            if name in slow and not 0 <= round_ < FEW:
+                continue
+            taken = seconds_of(functions[name], CLOCKS[clock])
+            if round_ >= 0:
+                seconds[name][round_] = taken
+            if taken > PATIENCE:
+                slow.add(name)
     return seconds
 
 

@@ -30,9 +30,10 @@ class Estimate:
 
 
 def mean(values: Sequence[float]) -> Estimate:
-    """The mean, with a percentile bootstrap interval over seeds."""
+    """The mean, with Student's t interval over seeds: of three seeds a bootstrap's, from the least
+    to the greatest of them, holds the true mean only three times in four."""
     values = np.asarray(values, dtype=float)
-    low, high = _bootstrap(values)
+    low, high = _t_interval(values)
     return Estimate(float(values.mean()), low, high, len(values))
 
 
@@ -108,7 +109,7 @@ def paired(ours: dict[int, float], baseline: dict[int, float]) -> tuple[Estimate
     if len(differences) < 2:
         return Estimate(float(differences.mean()) if len(differences) else math.nan,
                         math.nan, math.nan, len(differences)), math.nan
-    low, high = _bootstrap(differences)
+    low, high = _t_interval(differences)
     resamples = np.inf if len(differences) <= EXACT_UP_TO else RESAMPLES
     test = stats.permutation_test((differences,), np.mean, permutation_type="samples",
                                   n_resamples=resamples, rng=np.random.default_rng(0))
@@ -143,11 +144,8 @@ def _crossing(quantiles: np.ndarray, shares: np.ndarray) -> float:
     return float(quantiles[passed[0]]) if len(passed) else math.inf
 
 
-def _bootstrap(values: np.ndarray) -> tuple[float, float]:
+def _t_interval(values: np.ndarray) -> tuple[float, float]:
     if len(values) < 2:
         return math.nan, math.nan
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    found = stats.bootstrap((values,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES,
-                            method="percentile", rng=np.random.default_rng(0))
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    center, half = values.mean(), stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values)
+    return float(center - half), float(center + half)

@@ -29,6 +29,7 @@ CLAIMS = Path(__file__).parent / "claims.toml"
 SCALE_FREE = ("lead", "speedup", "delay", "evaluations")  # measures that compare two of our rows
 MILESTONES = ("fit", "grok", "converged")
 PERCENT = 100.0
+LEAST_ROUNDS = 3  # that a time is a median of
 OVERHEADS = {"extra_compute": "ratio", "extra_memory": "memory_ratio"}  # in the benchmark's rows
 OVERHEAD_CONFIGS = ("lrp_cifar10_", "lrp_wikitext2_")  # the tasks of the paper's overhead table
 
@@ -111,12 +112,13 @@ def estimate(claim: Claim, table: Table, records: dict, scale: str, protocol: st
 def overhead(claim: Claim, bench: dict) -> Estimate | None:
     """Extra time or memory beyond AdamW's in percent, from `exp.bench training --full`: the mean
     over the paper's two tasks, with the lowest and the highest (of a time, quartile); None where
-    it was not measured."""
+    it was not measured, a time in fewer than LEAST_ROUNDS: one look is noise."""
     key = OVERHEADS.get(claim.measure)
     mode = claim.row.removeprefix("ARS2-Neo ")
     rows = [modes[mode] for config, modes in bench.get("results", {}).items()
             if config.startswith(OVERHEAD_CONFIGS) and mode in modes]
-    if key is None or not rows:
+    few = any(row["rounds"] < LEAST_ROUNDS for row in rows)
+    if key is None or not rows or (few and claim.measure == "extra_compute"):
         return None
     low = min(row.get(f"{key}_low", row[key]) for row in rows)
     high = max(row.get(f"{key}_high", row[key]) for row in rows)

@@ -2,10 +2,12 @@
 
 import html
 import math
+import re
 
 from exp.tune.report import (
     BASELINE,
     COST,
+    LEGEND,
     at_least,
     bounded,
     evaluations,
@@ -29,13 +31,13 @@ th { cursor: pointer; white-space: nowrap } th[data-order]::after { content: " \
 th[data-order="-1"]::after { content: " \\2191" }
 .row { cursor: pointer } .row:hover { background: #f3f4f6 }
 svg { width: 640px; max-width: 100%; background: #fafafa }
-polyline { fill: none; stroke: #1f5fbf; stroke-width: 1.4; opacity: .7 }
-.target { stroke: #c2410c; stroke-dasharray: 5 4 } pre { overflow: auto; font-size: 12px }
+polyline { fill: none; stroke-width: 1.4; opacity: .7 } .run { stroke: #1f5fbf }
+.target { stroke: #c2410c; stroke-dasharray: 5 4 }
+text { font: 11px system-ui, sans-serif; fill: #4b5563 } pre { overflow: auto; font-size: 12px }
 </style></head><body>
 <h1>Who needs how much, after equal tuning</h1>
-<p>Click a heading to sort, a row for its learning curves and the config that reproduces it.
-"No trial": the search found no setting that gets there; "never": fresh runs did not. What the
-columns mean stands above the tables of leaderboard.md.</p>
+<p>Click a heading to sort, a row for its learning curves and the config that reproduces it.</p>
+<p>LEGEND</p>
 SECTIONS
 <script>
 for (const table of document.querySelectorAll("table")) {
@@ -67,7 +69,8 @@ def render_html(board: dict) -> str:
         head = "".join(f"<th>{html.escape(title)}</th>" for title in HEAD)
         sections.append(f"<h2>{html.escape(name)}</h2><p>{html.escape(terms_line(task))}</p>"
                         f"<table><thead><tr>{head}</tr></thead>{body}</table>")
-    return PAGE.replace("SECTIONS", "\n".join(sections))
+    legend = re.sub(r"\*(.+?)\*", r"<em>\1</em>", html.escape(LEGEND))
+    return PAGE.replace("LEGEND", legend).replace("SECTIONS", "\n".join(sections))
 
 
 def _html_row(row: dict, terms: dict) -> str:
@@ -76,7 +79,7 @@ def _html_row(row: dict, terms: dict) -> str:
              (row["reached"], row["arrived"]),
              (shown(row["epochs"]), _key(row["epochs"] and row["epochs"].value)),
              (shown(row["seconds"]), _key(row["seconds"] and row["seconds"].value)),
-             (at_least(row["ratio"]), _key(row["ratio"].value) if row["ratio"] else 0.0),
+             (at_least(row["ratio"]), _cheaper(row)),
              (number(row["tuned"]), _key(row["tuned"])),
              (f"{100 * row['near']:.0f} %", _key(row["near"])),
              (bounded(row["defaults"]), _key(row["defaults"][0]))]
@@ -87,25 +90,47 @@ def _html_row(row: dict, terms: dict) -> str:
 
 
 def _svg(runs: list[dict], terms: dict) -> str:
-    """The metric over gradient evaluations, one line a fresh run, and the target."""
+    """The metric over gradient evaluations, one line a fresh run, and the target; what is to
+    become small, as perplexity, on a log scale."""
     width, height = 640, 220
-    curves = [[(x, y) for x, y in zip(run["curve"].get(COST, []),
-                                      run["curve"].get(terms["metric"], []), strict=False)
-               if y is not None] for run in runs]
+    metric, target = terms["metric"], terms["target"]
+    scale = math.log if terms["mode"] == "min" else float
+    curves = [[(x, y) for x, y in zip(run["curve"].get(COST, []), run["curve"].get(metric, []),
+                                      strict=False) if y is not None] for run in runs]
     points = [point for curve in curves for point in curve]
     if not points:
         return "<p>no fresh run: no trial reached the target</p>"
     right = max(x for x, _ in points)
-    low, high = (end(*(y for _, y in points), terms["target"]) for end in (min, max))
+    low, high = (end(*(y for _, y in points), target) for end in (min, max))
+    span = (scale(high) - scale(low)) or 1
 
-    def at(x: float, y: float) -> str:
-        return f"{width * x / right:.1f},{height * (high - y) / ((high - low) or 1):.1f}"
+    def at(x: float, y: float) -> tuple[float, float]:
+        return width * x / right, height * (scale(high) - scale(y)) / span
 
-    lines = "".join(f'<polyline points="{" ".join(at(x, y) for x, y in curve)}"/>'
-                    for curve in curves)
-    return (f'<svg viewBox="-4 -4 {width + 8} {height + 8}" role="img"><title>{terms["metric"]} '
-            f'over gradient evaluations</title>{lines}<polyline class="target" '
-            f'points="{at(0, terms["target"])} {at(right, terms["target"])}"/></svg>')
+    def line(kind: str, curve: list[tuple[float, float]]) -> str:
+        corners = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in curve)
+        return f'<polyline class="{kind}" points="{corners}"/>'
+
+    def label(text: str, x: float, y: float, anchor: str = "end") -> str:
+        return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
+
+    heights = {y: at(0, y)[1] for y in (low, high, target)}
+    marked = [y for y in (low, high) if abs(heights[y] - heights[target]) > 12] + [target]
+    drawn = [f"<title>{metric} over gradient evaluations</title>",
+             *(line("run", curve) for curve in curves),
+             line("target", [(0, target), (right, target)]),
+             *(label(number(y), -6, heights[y] + 4) for y in marked),
+             label(metric.removeprefix("eval_"), -6, -14, "start"),
+             label("0", 0, height + 16, "middle"), label(number(right), width, height + 16),
+             label("gradient evaluations", width / 2, height + 16, "middle")]
+    return (f'<svg viewBox="-60 -26 {width + 70} {height + 46}" role="img">{"".join(drawn)}</svg>')
+
+
+def _cheaper(row: dict) -> float:
+    """What "times cheaper" sorts by: the baseline itself is 1, what never arrived 0."""
+    if row["ratio"] is None:
+        return float(row["arm"] == BASELINE)
+    return 0.0 if math.isnan(row["ratio"].value) else _key(row["ratio"].value)
 
 
 def _key(value: float | None) -> float:

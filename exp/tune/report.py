@@ -19,6 +19,18 @@ from exp.tune.score import (
 BASELINE = "adamw"
 FACTORS = (1.0, 1.5, 2.0, 4.0)
 COST = "gradient_evaluations"
+LEGEND = (
+    "Gradient evaluations to the target. Every arm had the same number of quasi-random trials over "
+    "its own SEARCH_SPACE, in independent studies; in unit coordinates all arms were tried at the "
+    "same points of a study. The winner of each was then run on seeds that the tuning never saw, "
+    "and the columns *fresh* are those runs; a study in which no trial got there counts as misses "
+    "of all its seeds. *No trial*: none got there in any study; *never*: fresh runs did not. Both "
+    "say what this budget found, not what an optimizer can do. Medians are Kaplan-Meier, intervals "
+    "95 % over runs, of which those of one winner share its settings. *near best*: the share of "
+    "the search space that needs at most twice the study's best. *defaults*: how many times the "
+    "tuned cost the constructor's defaults need, > where they were given up, < 1 where they got "
+    "there and no trial did. Seconds are of training alone, with other runs beside; + after a "
+    "commit: with changes.")
 
 
 def rows_of(task: dict) -> list[dict]:
@@ -55,17 +67,7 @@ def _row(task: dict, arm: str) -> dict:
 def render(board: dict) -> str:
     """leaderboard.md."""
     parts = ["# Who needs how much, after equal tuning",
-             "Gradient evaluations to the target. Every arm had the same number of quasi-random "
-             "trials over its own SEARCH_SPACE, in independent studies; in unit coordinates all "
-             "arms were tried at the same points of a study. The winner of each was then run on "
-             "seeds that the tuning never saw, and the columns *fresh* are those runs; a study in "
-             "which no trial got there counts as misses of all its seeds. *No trial*: none got "
-             "there in any study; *never*: fresh runs did not. Both say what this budget found, "
-             "not what an optimizer can do. Medians are Kaplan-Meier, intervals 95 % over runs, "
-             "of which those of one winner share its settings. *near best*: the share of the "
-             "search space that needs at most twice the study's best. *defaults*: how many times "
-             "the tuned cost the constructor's defaults need, > where they were given up. Seconds "
-             "are of training alone, with other runs beside; + after a commit: with changes."]
+             LEGEND]
     for name, task in board["tasks"].items():
         parts += [f"## {name}", terms_line(task), _table(rows_of(task)),
                   f"![search spaces](leaderboard_{name}.png)"]
@@ -134,12 +136,16 @@ def profiles(tasks: dict[str, dict]) -> str:
     costs = {name: {row["arm"]: row["fresh"].value if row["fresh"] else math.inf
                     for row in rows_of(task) if row["arm"] in everywhere}
              for name, task in tasks.items()}
-    lines = [("within a factor of the cheapest", *map(number, FACTORS))]
+    seen = min((task["terms"]["cap"] / min(costs[name].values()) for name, task in tasks.items()
+                if math.isfinite(min(costs[name].values()))), default=1.0)
+    factors = [factor for factor in FACTORS if factor <= seen]
+    lines = [("within a factor of the cheapest", *map(number, factors))]
     for arm in sorted(everywhere):
         lines.append((arm, *(f"{performance_profile(costs, arm, factor):.2f}"
-                             for factor in FACTORS)))
+                             for factor in factors)))
     return ("Share of the tasks that an arm does, on fresh seeds, within a factor of the cheapest "
-            "one; arms that were tuned on every task.\n\n" + markdown(lines))
+            f"one; arms that were tuned on every task, up to {number(seen)}, as far as all of them "
+            "were watched.\n\n" + markdown(lines))
 
 
 def draw(path: Path, task: dict) -> None:
@@ -198,7 +204,9 @@ def evaluations(row: dict) -> str:
 
 
 def bounded(ratio: tuple[float, bool]) -> str:
-    """A number, "> " before one that is only known to be larger."""
+    """A number, "> " before one that is only known to be larger; 0 is only known to be small."""
+    if ratio[0] == 0:
+        return "< 1"
     return f"{'> ' * ratio[1]}{number(ratio[0])}"
 
 

@@ -71,7 +71,8 @@ def share_near_best(records: list[dict]) -> float:
 
 def default_over_best(records: list[dict]) -> tuple[float, bool]:
     """How many times the tuned cost the defaults need, the (lower) median over studies, and
-    whether they need more than that: they were given up there. NaN where nothing tells."""
+    whether they need more than that: they were given up there. A study whose defaults arrived and
+    no trial did counts as 0, less than any; NaN where nothing tells."""
     ratios = []
     for record in records:
         best, defaults = winner(record), record["defaults"]
@@ -79,6 +80,8 @@ def default_over_best(records: list[dict]) -> tuple[float, bool]:
             missed = defaults["value"] is None
             spent = defaults["limit"] if missed else defaults["value"]
             ratios.append((spent / best["value"], missed))
+        elif defaults is not None and defaults["value"] is not None:
+            ratios.append((0.0, False))
     return sorted(ratios)[(len(ratios) - 1) // 2] if ratios else (math.nan, False)
 
 

@@ -10,9 +10,9 @@ SAYS = "The shear force of Lazy and AGA can be kept in 8 bits"
 SOURCE = ("paper 4.5 (Lazy needs less than 1 % more memory than AdamW, where its shear force is a "
           "third tensor a weight); the storage is ours")
 RULE = ("loss relative to that with the full tensor, same seeds and rate. A storage costs nothing "
-        "if no mode on no task has a 95 % interval wholly above 0, and the mean of all is below "
-        "0.5 %: holds if 8 bits cost nothing; holds partly if bfloat16 does; else it does not "
-        "hold.")
+        "if no mode on no task has a 95 % interval wholly above 0, and that of all together ends "
+        "below 0.5 %: holds if 8 bits cost nothing; holds partly if bfloat16 does; else it does "
+        "not hold.")
 BOUND = 0.005
 STORAGES = ("full", "bf16", "8bit")
 MODES = {"Lazy k=5": {"k": 5}, "AGA": {"k": 10, "adaptive_sync": True}}
@@ -62,8 +62,7 @@ def costs_nothing(found: dict, storage: str) -> bool:
     """The condition of RULE."""
     each = [differences(entry, storage) for modes in found.values() for entry in modes.values()]
     together = [value for values in each for value in values]
-    return (not any(mean(values).low > 0 for values in each)
-            and sum(together) / len(together) < BOUND)
+    return not any(mean(values).low > 0 for values in each) and mean(together).high < BOUND
 
 
 def judge(found: dict) -> str:
@@ -96,7 +95,8 @@ def render(found: dict) -> str:
             f"images), {STEPS} steps, warm-up, then linearly to zero, lr the best of a grid in "
             f"factors of {FACTOR:g} on the first seed with the full tensor; held-out loss "
             "(nats). bfloat16 rounds finer than 8 bits: where it does worse, rounding alone does "
-            "not explain it. A first run with seeds 1 to 3 alone said, by the same rule, does not "
-            "hold: all three put Lazy on CIFAR-10 higher, by 1.8 % (bf16) and 2.6 % (8 bits) on "
-            "average.\n\n"
+            "not explain it. Seeds 1 to 3 alone put Lazy on CIFAR-10 higher on all three, by 1.8 % "
+            "(bf16) and 2.6 % (8 bits) on average. Before the run the rule asked for the mean of "
+            "all alone to be below 0.5 %, as that of 8 bits is; but what is not seen is not yet "
+            "nothing, and it asks for the end of the interval now.\n\n"
             + markdown(lines))
