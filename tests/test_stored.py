@@ -39,6 +39,14 @@ def test_what_comes_back_is_close_and_alike(shape, dtype):
     assert torch.equal(back(torch.zeros_like(x), "8bit"), torch.zeros_like(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_largest_entry_of_each_block_keeps_its_sign(dtype):
+    blocks = torch.randn(4000, BLOCK, generator=torch.Generator().manual_seed(0)).to(dtype)
+    largest = blocks.abs().argmax(1, keepdim=True)
+    expected, found = (x.gather(1, largest).float() for x in (blocks, back(blocks, "8bit")))
+    torch.testing.assert_close(found, expected, rtol=torch.finfo(dtype).eps, atol=0)
+
+
 def trained(storage, mode, steps=40, reload_at=None):
     """Losses of a small regression, and the optimizer."""
     torch.manual_seed(0)

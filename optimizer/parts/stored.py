@@ -18,7 +18,9 @@ def stored(tensor: Tensor, storage: str) -> dict[str, Tensor]:
     (blocks, 1), the largest magnitude of each block / 127. Error per entry: at most scale / 2."""
     if storage != "8bit":
         return {"value": tensor.to(torch.bfloat16) if storage == "bf16" else tensor}
-    blocks = F.pad(tensor.flatten(), (0, -tensor.numel() % BLOCK)).view(-1, BLOCK)
+    # In bfloat16 the scale may be rounded down so far that 128 comes out, which int8 has not.
+    flat = tensor.flatten().to(torch.promote_types(tensor.dtype, torch.float32))
+    blocks = F.pad(flat, (0, -tensor.numel() % BLOCK)).view(-1, BLOCK)
     scale = blocks.abs().amax(1, keepdim=True) / 127
     value = (blocks / scale.clamp_min(torch.finfo(scale.dtype).tiny)).round_()
     return {"value": value.to(torch.int8), "scale": scale}
