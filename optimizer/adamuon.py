@@ -64,9 +64,9 @@ class AdaMuon(MatrixOptimizer):
         variances = self.buffers(params, "second_momentum_buffer")
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         for p, o, v in zip(params, polar, variances, strict=True):
-            v = as_matrices(v)
-            v.mul_(group["momentum"]).addcmul_(o, o, value=1 - group["momentum"])
-            adapted = o / (v.sqrt() + group["eps"])
+            alike = o.reshape(v.shape)  # as_matrices(v) may be a copy: it is not written to
+            v.mul_(group["momentum"]).addcmul_(alike, alike, value=1 - group["momentum"])
+            adapted = o / (as_matrices(v).sqrt() + group["eps"])
             length = torch.linalg.vector_norm(adapted, dim=(-2, -1), keepdim=True)
             target = 0.2 * (o.shape[-2] * o.shape[-1]) ** 0.5
             update = adapted * (target / (length + group["eps"]))

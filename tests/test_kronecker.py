@@ -221,20 +221,6 @@ def test_resuming_between_refreshes_is_bitwise_equal(name, dtype, tmp_path):
     assert {v.dtype for v in state} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_the_memory_format_of_a_convolution_does_not_matter(name):
-    found = []
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        start = torch.zeros(4, 3, 2, 2, dtype=DOUBLE)
-        w = nn.Parameter(start.to(memory_format=memory_format))
-        optimizer = RULES[name]([w], precondition_frequency=2)
-        for g in gaussian(6, 4, 3, 2, 2):
-            w.grad = torch.from_numpy(g).to(memory_format=memory_format)
-            optimizer.step()
-        found.append(w.detach().contiguous())
-    assert torch.equal(*found)
-
-
 # --- identities of SOAP and SOAP-Muon
 
 

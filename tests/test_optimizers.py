@@ -211,6 +211,27 @@ def test_zero_gradient_only_shrinks_by_the_decay(name, weight_decay):
     assert (weight_decay > 0) == (not torch.equal(model.layer.weight, before[1]))
 
 
+@pytest.mark.parametrize("name", [n for n in OWN if n not in WRAPPERS])
+def test_the_memory_format_of_a_convolution_does_not_matter(name):
+    def final(memory_format):
+        torch.manual_seed(0)
+        layer = nn.Conv2d(3, 4, 2, bias=False, dtype=torch.float64).to(memory_format=memory_format)
+        optimizer = over(name, layer.parameters(), layer, lr=0.01)
+        for x, slope, g in zip(torch.randn(12, 5, 3, 4, 4, dtype=torch.float64),
+                               torch.randn(12, 5, 4, 3, 3, dtype=torch.float64),
+                               torch.randn(12, 4, 3, 2, 2, dtype=torch.float64), strict=True):
+            def closure(x=x, slope=slope, g=g):
+                (slope * layer(x)).sum().backward()  # what a rule that looks at the model sees
+                layer.weight.grad = g.to(memory_format=memory_format)  # equal to the bit
+                return torch.tensor(0.0)
+
+            optimizer.step(closure)
+        return layer.weight.detach()
+
+    expected = final(torch.contiguous_format)
+    torch.testing.assert_close(final(torch.channels_last), expected, rtol=1e-9, atol=1e-12)
+
+
 def candidates(parameter):
     """Other values an argument may take, read off its annotation and default."""
     default = parameter.default
