@@ -41,7 +41,7 @@ class ASAM(SharpnessWrapper):
             params = [p for p in self.parameters if p.grad is not None]
             scales = [p.abs() + self.eta if p.ndim > 1 else torch.ones_like(p) for p in params]
             scaled = [t * p.grad for t, p in zip(scales, params, strict=True)]
-            norm = norm_of_all(torch._foreach_norm(scaled))
+            norm = norm_of_all(scaled)
             offsets = [t * s * (self.radius / (norm + EPS))
                        for t, s in zip(scales, scaled, strict=True)]
             self.see(loss, gradients_at(params, offsets, closure))

@@ -149,6 +149,8 @@ class KFAC(MatrixOptimizer):
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """Momentum over nu P + weight_decay W, in place."""
         params = [p for p in params if p in self.updates]
+        if not params:  # biases alone, whose weights have no gradient
+            return
         buffers = self.buffers(params, "momentum_buffer")
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, [self.updates[p] for p in params])

@@ -31,6 +31,8 @@ from exp.harness.distributed import (
 )
 from exp.harness.errors import ConfigError
 from exp.harness.toml import apply_override
+from optimizer import build_optimizer
+from optimizer.parts.sharded import Sharded
 
 STEPS = 6
 CONFIG = {"grokking": "config/lrp_grok_adamw_600e.toml",
@@ -133,6 +135,28 @@ def local_sam() -> list[torch.Tensor]:
     return [w - step for w, step in zip(start, steps, strict=True)]
 
 
+def lone_matrix() -> dict[str, torch.Tensor]:
+    """One matrix after three steps of each rule: of two processes one has nothing to update."""
+    found = {}
+    for rule in sorted(RULES.keys() - {"qk_clip"}):  # which looks at the model
+        model = torch.nn.Linear(3, 2, bias=False)
+        torch.nn.init.eye_(model.weight)
+        model.roles = lambda: {"weight": "hidden"}
+        optimizer = build_optimizer(RULES[rule], model)
+        optimizer = Sharded(optimizer) if size() > 1 else optimizer
+
+        def closure(w=model.weight, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = (w + torch.arange(6.0).reshape(2, 3)).cos().sum()
+            loss.backward()
+            return loss.detach()
+
+        for _ in range(3):
+            optimizer.step(closure)
+        found[rule] = model.weight.detach()
+    return found
+
+
 def fix_bases(state: dict) -> None:
     """Known bases for SOAP: of a gradient of low rank the basis of its null space is rounding."""
     for entry in state.values():
@@ -196,7 +220,7 @@ def main(out: Path, root: Path) -> None:
     data.cifar10.MD5 = sums
     with joined("cpu"):
         found = {case: trajectory(*case) for case in CASES}
-        found["local_sam"] = local_sam()
+        found |= {"local_sam": local_sam(), "lone_matrix": lone_matrix()}
         if size() > 1:
             found |= {"refusals": refusals(), "agreement": agreement()}
         torch.save(found, out / ("main.pt" if is_main() else "other.pt"))

@@ -395,6 +395,14 @@ def test_a_layer_that_is_never_called_is_an_error_by_name():
         optimizer.step()
 
 
+def test_a_bias_whose_weight_has_no_gradient_stays():
+    layer = linear([[1.0, 2], [3, 4]], bias=True)
+    optimizer = KFAC(layer.parameters(), layer)
+    layer.bias.grad = torch.ones_like(layer.bias)
+    optimizer.step()
+    assert not layer.bias.any()
+
+
 def test_a_gradient_that_is_not_finite_ends_in_weights_that_are_not():
     """So that the run is recorded as diverged, where eigh would have raised."""
     model = net()

@@ -98,6 +98,13 @@ def test_local_perturbations_are_each_processes_own(found):
             assert torch.allclose(got, expected, rtol=1e-9, atol=1e-12)
 
 
+def test_a_process_may_have_no_parameters(found):
+    one, main, other = (found[name]["lone_matrix"] for name in ("one", "main", "other"))
+    for rule, expected in one.items():
+        assert torch.equal(main[rule], other[rule])
+        torch.testing.assert_close(main[rule], expected, rtol=1e-9, atol=1e-12)
+
+
 def test_all_processes_know_what_one_knows(found):
     for number, process in enumerate(("main", "other")):
         heard = found[process]["agreement"]

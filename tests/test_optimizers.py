@@ -170,6 +170,20 @@ def test_a_parameter_without_gradient_stays(name):
     assert torch.equal(model.unused, torch.ones(3, 3, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("name", DENSE + WRAPPERS)
+def test_without_any_gradient_nothing_moves(name):
+    model, optimizer, _ = problem(settings_of(name))
+    before = weights(model)
+
+    def closure(synchronize=True):
+        optimizer.zero_grad()
+        return torch.tensor(1.0)
+
+    for _ in range(2):
+        optimizer.step(closure)
+    assert torch.equal(weights(model), before)
+
+
 class Affine(nn.Module):
     """A layer, and a vector of its own: x W^T + b."""
 

@@ -21,6 +21,9 @@ def perturbed(params: Sequence[Tensor], offsets: Sequence[Tensor]) -> Iterator[N
 
     Restored from a copy, also when the body raises: subtracting would leave rounding behind.
     """
+    if not params:  # torch's foreach functions refuse an empty list
+        yield
+        return
     saved = [p.clone() for p in params]
     torch._foreach_add_(list(params), list(offsets))
     try:
@@ -55,21 +58,26 @@ def perturbation(
     (ASAM, arXiv 2102.11600, with eta = 0). norm: taken over each "tensor" (ARS2-Neo) or over
     all of them, "global" (SAM, arXiv 2010.01412, eq. 2).
     """
+    if not params:
+        if norm == "global":  # the processes that have some wait for this one's share
+            norm_of_all([])
+        return []
     weighted = list(directions)
     if scale != "none":
         weighted = torch._foreach_mul(weighted, torch._foreach_abs(list(params)))
-    lengths = torch._foreach_norm(weighted)
     if norm == "global":
-        lengths = [norm_of_all(lengths)] * len(weighted)
+        lengths = [norm_of_all(weighted)] * len(weighted)
+    else:
+        lengths = torch._foreach_norm(weighted)
     if scale == "asam":
         weighted = torch._foreach_mul(weighted, torch._foreach_abs(list(params)))
     return [w * (rho / (length + EPS)) for w, length in zip(weighted, lengths, strict=True)]
 
 
-def norm_of_all(lengths: Sequence[Tensor]) -> Tensor:
-    """The norm over all parameters from that of each tensor."""
-    return total_norm(torch.linalg.vector_norm(torch.stack(list(lengths))) if lengths
-                      else torch.zeros(()))
+def norm_of_all(tensors: Sequence[Tensor]) -> Tensor:
+    """The norm over all parameters, of one tensor each; 0 of none."""
+    lengths = torch.stack(torch._foreach_norm(list(tensors))) if tensors else torch.zeros(0)
+    return total_norm(torch.linalg.vector_norm(lengths))
 
 
 def shear_force(adversarial: Tensor, base: Tensor) -> Tensor:
