@@ -377,17 +377,20 @@ def test_groups_are_checked():
         ([{"params": [b], "track": "matrix"}], "no matrix"),
         ([{"params": [w], "track": "spam"}], "spam"),
         ([{"params": [w]}, {"params": [w], "track": "adamw"}], "more than one"),
-        ([nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))], "complex"),
     ):
         with pytest.raises(ValueError, match=word):
             muon(groups)
 
 
-def test_sparse_gradients_are_refused():
+@pytest.mark.parametrize("name", [n for n in OWN if n not in WRAPPERS])
+def test_sparse_gradients_and_complex_parameters_are_refused(name):
     table = nn.Embedding(4, 3, sparse=True)
     table(torch.tensor([1])).sum().backward()
-    with pytest.raises(ValueError, match="sparse"):
-        optimizer_class("muon")(table.parameters()).step()
+    w = nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
+    w.grad = torch.ones_like(w)
+    for p, word in ((table.weight, "sparse"), (w, "complex")):
+        with pytest.raises(ValueError, match=word):
+            over(name, [p], Affine()).step(lambda: torch.tensor(0.0))
 
 
 @pytest.mark.parametrize("routing", ["role", "shape", "all"])

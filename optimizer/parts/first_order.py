@@ -33,10 +33,13 @@ class FirstOrder(Optimizer):
 
     @staticmethod
     def with_gradient(group: dict) -> list[Tensor]:
-        """The parameters of `group` that have a gradient. Raises ValueError for a sparse one."""
+        """The parameters of `group` that have a gradient. Raises ValueError for a sparse or a
+        complex one."""
         params = [p for p in group["params"] if p.grad is not None]
         if any(p.grad.is_sparse for p in params):
             raise ValueError("sparse gradients are not supported: use sparse=False")
+        if any(p.is_complex() for p in params):
+            raise ValueError("complex parameters are not supported")
         return params
 
     def buffers(self, params: list[Tensor], name: str) -> list[Tensor]:

@@ -24,8 +24,8 @@ class MatrixOptimizer(FirstOrder):
     An AdamW group takes lr and weight_decay from `defaults` where it has none of its own, betas
     and eps from torch.optim.AdamW. `scalars` holds run-level numbers and is part of state_dict.
 
-    Raises ValueError for a group with an unknown key or track, a parameter in two groups, a
-    complex parameter, or a vector on the matrix track.
+    Raises ValueError for a group with an unknown key or track, a parameter in two groups, or a
+    vector on the matrix track.
     """
 
     def __init__(self, params: Iterable, defaults: dict) -> None:
@@ -73,8 +73,6 @@ class MatrixOptimizer(FirstOrder):
             tensor = p[1] if isinstance(p, tuple) else p
             if id(tensor) in known:
                 raise ValueError("some parameters appear in more than one parameter group")
-            if torch.is_complex(tensor):
-                raise ValueError("complex parameters are not supported")
             if group["track"] == "matrix" and not self.is_matrix(tensor):
                 raise ValueError(f"a tensor of shape {tuple(tensor.shape)} is no matrix: "
                                  'put it on track "adamw"')
