@@ -73,8 +73,9 @@ def build_optimizer(settings: dict, model: nn.Module) -> Optimizer:
     elif routing is not None or adamw is not None:
         matrices, rest = split(model, routing or "role")
         shared = {key: settings[key] for key in ("lr", "weight_decay") if key in settings}
-        optimizer = Joint(_fused(cls, matrices, _with_model(cls, settings, model)),
-                          _fused(AdamW, rest, {**shared, **(adamw or {})}))
+        parts = [(cls, matrices, _with_model(cls, settings, model)),
+                 (AdamW, rest, {**shared, **(adamw or {})})]
+        optimizer = Joint(*(_fused(*part) for part in parts if part[1]))
     else:
         params = [p for p in model.parameters() if p.requires_grad]
         optimizer = _fused(cls, params, _with_model(cls, settings, model))

@@ -452,3 +452,37 @@ def test_any_class_can_be_the_matrix_rule_beside_adamw():
     optimizer.step(closure)
     assert inspect.isclass(type(optimizer))
     assert len(optimizer.state) == 4
+
+
+BESIDE_ADAMW = {"name": "lion", "routing": "role", "adamw": {"lr": 0.01}}
+
+
+def test_such_a_pair_resumes_to_the_bit():
+    """With float32 moments of bfloat16 parameters."""
+    model, optimizer, closure, _ = run(BESIDE_ADAMW, 3, dtype=torch.bfloat16)
+    other, fresh, fresh_closure = problem(BESIDE_ADAMW, dtype=torch.bfloat16)
+    other.load_state_dict(model.state_dict())
+    fresh.load_state_dict(optimizer.state_dict())
+    assert fresh.state[other.stack]["exp_avg"].dtype == torch.float32
+    for _ in range(4):
+        optimizer.step(closure)
+        fresh.step(fresh_closure)
+    assert torch.equal(weights(model), weights(other))
+
+
+def test_such_a_pair_takes_no_further_group():
+    _, optimizer, _ = problem(BESIDE_ADAMW)
+    with pytest.raises(ValueError, match="part"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    assert len(optimizer.param_groups) == 2
+
+
+@pytest.mark.parametrize(("shape", "rule"), [((3, 3), "lion"), ((10_000, 2), "adamw")])
+def test_either_side_of_such_a_pair_may_be_empty(shape, rule):
+    model = nn.Linear(*shape, bias=False)
+    optimizer = build_optimizer({"name": "lion", "routing": "shape"}, model)
+    assert [type(part) for part in optimizer.parts] == [optimizer_class(rule)]
+    before = weights(model)
+    model(torch.ones(1, shape[0])).sum().backward()
+    optimizer.step()
+    assert not torch.equal(weights(model), before)

@@ -1,24 +1,23 @@
 """Several optimizers over disjoint parameters, driven as one."""
 
-from collections.abc import Callable
 from itertools import islice
 
-import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
+from optimizer.parts.first_order import FirstOrder
 
-class Joint(Optimizer):
+
+class Joint(FirstOrder):
     """Runs its parts one after the other on one gradient evaluation.
 
     One `param_groups`, one `state`, one `state_dict`, in torch's own format. For parts that need
     a single evaluation a step (torch.optim.Muon beside AdamW, say). Raises ValueError if two
-    parts hold the same parameter.
+    parts hold the same parameter, and for a group that is added later.
     """
 
     def __init__(self, *parts: Optimizer) -> None:
-        self.parts = parts
         super().__init__([group for part in parts for group in part.param_groups], {})
+        self.parts = parts
         for part in parts:
             self.state.update(part.state)
         self._share()
@@ -29,15 +28,17 @@ class Joint(Optimizer):
             part.param_groups = list(islice(groups, len(part.param_groups)))
             part.state = self.state
 
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """One step of every part; the loss, None without a closure."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def add_param_group(self, group: dict) -> None:
+        """Raises ValueError, but for the groups that the parts bring."""
+        if hasattr(self, "parts"):
+            raise ValueError("no part of Joint would update a group added here: add it to a part "
+                             "before the parts are joined")
+        super().add_param_group(group)
+
+    def update(self) -> None:
+        """One step of every part."""
         for part in self.parts:
             part.step()
-        return loss
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Restore all parts."""

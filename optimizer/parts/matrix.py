@@ -48,8 +48,8 @@ class MatrixOptimizer(FirstOrder):
             params = self.with_gradient(group)
             if params and group["track"] == "matrix":
                 self.update_group(params, group)
-        publish(p for group in self.param_groups if group["track"] == "matrix"
-                for p in group["params"])
+        publish(self, (p for group in self.param_groups if group["track"] == "matrix"
+                       for p in group["params"]))
         if self.adamw is not None:
             self.adamw.step()
 

@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from optimizer.parts.first_order import FirstOrder
 from optimizer.parts.polar import as_matrices
 from optimizer.parts.wrapper import Wrapper
 
@@ -39,9 +38,10 @@ def total_norm(norm: Tensor) -> Tensor:
     return norm if _running is None else total(norm.square()).sqrt()
 
 
-def publish(params: Iterable[Tensor]) -> None:
-    """Say that these parameters have their final values: they are sent while others are updated."""
-    if _running is not None and isinstance(_running.base, FirstOrder):
+def publish(rule: Optimizer, params: Iterable[Tensor]) -> None:
+    """Say that `rule` is done with these parameters: they are sent while it updates others, unless
+    it is inside another optimizer, which may yet change them."""
+    if _running is not None and _running.base is rule:
         _running.send(params)
 
 
