@@ -9,6 +9,7 @@ from torch import Tensor
 from optimizer.ada_rmsuon import AdaRMSuon
 from optimizer.parts import checks
 from optimizer.parts.energy import EnergyNorm, EnergyScope
+from optimizer.parts.first_order import FirstOrder
 from optimizer.parts.polar import OptionalOrthogonalizer
 from optimizer.parts.radius import START, RhoSchedule, check_radius, radius, see_gap
 from optimizer.parts.sharpness import (
@@ -129,7 +130,8 @@ class ARS2Neo(AdaRMSuon):
         """
         if closure is None:
             raise ValueError(f"{type(self).__name__} needs a closure: step(closure)")
-        loss = super().step(partial(self._gradient, closure))
+        # Not super().step: once there is an AdaRMSuon, its step runs the hooks too.
+        loss = FirstOrder.step(self, partial(self._gradient, closure))
         # Stored only now: torch's AdamW takes a tensor with any state for an initialized one.
         for p, shear in self.fresh_shear.items():
             for part, value in stored(shear, self.shear_storage).items():
@@ -197,7 +199,10 @@ class ARS2Neo(AdaRMSuon):
         directions = []
         for p in params:
             v = self.state.get(p, {}).get("exp_avg_sq")
-            denominator = group["eps"] if v is None else (v / correction).sqrt_().add_(group["eps"])
+            # Without v nothing is whitened: the perturbation's norm takes eps away, but not 0.
+            denominator = group["eps"] or 1.0
+            if v is not None:
+                denominator = (v / correction).sqrt_().add_(group["eps"])
             directions.append((p.grad / denominator).to(p.dtype))
         return directions
 

@@ -413,6 +413,22 @@ def test_sam_gives_its_base_the_gradient_uphill():
     np.testing.assert_allclose(w.detach(), [3 - 3.03, 4 - 4.04], atol=1e-12)
 
 
+@pytest.mark.parametrize("eps", [0.0, 1e-8])
+@pytest.mark.parametrize("cls", [ARS, ARS2Neo])
+def test_the_first_perturbation_is_not_whitened_whatever_eps(cls, eps):
+    w, visited = nn.Parameter(torch.ones(2, 2, dtype=DOUBLE)), []
+    g = torch.tensor([[3.0, 0], [0, -4]], dtype=DOUBLE)
+
+    def closure():
+        visited.append(w.detach().clone())
+        w.grad = g.clone() + len(visited) - 1
+        return torch.tensor(0.0)
+
+    cls([w], rho=0.5, eps=eps).step(closure)
+    np.testing.assert_allclose(visited[1] - visited[0], 0.1 * g, atol=1e-12)
+    assert w.isfinite().all()
+
+
 @pytest.mark.parametrize("cls", [ARS2Neo, SAM])
 def test_sharpness_aware_steps_need_a_closure(cls):
     w = nn.Parameter(torch.ones(2, 2))

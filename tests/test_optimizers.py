@@ -184,6 +184,17 @@ def test_without_any_gradient_nothing_moves(name):
     assert torch.equal(weights(model), before)
 
 
+@pytest.mark.parametrize("name", OWN)
+def test_step_hooks_run_once_a_step(name):
+    problem(settings_of("ada_rmsuon"))  # torch hooks the step of a class with its first instance
+    _, optimizer, closure = problem(settings_of(name))
+    calls = []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    optimizer.step(closure)
+    assert calls == ["before", "after"]
+
+
 class Affine(nn.Module):
     """A layer, and a vector of its own: x W^T + b."""
 
