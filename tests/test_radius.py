@@ -90,6 +90,13 @@ def test_the_factor_is_clipped_bounded_and_blind_to_what_is_not_finite():
     assert [see(flat, 0.0) for _ in range(9)][-1] == 1.0  # rho = 0, say: there is no target
 
 
+def test_a_gap_costs_one_synchronisation(monkeypatch):
+    real, calls = torch.Tensor.__float__, []
+    monkeypatch.setattr(torch.Tensor, "__float__", lambda x: calls.append(x) or real(x))
+    see(dict(START), 0.1, 0.2)
+    assert len(calls) == 1
+
+
 def test_the_learning_rate_carries_the_radius():
     group = {"lr": 0.25, "initial_lr": 1.0}
     assert radius(0.4, "lr", group, {}) == 0.1

@@ -46,7 +46,7 @@ def see_gap(state: dict[str, float], loss: Tensor, perturbed: Tensor, target: fl
 
     A loss that is not finite changes nothing.
     """
-    gap = float(perturbed) - float(loss)
+    gap = float(perturbed - loss)
     if not math.isfinite(gap):
         return
     state["gaps"] += 1
