@@ -26,7 +26,8 @@ class LARS(FirstOrder):
         W <- W - lr b                        (nesterov: r (g + weight_decay W) + momentum b)
 
     As in timm the rate is outside the buffer (the paper has it inside: the two differ when lr
-    changes), and tensors of a group without decay keep r = 1 unless `always_adapt`.
+    changes), and tensors of a group without decay keep r = 1 unless `always_adapt`. Deviation: the
+    default momentum is the paper's 0.9, timm's is 0.
 
     Cost: 1 gradient evaluation a step, 1 state tensor a parameter.
     """

@@ -41,6 +41,7 @@ class SOAP(MatrixOptimizer):
     kernel), their merge_dims, where their default rotates each of its four sides; bases are
     refreshed in the precision of the statistics (pytorch_optimizer: always float32). The options
     normalize_grads and precondition_1d are left out: vectors take AdamW, as in the paper.
+    `shampoo_beta` stays 0.95 whatever betas are; theirs follows betas[1] by default (-1).
 
     Cost: 1 gradient evaluation a step, 2 + 2 (m^2 + n^2) / (m n) state tensors a matrix, matrix
     products of 3 m n (m + n) to rotate and m n (m + n) for the statistics, and every

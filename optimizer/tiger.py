@@ -27,8 +27,10 @@ class Tiger(FirstOrder):
         W <- W - lr_p (sign(m) + weight_decay W),   lr_p = lr max(rms_floor, RMS(W))
 
     Vectors (biases, gains) take lr_p = lr / 2 and no decay, as the author's code has them by
-    name. The floor lets a tensor of zeros move at all. Deviation: an embedding has one RMS for the
-    table, not one for each row.
+    name. The floor lets a tensor of zeros move at all. Deviations: an embedding has one RMS for the
+    table, not one for each row. Left out are the author's answer to a gradient with NaN, which
+    leaves m and shrinks W by 0.99 (here m keeps the NaN, and its sign is 0), and his accumulation
+    of gradients in m over several steps.
 
     Cost: 1 gradient evaluation a step, 1 state tensor a parameter.
     """
