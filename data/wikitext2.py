@@ -4,6 +4,7 @@ Tokenizer and packed rows are cached under the hash of what they were made from.
 """
 
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -144,7 +145,9 @@ def _packed(texts: dict[str, str], packing: str, sequence_length: int, vocab_siz
         else:
             pieces = [encoding.ids + [eot] for encoding in tokenizer.encode_batch(sentences(text))]
             packed[split] = pack(pieces, sequence_length + 1, pad)
-    _write(path, lambda temporary: torch.save(packed, temporary))
+    content = io.BytesIO()
+    torch.save(packed, content)
+    _write(path, content.getbuffer())
     return packed
 
 
@@ -176,7 +179,7 @@ def _tokenizer(text: str, vocab_size: int):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer=trainer)
-    _write(path, lambda temporary: tokenizer.save(str(temporary)))
+    _write(path, tokenizer.to_str().encode())
     return tokenizer
 
 
@@ -217,9 +220,13 @@ def _digest(parts: list) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _write(path: Path, write) -> None:
-    """Write to a temporary file, then rename: several runs may do so at once."""
+def _write(path: Path, content: bytes | memoryview) -> None:
+    """Write to a temporary file, then rename: several runs may do so at once. Bytes, since the
+    libraries' own writers hide the OSError of a full disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 
 import pytest
 import torch
@@ -334,6 +335,24 @@ def test_a_damaged_tokenizer_is_one_clear_error(tiny_data):
         wikitext2(4, sequence_length=10, vocab_size=280, **CPU)
     for path in (tiny_data / "cache").glob("tokenizer_*.json"):
         path.unlink()
+
+
+@pytest.mark.parametrize("made", ["tokenizer_*.json", "wikitext2_*.pt"])
+def test_a_full_disk_is_an_os_error_and_leaves_nothing_behind(made, tiny_data):
+    settings = {"sequence_length": 9, "vocab_size": 290, **CPU}
+    wikitext2(4, **settings)
+    cache = tiny_data / "cache"
+    for path in {*cache.glob("wikitext2_*.pt"), *cache.glob(made)}:
+        path.unlink()
+    before = set(cache.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            wikitext2(4, **settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert set(cache.iterdir()) == before
 
 
 def test_what_was_fetched_is_kept_whole_and_read_back(tiny_data, tmp_path, monkeypatch):
