@@ -290,6 +290,19 @@ def test_jobs_resume_keep_other_runs_and_report_failures(tmp_path, capfd):
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize("text", ["[optimizer]\nspam = 1\n", "no TOML"])
+def test_a_folder_whose_settings_are_no_longer_understood_is_set_aside(text, small):
+    table, _, outputs = small
+    job = table.job(table.rows[0], 1, "full", "published", outputs)
+    job.folder.mkdir(parents=True)
+    (job.folder / "config.toml").write_text(text)
+    (job.folder / "summary.json").write_text('{"status": "completed"}')
+    assert collect(table, outputs, read_kept(outputs / "none.json"))["runs"] == []
+    assert state(job) == "other"
+    queue._work(job)
+    assert (job.folder.parent / "seed1.other1" / "config.toml").read_text() == text
+
+
 def test_ctrl_c_stops_every_job_with_a_checkpoint(tmp_path, monkeypatch):
     job = Job("grokking", Path("config/lrp_grok_adamw_600e.toml"), 1, tmp_path / "a" / "seed1",
               (*TINY["grokking"], "experiment.epochs=100000"))

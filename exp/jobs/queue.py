@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, INTERRUPTED
 from exp.harness.config import Task, complete, load_settings
+from exp.harness.errors import ConfigError
 from exp.harness.facts import ROOT, source_hash
 from exp.harness.toml import read_toml
 from exp.jobs.launch import Launcher, Local, Work, stop, stoppable
@@ -69,9 +70,14 @@ def essential(settings: dict[str, dict]) -> dict[str, dict]:
 
 def folder_settings(folder: Path, task: str) -> dict[str, dict] | None:
     """The essential settings of the run in a folder, completed with today's defaults; None if
-    there is no run. Raises ConfigError for settings that are no longer understood."""
+    there is no run, empty if they are not understood (any more)."""
     path = folder / "config.toml"
-    return essential(complete(read_toml(path), task_named(task))) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return essential(complete(read_toml(path), task_named(task)))
+    except (ConfigError, ValueError):
+        return {}
 
 
 def current(sources: dict[str, str]) -> bool:
