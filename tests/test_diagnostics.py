@@ -120,6 +120,16 @@ def test_curvature_of_every_model(name):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+def test_curvature_of_what_diverges_is_nan(weight):
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+    params = list(model.parameters())
+    with torch.no_grad():
+        model[2].weight.fill_(weight)
+    found = curvature(model, (torch.randn(7, 3), torch.randint(0, 3, (7,))), params)
+    assert all(map(math.isnan, found.values()))
+
+
 @pytest.mark.parametrize(("task", "extra"), [
     *((task, ()) for task in TINY), ("grokking", ("optimizer.qk_clip={tau = 1e-4}",))])
 def test_a_run_is_the_same_with_instruments_and_records_them(task, extra, tiny_data, tmp_path):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -52,7 +52,7 @@ def curvature(model: nn.Module, batch: Sequence[Tensor], params: Sequence[Tensor
               seed: int = 0) -> dict[str, float]:
     """{"top_eigenvalue", "trace", "sam_sharpness"} of the loss on a batch.
 
-    top_eigenvalue: by Lanczos, nan if it does not converge; trace: Hutchinson's estimate.
+    top_eigenvalue: by Lanczos, nan if that fails; trace: Hutchinson's estimate.
     sam_sharpness: f(W + rho g / ||g||) - f(W), rho = 0.05, over `params` together. Weights,
     gradients, running statistics and the random state are left as they were.
     """
@@ -65,7 +65,7 @@ def curvature(model: nn.Module, batch: Sequence[Tensor], params: Sequence[Tensor
         try:
             top = float(eigsh(operator, k=1, which="LA", tol=TOLERANCE,
                               v0=rng.standard_normal(size), return_eigenvectors=False)[0])
-        except ArpackNoConvergence:
+        except ArpackError:  # no convergence, or a Hessian that is not finite
             top = float("nan")
         signs = rng.choice((-1.0, 1.0), (TRACE_PRODUCTS, size))
         trace = float(np.mean([sign @ operator.matvec(sign) for sign in signs]))
