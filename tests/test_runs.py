@@ -5,6 +5,7 @@ import json
 import math
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from conftest import TINY
 
 from exp.harness import cli
 from exp.harness.config import complete
+from exp.harness.device import peak_memory
 from exp.harness.folder import RunFolder
 from exp.harness.objective import Objective
 from exp.harness.toml import to_toml
@@ -178,6 +181,20 @@ def test_an_interrupt_in_mid_epoch_writes_a_checkpoint_and_resumes_bit_exactly(
         task, tiny_data, tmp_path, monkeypatch, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert launch(task, whole) == 0
+    press_ctrl_c_once(monkeypatch)
+    assert launch(task, parts) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert json.loads((parts / "summary.json").read_text())["status"] == "interrupted"
+    assert 0 < checkpoint(parts)["position"]["step"] < checkpoint(whole)["position"]["step"]
+    assert launch(task, parts, "--resume") == 0
+    assert timeless(whole) == timeless(parts)
+    assert same(checkpoint(whole)["model"], checkpoint(parts)["model"])
+    assert same(checkpoint(whole)["optimizer"], checkpoint(parts)["optimizer"])
+    assert json.loads((parts / "summary.json").read_text())["status"] == "completed"
+
+
+def press_ctrl_c_once(monkeypatch):
+    """In the second or third step."""
     first = Objective._first
 
     def press_ctrl_c(self, batch):
@@ -188,15 +205,33 @@ def test_an_interrupt_in_mid_epoch_writes_a_checkpoint_and_resumes_bit_exactly(
 
     press_ctrl_c.pressed = False
     monkeypatch.setattr(Objective, "_first", press_ctrl_c)
-    assert launch(task, parts) == 130
-    assert "--resume" in capsys.readouterr().err
-    assert json.loads((parts / "summary.json").read_text())["status"] == "interrupted"
-    assert 0 < checkpoint(parts)["position"]["step"] < checkpoint(whole)["position"]["step"]
-    assert launch(task, parts, "--resume") == 0
-    assert timeless(whole) == timeless(parts)
-    assert same(checkpoint(whole)["model"], checkpoint(parts)["model"])
-    assert same(checkpoint(whole)["optimizer"], checkpoint(parts)["optimizer"])
-    assert json.loads((parts / "summary.json").read_text())["status"] == "completed"
+
+
+def test_an_interrupt_in_mid_epoch_keeps_what_the_instruments_found_in_it(tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = ["--set", 'experiment.diagnostics=["updates"]', "--set",
+               "experiment.diagnostics_every=1", "--set", "data.batch_size=10"]
+    assert launch("grokking", whole, *options) == 0
+    press_ctrl_c_once(monkeypatch)
+    assert launch("grokking", parts, *options) == 130
+    assert checkpoint(parts)["position"]["batch"] > 0
+    assert launch("grokking", parts, "--resume", *options) == 0
+    for expected, found in zip(timeless(whole), timeless(parts), strict=True):
+        for line in (expected, found):
+            assert line["diagnostics"].pop("updates/seconds") > 0
+        assert expected == found
+
+
+def test_a_checkpoint_of_before_instruments_and_processes_were_in_it_resumes(tmp_path):
+    folder = tmp_path / "run"
+    assert launch("grokking", folder, epochs=1) == 0
+    state = checkpoint(folder)
+    del state["measured"]
+    state["rng"] = state["rng"][0]
+    torch.save(state, folder / "latest.pt")
+    assert launch("grokking", folder, "--resume", epochs=2) == 0
+    assert launch("grokking", tmp_path / "whole", epochs=2) == 0
+    assert timeless(folder) == timeless(tmp_path / "whole")
 
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
@@ -234,6 +269,35 @@ def test_a_folder_with_a_run_is_refused_and_left_as_it_is(tiny_data, tmp_path, c
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
     assert launch("grokking", folder, "--overwrite", epochs=2) == 0
     assert len(lines(folder)) == 2
+
+
+def test_resuming_a_completed_run_without_its_checkpoint_does_not_wipe_its_record(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert launch("grokking", folder, epochs=1) == 0
+    (folder / "latest.pt").unlink()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert launch("grokking", folder, "--resume", epochs=2) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+    summary = folder / "summary.json"
+    summary.write_text(summary.read_text().replace("completed", "interrupted"))
+    assert launch("grokking", folder, "--resume", epochs=2) == 0  # that one begins anew
+    assert len(lines(folder)) == 2
+
+
+def test_the_recorded_command_can_be_run_again(tmp_path, monkeypatch):
+    given = ["--set", 'schedule.name="cosine"', "--output", "a folder"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *given])
+    assert launch("grokking", tmp_path / "run", epochs=1) == 0
+    command = json.loads((tmp_path / "run" / "run.json").read_text())["command"]
+    assert shlex.split(command)[3:] == given
+
+
+def test_peak_memory_is_in_bytes_whatever_the_system_counts_in(monkeypatch):
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=7))
+    for system, expected in (("linux", 7 * 1024), ("darwin", 7)):
+        monkeypatch.setattr(sys, "platform", system)
+        assert peak_memory(torch.device("cpu")) == expected
 
 
 @pytest.mark.parametrize("override", [
@@ -381,13 +445,16 @@ def test_what_diverges_keeps_the_weights_of_its_best_epoch(tiny_data, tmp_path):
     assert evaluate(built.objective, *built.data.eval)["eval_accuracy"] == best["eval_accuracy"]
 
 
-def test_a_schedule_free_optimizer_is_evaluated_at_its_averaged_weights(tiny_data, tmp_path):
+@pytest.mark.parametrize("routing", [{}, {"routing": "role"}], ids=["alone", "beside AdamW"])
+def test_a_schedule_free_optimizer_is_evaluated_at_its_averaged_weights(routing, tiny_data,
+                                                                       tmp_path):
     from exp.grokking.train import TASK, evaluate, loss_fn
     from exp.harness.build import build
 
     folder, config = tmp_path / "run", tmp_path / "free.toml"
     settings = tomllib.loads(Path("config/lrp_grok_adamw_600e.toml").read_text())
-    settings["optimizer"] = {"name": "pytorch_optimizer:ScheduleFreeAdamW", "lr": 0.01}
+    settings["optimizer"] = {"name": "pytorch_optimizer:ScheduleFreeAdamW", "lr": 0.01,
+                             **routing}
     config.write_text(to_toml(settings))
     assert launch("grokking", folder, config=config, epochs=3) == 0
     built = build(tomllib.loads((folder / "config.toml").read_text()), TASK, loss_fn)
@@ -396,7 +463,8 @@ def test_a_schedule_free_optimizer_is_evaluated_at_its_averaged_weights(tiny_dat
     built.optimizer.load_state_dict(state["optimizer"])
     logged = lines(folder)[-1]["eval_loss"]
     assert evaluate(built.objective, *built.data.eval)["eval_loss"] == pytest.approx(logged)
-    built.optimizer.train()  # where the next step would be taken: elsewhere
+    schedule_free, *_ = getattr(built.optimizer, "parts", [built.optimizer])
+    schedule_free.train()  # where the next step would be taken: elsewhere
     other = evaluate(built.objective, *built.data.eval)["eval_loss"]
     assert other != pytest.approx(logged, rel=1e-6)
     assert launch("grokking", folder, "--resume", config=config, epochs=4) == 0
@@ -412,6 +480,18 @@ def test_resuming_with_other_settings_is_refused(tiny_data, tmp_path, capsys):
     assert launch("grokking", folder, "--resume", "--set", "optimizer.lr=0.5") == 2
     assert "lr: 0.001 -> 0.5" in capsys.readouterr().err
     assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("ending", ["schedule.name='cosine'", "schedule.weight_decay='cosine'"])
+def test_more_epochs_do_not_stretch_a_schedule_that_ends(ending, tmp_path, capsys):
+    folder, whole, ends = tmp_path / "run", tmp_path / "whole", ("--set", ending)
+    assert launch("grokking", folder, *ends, epochs=2) == 0
+    assert launch("grokking", folder, "--resume", *ends, epochs=3) == 2
+    assert "--set schedule.period_epochs=2" in capsys.readouterr().err
+    ends += ("--set", "schedule.period_epochs=2")
+    assert launch("grokking", folder, "--resume", *ends, epochs=3) == 0
+    assert launch("grokking", whole, *ends, epochs=3) == 0
+    assert timeless(folder) == timeless(whole)
 
 
 def test_divergence_is_recorded_as_such(tiny_data, tmp_path, capsys):
@@ -434,6 +514,21 @@ def test_a_decomposition_that_refuses_what_is_not_finite_is_divergence(tiny_data
     assert launch("grokking", folder, config=config) == 3
     assert json.loads((folder / "summary.json").read_text())["status"] == "diverged"
     assert "diverged: linalg." in capsys.readouterr().err
+
+
+def test_a_decomposition_that_fails_later_leaves_the_weights_of_the_best_epoch(
+        tmp_path, monkeypatch):
+    first = Objective._first
+
+    def fail(self, batch):
+        if self.gradient_evaluations > 8:
+            raise torch.linalg.LinAlgError("not finite")
+        return first(self, batch)
+
+    monkeypatch.setattr(Objective, "_first", fail)
+    assert launch("grokking", tmp_path, epochs=20) == 3
+    best = json.loads((tmp_path / "summary.json").read_text())["best"]
+    assert checkpoint(tmp_path, "best.pt")["eval_accuracy"] == best["eval_accuracy"]
 
 
 def test_a_compiled_run_is_the_same_run_and_its_curvature_can_be_measured(tiny_data, tmp_path,

@@ -6,7 +6,17 @@ from dataclasses import asdict, dataclass, field
 from torch import nn
 from torch.optim import Optimizer
 
-from exp.harness.distributed import from_main, is_main, load_whole, together, whole
+from exp.harness.diagnostics import Instruments
+from exp.harness.distributed import (
+    from_all,
+    from_main,
+    is_main,
+    load_whole,
+    rank,
+    size,
+    together,
+    whole,
+)
 from exp.harness.errors import ConfigError
 from exp.harness.folder import RunFolder
 from exp.harness.objective import Objective, rng_state, set_rng_state
@@ -14,6 +24,7 @@ from exp.harness.objective import Objective, rng_state, set_rng_state
 CHECKPOINT_SECONDS = 10.0  # at least so long between checkpoints: short epochs cost nothing
 MAY_CHANGE_ON_RESUME = ("epochs", "device", "tensorboard", "stop_at", "max_evaluations", "sharding",
                          "test")
+PERIOD = "period_epochs"  # of [schedule]: what is left out follows the epochs
 
 
 @dataclass
@@ -32,9 +43,10 @@ class Checkpoints:
     """The checkpoints of one run. Of several processes all take part, and the main one writes."""
 
     def __init__(self, folder: RunFolder, settings: dict, model: nn.Module, optimizer: Optimizer,
-                 objective: Objective) -> None:
+                 objective: Objective, instruments: Instruments) -> None:
         self.folder, self.settings = folder, settings
         self.model, self.optimizer, self.objective = model, optimizer, objective
+        self.instruments = instruments
         self.device = next(model.parameters()).device
         self.saved_at = time.perf_counter()
         self.best_weights: dict | None = None  # better than those of best.pt
@@ -59,8 +71,8 @@ class Checkpoints:
         state = {
             "settings": self.settings, "position": asdict(at), "stopped": stopped,
             "model": whole(self.model.state_dict()), "optimizer": self.optimizer.state_dict(),
-            "objective": self.objective.state_dict(), "rng": rng_state(self.device),
-            "wall_seconds": wall_seconds,
+            "objective": self.objective.state_dict(), "measured": self.instruments.found,
+            "rng": from_all(rng_state(self.device)), "wall_seconds": wall_seconds,
         }
         if is_main():
             self.folder.save_checkpoint("latest.pt", state)
@@ -89,24 +101,43 @@ class Checkpoints:
             load_whole(self.model, state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.objective.load_state_dict(state["objective"])
-            if is_main():
-                set_rng_state(state["rng"], self.device)
+            self.instruments.found = state.get("measured", {})
+            self._set_rng(state["rng"])
         before, now = state["settings"]["experiment"], self.settings["experiment"]
         stopped = state["stopped"] and all(before.get(key) == now.get(key)
                                            for key in ("stop_at", "max_evaluations"))
         return Position(**state["position"]), stopped, state["wall_seconds"]
 
+    def _set_rng(self, states: list[dict] | dict) -> None:
+        """Each process goes on with its own random numbers; of another number of processes only
+        the main one does."""
+        if isinstance(states, dict):  # the main process's alone, in older checkpoints
+            states = [states]
+        if len(states) == size() or is_main():
+            set_rng_state(states[rank()], self.device)
+
     def _require_same(self, settings: dict) -> None:
         changed = [f"[{table}] {key}: {was.get(key)!r} -> {now.get(key)!r}"
                    for table, now in self.settings.items() for was in [settings[table]]
                    for key in {**was, **now}
-                   if was.get(key) != now.get(key) and key not in MAY_CHANGE_ON_RESUME]
+                   if was.get(key) != now.get(key) and key not in (*MAY_CHANGE_ON_RESUME, PERIOD)]
         before, now = (_wrappers(of["optimizer"]) for of in (settings, self.settings))
         if sorted(before) == sorted(now) and before != now:
             changed.append(f"[optimizer] wrappers, innermost first: {before} -> {now}")
+        if not changed and (was := _period(settings)) != (now := _period(self.settings)):
+            changed.append(f"[schedule] {PERIOD}: {was} -> {now} (it follows the epochs unless it "
+                           f"is set: --set schedule.{PERIOD}={was} keeps the curve)")
         if changed:
             raise ConfigError("--resume: the checkpoint was made with other settings:\n"
                               + "\n".join(changed))
+
+
+def _period(settings: dict) -> float | None:
+    """The epochs that the schedule takes, None for one that never changes."""
+    schedule = settings["schedule"]
+    if schedule["name"] == schedule["weight_decay"] == "constant":
+        return None
+    return schedule.get(PERIOD, settings["experiment"]["epochs"])
 
 
 def _wrappers(optimizer: dict) -> list[str]:

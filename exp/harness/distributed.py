@@ -112,8 +112,7 @@ def together() -> Iterator[None]:
     except (ConfigError, DataError) as error:
         mine = error
     if size() > 1:
-        found: list[str | None] = [None] * size()
-        dist.all_gather_object(found, str(mine) if mine else None)
+        found = from_all(str(mine) if mine else None)
         if mine is None and any(found):
             number, text = next((n, text) for n, text in enumerate(found) if text)
             mine = ConfigError(f"process {number}: {text}")
@@ -140,6 +139,15 @@ def from_main(make: Callable[[], Any]) -> Any:
     held = [make() if is_main() else None]
     dist.broadcast_object_list(held, device=torch.device("cpu"))
     return held[0]
+
+
+def from_all(value: Any) -> list[Any]:
+    """Every process's value, in the order of the processes, on all of them."""
+    if size() == 1:
+        return [value]
+    found = [None] * size()
+    dist.all_gather_object(found, value)
+    return found
 
 
 class Consensus:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -25,7 +26,7 @@ def run_facts(model: nn.Module, optimizer: Optimizer, device: torch.device) -> d
     """Commit, versions, device, threads, and every parameter group with its real settings."""
     unwrapped = optimizer.base if isinstance(optimizer, Sharded) else optimizer
     return {
-        "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "sources": loaded_sources(),

@@ -23,7 +23,8 @@ PAST = ("command", "commit", "uncommitted_changes", "sources", "device", "versio
 class RunFolder:
     """One run on disk: config.toml, run.json, metrics.jsonl, summary.json, curves.png, *.pt.
 
-    Raises ConfigError for a folder that holds a run, unless it is resumed or overwritten.
+    Raises ConfigError for a folder that holds a run, unless it is resumed or overwritten, and for
+    resuming a completed one whose checkpoint is gone.
     """
 
     def __init__(self, path: Path, resume: bool = False, overwrite: bool = False) -> None:
@@ -38,6 +39,10 @@ class RunFolder:
             status = (self.summary() or {}).get("status", "unfinished")
             raise ConfigError(f"{path} holds a run ({status}): --resume continues it,"
                               " --overwrite starts it anew, --output goes elsewhere")
+        if resume and "latest.pt" not in held \
+                and (self.summary() or {}).get("status") == "completed":
+            raise ConfigError(f"{path} holds a completed run without latest.pt: nothing to resume"
+                              " from; --overwrite starts it anew")
 
     def summary(self) -> dict | None:
         """summary.json, or None while the run has not ended."""

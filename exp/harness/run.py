@@ -16,7 +16,7 @@ from exp.harness.checkpoint import Checkpoints, Position
 from exp.harness.config import Experiment
 from exp.harness.device import peak_memory, restart_peak_memory, wait_for
 from exp.harness.diagnostics import Instruments
-from exp.harness.distributed import Consensus, is_main, load_whole, whole
+from exp.harness.distributed import Consensus, is_main, load_whole, size, whole
 from exp.harness.facts import run_facts
 from exp.harness.folder import RunFolder
 from exp.harness.interrupts import Interrupts
@@ -67,7 +67,6 @@ class Run:
         self.stopped = False
         self.interrupts = Interrupts()
         self.consensus = Consensus()
-        self.checkpoints = Checkpoints(folder, settings, model, optimizer, objective)
         self.started_at = time.perf_counter()
         self.seconds_before = 0.0
         self.last_line: dict[str, Any] = {}
@@ -76,6 +75,8 @@ class Run:
         asked = self.experiment.diagnostics
         self.instruments = Instruments(() if isinstance(asked, bool) else asked, model, optimizer,
                                        objective)
+        self.checkpoints = Checkpoints(folder, settings, model, optimizer, objective,
+                                       self.instruments)
         self.board = self.progress = None  # made when it is known where the run begins
 
     @property
@@ -105,7 +106,9 @@ class Run:
         if status is not None:
             if status == "completed":
                 self._checkpoint()
-            elif kind is Diverged:  # with weights that are not finite, but better ones before
+            elif status == "diverged" and (kind is Diverged or size() == 1):
+                # With weights that are not finite, but better ones before. Sharded ones need all
+                # processes, and a decomposition may have failed in one alone.
                 self.checkpoints.save_best(self.at)
             if is_main():
                 self._summarize(status)
@@ -238,9 +241,10 @@ class Run:
         return self.seconds_before + time.perf_counter() - self.started_at
 
 
-def _turn(optimizer: Optimizer | None, mode: Literal["train", "eval"]) -> None:
+def _turn(optimizer: Optimizer, mode: Literal["train", "eval"]) -> None:
     """Tell an optimizer that has two sets of weights (schedule-free ones, arXiv 2405.15682) which
-    of them the model is to hold; others have no such method."""
-    while optimizer is not None:
-        getattr(optimizer, mode, lambda: None)()
-        optimizer = getattr(optimizer, "base", None)
+    of them the model is to hold, and whatever it is made of; others have no such method."""
+    getattr(optimizer, mode, lambda: None)()
+    base = [optimizer.base] if hasattr(optimizer, "base") else []
+    for part in (*base, *getattr(optimizer, "parts", ())):
+        _turn(part, mode)
