@@ -17,7 +17,9 @@ import data
 import data.cifar10
 import data.wikitext2
 from exp.harness.build import Built, build
+from exp.harness.checkpoint import Checkpoints, Position
 from exp.harness.config import complete
+from exp.harness.diagnostics import Instruments
 from exp.harness.distributed import (
     Consensus,
     from_main,
@@ -30,6 +32,7 @@ from exp.harness.distributed import (
     whole,
 )
 from exp.harness.errors import ConfigError
+from exp.harness.folder import RunFolder
 from exp.harness.toml import apply_override
 from optimizer import build_optimizer
 from optimizer.parts.sharded import Sharded
@@ -93,7 +96,7 @@ def trajectory(task: str, rule: str, sharding: str, steps: int = STEPS) -> dict:
 
 
 def built(task: str, optimizer: dict, experiment: dict, data: dict) -> Built:
-    """The tiny task with these settings; images in float64, as the weights are."""
+    """The tiny task with these settings; images as precise as the weights are."""
     module = importlib.import_module(f"exp.{task}.train")
     settings = tomllib.loads(Path(CONFIG[task]).read_text(encoding="utf-8"))
     for override in TINY[task]:
@@ -103,8 +106,9 @@ def built(task: str, optimizer: dict, experiment: dict, data: dict) -> Built:
     settings["optimizer"] = optimizer
 
     def loss_fn(model, inputs, targets):
-        return module.loss_fn(model, inputs.double() if inputs.is_floating_point() else inputs,
-                              targets)
+        if inputs.is_floating_point():
+            inputs = inputs.to(torch.get_default_dtype())
+        return module.loss_fn(model, inputs, targets)
 
     return build(complete(settings, module.TASK), module.TASK, loss_fn)
 
@@ -155,6 +159,33 @@ def lone_matrix() -> dict[str, torch.Tensor]:
             optimizer.step(closure)
         found[rule] = model.weight.detach()
     return found
+
+
+def bf16() -> dict:
+    """A network with batch norms after two steps in bfloat16: its losses and running statistics."""
+    torch.set_default_dtype(torch.float32)
+    try:
+        run = built("cifar", RULES["adamw"], {"precision": "bf16"}, {"batch_size": 15})
+        losses = [float(run.optimizer.step(run.objective.on(batch)))
+                  for _, batch in zip(range(2), run.data.train.epoch(0), strict=False)]
+        return {"losses": losses, "means": next(buffer for name, buffer
+                                                in run.model.named_buffers() if "mean" in name)}
+    finally:
+        torch.set_default_dtype(torch.float64)
+
+
+def random_numbers(folder: Path) -> list[torch.Tensor]:
+    """What this process draws after a checkpoint, and after going back to it."""
+    run = built("grokking", RULES["adamw"], {}, {})
+    instruments = Instruments((), run.model, run.optimizer, run.objective)
+    settings = {"experiment": {}, "optimizer": {},
+                "schedule": {"name": "constant", "weight_decay": "constant"}}
+    checkpoints = Checkpoints(RunFolder(folder, resume=True), settings, run.model, run.optimizer,
+                              run.objective, instruments)
+    checkpoints.save(Position(), stopped=False, wall_seconds=0.0)
+    drawn = torch.rand(3)
+    checkpoints.load()
+    return [drawn, torch.rand(3)]
 
 
 def fix_bases(state: dict) -> None:
@@ -220,9 +251,10 @@ def main(out: Path, root: Path) -> None:
     data.cifar10.MD5 = sums
     with joined("cpu"):
         found = {case: trajectory(*case) for case in CASES}
-        found |= {"local_sam": local_sam(), "lone_matrix": lone_matrix()}
+        found |= {"local_sam": local_sam(), "lone_matrix": lone_matrix(), "bf16": bf16()}
         if size() > 1:
-            found |= {"refusals": refusals(), "agreement": agreement()}
+            found |= {"refusals": refusals(), "agreement": agreement(),
+                      "random numbers": random_numbers(out)}
         torch.save(found, out / ("main.pt" if is_main() else "other.pt"))
 
 

@@ -105,6 +105,22 @@ def test_a_process_may_have_no_parameters(found):
         torch.testing.assert_close(main[rule], expected, rtol=1e-9, atol=1e-12)
 
 
+def test_batch_norms_of_many_processes_compute_in_bf16_too(found):
+    one, main, other = (found[name]["bf16"] for name in ("one", "main", "other"))
+    assert main["losses"] == other["losses"]
+    assert main["losses"] == pytest.approx(one["losses"], rel=2e-2)
+    assert torch.equal(main["means"], other["means"])
+    assert torch.allclose(main["means"], one["means"], rtol=2e-2, atol=1e-3)
+
+
+def test_each_process_goes_on_with_its_own_random_numbers(found):
+    (main, main_again), (other, other_again) = (
+        found[name]["random numbers"] for name in ("main", "other"))
+    assert not torch.equal(main, other)
+    assert torch.equal(main, main_again)
+    assert torch.equal(other, other_again)
+
+
 def test_all_processes_know_what_one_knows(found):
     for number, process in enumerate(("main", "other")):
         heard = found[process]["agreement"]

@@ -31,9 +31,11 @@ class GlooBatchNorm(_BatchNorm):
         self.__dict__.update(norm.__dict__)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize by the statistics of all parts in training, by the running ones else."""
+        """Normalize by the statistics of all parts in training, by the running ones else; computed
+        in float32 at least, as torch's own are."""
         if not self.training and self.running_mean is not None:
             return super().forward(x)
+        dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
         others = [dim for dim in range(x.ndim) if dim != 1]
         shape = [1, -1, *[1] * (x.ndim - 2)]
         count = x.new_tensor([x.numel() / x.shape[1]])
@@ -45,7 +47,9 @@ class GlooBatchNorm(_BatchNorm):
         if self.track_running_stats:
             self._track(mean.detach(), (variance * count / (count - 1).clamp_min(1)).detach())
         y = centered * (variance + self.eps).rsqrt().view(shape)
-        return y * self.weight.view(shape) + self.bias.view(shape) if self.affine else y
+        if self.affine:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        return y.to(dtype)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:
