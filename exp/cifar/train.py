@@ -5,12 +5,12 @@ python -m exp.cifar.train --config config/lrp_cifar10_ars2_neo_aga_20e.toml
 
 import sys
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from data.cifar10 import cifar10
 from exp.harness import classification
 from exp.harness.build import build
+from exp.harness.classification import loss_fn
 from exp.harness.cli import launch
 from exp.harness.config import Task
 from exp.harness.folder import RunFolder
@@ -22,13 +22,6 @@ EVAL_BATCH = {"cpu": 500, "cuda": 2500}  # images: a CPU's cache, enough to fill
 
 
 # --- task
-
-
-def loss_fn(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean cross entropy and accuracy; images (batch, 3, 32, 32), labels (batch,)."""
-    logits = model(images)
-    accuracy = (logits.argmax(-1) == labels).float().mean()
-    return F.cross_entropy(logits, labels), {"accuracy": accuracy}
 
 
 def evaluate(objective: Objective, images: Tensor, labels: Tensor) -> dict[str, float]:

@@ -5,12 +5,12 @@ python -m exp.grokking.train --config config/lrp_grok_ars2_neo_aga_400e.toml
 
 import sys
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from data.modular_addition import modular_addition
 from exp.harness import classification
 from exp.harness.build import build
+from exp.harness.classification import loss_fn
 from exp.harness.cli import launch
 from exp.harness.config import Task
 from exp.harness.folder import RunFolder
@@ -27,13 +27,6 @@ MILESTONES = {
 
 
 # --- task
-
-
-def loss_fn(model: nn.Module, tokens: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross entropy of the last position and its accuracy; tokens (batch, 3), labels (batch,)."""
-    logits = model(tokens)
-    accuracy = (logits.argmax(-1) == labels).float().mean()
-    return F.cross_entropy(logits, labels), {"accuracy": accuracy}
 
 
 def evaluate(objective: Objective, tokens: Tensor, labels: Tensor) -> dict[str, float]:

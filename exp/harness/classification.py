@@ -1,4 +1,4 @@
-"""Evaluation of a classifier: what tasks with one label an example share."""
+"""Loss and evaluation of a classifier: what tasks with one label an example share."""
 
 import torch
 from torch import Tensor, nn
@@ -6,6 +6,13 @@ from torch.nn import functional as F
 
 from exp.harness.distributed import all_sum, my_batches
 from exp.harness.objective import Objective
+
+
+def loss_fn(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean cross entropy and accuracy; labels (batch,)."""
+    logits = model(inputs)
+    accuracy = (logits.argmax(-1) == labels).float().mean()
+    return F.cross_entropy(logits, labels), {"accuracy": accuracy}
 
 
 def evaluate(objective: Objective, inputs: Tensor, labels: Tensor, rows: int) -> dict[str, float]:
