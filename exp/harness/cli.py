@@ -83,6 +83,13 @@ def _train(settings: dict, train: Callable[[dict, RunFolder], None], options: ar
     return COMPLETED, ""
 
 
+def positive(text: str) -> int:
+    """A whole number from 1 on, as a type for argparse."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
 def _parser(task: Task) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m exp.{task.name}.train",
                                      description=f"Train the {task.name} task from a TOML config.")

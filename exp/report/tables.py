@@ -43,5 +43,12 @@ def interval(ours: Estimate, unit: str = "") -> str:
     return f"{value} [{number(ours.low)}, {_end(ours.high)}]"
 
 
+def at_least(ratio: Estimate | None) -> str:
+    """A ratio with its interval, or only its lower end where it is to what was never reached."""
+    if ratio is None:
+        return ""
+    return f"> {number(ratio.low)}" if math.isinf(ratio.value) else interval(ratio)
+
+
 def _end(value: float) -> str:
     return "∞" if math.isinf(value) else number(value)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
+from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED, positive
 from exp.harness.errors import ConfigError
 from exp.jobs.queue import Job, Stopped, run_jobs, state
 from exp.jobs.slurm import add_launcher_options, launcher_of
@@ -173,9 +173,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--protocol", choices=(*PROTOCOLS, "both"), default="both")
     parser.add_argument("--only", type=lambda text: text.split(","), metavar="CONFIG,CONFIG",
                         help="run only the rows with these configs (default: all)")
-    parser.add_argument("--seeds", type=_positive, metavar="N",
+    parser.add_argument("--seeds", type=positive, metavar="N",
                         help="seeds 1 to N (default: the table's own number)")
-    parser.add_argument("--workers", type=_positive, default=1, metavar="N",
+    parser.add_argument("--workers", type=positive, default=1, metavar="N",
                         help="runs at a time; here they share the cores")
     add_launcher_options(parser)
     parser.add_argument("--any-version", action="store_true",
@@ -186,12 +186,6 @@ def _parser() -> argparse.ArgumentParser:
                       help="write the tables from what is there, run nothing")
     parser.add_argument("--outputs", type=Path, default=OUTPUTS, help=argparse.SUPPRESS)
     return parser
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 if __name__ == "__main__":

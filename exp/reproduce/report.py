@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from exp.report import statistics
 from exp.report.statistics import Estimate
-from exp.report.tables import interval, markdown, number
+from exp.report.tables import at_least, interval, markdown, number
 from exp.reproduce.claims import (
     PERCENT,
     SCALE_FREE,
@@ -216,7 +216,7 @@ def _against_baseline_in_time(table: Table, runs: dict[str, list[dict]]) -> str:
         for axis in AXES:
             slow, limits = _in_axis(table.milestone, base, axis)
             fast, _ = _in_axis(table.milestone, group, axis)
-            ratios.append(_at_least(statistics.speedup(slow, fast, limits)))
+            ratios.append(at_least(statistics.speedup(slow, fast, limits)))
         p = statistics.logrank(*_in_axis(table.milestone, group, "epochs"),
                                *_in_axis(table.milestone, base, "epochs"))
         lines.append((row, *ratios, number(p)))
@@ -228,12 +228,6 @@ def _in_axis(milestone: str, group: list[dict], axis: str) -> tuple[list, list]:
     times = [None if (epoch := run["milestones"][milestone]) is None
              else along(run, axis)[epoch - 1] for run in group]
     return times, watched(group, axis)
-
-
-def _at_least(ratio: Estimate) -> str:
-    if math.isinf(ratio.value):
-        return f"> {number(ratio.low)}"
-    return interval(ratio)
 
 
 def _mean(values: list[float]) -> float:

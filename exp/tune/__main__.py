@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
+from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED, positive
 from exp.harness.errors import ConfigError
 from exp.harness.run import Interrupted
 from exp.jobs.launch import Launcher, Work, stop, stoppable
@@ -201,19 +201,19 @@ def _parser() -> argparse.ArgumentParser:
                             "ablation_<task>.md in place of the leaderboard")
     amounts = parser.add_argument_group(
         "how much for every optimizer", "as the task's leaderboard has it, or for a new one")
-    amounts.add_argument("--budget", type=_positive, metavar="N",
+    amounts.add_argument("--budget", type=positive, metavar="N",
                          help=f"quasi-random trials a study ({AMOUNTS['budget']})")
-    amounts.add_argument("--studies", type=_positive, metavar="N",
+    amounts.add_argument("--studies", type=positive, metavar="N",
                          help=f"independent studies an optimizer ({AMOUNTS['studies']})")
-    amounts.add_argument("--fresh-seeds", type=_positive, metavar="N",
+    amounts.add_argument("--fresh-seeds", type=positive, metavar="N",
                          help=f"fresh seeds a winner is run on ({AMOUNTS['fresh_seeds']})")
     parser.add_argument("--replace", action="store_true",
                         help="drop a leaderboard that stands on other terms")
-    parser.add_argument("--workers", type=_positive, default=1, metavar="N",
+    parser.add_argument("--workers", type=positive, default=1, metavar="N",
                         help="trials at a time")
     add_launcher_options(parser)
     parser.add_argument("--target", type=float, help="another target than tasks.toml's")
-    parser.add_argument("--cap", type=_positive, metavar="N",
+    parser.add_argument("--cap", type=positive, metavar="N",
                         help="another cap on a trial's gradient evaluations")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
                         help="change the task for every optimizer alike; repeatable")
@@ -226,12 +226,6 @@ def _parser() -> argparse.ArgumentParser:
                              "(default: outputs)")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@ import html
 import math
 import re
 
+from exp.report.tables import at_least
 from exp.tune.report import (
     BASELINE,
     COST,
     LEGEND,
-    at_least,
     bounded,
     evaluations,
     number,

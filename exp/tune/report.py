@@ -5,7 +5,7 @@ from pathlib import Path
 
 from exp.report import statistics
 from exp.report.statistics import Estimate
-from exp.report.tables import interval, markdown, number
+from exp.report.tables import at_least, interval, markdown, number
 from exp.tune.score import (
     default_over_best,
     fresh_costs,
@@ -212,9 +212,3 @@ def bounded(ratio: tuple[float, bool]) -> str:
 
 def shown(found: Estimate | None) -> str:
     return "" if found is None else interval(found)
-
-
-def at_least(ratio: Estimate | None) -> str:
-    if ratio is None:
-        return ""
-    return f"> {number(ratio.low)}" if math.isinf(ratio.value) else interval(ratio)
