@@ -7,7 +7,9 @@ import math
 import re
 import shutil
 import subprocess
+import threading
 import tomllib
+import warnings
 import zlib
 from pathlib import Path
 
@@ -258,6 +260,30 @@ def test_a_dead_workers_trial_is_tried_again(scheme, tmp_path, monkeypatch):
     assert (study.waiting(made), study.running(made)) == (2, 0)
     states = [t.state for t in made.get_trials()]
     assert states.count(TrialState.FAIL) == 1
+
+
+@pytest.mark.parametrize("scheme", ["sqlite:///{}/tune.db", "{}/tune.journal"])
+def test_workers_never_take_the_same_trial(scheme, tmp_path):
+    url, count, workers = scheme.format(tmp_path), 40, 4
+    made = optuna.create_study(study_name="s", storage=storages.open_storage(url))
+    for point in range(count):
+        made.enqueue_trial({}, user_attrs={study.POINT: point})
+    taken, together = [], threading.Barrier(workers)
+
+    def work():
+        mine = optuna.load_study(study_name="s", storage=storages.open_storage(url))
+        for _ in range(count // workers):
+            together.wait()
+            taken.append(mine.ask().number)
+
+    threads = [threading.Thread(target=work) for _ in range(workers)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the heartbeat announces itself
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(taken) == list(range(count))
 
 
 def test_a_storage_that_cannot_be_opened_is_one_clear_error():

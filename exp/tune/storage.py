@@ -17,6 +17,7 @@ from optuna.storages import (
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from sqlalchemy import Connection, event
 
 from exp.harness.errors import ConfigError
 
@@ -34,13 +35,23 @@ def open_storage(url: str) -> BaseStorage:
         if "://" in url:
             # The heartbeat is marked experimental and announces it at every start.
             with contextlib.suppress(ImportError), quiet():
-                return RDBStorage(
+                local = url.startswith("sqlite")
+                storage = RDBStorage(
                     url, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS,
                     heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(RETRIES),
-                    engine_kwargs={"connect_args": {"timeout": 60}} if "sqlite" in url else None)
+                    engine_kwargs={"connect_args": {"timeout": 60}} if local else None)
+                if local:
+                    event.listen(storage.engine, "begin", _begin_writing)
+                return storage
         return BeatingJournal(JournalFileBackend(url))
     except Exception as error:  # a database has many ways to fail
         raise ConfigError(f"cannot open the storage {url}: {error}") from error
+
+
+def _begin_writing(connection: Connection) -> None:
+    """SQLite has no SELECT ... FOR UPDATE, by which Optuna claims a waiting trial: two workers that
+    both saw it waiting would both run it. So one transaction at a time."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 class BeatingJournal(JournalStorage, BaseHeartbeat):
