@@ -81,6 +81,8 @@ def test_an_arm_that_cannot_be_searched_is_a_clear_error(name):
 
 def test_ranges_and_choices_by_hand():
     assert Range(1e-4, 1e-2, log=True).at(0.5) == 1e-3
+    for axis in (Range(1e-4, 1e-2, log=True), Range(0.2, 0.8, log=False)):
+        assert axis.share(axis.at(0.3)) == pytest.approx(0.3, abs=1e-4)
     assert Range(0.0, 1.0, log=False).at(0.25) == 0.25
     assert [Choice(("a", "b", "c")).at(share) for share in (0, 0.34, 0.999, 1.0)] == list("abcc")
 
@@ -324,6 +326,19 @@ def test_scores_by_hand():
     assert score.default_over_best([found, missed, missed]) == (2.0, True)
     assert report.bounded((0.0, False)) == "< 1"
     assert math.isnan(score.default_over_best([record(None)])[0])
+
+
+def test_a_winner_at_the_end_of_a_range_is_named():
+    space = {"lr": [1e-4, 1e-2, "log"], "rho": [0.0, 1.0, "linear"]}
+    trials = [{"settings": {"lr": lr, "rho": rho}, "value": value}
+              for lr, rho, value in ((2e-3, 0.01, 90), (7e-3, 0.5, 80), (1e-4, 0.0, None))]
+    study_ = {"space": space, "trials": trials}
+    assert score.at_edges(study_) == {"lr": 7e-3}  # 0.92 of the way
+    assert score.at_edges({**study_, "trials": trials[:1]}) == {"rho": 0.01}
+    assert score.at_edges({**study_, "trials": trials[2:]}) == {}
+    line = report.edges_line({"arms": {"a": {"studies": [study_]}, "b": {"studies": [record(3)]}}})
+    assert line.endswith("beyond: a (lr 0.007 of 0.0001 to 0.01).")
+    assert report.edges_line({"arms": {}}).endswith("none.")
 
 
 def test_a_study_without_a_winner_counts_as_misses_of_every_fresh_seed():

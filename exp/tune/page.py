@@ -10,6 +10,7 @@ from exp.tune.report import (
     COST,
     LEGEND,
     bounded,
+    edges_line,
     evaluations,
     number,
     rows_of,
@@ -68,7 +69,8 @@ def render_html(board: dict) -> str:
         body = "".join(_html_row(row, task["terms"]) for row in rows_of(task))
         head = "".join(f"<th>{html.escape(title)}</th>" for title in HEAD)
         sections.append(f"<h2>{html.escape(name)}</h2><p>{html.escape(terms_line(task))}</p>"
-                        f"<table><thead><tr>{head}</tr></thead>{body}</table>")
+                        f"<table><thead><tr>{head}</tr></thead>{body}</table>"
+                        f"<p>{html.escape(edges_line(task))}</p>")
     legend = re.sub(r"\*(.+?)\*", r"<em>\1</em>", html.escape(LEGEND))
     return PAGE.replace("LEGEND", legend).replace("SECTIONS", "\n".join(sections))
 

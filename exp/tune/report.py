@@ -7,6 +7,7 @@ from exp.report import statistics
 from exp.report.statistics import Estimate
 from exp.report.tables import at_least, interval, markdown, number
 from exp.tune.score import (
+    at_edges,
     default_over_best,
     fresh_costs,
     performance_profile,
@@ -69,7 +70,7 @@ def render(board: dict) -> str:
     parts = ["# Who needs how much, after equal tuning",
              LEGEND]
     for name, task in board["tasks"].items():
-        parts += [f"## {name}", terms_line(task), _table(rows_of(task)),
+        parts += [f"## {name}", terms_line(task), _table(rows_of(task)), edges_line(task),
                   f"![search spaces](leaderboard_{name}.png)"]
     if len(board["tasks"]) > 1:
         parts += ["## Performance profiles", profiles(board["tasks"])]
@@ -115,6 +116,17 @@ def terms_line(task: dict) -> str:
             f"winners x fresh seeds: {terms['studies']} x {terms['fresh_seeds']}. Device "
             f"{task['device']}; torch {task['torch']}; commit {task['commit']}. An arm more on "
             f"these terms: `python -m exp.tune {terms['task']} --optimizers NAME`.")
+
+
+def edges_line(task: dict) -> str:
+    """Which winners lie so near an end of a range that the best may lie beyond it."""
+    found = []
+    for arm, entry in task["arms"].items():
+        for study in entry["studies"]:
+            found += [f"{arm} ({key} {value:g} of {study['space'][key][0]:g} to "
+                      f"{study['space'][key][1]:g})" for key, value in at_edges(study).items()]
+    return ("Winners in the outermost tenth of a range, whose best may lie beyond: "
+            f"{', '.join(found) or 'none'}.")
 
 
 def _table(rows: list[dict]) -> str:

@@ -18,25 +18,33 @@ from exp.harness.config import complete
 from exp.harness.toml import to_toml
 from exp.jobs.finished import is_finished, read_folder
 from exp.jobs.queue import Job, essential, folder_settings, task_named
-from exp.tune.space import Goal, arm_settings, with_point
+from exp.tune.space import Goal, Range, arm_settings, axis_of, search_space, with_point
 from exp.tune.study import HOPELESS, digest, finished, trial_settings
 
+EDGE = 0.1  # of a range, on its own scale
 FIRST_FRESH_SEED = 101  # trials have their study's number
 
 
 def study_record(goal: Goal, arm: str, study: optuna.Study) -> dict:
-    """What is published of a study: a digest of its `terms`, every finished one of its `trials`,
-    the one with the `defaults`, and the `text` of the config that runs its winner."""
+    """What is published of a study: a digest of its `terms`, the ranges of its `space`, every
+    finished one of its `trials`, the one with the `defaults`, and the `text` of the config that
+    runs its winner."""
     def plain(attributes: dict, value: float) -> dict:
         return {"settings": attributes["settings"], "value": _finite(value),
                 **attributes["result"]}
 
     trials = [plain(*trial) for trial in finished(study)]
     defaults = [plain(*trial) for trial in finished(study, defaults=True)]
-    record = {"terms": digest(study.user_attrs["terms"]), "trials": trials,
+    record = {"terms": digest(study.user_attrs["terms"]), "space": ranges(arm), "trials": trials,
               "defaults": defaults[0] if defaults else None}
     best = winner(record)
     return record | {"text": winner_config(goal, arm, best, config_name(goal, arm)) if best else ""}
+
+
+def ranges(arm: str) -> dict[str, list]:
+    """The numbers that an arm searches: [low, high, "log" or "linear"] each."""
+    return {key: [axis.low, axis.high, "log" if axis.log else "linear"]
+            for key, axis in search_space(arm).items() if isinstance(axis, Range)}
 
 
 def config_name(goal: Goal, arm: str) -> str:
@@ -48,6 +56,14 @@ def winner(record: dict) -> dict | None:
     """The best trial of a study; None if none reached the target."""
     reached = [trial for trial in record["trials"] if trial["value"] is not None]
     return min(reached, key=lambda trial: trial["value"]) if reached else None
+
+
+def at_edges(record: dict) -> dict[str, float]:
+    """What of a study's winner lies in the outermost EDGE of its range: beyond may be better."""
+    best, space = winner(record), record.get("space", {})  # older records have no space
+    shares = {key: axis_of(space[key]).share(best["settings"][key]) for key in space if best}
+    return {key: best["settings"][key] for key, share in shares.items()
+            if not EDGE <= share <= 1 - EDGE}
 
 
 def tuned_score(records: list[dict], key: str = "gradient_evaluations") -> float:

@@ -46,6 +46,12 @@ class Range:
             value = self.low + share * (self.high - self.low)
         return float(f"{value:.4g}")
 
+    def share(self, value: float) -> float:
+        """How far from low to high a value is: what `at` takes."""
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -127,7 +133,7 @@ def search_space(arm: str) -> Space:
         space |= {f"{wrapper}.{key}": value for key, value in _declared(wrapper, spaces).items()}
     ablation = read_ablation()
     space |= ablation.own_space(ablation.arms().get(arm, {}))
-    return {key: _axis(value) for key, value in space.items() if not _fixed(settings, key)}
+    return {key: axis_of(value) for key, value in space.items() if not _fixed(settings, key)}
 
 
 def points(space: Space, count: int, seed: int) -> list[dict]:
@@ -157,7 +163,8 @@ def _declared(name: str, spaces: dict) -> dict:
     return dict(getattr(module, "SEARCH_SPACE", None) or spaces.get(name, {}))
 
 
-def _axis(value: Any) -> Range | Choice:
+def axis_of(value: Any) -> Range | Choice:
+    """One searched key as SEARCH_SPACE and tasks.toml have it."""
     if isinstance(value, dict):
         return Choice(tuple(value["choices"]))
     if isinstance(value, list | tuple) and len(value) == 3 and value[2] in ("log", "linear"):
