@@ -336,9 +336,21 @@ def test_a_winner_at_the_end_of_a_range_is_named():
     assert score.at_edges(study_) == {"lr": 7e-3}  # 0.92 of the way
     assert score.at_edges({**study_, "trials": trials[:1]}) == {"rho": 0.01}
     assert score.at_edges({**study_, "trials": trials[2:]}) == {}
-    line = report.edges_line({"arms": {"a": {"studies": [study_]}, "b": {"studies": [record(3)]}}})
+    line = report.ranges_line({"arms": {"a": {"studies": [study_]}, "b": {"studies": [record(3)]}}})
     assert line.endswith("beyond: a (lr 0.007 of 0.0001 to 0.01).")
-    assert report.edges_line({"arms": {}}).endswith("none.")
+    assert report.ranges_line({"arms": {}}).endswith("none.")
+
+
+def test_arms_that_would_search_elsewhere_today_are_named():
+    now = score.ranges("adamw")
+    then = {**now, "lr": [1e-5, 1e-2, "log"]}
+    task = {"terms": {"task": "grokking"}, "arms": {
+        "adamw": {"studies": [{**record(None), "space": then}]},
+        "muon": {"studies": [{**record(None), "space": score.ranges("muon")}]},
+        "lion": {"studies": [record(None)]}, "gone": {"studies": [record(None)]}}}
+    assert score.outdated(task) == ["adamw"]
+    assert "today's: adamw; `python -m exp.tune grokking --optimizers adamw` renews" in (
+        report.ranges_line(task))
 
 
 def test_a_study_without_a_winner_counts_as_misses_of_every_fresh_seed():

@@ -10,9 +10,9 @@ from exp.tune.report import (
     COST,
     LEGEND,
     bounded,
-    edges_line,
     evaluations,
     number,
+    ranges_line,
     rows_of,
     shown,
     terms_line,
@@ -70,7 +70,7 @@ def render_html(board: dict) -> str:
         head = "".join(f"<th>{html.escape(title)}</th>" for title in HEAD)
         sections.append(f"<h2>{html.escape(name)}</h2><p>{html.escape(terms_line(task))}</p>"
                         f"<table><thead><tr>{head}</tr></thead>{body}</table>"
-                        f"<p>{html.escape(edges_line(task))}</p>")
+                        f"<p>{html.escape(ranges_line(task))}</p>")
     legend = re.sub(r"\*(.+?)\*", r"<em>\1</em>", html.escape(LEGEND))
     return PAGE.replace("LEGEND", legend).replace("SECTIONS", "\n".join(sections))
 

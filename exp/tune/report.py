@@ -10,6 +10,7 @@ from exp.tune.score import (
     at_edges,
     default_over_best,
     fresh_costs,
+    outdated,
     performance_profile,
     representative,
     share_near_best,
@@ -70,7 +71,7 @@ def render(board: dict) -> str:
     parts = ["# Who needs how much, after equal tuning",
              LEGEND]
     for name, task in board["tasks"].items():
-        parts += [f"## {name}", terms_line(task), _table(rows_of(task)), edges_line(task),
+        parts += [f"## {name}", terms_line(task), _table(rows_of(task)), ranges_line(task),
                   f"![search spaces](leaderboard_{name}.png)"]
     if len(board["tasks"]) > 1:
         parts += ["## Performance profiles", profiles(board["tasks"])]
@@ -91,10 +92,13 @@ def headline(board: dict) -> str:
         terms = task["terms"]
         said.append(f"{name} {terms['studies']} x {terms['budget']}, "
                     f"{terms['studies']} x {terms['fresh_seeds']}")
+    old = {name: ", ".join(outdated(task)) for name, task in board["tasks"].items()}
+    older = "; ".join(f"{name} {arms}" for name, arms in old.items() if arms)
     devices = ", ".join(dict.fromkeys(task["device"] for task in board["tasks"].values()))
     return (f"{markdown(lines)}\n\nMedian gradient evaluations of fresh runs to the target [95 %], "
             "and how many got there; *no trial*: the search found no setting that does. Studies x "
-            f"trials, winners x fresh seeds: {'; '.join(said)}. {devices}.")
+            f"trials, winners x fresh seeds: {'; '.join(said)}. {devices}."
+            + f" Searched over ranges that have changed since: {older}." * bool(older))
 
 
 def _target(terms: dict) -> str:
@@ -118,15 +122,20 @@ def terms_line(task: dict) -> str:
             f"these terms: `python -m exp.tune {terms['task']} --optimizers NAME`.")
 
 
-def edges_line(task: dict) -> str:
-    """Which winners lie so near an end of a range that the best may lie beyond it."""
+def ranges_line(task: dict) -> str:
+    """Which winners lie so near an end of a range that the best may lie beyond it, and which arms
+    would search other ranges today."""
     found = []
     for arm, entry in task["arms"].items():
         for study in entry["studies"]:
             found += [f"{arm} ({key} {value:g} of {study['space'][key][0]:g} to "
                       f"{study['space'][key][1]:g})" for key, value in at_edges(study).items()]
-    return ("Winners in the outermost tenth of a range, whose best may lie beyond: "
+    said = ("Winners in the outermost tenth of a range, whose best may lie beyond: "
             f"{', '.join(found) or 'none'}.")
+    if old := outdated(task):
+        said += (f" Searched over other ranges than today's: {', '.join(old)}; `python -m exp.tune "
+                 f"{task['terms']['task']} --optimizers {','.join(old)}` renews them.")
+    return said
 
 
 def _table(rows: list[dict]) -> str:

@@ -18,7 +18,15 @@ from exp.harness.config import complete
 from exp.harness.toml import to_toml
 from exp.jobs.finished import is_finished, read_folder
 from exp.jobs.queue import Job, essential, folder_settings, task_named
-from exp.tune.space import Goal, Range, arm_settings, axis_of, search_space, with_point
+from exp.tune.space import (
+    Goal,
+    Range,
+    all_arms,
+    arm_settings,
+    axis_of,
+    search_space,
+    with_point,
+)
 from exp.tune.study import HOPELESS, digest, finished, trial_settings
 
 EDGE = 0.1  # of a range, on its own scale
@@ -45,6 +53,13 @@ def ranges(arm: str) -> dict[str, list]:
     """The numbers that an arm searches: [low, high, "log" or "linear"] each."""
     return {key: [axis.low, axis.high, "log" if axis.log else "linear"]
             for key, axis in search_space(arm).items() if isinstance(axis, Range)}
+
+
+def outdated(task: dict) -> list[str]:
+    """The arms of one task of a leaderboard that search other ranges now than they did then."""
+    known = {arm: ranges(arm) for arm in task["arms"] if arm in all_arms()}
+    return [arm for arm, entry in task["arms"].items() for space in [known.get(arm)]
+            if space and any(study.get("space", space) != space for study in entry["studies"])]
 
 
 def config_name(goal: Goal, arm: str) -> str:
