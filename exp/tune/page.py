@@ -125,7 +125,7 @@ def _svg(runs: list[dict], terms: dict) -> str:
              label(metric.removeprefix("eval_"), -6, -14, "start"),
              label("0", 0, height + 16, "middle"), label(number(right), width, height + 16),
              label("gradient evaluations", width / 2, height + 16, "middle")]
-    return (f'<svg viewBox="-60 -26 {width + 70} {height + 46}" role="img">{"".join(drawn)}</svg>')
+    return f'<svg viewBox="-60 -26 {width + 70} {height + 46}" role="img">{"".join(drawn)}</svg>'
 
 
 def _cheaper(row: dict) -> float:

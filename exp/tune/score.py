@@ -57,9 +57,9 @@ def ranges(arm: str) -> dict[str, list]:
 
 def outdated(task: dict) -> list[str]:
     """The arms of one task of a leaderboard that search other ranges now than they did then."""
-    known = {arm: ranges(arm) for arm in task["arms"] if arm in all_arms()}
-    return [arm for arm, entry in task["arms"].items() for space in [known.get(arm)]
-            if space and any(study.get("space", space) != space for study in entry["studies"])]
+    today = {arm: ranges(arm) for arm in task["arms"].keys() & set(all_arms())}
+    return [arm for arm, entry in task["arms"].items() if arm in today and any(
+        study.get("space", today[arm]) != today[arm] for study in entry["studies"])]
 
 
 def config_name(goal: Goal, arm: str) -> str:

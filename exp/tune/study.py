@@ -214,7 +214,7 @@ def finished(study: optuna.Study, defaults: bool = False) -> Iterator[tuple[dict
     seen = set()
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         point = trial.user_attrs.get(POINT)
-        if (point == DEFAULTS) == defaults and (point is None or point not in seen):
+        if (point == DEFAULTS) == defaults and point not in seen:
             seen.add(point)
             within = trial.value <= trial.user_attrs["result"]["limit"]
             yield trial.user_attrs, trial.value if within else math.inf
