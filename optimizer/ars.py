@@ -80,8 +80,8 @@ class ARS(ARS2Neo):
             else:
                 u = [direction.to(p.dtype) for direction, p in zip(u, params, strict=True)]
                 torch._foreach_add_(params, u, alpha=-group["lr"])
-        self.raw_gradients = {}
+        self.raw_gradients.clear()
 
     def _inject_shear(self) -> None:
-        self.raw_gradients = {p: p.grad for p in self._sheared()}
+        self.raw_gradients.update({p: p.grad for p in self._sheared()})
         super()._inject_shear()

@@ -133,6 +133,7 @@ class KFAC(MatrixOptimizer):
         for hook in self.hooks:
             hook.remove()
 
+    @torch.compiler.disable  # it would lose the directions
     def update(self) -> None:
         """Apply the gradients that stand in `p.grad`, each track by its rule."""
         for group in self.param_groups:

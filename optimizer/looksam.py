@@ -37,6 +37,7 @@ class LookSAM(SharpnessWrapper):
         self.steps = 0
         self.shear: dict[Tensor, Tensor] = {}
 
+    @torch.compiler.disable  # it would lose the step count and the shear forces
     def gradient(self, closure: Callable[[], Tensor]) -> Tensor:
         """Leave in p.grad the gradient of the class docstring; the loss at the weights."""
         loss = closure()

@@ -60,6 +60,7 @@ class QKClip(Wrapper):
         return {**super().diagnostics, "max_logit": float(self.largest),
                 "clipped_heads": float(self.clipped)}
 
+    @torch.compiler.disable(recursive=False)  # what it sees would be lost; `base` is compiled
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """One step of `base`, then the clip; what `base` returns."""
         loss = self.base.step() if closure is None else self.base.step(closure)

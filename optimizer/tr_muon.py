@@ -124,6 +124,7 @@ class TRMuon(MatrixOptimizer):
             self._step(closure, loss)
         return loss
 
+    @torch.compiler.disable  # it chooses by numbers that the host must see
     def _step(self, closure: Callable[[], Tensor] | None, loss: Tensor | None) -> None:
         moves = [(group, params, rmsuon_updates(self.state, params, group))
                  for group in self.param_groups if group["track"] == "matrix"

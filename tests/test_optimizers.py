@@ -2,11 +2,13 @@
 
 import importlib
 import inspect
+from functools import partial
 from typing import get_args
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from exp.harness.schema import keywords
 from optimizer import (
@@ -497,3 +499,45 @@ def test_either_side_of_such_a_pair_may_be_empty(shape, rule):
     model(torch.ones(1, shape[0])).sum().backward()
     optimizer.step()
     assert not torch.equal(weights(model), before)
+
+
+def compiled_and_not(name, changes, compiled):
+    """Weights and diagnostics after seven steps on a falling lr, and how many graphs there were
+    after each step."""
+    torch._dynamo.reset()
+    counters.clear()
+    model, optimizer, closure = problem(settings_of(name, **changes))
+    step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+    closure = torch.compiler.disable(closure)  # the model is compiled on its own or not at all
+    graphs = []
+    for number in range(7):
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * (1 - number / 10)
+        step(closure)
+        graphs.append(counters["stats"]["unique_graphs"])
+    return weights(model), getattr(optimizer, "diagnostics", {}), graphs
+
+
+@pytest.mark.parametrize("name, changes", [
+    *((name, {}) for name in OWN), ("ars", {"k": 3}), ("ars2_neo", {"k": 3}),
+    ("looksam", {"k": 3}), ("lookahead", {"k": 3})])
+def test_a_compiled_step_is_the_step(name, changes):
+    expected, said, _ = compiled_and_not(name, changes, compiled=False)
+    found, says, graphs = compiled_and_not(name, changes, compiled=True)
+    assert (found - expected).abs().max() < 1e-9
+    assert says == pytest.approx(said, rel=1e-6)
+    if name != "adamw_8bit" and not changes:  # bitsandbytes' own step counts; rare kinds of step
+        assert graphs[-1] == graphs[4], "a graph for every step"
+
+
+@pytest.mark.parametrize("name", [name for name in OWN if name not in WRAPPERS])
+def test_lr_may_be_a_tensor(name):
+    runs = []
+    for kind in (float, partial(torch.tensor, dtype=torch.float64)):
+        model, optimizer, closure = problem(settings_of(name))
+        for group in optimizer.param_groups:
+            group["lr"] = kind(group["lr"])
+        for _ in range(3):
+            optimizer.step(closure)
+        runs.append(weights(model))
+    assert torch.equal(*runs)

@@ -1,6 +1,8 @@
 """What an optimizer step costs: ours, torch's and the libraries', over the same matrices."""
 
+import shutil
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from optimizer import optimizer_class
 from optimizer.parts.state import state_per_weight, weight_bytes
 
 REFERENCE = "muon"
+OURS = {"muon": ("muon", {}), "ars2_neo, base": ("ars2_neo", {"k": 0})}
 
 
 def shapes() -> dict[str, list[tuple[int, ...]]]:
@@ -55,10 +58,12 @@ def keller(x: Tensor, steps: int = 5) -> Tensor:
 
 def contestants() -> dict[str, Callable[[list[nn.Parameter]], Optimizer]]:
     """Name -> optimizer of a list of 2-D parameters; libraries that are not installed are left
-    out."""
-    found = {
-        "muon": lambda matrices: optimizer_class("muon")(matrices),
-        "ars2_neo, base": lambda matrices: optimizer_class("ars2_neo")(matrices, k=0),
+    out, ours under torch.compile where there is no compiler."""
+    found = {name: partial(_ours, *rule) for name, rule in OURS.items()}
+    if shutil.which("g++"):
+        found |= {f"{name}, compiled": partial(_ours, *rule, compiled=True)
+                  for name, rule in OURS.items()}
+    found |= {
         "keller, float32": KellerMuon,
         "torch.optim.Muon": TorchMuon,
         "torch AdamW, fused": lambda matrices: AdamW(matrices, fused=True),
@@ -90,7 +95,8 @@ def measure(rounds: int, clock: str, device: torch.device) -> dict[str, dict]:
                       for key, make in contestants().items()}
         steps = {key: stepper(optimizer, closure=key != "heavyball")
                  for key, optimizer in optimizers.items()}
-        # Every first step is looked at, not timed: heavyball's compiles.
+        for step in steps.values():  # the first makes the state, and some compile
+            step()
         extra = {key: peak_bytes(step, device) for key, step in steps.items()}
         rows = summary(interleaved(steps, rounds, clock), REFERENCE)
         for key, optimizer in optimizers.items():
@@ -98,6 +104,14 @@ def measure(rounds: int, clock: str, device: torch.device) -> dict[str, dict]:
             rows[key]["extra_per_weight"] = extra[key] / weight_bytes(optimizer)
         results[name] = rows
     return results
+
+
+def _ours(name: str, settings: dict, matrices: list[nn.Parameter], compiled: bool = False
+          ) -> Optimizer:
+    optimizer = optimizer_class(name)(matrices, **settings)
+    if compiled:
+        optimizer.step = torch.compile(optimizer.step)
+    return optimizer
 
 
 def stepper(optimizer: Optimizer, closure: bool) -> Callable[[], None]:
@@ -118,7 +132,7 @@ def _parameters(sizes: list[tuple[int, ...]], contestant: str,
                 device: torch.device) -> list[nn.Parameter]:
     """Random weights and gradients; ours take a stack of heads as it is, others head by head."""
     generator = torch.Generator().manual_seed(0)
-    ours = contestant in ("muon", "ars2_neo, base") or "AdamW" in contestant
+    ours = contestant.startswith(tuple(OURS)) or "AdamW" in contestant
     params = []
     for size in sizes:
         pieces = [size] if ours or len(size) == 2 else [size[1:]] * size[0]

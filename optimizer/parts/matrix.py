@@ -51,7 +51,8 @@ class MatrixOptimizer(FirstOrder):
         publish(self, (p for group in self.param_groups if group["track"] == "matrix"
                        for p in group["params"]))
         if self.adamw is not None:
-            self.adamw.step()
+            # A kernel of its own already, and torch.compile trips over step counts that are ints.
+            torch.compiler.disable(self.adamw.step)()
 
     def add_param_group(self, group: dict) -> None:
         """Add a group, split into a matrix and an AdamW group unless it names its track."""

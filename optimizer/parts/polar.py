@@ -99,6 +99,8 @@ def newton_schulz(
     norms = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
     tiny = torch.finfo(norms.dtype).tiny ** 0.5
     x = (matrices / (norms * divisor).clamp_min_(tiny)).to(dtype or matrices.dtype)
+    if torch.compiler.is_compiling():  # a graph is not allowed to write into strided work space
+        x = x.contiguous()
     rows = [rows[min(step, len(rows) - 1)] for step in range(steps)]
     m, n = x.shape[-2:]
     if x.device.type == "cpu" and x.dtype == torch.float32 and n >= LONG * m:
