@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from optuna import Study
+from optuna.storages import BaseStorage
 from tqdm import tqdm
 
 from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED, positive
@@ -85,17 +87,10 @@ def tune(options: argparse.Namespace) -> int:
     launcher = launcher_of(options, folder / "submitit")
     folder.mkdir(parents=True, exist_ok=True)
     storage = open_storage(url)
-    # Study by study, so that what is unfinished is equally unfinished for every arm.
-    order = [(arm, number) for number in range(1, terms["studies"] + 1) for arm in arms]
     published = standing["arms"] if standing else {}
-    known = {(arm, number): record for arm, entry in published.items()
-             for number, record in enumerate(entry["studies"], 1)}
-    studies = {(arm, number): prepare(goal, arm, number, terms["budget"],
-                                      terms["point_seeds"][number - 1], storage,
-                                      not options.ablation, known.get((arm, number)))
-               for arm, number in order}
+    studies = _studies(goal, arms, terms, published, storage, defaults=not options.ablation)
     if options.worker:
-        for arm, number in order:
+        for arm, number in studies:
             work(goal, arm, number, storage, folder)
         return COMPLETED
     if taken := sum("published" in made.user_attrs for made in studies.values()):
@@ -125,6 +120,18 @@ def tune(options: argparse.Namespace) -> int:
         print(f"written to {paper}: leaderboard.md, leaderboard.html, leaderboard.json")
     failed |= any(code not in (COMPLETED, DIVERGED) for code in ended.values())
     return FAILED if failed else COMPLETED
+
+
+def _studies(goal: Goal, arms: Sequence[str], terms: dict, published: dict, storage: BaseStorage,
+             defaults: bool) -> dict[tuple[str, int], Study]:
+    """(arm, number) -> its study, with the trials that are missing waiting. Study by study, so that
+    what is unfinished is equally unfinished for every arm."""
+    known = {(arm, number): record for arm, entry in published.items()
+             for number, record in enumerate(entry["studies"], 1)}
+    return {(arm, number): prepare(goal, arm, number, terms["budget"], seed, storage, defaults,
+                                   known.get((arm, number)))
+            for number, seed in enumerate(terms["point_seeds"], 1)
+            for arm in arms}
 
 
 def _search(studies: list, options: argparse.Namespace, terms: dict, url: str,
