@@ -353,6 +353,17 @@ def test_arms_that_would_search_elsewhere_today_are_named():
         report.ranges_line(task))
 
 
+def test_the_page_says_how_little_seconds_compare():
+    def runs(study, *seconds):
+        return [{"study": study, "curve": {"gradient_evaluations": [8, 100], "seconds": [1, taken]}}
+                for taken in seconds]
+
+    arms = {"adamw": {"fresh": [*runs(1, 10, 20), *runs(2, 90, 90)]},  # other settings, other pace
+            "soap": {"fresh": runs(1, 30, 90)}, "muon": {"fresh": []}}
+    assert "took up to 3.0 times as long" in report.pace_line({"arms": arms})
+    assert report.pace_line({"arms": {"muon": arms["muon"]}}) == ""
+
+
 def test_a_study_without_a_winner_counts_as_misses_of_every_fresh_seed():
     def runs(study, *values):
         return [{"study": study, "reached": value is not None, "epochs": 1 if value is None else

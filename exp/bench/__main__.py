@@ -12,7 +12,7 @@ import torch
 
 from exp.bench import instruments, polar, report, sharding, steps, training
 from exp.bench.timing import CLOCKS
-from exp.harness.facts import device_name, version_of
+from exp.harness.facts import device_name, instruction_set, version_of
 
 PARTS = ("steps", "polar", "training", "instruments", "sharding")
 PACKAGES = ("torch", "pytorch_optimizer", "heavyball")
@@ -46,10 +46,13 @@ def main() -> None:
         if part not in PARTS:
             parser.error(f"unknown part {part!r}; known: {', '.join(PARTS)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # Peers orthogonalize in bfloat16, which a CPU has in hardware or emulates: two worlds.
+    cpu = "cpu-bf16" if "bf16" in instruction_set() else "cpu"
     options.output.mkdir(parents=True, exist_ok=True)
     for part in options.parts or PARTS[:-1]:
         name = "training-full" if part == "training" and options.full else part
-        path = options.output / f"{name}_{'cpu' if part == 'sharding' else device.type}.json"
+        kind = cpu if part == "sharding" or device.type == "cpu" else device.type
+        path = options.output / f"{name}_{kind}.json"
         arguments = (options.rounds, options.clock, device)
         if part == "training":
             found = {}

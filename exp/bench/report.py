@@ -5,17 +5,18 @@ from pathlib import Path
 
 
 def write(folder: Path) -> None:
-    """Tables of every <part>_<device>.json in `folder`, and time against error as a plot."""
+    """Tables of every <part>_<kind>.json in `folder`, and time against error as a plot; kind: cuda,
+    cpu, or cpu-bf16, which has bfloat16 products in hardware."""
     text = ["# Benchmarks", "",
             "Medians over interleaved rounds, quartiles in brackets; a ratio is the median over "
             "rounds of this / reference in the same round."]
     for path in sorted(folder.glob("*_*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
-        part = path.stem.split("_")[0]
+        part, kind = path.stem.split("_", 1)
         text += ["", f"## {TITLES[part]}", "", _facts(content["facts"]), ""]
         text += TABLES[part](content["results"])
         if part == "polar":
-            plot(folder / f"pareto_{content['facts']['device']}.png", content["results"])
+            plot(folder / f"pareto_{kind}.png", content["results"])
     notes = folder / "notes.md"
     if notes.exists():
         text += ["", notes.read_text(encoding="utf-8").strip()]

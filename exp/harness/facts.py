@@ -105,11 +105,23 @@ def _git(*arguments: str) -> str | None:
 
 
 def device_name(device: torch.device) -> str:
-    """The processor's model; on Linux a CPU's is in /proc/cpuinfo alone."""
+    """The processor's model, of a CPU its cores and widest instructions too: clouds sell several
+    generations under one name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")),
-                 platform.processor())
-    return f"CPU: {model}, {os.cpu_count()} cores"
+    model = _cpuinfo("model name") or platform.processor()
+    return ", ".join([f"CPU: {model}", f"{os.cpu_count()} cores",
+                      *[name for name in (instruction_set(),) if name]])
+
+
+def instruction_set() -> str:
+    """What says most of a CPU's speed in matrix products, as Linux names it; "" elsewhere."""
+    flags = _cpuinfo("flags").split()
+    return next((name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in flags),
+                "")
+
+
+def _cpuinfo(key: str) -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")

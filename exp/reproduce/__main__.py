@@ -114,7 +114,7 @@ def render_verdicts(paper: Path) -> str:
              "two hours)."]
     tables = {table.name: table for table in read_tables()}
     bench = next((read_kept(path) for path in (
-        paper / "bench" / f"training-full_{device}.json" for device in ("cuda", "cpu"))
+        paper / "bench" / f"training-full_{device}.json" for device in ("cuda", "cpu-bf16", "cpu"))
         if path.exists()), {})
     if bench:
         parts.append(f"Overheads in time and memory: {bench['facts']['processor']}, "

@@ -12,6 +12,7 @@ from exp.tune.report import (
     bounded,
     evaluations,
     number,
+    pace_line,
     ranges_line,
     rows_of,
     shown,
@@ -70,6 +71,7 @@ def render_html(board: dict) -> str:
         head = "".join(f"<th>{html.escape(title)}</th>" for title in HEAD)
         sections.append(f"<h2>{html.escape(name)}</h2><p>{html.escape(terms_line(task))}</p>"
                         f"<table><thead><tr>{head}</tr></thead>{body}</table>"
+                        f"<p>{html.escape(pace_line(task))}</p>"
                         f"<p>{html.escape(ranges_line(task))}</p>")
     legend = re.sub(r"\*(.+?)\*", r"<em>\1</em>", html.escape(LEGEND))
     return PAGE.replace("LEGEND", legend).replace("SECTIONS", "\n".join(sections))

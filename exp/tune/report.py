@@ -33,7 +33,7 @@ LEGEND = (
     "tuned cost the constructor's defaults need, > where they were given up, < 1 where they got "
     "there and no trial did. RMSuon and the ARS family had searched rates up to 1e-2 and were "
     "searched anew up to 3e-2, but for those named below, since hits lay at that end; no other "
-    "range was changed on seeing results. Seconds are of training alone, with other runs beside; + "
+    "range was changed on seeing results. Seconds are of training alone; + "
     "after a commit: with changes.")
 
 
@@ -72,11 +72,11 @@ def render(board: dict) -> str:
     """leaderboard.md."""
     parts = ["# Who needs how much, after equal tuning", LEGEND]
     for name, task in board["tasks"].items():
-        parts += [f"## {name}", terms_line(task), _table(rows_of(task)), ranges_line(task),
-                  f"![search spaces](leaderboard_{name}.png)"]
+        parts += [f"## {name}", terms_line(task), _table(rows_of(task)), pace_line(task),
+                  ranges_line(task), f"![search spaces](leaderboard_{name}.png)"]
     if len(board["tasks"]) > 1:
         parts += ["## Performance profiles", profiles(board["tasks"])]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def headline(board: dict) -> str:
@@ -137,6 +137,23 @@ def ranges_line(task: dict) -> str:
         said += (f" Searched over other ranges than today's: {', '.join(old)}; `python -m exp.tune "
                  f"{task['terms']['task']} --optimizers {','.join(old)}` renews them.")
     return said
+
+
+def pace_line(task: dict) -> str:
+    """How much the speed of the same work varied, "" before there are fresh runs: how little
+    seconds say."""
+    paces: dict[tuple, list[float]] = {}
+    for arm, entry in task["arms"].items():
+        for run in entry["fresh"]:
+            spent, seconds = (run["curve"].get(key) for key in (COST, "seconds"))
+            if spent:
+                paces.setdefault((arm, run["study"]), []).append(seconds[-1] / spent[-1])
+    if not paces:
+        return ""
+    most = max(max(found) / min(found) for found in paces.values())
+    return ("Runs were made on several machines and beside others: an evaluation with the same "
+            f"settings took up to {most:.1f} times as long in one run as in another. Seconds "
+            "compare arms no better than that.")
 
 
 def _table(rows: list[dict]) -> str:
