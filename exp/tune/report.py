@@ -32,9 +32,9 @@ LEGEND = (
     "the search space that needs at most twice the study's best. *defaults*: how many times the "
     "tuned cost the constructor's defaults need, > where they were given up, < 1 where they got "
     "there and no trial did. RMSuon and the ARS family had searched rates up to 1e-2 and were "
-    "searched anew up to 3e-2, but for those named below, since hits lay at that end; no other "
-    "range was changed on seeing results. Seconds are of training alone; + "
-    "after a commit: with changes.")
+    "searched anew up to 3e-2, since hits lay at that end; no other "
+    "range was changed on seeing results. Seconds are of training alone; + after a commit: with "
+    "changes.")
 
 
 def rows_of(task: dict) -> list[dict]:
