@@ -136,7 +136,7 @@ class ARS2Neo(AdaRMSuon):
         for p, shear in self.fresh_shear.items():
             for part, value in stored(shear, self.shear_storage).items():
                 self.state[p][PARTS[part]] = value
-        self.fresh_shear = {}
+        self.fresh_shear.clear()
         return loss
 
     def _gradient(self, closure: Callable[[], Tensor]) -> Tensor:
@@ -188,8 +188,9 @@ class ARS2Neo(AdaRMSuon):
                                self.elementwise_scale)
         perturbed_loss = gradients_at(params, offsets, closure)
         if self.k > 1 or self.adaptive_sync:
-            self.fresh_shear = {p: shear_force(p.grad, g) for p, g in zip(params, base, strict=True)
-                                if p.grad is not None}
+            self.fresh_shear.update(
+                (p, shear_force(p.grad, g)) for p, g in zip(params, base, strict=True)
+                if p.grad is not None)
         return perturbed_loss
 
     def _whitened_gradients(self, params: list[Tensor], group: dict) -> list[Tensor]:

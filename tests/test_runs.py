@@ -293,6 +293,19 @@ def test_the_recorded_command_can_be_run_again(tmp_path, monkeypatch):
     assert shlex.split(command)[3:] == given
 
 
+def test_two_generations_of_a_processor_have_two_names(monkeypatch):
+    from exp.harness import facts
+
+    monkeypatch.setattr(facts.os, "cpu_count", lambda: 2)
+    names = []
+    for flags in ("fpu avx2", "fpu avx2 avx512f avx512_bf16", "fpu", ""):
+        found = {"model name": "AMD EPYC", "flags": flags}
+        monkeypatch.setattr(facts, "_cpuinfo", found.get)
+        names.append(facts.device_name(torch.device("cpu")))
+    assert names == ["CPU: AMD EPYC, 2 cores, avx2", "CPU: AMD EPYC, 2 cores, avx512_bf16",
+                     "CPU: AMD EPYC, 2 cores", "CPU: AMD EPYC, 2 cores"]
+
+
 def test_peak_memory_is_in_bytes_whatever_the_system_counts_in(monkeypatch):
     monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=7))
     for system, expected in (("linux", 7 * 1024), ("darwin", 7)):

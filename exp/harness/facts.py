@@ -110,8 +110,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model = _cpuinfo("model name") or platform.processor()
-    return ", ".join([f"CPU: {model}", f"{os.cpu_count()} cores",
-                      *[name for name in (instruction_set(),) if name]])
+    return ", ".join(filter(None, [f"CPU: {model}", f"{os.cpu_count()} cores", instruction_set()]))
 
 
 def instruction_set() -> str:

@@ -32,9 +32,8 @@ LEGEND = (
     "the search space that needs at most twice the study's best. *defaults*: how many times the "
     "tuned cost the constructor's defaults need, > where they were given up, < 1 where they got "
     "there and no trial did. RMSuon and the ARS family had searched rates up to 1e-2 and were "
-    "searched anew up to 3e-2, since hits lay at that end; no other "
-    "range was changed on seeing results. Seconds are of training alone; + after a commit: with "
-    "changes.")
+    "searched anew up to 3e-2, since hits lay at that end; no other range was changed on seeing "
+    "results. Seconds are of training alone; + after a commit: with changes.")
 
 
 def rows_of(task: dict) -> list[dict]:
@@ -140,8 +139,8 @@ def ranges_line(task: dict) -> str:
 
 
 def pace_line(task: dict) -> str:
-    """How much the speed of the same work varied, "" before there are fresh runs: how little
-    seconds say."""
+    """How much the speed of the same work varied, which is how little seconds say; "" before there
+    are fresh runs."""
     paces: dict[tuple, list[float]] = {}
     for arm, entry in task["arms"].items():
         for run in entry["fresh"]:
@@ -151,9 +150,9 @@ def pace_line(task: dict) -> str:
     if not paces:
         return ""
     most = max(max(found) / min(found) for found in paces.values())
-    return ("Runs were made on several machines and beside others: an evaluation with the same "
-            f"settings took up to {most:.1f} times as long in one run as in another. Seconds "
-            "compare arms no better than that.")
+    return (f"An evaluation with the same settings took up to {most:.1f} times as long in one run "
+            "as in another, as machines and what else they did differed: seconds compare arms no "
+            "better than that.")
 
 
 def _table(rows: list[dict]) -> str:
