@@ -183,3 +183,19 @@ def test_the_training_benchmark_keeps_what_it_has_measured(tmp_path, monkeypatch
         bench.main()
     kept = json.loads(next(tmp_path.glob("training-full_*.json")).read_text())
     assert kept["results"] == {"first": {"AdamW": {"ms": 1.0}}} and kept["facts"]["processor"]
+
+
+def test_a_step_is_a_step_whether_timed_singly_or_a_cycle_at_a_time(monkeypatch):
+    def interleaved(functions, rounds, clock, patience):
+        assert (rounds, clock, patience) == (2, "wall", training.PATIENCE)
+        for function in functions.values():
+            function()
+        return {"AdamW": [2.0, 4.0], training.BARE: [1.0, None], "Lazy k=5": [15.0, 30.0]}
+
+    monkeypatch.setattr(training, "FULL", {"grokking": "lrp_grok_adamw_600e"})
+    monkeypatch.setattr(training, "FULL_MODES", ("AdamW", training.BARE, "Lazy k=5"))
+    monkeypatch.setattr(training, "interleaved", interleaved)
+    ((_, rows),) = training.measure(2, "wall", torch.device("cpu"), full=True)
+    assert {mode: (row["ms"], row["ratio"], row["rounds"]) for mode, row in rows.items()} == {
+        "AdamW": (3000, 1.0, 2), training.BARE: (1000, 0.5, 1), "Lazy k=5": (4500, 1.5, 2)}
+    assert [row["evaluations"] for row in rows.values()] == [1.0, 1.0, 1.2]

@@ -27,7 +27,7 @@ from exp.report.statistics import Estimate
 from exp.report.tables import between_marks
 from exp.tune import __main__ as command
 from exp.tune import board as leaderboard
-from exp.tune import page, report, score, study
+from exp.tune import pace, page, report, score, study
 from exp.tune import storage as storages
 from exp.tune.space import (
     Choice,
@@ -360,8 +360,35 @@ def test_the_page_says_how_little_seconds_compare():
 
     arms = {"adamw": {"fresh": [*runs(1, 10, 20), *runs(2, 90, 90)]},  # other settings, other pace
             "soap": {"fresh": runs(1, 30, 90)}, "muon": {"fresh": []}}
-    assert "took up to 3.0 times as long" in report.pace_line({"arms": arms})
+    task = {"terms": {"task": "grokking"}, "arms": arms}
+    line = report.pace_line(task)
+    assert "took up to 3.0 times as long" in line and "`python -m exp.tune grokking --pace`" in line
     assert report.pace_line({"arms": {"muon": arms["muon"]}}) == ""
+
+
+def test_seconds_are_made_from_winners_timed_side_by_side_where_all_were():
+    def entry(*costs, pace=None, found=True):
+        fresh = [{"study": 1, "reached": True, "epochs": cost / 8,
+                  "curve": {"gradient_evaluations": [cost], "seconds": [cost]}} for cost in costs]
+        timed = {} if pace is None else {"pace": {"ms": pace, "ms_low": 0.5, "ms_high": 4.0}}
+        return {"studies": [record(80 if found else None)], "fresh": fresh,
+                "config": "c" * found, **timed}
+
+    def rows(**arms):
+        task = {"terms": {"task": "grokking", "cap": 400, "fresh_seeds": 3}, "arms": arms,
+                "pace": {"device": "CPU: x", "threads": 3, "torch": "2.15"}}
+        found = {row["arm"]: row for row in report.rows_of(task)}
+        return {arm: (row["seconds"].value, report.took(row["pace"])) for arm, row in
+                found.items()}, report.pace_line(task)
+
+    without = entry(found=False)
+    timed, line = rows(adamw=entry(80, 96, 160, pace=2.0), sgd=without)
+    assert timed["adamw"] == (0.192, "2 [0.5, 4]")  # 96 times 2 ms
+    assert timed["sgd"] == (math.inf, "")
+    assert "timed in turn in one process" in line and "CPU: x, 3 thread(s), torch 2.15" in line
+    timed, line = rows(adamw=entry(80, 96, 160, pace=2.0), soap=entry(80, 96, 160), sgd=without)
+    assert timed["adamw"] == (96, "")  # soap was not timed beside it: its own clock
+    assert "as long in one run as in another" in line
 
 
 def test_a_study_without_a_winner_counts_as_misses_of_every_fresh_seed():
@@ -528,6 +555,42 @@ def test_the_leaderboard_is_written_and_nothing_is_run_twice(board, monkeypatch,
     command.main([*options, "--outputs", str(clone)])
     assert [(job.name, job.seed) for job in asked] == [
         (f"{arm}-winner1 seed {seed}", seed) for seed in (101, 102)]
+
+
+def test_pace_times_the_winners_and_is_theirs_as_long_as_they_stand(board, tmp_path, capsys):
+    root, options = board
+    assert command.main(["grokking", "--pace", "--outputs", str(tmp_path / "empty")]) == 2
+    assert "no winner of grokking yet" in capsys.readouterr().err
+    clone = tmp_path / "outputs"
+    shutil.copytree(root / "outputs" / "paper", clone / "paper")
+    assert command.main(["grokking", "--pace", "--outputs", str(clone)]) == 0
+
+    def paces():
+        task = leaderboard.read_board(clone / "paper" / "leaderboard.json")["tasks"]["grokking"]
+        return {arm: entry["pace"] for arm, entry in task["arms"].items() if "pace" in entry}
+
+    found = paces()
+    assert found and all(0 < took["ms_low"] <= took["ms"] <= took["ms_high"] < 1e4
+                         for took in found.values())
+    assert "timed in turn in one process" in (clone / "paper" / "leaderboard.md").read_text()
+    assert command.main([*options, "--outputs", str(clone)]) == 0  # publishes the same anew
+    assert paces() == found
+    path = clone / "paper" / "leaderboard.json"  # as if adamw's winner had been another
+    path.write_text(path.read_text().replace("the winner of a search", "the old winner", 1))
+    assert command.main([*options, "--outputs", str(clone)]) == 0
+    assert paces().keys() == found.keys() - {"adamw"}
+
+
+def test_a_pace_is_time_over_the_gradient_evaluations_of_the_same_steps(board, monkeypatch):
+    root, _ = board
+    task = leaderboard.read_board(root / "outputs/paper/leaderboard.json")["tasks"]["grokking"]
+    texts = {arm: score.shown_text(entry["studies"]) for arm, entry in task["arms"].items()}
+    monkeypatch.setattr(pace, "interleaved", lambda functions, rounds: {
+        arm: [[function(), 3.0][1] for _ in range(rounds)] for arm, function in functions.items()})
+    found = pace.measure("grokking", {arm: text for arm, text in texts.items() if text}, 2)
+    per_step = {"adamw": 1, "ars2_neo_sync": 2}
+    assert found == {arm: dict.fromkeys(("ms", "ms_low", "ms_high"), 3e3 / 20 / per_step[arm])
+                     for arm in found} != {}
 
 
 def test_a_search_that_would_drop_arms_of_the_board_is_refused(board, capsys):

@@ -15,13 +15,15 @@ CLOCKS = {"wall": time.perf_counter, "thread": time.thread_time}
 
 
 def interleaved(
-    functions: dict[str, Callable[[], object]], rounds: int, clock: str = "wall"
+    functions: dict[str, Callable[[], object]], rounds: int, clock: str = "wall",
+    patience: float = PATIENCE
 ) -> dict[str, list[float | None]]:
     """Seconds of every function in every round, None where it was left out. Each round has an
     order of its own: small calls take longer after some others.
 
     clock: "wall", or "thread", the processor time of this thread: for one thread on a machine
     that others use too.
+    patience: seconds; what takes longer is timed FEW times.
     """
     seconds = {name: [None] * rounds for name in functions}
     slow: set[str] = set()
@@ -34,7 +36,7 @@ def interleaved(
             taken = seconds_of(functions[name], CLOCKS[clock])
             if round_ >= 0:
                 seconds[name][round_] = taken
-            if taken > PATIENCE:
+            if taken > patience:
                 slow.add(name)
     return seconds
 
@@ -55,13 +57,14 @@ def summary(seconds: dict[str, list[float | None]], reference: str) -> dict[str,
         taken = [1e3 * value for value in values if value is not None]
         pairs = [a / b for a, b in zip(values, seconds[reference], strict=True)
                  if a is not None and b is not None]
-        low, high = _quartiles(taken)
-        ratio_low, ratio_high = _quartiles(pairs)
-        result[name] = {
-            "ms": statistics.median(taken), "ms_low": low, "ms_high": high, "rounds": len(taken),
-            "ratio": statistics.median(pairs), "ratio_low": ratio_low, "ratio_high": ratio_high,
-        }
+        result[name] = {**spread("ms", taken), "rounds": len(taken), **spread("ratio", pairs)}
     return result
+
+
+def spread(name: str, values: list[float]) -> dict[str, float]:
+    """The median of `values` under `name`, their quartiles under <name>_low and <name>_high."""
+    low, high = _quartiles(values)
+    return {name: statistics.median(values), f"{name}_low": low, f"{name}_high": high}
 
 
 def _quartiles(values: list[float]) -> tuple[float, float]:

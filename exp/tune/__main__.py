@@ -2,6 +2,7 @@
 
 python -m exp.tune TASK [--optimizers a,b,...|all] [--budget N] [--studies N] [--workers N]
 python -m exp.tune TASK --ablation: the parts of ARS2-Neo, each with and without
+python -m exp.tune TASK --pace: what a gradient evaluation takes with each winner, side by side
 """
 
 import argparse
@@ -30,6 +31,7 @@ from exp.tune.board import (
     read_board,
     read_published,
     write_leaderboard,
+    write_pace,
 )
 from exp.tune.cells import read_ablation
 from exp.tune.space import Goal, all_arms, goal_of, points, search_space
@@ -74,6 +76,9 @@ def tune(options: argparse.Namespace) -> int:
     for arm in arms:  # a wrong name or override is said before anything is made
         trial_settings(goal, arm, points(search_space(arm), 1, seed=0)[0], 0, goal.cap)
     paper = options.outputs / "paper"
+    if options.pace:
+        write_pace(goal.task, paper)
+        return COMPLETED
     standing = (read_published(paper / f"ablation_{goal.task}.json") if options.ablation
                 else read_board(paper / BOARD)["tasks"].get(goal.task))
     terms = agreed_terms(goal, vars(options), arms, standing, options.replace or options.worker)
@@ -206,6 +211,9 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--ablation", action="store_true",
                        help="one arm for every combination of ARS2-Neo's parts; writes "
                             "ablation_<task>.md in place of the leaderboard")
+    which.add_argument("--pace", action="store_true",
+                       help="nothing is searched: time the winners of the task's leaderboard side "
+                            "by side, so that its seconds compare them")
     amounts = parser.add_argument_group(
         "how much for every optimizer", "as the task's leaderboard has it, or for a new one")
     amounts.add_argument("--budget", type=positive, metavar="N",

@@ -5,10 +5,13 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
+from exp.harness.device import pick_device
 from exp.harness.errors import ConfigError
-from exp.harness.facts import ROOT
+from exp.harness.facts import ROOT, device_name
 from exp.report.tables import between_marks
-from exp.tune import report, score
+from exp.tune import pace, report, score
 from exp.tune.page import render_html
 from exp.tune.space import Goal, task_entries
 
@@ -60,19 +63,42 @@ def write_leaderboard(goal: Goal, terms: dict, records: dict, fresh: dict, paper
     path = paper / BOARD
     board = read_board(path)
     task = board["tasks"].setdefault(goal.task, {"terms": terms, "arms": {}})
+    before = task["arms"]
     if task["terms"] != terms:
         task |= {"terms": terms, "arms": {}}  # other terms are another leaderboard, see above
     for arm, studies in records.items():
-        number = score.representative(studies)
-        config = ""
-        if number is not None:
-            config = f"config/{score.config_name(goal, arm)}.toml"
-            path_of(config, paper).write_text(studies[number - 1]["text"], encoding="utf-8")
-        task["arms"][arm] = {"studies": studies, "fresh": fresh[arm], "config": config}
+        text = score.shown_text(studies)
+        entry = {"studies": studies, "fresh": fresh[arm], "config": ""}
+        if text:
+            entry["config"] = f"config/{score.config_name(goal, arm)}.toml"
+            path_of(entry["config"], paper).write_text(text, encoding="utf-8")
+        if "pace" in before.get(arm, {}) and score.shown_text(before[arm]["studies"]) == text:
+            entry["pace"] = before[arm]["pace"]
+        task["arms"][arm] = entry
     task |= facts_of({arm: entry["fresh"] for arm, entry in task["arms"].items()})
     in_order = {name: board["tasks"][name] for name in task_entries() if name in board["tasks"]}
     board["tasks"] = in_order | board["tasks"]  # nor is one lost that is no longer tuned for
     path.write_text(board_text(board), encoding="utf-8")
+    write_pages(paper)
+
+
+def write_pace(task: str, paper: Path) -> None:
+    """Measure every winner of a task's leaderboard side by side, here and now; write the pages.
+
+    Raises ConfigError where there is none, or where a config is no longer understood.
+    """
+    board = read_board(paper / BOARD)
+    entries = board["tasks"].get(task, {"arms": {}})["arms"]
+    texts = {arm: score.shown_text(entry["studies"]) for arm, entry in entries.items()
+             if entry["config"]}
+    if not texts:
+        raise ConfigError(f"{paper / BOARD} has no winner of {task} yet: tune for it first")
+    known = {"device": device_name(pick_device("auto")), "threads": torch.get_num_threads(),
+             "torch": torch.__version__}
+    for arm, found in pace.measure(task, texts).items():
+        entries[arm]["pace"] = found
+    board["tasks"][task]["pace"] = known
+    (paper / BOARD).write_text(board_text(board), encoding="utf-8")
     write_pages(paper)
 
 

@@ -17,9 +17,10 @@ from exp.tune.report import (
     rows_of,
     shown,
     terms_line,
+    took,
 )
 
-HEAD = ("optimizer", "fresh: evaluations", "reached", "epochs", "seconds",
+HEAD = ("optimizer", "fresh: evaluations", "reached", "epochs", "ms an evaluation", "seconds",
         f"times cheaper than {BASELINE}", "tuned: evaluations", "near best", "defaults")
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>ARS leaderboard</title>
@@ -82,6 +83,7 @@ def _html_row(row: dict, terms: dict) -> str:
              (evaluations(row), _key(row["fresh"] and row["fresh"].value)),
              (row["reached"], row["arrived"]),
              (shown(row["epochs"]), _key(row["epochs"] and row["epochs"].value)),
+             (took(row["pace"]), _key(row["pace"] and row["pace"]["ms"])),
              (shown(row["seconds"]), _key(row["seconds"] and row["seconds"].value)),
              (at_least(row["ratio"]), _cheaper(row)),
              (number(row["tuned"]), _key(row["tuned"])),

@@ -12,8 +12,8 @@ from exp.tune.score import (
     fresh_costs,
     outdated,
     performance_profile,
-    representative,
     share_near_best,
+    shown_text,
     tuned_score,
     winner,
 )
@@ -52,7 +52,9 @@ def _row(task: dict, arm: str) -> dict:
                for axis, found in costs.items()}
     times = costs[COST][0]
     arrived = sum(time is not None for time in times)
-    shown = representative(entry["studies"])
+    pace = entry.get("pace") if is_timed(task) else None
+    if pace and medians[COST]:
+        medians["seconds"] = medians[COST].times(pace["ms"] / 1e3)
     base, watched = fresh_costs(task, BASELINE) if BASELINE in task["arms"] else ([], [])
     ratio = statistics.speedup(base, times, watched) if times and base and arm != BASELINE else None
     return {"arm": arm, "studies": len(entry["studies"]),
@@ -63,7 +65,7 @@ def _row(task: dict, arm: str) -> dict:
             "epochs": medians["epochs"], "seconds": medians["seconds"],
             "arrived": arrived, "reached": f"{arrived} of {len(times)}",
             "ratio": ratio, "config": entry["config"],
-            "text": entry["studies"][shown - 1]["text"] if shown else "",
+            "pace": pace, "text": shown_text(entry["studies"]),
             "runs": entry["fresh"]}
 
 
@@ -138,9 +140,20 @@ def ranges_line(task: dict) -> str:
     return said
 
 
+def is_timed(task: dict) -> bool:
+    """Whether all winners were timed side by side: only then are seconds made from that."""
+    winners = [entry for entry in task["arms"].values() if entry.get("config")]
+    return bool(winners) and all("pace" in entry for entry in winners)
+
+
 def pace_line(task: dict) -> str:
-    """How much the speed of the same work varied, which is how little seconds say; "" before there
-    are fresh runs."""
+    """What seconds rest on: winners timed side by side, or the runs' own, and how much the speed of
+    the same work varied among these, which is how little they say; "" before there are any."""
+    if is_timed(task):
+        known = task["pace"]
+        return ("Seconds are evaluations times what one took with each winner, all of them timed "
+                f"in turn in one process, quartiles of rounds in brackets: {known['device']}, "
+                f"{known['threads']} thread(s), torch {known['torch']}.")
     paces: dict[tuple, list[float]] = {}
     for arm, entry in task["arms"].items():
         for run in entry["fresh"]:
@@ -152,17 +165,18 @@ def pace_line(task: dict) -> str:
     most = max(max(found) / min(found) for found in paces.values())
     return (f"An evaluation with the same settings took up to {most:.1f} times as long in one run "
             "as in another, as machines and what else they did differed: seconds compare arms no "
-            "better than that.")
+            "better than that. "
+            f"`python -m exp.tune {task['terms']['task']} --pace` times them side by side.")
 
 
 def _table(rows: list[dict]) -> str:
-    lines = [("", "fresh: evaluations", "reached", "epochs", "seconds",
+    lines = [("", "fresh: evaluations", "reached", "epochs", "ms an evaluation", "seconds",
               f"times cheaper than {BASELINE}", "tuned: evaluations", "near best", "defaults",
               "trials", "config")]
     for row in rows:
         lines.append((row["arm"], evaluations(row), row["reached"], shown(row["epochs"]),
-                      shown(row["seconds"]), at_least(row["ratio"]), number(row["tuned"]),
-                      f"{100 * row['near']:.0f} %", bounded(row["defaults"]),
+                      took(row["pace"]), shown(row["seconds"]), at_least(row["ratio"]),
+                      number(row["tuned"]), f"{100 * row['near']:.0f} %", bounded(row["defaults"]),
                       f"{row['trials']} in {row['studies']}",
                       f"`{row['config']}`" if row["config"] else ""))
     return markdown(lines)
@@ -239,6 +253,13 @@ def _decades(values: list[float]) -> tuple[float, float]:
 def evaluations(row: dict) -> str:
     """The median of the fresh runs, or that there was nothing to run."""
     return shown(row["fresh"]) if row["found"] else "no trial"
+
+
+def took(pace: dict | None) -> str:
+    """Milliseconds with their quartiles, "" where nothing was timed."""
+    if pace is None:
+        return ""
+    return f"{number(pace['ms'])} [{number(pace['ms_low'])}, {number(pace['ms_high'])}]"
 
 
 def bounded(ratio: tuple[float, bool]) -> str:

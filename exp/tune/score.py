@@ -136,6 +136,12 @@ def representative(records: list[dict]) -> int | None:
     return ranked[(len(ranked) - 1) // 2][1] if ranked else None
 
 
+def shown_text(records: list[dict]) -> str:
+    """The config that runs the winner of the representative study; "" where there is none."""
+    number = representative(records)
+    return records[number - 1]["text"] if number is not None else ""
+
+
 def fresh_costs(task: dict, arm: str, axis: str = "gradient_evaluations"
                 ) -> tuple[list[float | None], list[float]]:
     """What each fresh run of an arm spent to the target, None for a miss, and how long it was
