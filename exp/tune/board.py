@@ -53,7 +53,8 @@ def facts_of(fresh: dict[str, list[dict]]) -> dict[str, str]:
     facts = {key: {str(run[key]) for run in every} for key in ("device", "torch")}
     facts["commit"] = {str(run["commit"])[:7] + "+" * bool(run["uncommitted_changes"])
                        for run in every}
-    return {key: ", ".join(sorted(found)) or "–" for key, found in facts.items()}
+    return {key: ("; " if key == "device" else ", ").join(sorted(found)) or "–"
+            for key, found in facts.items()}
 
 
 def write_leaderboard(goal: Goal, terms: dict, records: dict, fresh: dict, paper: Path) -> None:

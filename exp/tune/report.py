@@ -96,7 +96,8 @@ def headline(board: dict) -> str:
                     f"{terms['studies']} x {terms['fresh_seeds']}")
     old = {name: ", ".join(outdated(task)) for name, task in board["tasks"].items()}
     older = "; ".join(f"{name} {arms}" for name, arms in old.items() if arms)
-    devices = ", ".join(dict.fromkeys(task["device"] for task in board["tasks"].values()))
+    devices = "; ".join(dict.fromkeys(device for task in board["tasks"].values()
+                                      for device in task["device"].split("; ")))
     return (f"{markdown(lines)}\n\nMedian gradient evaluations of fresh runs to the target [95 %], "
             "and how many got there; *no trial*: the search found no setting that does. Studies x "
             f"trials, winners x fresh seeds: {'; '.join(said)}. {devices}."
