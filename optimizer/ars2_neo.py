@@ -181,11 +181,10 @@ class ARS2Neo(AdaRMSuon):
         groups = [(self.with_gradient(group), group) for group in self.param_groups]
         params = [p for members, _ in groups for p in members]
         base = [p.grad for p in params]
-        directions = [direction for members, group in groups
-                      for direction in self._whitened_gradients(members, group)]
         rho = radius(self.rho, self.rho_schedule, self.param_groups[0], self.scalars)
-        offsets = perturbation(params, directions, rho, self.perturb_norm,
-                               self.elementwise_scale)
+        offsets = perturbation(params, [direction for members, group in groups for direction
+                                        in self._whitened_gradients(members, group)],
+                               rho, self.perturb_norm, self.elementwise_scale)
         perturbed_loss = gradients_at(params, offsets, closure)
         if self.k > 1 or self.adaptive_sync:
             self.fresh_shear.update(

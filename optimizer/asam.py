@@ -39,10 +39,11 @@ class ASAM(SharpnessWrapper):
         loss = closure()
         with torch.no_grad():
             params = [p for p in self.parameters if p.grad is not None]
-            scales = [p.abs() + self.eta if p.ndim > 1 else torch.ones_like(p) for p in params]
-            scaled = [t * p.grad for t, p in zip(scales, params, strict=True)]
-            norm = norm_of_all(scaled)
-            offsets = [t * s * (self.radius / (norm + EPS))
-                       for t, s in zip(scales, scaled, strict=True)]
-            self.see(loss, gradients_at(params, offsets, closure))
+            self.see(loss, gradients_at(params, self._offsets(params), closure))
         return loss
+
+    def _offsets(self, params: list[Tensor]) -> list[Tensor]:
+        scales = [p.abs() + self.eta if p.ndim > 1 else torch.ones_like(p) for p in params]
+        scaled = [t * p.grad for t, p in zip(scales, params, strict=True)]
+        norm = norm_of_all(scaled)
+        return [t * s * (self.radius / (norm + EPS)) for t, s in zip(scales, scaled, strict=True)]

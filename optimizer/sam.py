@@ -40,7 +40,6 @@ class SAM(SharpnessWrapper):
         loss = closure(synchronize=False) if self.local else closure()
         with torch.no_grad():
             params = [p for p in self.parameters if p.grad is not None]
-            grads = [p.grad for p in params]
-            offsets = perturbation(params, grads, self.radius, "global", "none")
+            offsets = perturbation(params, [p.grad for p in params], self.radius, "global", "none")
             self.see(loss, gradients_at(params, offsets, closure))
         return loss

@@ -1,5 +1,7 @@
 """The ARS family and Muon: hand-computed steps, and traces against plain float64 versions."""
 
+import gc
+
 import numpy as np
 import pytest
 import references
@@ -9,6 +11,9 @@ from torch import nn
 from optimizer.ada_rmsuon import AdaRMSuon
 from optimizer.ars import ARS
 from optimizer.ars2_neo import ARS2Neo
+from optimizer.asam import ASAM
+from optimizer.gsam import GSAM
+from optimizer.looksam import LookSAM
 from optimizer.muon import Muon
 from optimizer.parts.sharpness import perturbation, perturbed, shear_force, with_shear
 from optimizer.rmsuon import RMSuon
@@ -345,6 +350,34 @@ def test_weights_come_back_bit_for_bit_even_after_an_error():
         assert not torch.equal(w, before)
         raise RuntimeError("inside")
     assert torch.equal(w, before)
+
+
+@pytest.mark.parametrize(("make", "held"), [
+    # the weights and their copy; the base gradient where it is used again; AdamW's two moments;
+    # the shear force of the sync step before
+    (lambda p: SAM(torch.optim.SGD(p)), 2), (lambda p: ASAM(torch.optim.SGD(p)), 2),
+    (lambda p: GSAM(torch.optim.SGD(p)), 3), (lambda p: LookSAM(torch.optim.SGD(p), k=1), 4),
+    (lambda p: ARS2Neo(p, k=1), 5), (lambda p: ARS2Neo(p, k=1, perturb_norm="global"), 5),
+    (lambda p: ARS2Neo(p, k=2), 6)],
+    ids=["sam", "asam", "gsam", "looksam", "sync", "sync, global", "lazy"])
+def test_the_second_pass_holds_no_more_than_it_needs(make, held):
+    gc.collect()
+    p = nn.Parameter(torch.randn(23, 29))
+    optimizer, seen = make([p]), []
+
+    def closure(synchronize=True):
+        alive = {t.data_ptr() for t in gc.get_objects()
+                 if issubclass(type(t), torch.Tensor) and t.shape == p.shape}
+        seen.append(len(alive))
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            loss = (p**4).sum()
+            loss.backward()
+        return loss.detach()
+
+    for _ in range(3):
+        optimizer.step(closure)
+    assert len(seen) in (5, 6) and seen[-1] == held  # the third step is a sync step of Lazy too
 
 
 def test_aga_trace():

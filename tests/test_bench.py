@@ -81,6 +81,12 @@ def test_training_needs_weights_gradients_state_and_what_the_pass_keeps(monkeypa
     weights = sum(p.nbytes for p in run.model.parameters())
     counters = 4 * len(list(run.model.parameters()))  # AdamW's step counts
     assert training.resident_bytes(run) == 4 * weights + counters
+    needed = {}
+    for period in (1, 5):  # step by step or five at once: the worst moment is the same
+        run = built({"name": "adamw"}, 1, **tiny)
+        needed[period] = training.needed_bytes(training.steps(run, period), run,
+                                               torch.device("cpu"))
+    assert needed[1] == needed[5] > training.resident_bytes(run)
     row = {"ms": 1.0, "ms_low": 1.0, "ms_high": 2.0, "ratio": 2.0, "ratio_low": 2.0,
            "ratio_high": 3.0, "claim": None, "evaluations": 1.0, "state_per_weight": 2.0,
            "memory": 3_000_000, "memory_ratio": 1.5}

@@ -59,7 +59,7 @@ def measure(rounds: int, clock: str, device: torch.device, full: bool
                             module.TASK, module.loss_fn) for mode in modes}
         functions = {mode: (bare if mode == BARE else steps)(
             built, 1 if full and mode not in UNEVEN else PERIOD) for mode, built in runs.items()}
-        memory = {mode: peak_bytes(functions[mode], device) + resident_bytes(built)
+        memory = {mode: needed_bytes(functions[mode], built, device)
                   for mode, built in runs.items()}
         seconds = interleaved(functions, rounds, clock, PATIENCE if full else timing.PATIENCE)
         rows = summary({mode: [taken and taken / functions[mode].period for taken in of_mode]
@@ -72,6 +72,13 @@ def measure(rounds: int, clock: str, device: torch.device, full: bool
             taken = functions[mode].period * functions[mode].calls
             rows[mode]["evaluations"] = built.objective.gradient_evaluations / taken
         yield config, rows
+
+
+def needed_bytes(function: Callable[[], None], built: Built, device: torch.device) -> int:
+    """Bytes at the worst moment of two calls, after a first one that leaves gradients and state.
+    AGA syncs when it likes: in one cycle it may not."""
+    function()
+    return peak_bytes(lambda: (function(), function()), device) + resident_bytes(built)
 
 
 def resident_bytes(built: Built) -> int:

@@ -16,16 +16,18 @@ EPS = 1e-12  # added to norms that may be zero, as in the released code
 
 
 @contextmanager
-def perturbed(params: Sequence[Tensor], offsets: Sequence[Tensor]) -> Iterator[None]:
+def perturbed(params: Sequence[Tensor], offsets: list[Tensor]) -> Iterator[None]:
     """Inside, each parameter is moved by its offset; afterwards it is back bit for bit.
 
     Restored from a copy, also when the body raises: subtracting would leave rounding behind.
+    `offsets` is emptied: what was added is not held while the body runs.
     """
     if not params:  # torch's foreach functions refuse an empty list
         yield
         return
     saved = [p.clone() for p in params]
-    torch._foreach_add_(list(params), list(offsets))
+    torch._foreach_add_(list(params), offsets)
+    offsets.clear()
     try:
         yield
     finally:
@@ -33,11 +35,12 @@ def perturbed(params: Sequence[Tensor], offsets: Sequence[Tensor]) -> Iterator[N
 
 
 def gradients_at(
-    params: Sequence[Tensor], offsets: Sequence[Tensor], closure: Callable[[], Tensor]
+    params: Sequence[Tensor], offsets: list[Tensor], closure: Callable[[], Tensor]
 ) -> Tensor:
     """Run `closure` at params + offsets; the gradients found there are left in `p.grad`. The loss.
 
-    The gradients held before are let go first, not zeroed: the caller may still hold them.
+    The gradients held before are let go first, not zeroed: the caller may still hold them. So are
+    the offsets, as soon as they are added.
     """
     for p in params:
         p.grad = None
