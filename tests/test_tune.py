@@ -360,6 +360,8 @@ def test_the_page_says_how_little_seconds_compare():
 
     arms = {"adamw": {"fresh": [*runs(1, 10, 20), *runs(2, 90, 90)]},  # other settings, other pace
             "soap": {"fresh": runs(1, 30, 90)}, "muon": {"fresh": []}}
+    for entry in arms.values():
+        entry["studies"] = []
     task = {"terms": {"task": "grokking"}, "arms": arms}
     line = report.pace_line(task)
     assert "took up to 3.0 times as long" in line and "`python -m exp.tune grokking --pace`" in line
@@ -367,27 +369,32 @@ def test_the_page_says_how_little_seconds_compare():
 
 
 def test_seconds_are_made_from_winners_timed_side_by_side_where_all_were():
-    def entry(*costs, pace=None, found=True):
-        fresh = [{"study": 1, "reached": True, "epochs": cost / 8,
-                  "curve": {"gradient_evaluations": [cost], "seconds": [cost]}} for cost in costs]
-        timed = {} if pace is None else {"pace": {"ms": pace, "ms_low": 0.5, "ms_high": 4.0}}
-        return {"studies": [record(80 if found else None)], "fresh": fresh,
-                "config": "c" * found, **timed}
+    def study_(ms=None, found=True):
+        timed = {} if ms is None else {"pace": {"ms": ms}}
+        return {**record(80 if found else None), "text": "x" * found, **timed}
+
+    def entry(*studies):
+        fresh = [{"study": number, "reached": True, "epochs": cost / 8,
+                  "curve": {"gradient_evaluations": [8, cost], "seconds": [1, cost]}}
+                 for number, made in enumerate(studies, 1) if made["text"]
+                 for cost in (80, 96, 160)]
+        return {"studies": list(studies), "fresh": fresh, "config": "c" * bool(fresh)}
 
     def rows(**arms):
         task = {"terms": {"task": "grokking", "cap": 400, "fresh_seeds": 3}, "arms": arms,
                 "pace": {"device": "CPU: x", "threads": 3, "torch": "2.15"}}
         found = {row["arm"]: row for row in report.rows_of(task)}
-        return {arm: (row["seconds"].value, report.took(row["pace"])) for arm, row in
+        return {arm: (row["seconds"].value, report.took(row["paces"])) for arm, row in
                 found.items()}, report.pace_line(task)
 
-    without = entry(found=False)
-    timed, line = rows(adamw=entry(80, 96, 160, pace=2.0), sgd=without)
-    assert timed["adamw"] == (0.192, "2 [0.5, 4]")  # 96 times 2 ms
+    sgd, slow = entry(study_(found=False)), study_(4.0)
+    timed, line = rows(adamw=entry(study_(2.0), slow), soap=entry(slow), sgd=sgd)
+    # 160, 192, 320 and 320, 384, 640 milliseconds
+    assert timed["adamw"] == (0.32, "2 to 4") and timed["soap"] == (0.384, "4")
     assert timed["sgd"] == (math.inf, "")
     assert "timed in turn in one process" in line and "CPU: x, 3 thread(s), torch 2.15" in line
-    timed, line = rows(adamw=entry(80, 96, 160, pace=2.0), soap=entry(80, 96, 160), sgd=without)
-    assert timed["adamw"] == (96, "")  # soap was not timed beside it: its own clock
+    timed, line = rows(adamw=entry(study_(2.0), study_()), soap=entry(slow), sgd=sgd)
+    assert timed["soap"] == (96, "")  # a winner was not timed beside it: its own clock
     assert "as long in one run as in another" in line
 
 
@@ -567,7 +574,8 @@ def test_pace_times_the_winners_and_is_theirs_as_long_as_they_stand(board, tmp_p
 
     def paces():
         task = leaderboard.read_board(clone / "paper" / "leaderboard.json")["tasks"]["grokking"]
-        return {arm: entry["pace"] for arm, entry in task["arms"].items() if "pace" in entry}
+        return {arm: study["pace"] for arm, entry in task["arms"].items()
+                for study in entry["studies"] if "pace" in study}
 
     found = paces()
     assert found and all(0 < took["ms_low"] <= took["ms"] <= took["ms_high"] < 1e4
@@ -586,11 +594,12 @@ def test_a_pace_is_time_over_the_gradient_evaluations_of_the_same_steps(board, m
     task = leaderboard.read_board(root / "outputs/paper/leaderboard.json")["tasks"]["grokking"]
     texts = {arm: score.shown_text(entry["studies"]) for arm, entry in task["arms"].items()}
     monkeypatch.setattr(pace, "interleaved", lambda functions, rounds: {
-        arm: [[function(), 3.0][1] for _ in range(rounds)] for arm, function in functions.items()})
-    found = pace.measure("grokking", {arm: text for arm, text in texts.items() if text}, 2)
+        name: [[function(), 3.0][1] for _ in range(rounds)] for name, function in
+        functions.items()})
     per_step = {"adamw": 1, "ars2_neo_sync": 2}
-    assert found == {arm: dict.fromkeys(("ms", "ms_low", "ms_high"), 3e3 / 20 / per_step[arm])
-                     for arm in found} != {}
+    found = [arm for arm, text in texts.items() if text]
+    assert pace.measure("grokking", [texts[arm] for arm in found], 2) == [
+        dict.fromkeys(("ms", "ms_low", "ms_high"), 3e3 / 20 / per_step[arm]) for arm in found] != []
 
 
 def test_a_search_that_would_drop_arms_of_the_board_is_refused(board, capsys):

@@ -28,10 +28,6 @@ class Estimate:
     high: float
     n: int
 
-    def times(self, factor: float) -> "Estimate":
-        """The same in another unit, which `factor` converts to."""
-        return Estimate(self.value * factor, self.low * factor, self.high * factor, self.n)
-
 
 def mean(values: Sequence[float]) -> Estimate:
     """The mean, with Student's t interval over seeds: of three seeds a bootstrap's, from the least

@@ -110,8 +110,8 @@ def render_verdicts(paper: Path) -> str:
              "Under the paper's own settings, its untuned baselines among them: a ratio that holds "
              "here may not survive a tuned one. How a verdict is reached: the docstring of "
              "`exp/reproduce/claims.py`. `python -m exp.reproduce TABLE --scale full` runs what is "
-             "not yet run, `python -m exp.bench training --full` measures the overheads (a GPU, or "
-             "two hours)."]
+             "not yet run, `python -m exp.bench training --full` measures the overheads (a GPU, "
+             "or an hour)."]
     tables = {table.name: table for table in read_tables()}
     bench = next((read_kept(path) for path in (
         paper / "bench" / f"training-full_{device}.json" for device in ("cuda", "cpu-bf16", "cpu"))

@@ -73,8 +73,9 @@ def write_leaderboard(goal: Goal, terms: dict, records: dict, fresh: dict, paper
         if text:
             entry["config"] = f"config/{score.config_name(goal, arm)}.toml"
             path_of(entry["config"], paper).write_text(text, encoding="utf-8")
-        if "pace" in before.get(arm, {}) and score.shown_text(before[arm]["studies"]) == text:
-            entry["pace"] = before[arm]["pace"]
+        for study, old in zip(studies, before.get(arm, {}).get("studies", []), strict=False):
+            if "pace" in old and old["text"] == study["text"]:
+                study["pace"] = old["pace"]
         task["arms"][arm] = entry
     task |= facts_of({arm: entry["fresh"] for arm, entry in task["arms"].items()})
     in_order = {name: board["tasks"][name] for name in task_entries() if name in board["tasks"]}
@@ -84,21 +85,19 @@ def write_leaderboard(goal: Goal, terms: dict, records: dict, fresh: dict, paper
 
 
 def write_pace(task: str, paper: Path) -> None:
-    """Measure every winner of a task's leaderboard side by side, here and now; write the pages.
+    """Time every winner of a task's leaderboard side by side, here and now; write the pages.
 
     Raises ConfigError where there is none, or where a config is no longer understood.
     """
     board = read_board(paper / BOARD)
-    entries = board["tasks"].get(task, {"arms": {}})["arms"]
-    texts = {arm: score.shown_text(entry["studies"]) for arm, entry in entries.items()
-             if entry["config"]}
-    if not texts:
+    entry = board["tasks"].get(task, {"arms": {}})
+    won = [study for arm in entry["arms"].values() for study in arm["studies"] if study["text"]]
+    if not won:
         raise ConfigError(f"{paper / BOARD} has no winner of {task} yet: tune for it first")
-    known = {"device": device_name(pick_device("auto")), "threads": torch.get_num_threads(),
-             "torch": torch.__version__}
-    for arm, found in pace.measure(task, texts).items():
-        entries[arm]["pace"] = found
-    board["tasks"][task]["pace"] = known
+    entry["pace"] = {"device": device_name(pick_device("auto")), "torch": torch.__version__,
+                     "threads": torch.get_num_threads()}
+    for study, found in zip(won, pace.measure(task, [s["text"] for s in won]), strict=True):
+        study["pace"] = found
     (paper / BOARD).write_text(board_text(board), encoding="utf-8")
     write_pages(paper)
 

@@ -5,7 +5,7 @@ The fresh runs come from several machines and days, so that their own seconds co
 
 import importlib
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from exp.bench.timing import interleaved, spread
 from exp.bench.training import steps
@@ -16,23 +16,25 @@ STEPS = 20  # timed together: whole cycles of what is done at every second, fift
 ROUNDS = 9
 
 
-def measure(task: str, texts: dict[str, str], rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
-    """arm -> {"ms", "ms_low", "ms_high"}: the median over rounds of what a gradient evaluation
-    took in STEPS training steps, the optimizer's work in it, and its quartiles.
+def measure(task: str, texts: Sequence[str], rounds: int = ROUNDS) -> list[dict[str, float]]:
+    """{"ms", "ms_low", "ms_high"} of each config: the median over rounds of what a gradient
+    evaluation took in STEPS training steps, the optimizer's work in it, and its quartiles.
 
-    They are a run's first steps, in which AGA syncs more often than later.
-    texts: arm -> the config that runs its winner. Raises ConfigError for one that is no longer
+    They are a run's first steps, in which AGA syncs more often than later; what is done at every
+    hundredth step falls out of the median.
+    texts: the configs that run the winners. Raises ConfigError for one that is no longer
     understood.
     """
     module = importlib.import_module(f"exp.{task}.train")
-    functions = {arm: Counted(build(complete(tomllib.loads(text), module.TASK), module.TASK,
-                                    module.loss_fn)) for arm, text in texts.items()}
-    found = {}
-    for arm, seconds in interleaved(functions, rounds).items():
+    functions = [Counted(build(complete(tomllib.loads(text), module.TASK), module.TASK,
+                               module.loss_fn)) for text in texts]
+    found = []
+    for function, seconds in zip(
+            functions, interleaved(dict(enumerate(functions)), rounds).values(), strict=True):
         timed = [taken for taken in seconds if taken is not None]
-        counts = functions[arm].counts[-len(timed):]  # without the warm-up
-        found[arm] = spread("ms", [1e3 * taken / count for taken, count
-                                   in zip(timed, counts, strict=True)])
+        counts = function.counts[-len(timed):]  # without the warm-up
+        found.append(spread("ms", [1e3 * taken / count for taken, count
+                                   in zip(timed, counts, strict=True)]))
     return found
 
 

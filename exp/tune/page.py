@@ -83,7 +83,7 @@ def _html_row(row: dict, terms: dict) -> str:
              (evaluations(row), _key(row["fresh"] and row["fresh"].value)),
              (row["reached"], row["arrived"]),
              (shown(row["epochs"]), _key(row["epochs"] and row["epochs"].value)),
-             (took(row["pace"]), _key(row["pace"] and row["pace"]["ms"])),
+             (took(row["paces"]), _key(min(row["paces"], default=None))),
              (shown(row["seconds"]), _key(row["seconds"] and row["seconds"].value)),
              (at_least(row["ratio"]), _cheaper(row)),
              (number(row["tuned"]), _key(row["tuned"])),

@@ -47,14 +47,14 @@ def rows_of(task: dict) -> list[dict]:
 
 def _row(task: dict, arm: str) -> dict:
     entry = task["arms"][arm]
-    costs = {axis: fresh_costs(task, arm, axis) for axis in (COST, "epochs", "seconds")}
+    seconds = "timed" if is_timed(task) else "seconds"
+    costs = {axis: fresh_costs(task, arm, axis) for axis in (COST, "epochs", seconds)}
     medians = {axis: statistics.median_time(*found) if found[0] else None
                for axis, found in costs.items()}
     times = costs[COST][0]
     arrived = sum(time is not None for time in times)
-    pace = entry.get("pace") if is_timed(task) else None
-    if pace and medians[COST]:
-        medians["seconds"] = medians[COST].times(pace["ms"] / 1e3)
+    paces = [study["pace"]["ms"] for study in entry["studies"] if study["text"]
+             ] if seconds == "timed" else []
     base, watched = fresh_costs(task, BASELINE) if BASELINE in task["arms"] else ([], [])
     ratio = statistics.speedup(base, times, watched) if times and base and arm != BASELINE else None
     return {"arm": arm, "studies": len(entry["studies"]),
@@ -62,10 +62,10 @@ def _row(task: dict, arm: str) -> dict:
             "found": any(map(winner, entry["studies"])),
             "tuned": tuned_score(entry["studies"]), "near": share_near_best(entry["studies"]),
             "defaults": default_over_best(entry["studies"]), "fresh": medians[COST],
-            "epochs": medians["epochs"], "seconds": medians["seconds"],
+            "epochs": medians["epochs"], "seconds": medians[seconds],
             "arrived": arrived, "reached": f"{arrived} of {len(times)}",
             "ratio": ratio, "config": entry["config"],
-            "pace": pace, "text": shown_text(entry["studies"]),
+            "paces": paces, "text": shown_text(entry["studies"]),
             "runs": entry["fresh"]}
 
 
@@ -143,8 +143,8 @@ def ranges_line(task: dict) -> str:
 
 def is_timed(task: dict) -> bool:
     """Whether all winners were timed side by side: only then are seconds made from that."""
-    winners = [entry for entry in task["arms"].values() if entry.get("config")]
-    return bool(winners) and all("pace" in entry for entry in winners)
+    won = [study for entry in task["arms"].values() for study in entry["studies"] if study["text"]]
+    return bool(won) and all("pace" in study for study in won)
 
 
 def pace_line(task: dict) -> str:
@@ -152,9 +152,10 @@ def pace_line(task: dict) -> str:
     the same work varied among these, which is how little they say; "" before there are any."""
     if is_timed(task):
         known = task["pace"]
-        return ("Seconds are evaluations times what one took with each winner, all of them timed "
-                f"in turn in one process, quartiles of rounds in brackets: {known['device']}, "
-                f"{known['threads']} thread(s), torch {known['torch']}.")
+        return ("Seconds are evaluations times what one takes with the winner (ms an evaluation: "
+                "of the arm's fastest to its slowest winner), all of them timed in turn in one "
+                f"process: {known['device']}, {known['threads']} thread(s), torch "
+                f"{known['torch']}.")
     paces: dict[tuple, list[float]] = {}
     for arm, entry in task["arms"].items():
         for run in entry["fresh"]:
@@ -176,7 +177,7 @@ def _table(rows: list[dict]) -> str:
               "trials", "config")]
     for row in rows:
         lines.append((row["arm"], evaluations(row), row["reached"], shown(row["epochs"]),
-                      took(row["pace"]), shown(row["seconds"]), at_least(row["ratio"]),
+                      took(row["paces"]), shown(row["seconds"]), at_least(row["ratio"]),
                       number(row["tuned"]), f"{100 * row['near']:.0f} %", bounded(row["defaults"]),
                       f"{row['trials']} in {row['studies']}",
                       f"`{row['config']}`" if row["config"] else ""))
@@ -256,11 +257,10 @@ def evaluations(row: dict) -> str:
     return shown(row["fresh"]) if row["found"] else "no trial"
 
 
-def took(pace: dict | None) -> str:
-    """Milliseconds with their quartiles, "" where nothing was timed."""
-    if pace is None:
-        return ""
-    return f"{number(pace['ms'])} [{number(pace['ms_low'])}, {number(pace['ms_high'])}]"
+def took(paces: list[float]) -> str:
+    """What an evaluation takes, from the fastest to the slowest winner; "" without any."""
+    ends = dict.fromkeys(map(number, (min(paces), max(paces)))) if paces else []
+    return " to ".join(ends)
 
 
 def bounded(ratio: tuple[float, bool]) -> str:

@@ -145,7 +145,8 @@ def shown_text(records: list[dict]) -> str:
 def fresh_costs(task: dict, arm: str, axis: str = "gradient_evaluations"
                 ) -> tuple[list[float | None], list[float]]:
     """What each fresh run of an arm spent to the target, None for a miss, and how long it was
-    watched; in "gradient_evaluations", "epochs" or "seconds". task: one of a leaderboard.
+    watched; in "gradient_evaluations", "epochs", "seconds" by the run's own clock, or "timed",
+    seconds by the evaluations and the pace of the run's winner. task: one of a leaderboard.
 
     A study without a winner counts as a miss of every seed that the others' winners were run on:
     an arm gains nothing by the studies in which it found nothing. A miss is watched as long as the
@@ -153,8 +154,15 @@ def fresh_costs(task: dict, arm: str, axis: str = "gradient_evaluations"
     arrived later. Both are empty where a winner was not run yet.
     """
     entry, terms = task["arms"][arm], task["terms"]
-    ends = [run["epochs"] if axis == "epochs" else (run["curve"].get(axis) or [0])[-1]
-            for run in entry["fresh"]]
+    def end(run: dict) -> float:
+        if axis == "epochs":
+            return run["epochs"]
+        if axis == "timed":
+            spent = (run["curve"].get("gradient_evaluations") or [0])[-1]
+            return spent * entry["studies"][run["study"] - 1]["pace"]["ms"] / 1e3
+        return (run["curve"].get(axis) or [0])[-1]
+
+    ends = [end(run) for run in entry["fresh"]]
     times = [end if run["reached"] else None for run, end in zip(entry["fresh"], ends, strict=True)]
     winners = [winner(study) for study in entry["studies"]]
     if not ends and any(winners):
