@@ -154,15 +154,16 @@ def fresh_costs(task: dict, arm: str, axis: str = "gradient_evaluations"
     arrived later. Both are empty where a winner was not run yet.
     """
     entry, terms = task["arms"][arm], task["terms"]
-    def end(run: dict) -> float:
+
+    def spent(run: dict) -> float:
         if axis == "epochs":
             return run["epochs"]
         if axis == "timed":
-            spent = (run["curve"].get("gradient_evaluations") or [0])[-1]
-            return spent * entry["studies"][run["study"] - 1]["pace"]["ms"] / 1e3
+            evaluations = (run["curve"].get("gradient_evaluations") or [0])[-1]
+            return evaluations * entry["studies"][run["study"] - 1]["pace"]["ms"] / 1e3
         return (run["curve"].get(axis) or [0])[-1]
 
-    ends = [end(run) for run in entry["fresh"]]
+    ends = [spent(run) for run in entry["fresh"]]
     times = [end if run["reached"] else None for run, end in zip(entry["fresh"], ends, strict=True)]
     winners = [winner(study) for study in entry["studies"]]
     if not ends and any(winners):
