@@ -280,3 +280,21 @@ def test_every_config_says_how_to_run_it(path):
     assert first.endswith(f"--config config/{path.name}")
     assert first.startswith("# python -m exp.")
     assert second.startswith("# ")
+
+
+def test_only_tf32_lets_cuda_round_the_operands_of_products():
+    flags = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    before = [flag.allow_tf32 for flag in flags]
+    try:
+        for precision, allowed in (("tf32", True), ("fp32", False), ("bf16", False)):
+            build_tiny_grokking(f'experiment.precision="{precision}"')
+            assert [flag.allow_tf32 for flag in flags] == [allowed, allowed]
+    finally:
+        for flag, value in zip(flags, before, strict=True):
+            flag.allow_tf32 = value
+
+
+def build_tiny_grokking(*overrides):
+    from exp.grokking.train import TASK, loss_fn
+
+    return build(grok("data.p=7", "model.d_model=16", *overrides), TASK, loss_fn)

@@ -34,6 +34,7 @@ MODES = {
     "TR-Muon, slope": {"name": "tr_muon", "rule": "slope", "interval": 1},
     "TR-Muon, secant": {"name": "tr_muon", "rule": "secant", "interval": 10},
 }
+PAPERS_PRECISION = ('experiment.precision="tf32"',)  # of its GPU; a CPU knows no TF32
 FULL_MODES = ("AdamW", BARE, "Muon", "Base", "Sync", "Lazy k=5", "AGA", "AdaMuon", "NorMuon")
 CLAIMS = {"Base": 1.05, "Lazy k=5": 1.25, "AGA": 1.25, "Sync": 2.0,
           "AdaMuon": 1.05, "NorMuon": 1.1}  # paper, over AdamW
@@ -54,7 +55,8 @@ def measure(rounds: int, clock: str, device: torch.device, full: bool
     for task, config in (FULL if full else CONFIGS).items():
         module = importlib.import_module(f"exp.{task}.train")
         path = Path(__file__).parents[2] / "config" / f"{config}.toml"
-        settings = load_settings(path, [f'experiment.device="{device.type}"'], module.TASK)
+        overrides = [f'experiment.device="{device.type}"', *(PAPERS_PRECISION if full else ())]
+        settings = load_settings(path, overrides, module.TASK)
         runs = {mode: build({**settings, "optimizer": {**MODES[mode], "routing": "role"}},
                             module.TASK, module.loss_fn) for mode in modes}
         functions = {mode: (bare if mode == BARE else steps)(

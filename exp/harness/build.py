@@ -11,7 +11,7 @@ from data import DataError
 from data.batches import Batches
 from exp.harness.batch_norm import synchronized
 from exp.harness.config import Task
-from exp.harness.device import autocast, forbid_tf32, pick_device, seed_everything
+from exp.harness.device import autocast, pick_device, seed_everything, set_tf32
 from exp.harness.distributed import data_parallel, main_first, rank, size, together
 from exp.harness.errors import ConfigError
 from exp.harness.objective import LossFunction, Objective
@@ -42,8 +42,7 @@ def build(settings: dict, task: Task, loss_fn: LossFunction) -> Built:
     """
     experiment = settings["experiment"]
     device = pick_device(experiment["device"])
-    if experiment["precision"] == "fp32":
-        forbid_tf32()
+    set_tf32(experiment["precision"] == "tf32")
     seed_everything(experiment["seed"])
     with together():
         data, model, optimizer, schedule = _parts(settings, task, loss_fn, device)

@@ -28,7 +28,7 @@ class Experiment:
     epochs: int
     seed: int = 42
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     compile: bool = False
     sharding: Sharding = "optimizer"  # what several processes share out besides the batch
     tensorboard: bool = False

@@ -26,15 +26,16 @@ def pick_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> Callable:
-    """A context manager for forward passes: bfloat16 autocast for "bf16", nothing for "fp32"."""
-    if precision == "fp32":
+    """A context manager for forward passes: bfloat16 autocast for "bf16", nothing otherwise."""
+    if precision != "bf16":
         return nullcontext
     return partial(torch.autocast, device.type, dtype=torch.bfloat16)
 
 
-def forbid_tf32() -> None:
-    """Let float32 be float32: cuDNN would round a convolution's operands to TF32 unasked."""
-    torch.backends.cudnn.allow_tf32 = False
+def set_tf32(allowed: bool) -> None:
+    """Whether CUDA rounds the operands of float32 products to TF32 (10 bits of mantissa), by
+    matrix product and convolution alike; torch's own default differs between the two."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def peak_memory(device: torch.device) -> int:

@@ -27,7 +27,7 @@ def run_facts(model: nn.Module, optimizer: Optimizer, device: torch.device) -> d
     unwrapped = optimizer.base if isinstance(optimizer, Sharded) else optimizer
     return {
         "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": _git("rev-parse", "HEAD") or os.environ.get("ARS_COMMIT"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "sources": loaded_sources(),
         "python": platform.python_version(),
