@@ -124,7 +124,7 @@ def run(row, seed, accuracy, grok=None, **more):
                       "seconds": [0.5 * (e + 1) for e in range(epochs)], **more}}
 
 
-RUNS = {"settings": {}, "sources": {}, "runs": [
+RUNS = {"settings": {"s": {}}, "sources": {}, "runs": [
     run("AdamW", 1, [0.1, 0.3, 0.5, 0.95], 4), run("AdamW", 2, [0.1, 0.2, 0.3, 0.4]),
     run("ARS2-Neo AGA", 1, [0.5, 0.95], 2), run("ARS2-Neo AGA", 2, [0.4, 0.97], 2)]}
 
@@ -258,9 +258,11 @@ def test_a_table_is_run_kept_shown_and_not_run_again(small, capsys, monkeypatch)
         folder.rename(outputs / f"away-{folder.name}")
     assert reproduce() == 0  # from the kept records
     assert (paper / "readme-3.3.md").read_text() == page
-    monkeypatch.setattr(records_module, "current", lambda sources: False)
+    kept = json.loads((paper / "readme-3.3.json").read_text())
+    kept["runs"][0]["recipes"] = {"exp.harness": 7}
+    (paper / "readme-3.3.json").write_text(json.dumps(kept))
     with pytest.raises(AssertionError):
-        reproduce()  # by other code: run again
+        reproduce()  # another RECIPE: run again
     assert reproduce("--any-version") == 0
     kept = json.loads((paper / "readme-3.3.json").read_text())
     for settings in kept["settings"].values():

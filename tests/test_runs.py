@@ -392,7 +392,11 @@ def test_a_run_that_other_code_resumes_says_so_and_keeps_both(tiny_data, tmp_pat
     settings = tomllib.loads((folder / "config.toml").read_text())
     config = folder / "again.toml"
     config.write_text(to_toml(settings))
-    assert state(Job("grokking", config, settings["experiment"]["seed"], folder)) == "outdated"
+    job = Job("grokking", config, settings["experiment"]["seed"], folder)
+    assert state(job) == "finished"  # other code is shown, only another RECIPE counts
+    facts["resumed_from"][0]["recipes"] = {"model.grokking_transformer": 2}
+    (folder / "run.json").write_text(json.dumps(facts))
+    assert state(job) == "outdated"
 
 
 def test_what_ran_part_of_the_first_epoch_is_kept_too(tmp_path):

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from torch import nn
 from torch.optim import Optimizer
 
+from exp.harness.config import wrappers
 from exp.harness.diagnostics import Instruments
 from exp.harness.distributed import (
     from_all,
@@ -121,7 +122,7 @@ class Checkpoints:
                    for table, now in self.settings.items() for was in [settings[table]]
                    for key in {**was, **now}
                    if was.get(key) != now.get(key) and key not in (*MAY_CHANGE_ON_RESUME, PERIOD)]
-        before, now = (_wrappers(of["optimizer"]) for of in (settings, self.settings))
+        before, now = (wrappers(of["optimizer"]) for of in (settings, self.settings))
         if sorted(before) == sorted(now) and before != now:
             changed.append(f"[optimizer] wrappers, innermost first: {before} -> {now}")
         if not changed and (was := _period(settings)) != (now := _period(self.settings)):
@@ -138,7 +139,3 @@ def _period(settings: dict) -> float | None:
     if schedule["name"] == schedule["weight_decay"] == "constant":
         return None
     return schedule.get(PERIOD, settings["experiment"]["epochs"])
-
-
-def _wrappers(optimizer: dict) -> list[str]:
-    return [key for key, table in optimizer.items() if isinstance(table, dict) and key != "adamw"]

@@ -108,6 +108,11 @@ def complete(settings: dict[str, dict], task: Task) -> dict[str, dict]:
     return {table: done[table] for table in TABLES}
 
 
+def wrappers(optimizer: dict) -> list[str]:
+    """The names of the wrappers of an `[optimizer]` table, innermost first."""
+    return [key for key, table in optimizer.items() if isinstance(table, dict) and key != "adamw"]
+
+
 def _model(given: dict, task: Task, found: list[str]) -> dict:
     cls = _named(model_class, "model", given, found)
     if cls is None:

@@ -1,6 +1,7 @@
 """TOML in and out: reading a file, one override, and writing settings back."""
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,18 @@ def apply_override(settings: dict, override: str) -> None:
 
 def to_toml(settings: dict[str, Any], prefix: str = "") -> str:
     """Settings as TOML text: numbers, strings, booleans, arrays, and tables of these."""
-    lines = [f"{key} = {_toml_value(value)}" for key, value in settings.items()
+    lines = [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in settings.items()
              if not isinstance(value, dict)]
     text = "".join(f"{line}\n" for line in lines)
     for key, value in settings.items():
         if isinstance(value, dict):
-            text += f"\n[{prefix}{key}]\n" + to_toml(value, f"{prefix}{key}.")
+            path = prefix + _toml_key(key)
+            text += f"\n[{path}]\n" + to_toml(value, f"{path}.")
     return text
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
 
 
 def _toml_value(value: Any) -> str:

@@ -1,28 +1,27 @@
-"""The run folder of a job that has come to its end, as a record."""
+"""The folder of a finished run, read into a record."""
 
 import json
 from pathlib import Path
 
-from exp.jobs.queue import folder_settings
+from exp.harness.config import Task
+from exp.jobs.freshness import Identity, folder_identity
 
 CURVES = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy", "eval_perplexity",
           "eval_perplexity_padded", "gradient_evaluations", "seconds")
 DIGITS = 5  # of a curve's values: seeds differ in the third
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether the folder holds a run that has come to its end, diverged ones included."""
+def finished_run(folder: Path, task: Task) -> tuple[dict, Identity, dict] | None:
+    """The record, identity and source hashes of the run in a folder, diverged ones included; None
+    if there is none that has ended."""
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary, facts = (json.loads((folder / name).read_text(encoding="utf-8"))
+                          for name in ("summary.json", "run.json"))
     except (OSError, ValueError):
-        return False
-    return summary["status"] in ("completed", "diverged")
-
-
-def read_folder(folder: Path) -> tuple[dict, dict, dict]:
-    """One finished run: its record, its essential settings, the hashes of its sources."""
-    summary, facts = (json.loads((folder / name).read_text(encoding="utf-8"))
-                      for name in ("summary.json", "run.json"))
+        return None
+    if summary["status"] not in ("completed", "diverged"):
+        return None
+    identity = folder_identity(folder, task)
     lines = [json.loads(line)
              for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     curve = {key: [_rounded(line.get(key)) for line in lines] for key in CURVES
@@ -33,12 +32,11 @@ def read_folder(folder: Path) -> tuple[dict, dict, dict]:
         "steps": lines[-1]["step"] if lines else 0,
         "device": facts["device"], "threads": facts["threads"],
         "torch": facts["versions"]["torch"], "commit": facts["commit"],
-        "uncommitted_changes": facts["uncommitted_changes"],
+        "uncommitted_changes": facts["uncommitted_changes"], "recipes": identity.recipes,
         "peak_memory_bytes": max((line["peak_memory_bytes"] for line in lines), default=0),
         "curve": curve,
     }
-    settings = folder_settings(folder, summary["task"])
-    return record, settings, facts.get("sources", {})
+    return record, identity, facts.get("sources", {})
 
 
 def _rounded(value: float | None) -> float | None:

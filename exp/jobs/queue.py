@@ -13,16 +13,12 @@ from typing import Literal
 from tqdm import tqdm
 
 from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, INTERRUPTED
-from exp.harness.config import Task, complete, load_settings
-from exp.harness.errors import ConfigError
-from exp.harness.facts import ROOT, source_hash
-from exp.harness.toml import read_toml
+from exp.harness.config import Task, load_settings
+from exp.jobs.freshness import Identity, folder_identity, identity
 from exp.jobs.launch import Launcher, Local, Work, stop, stoppable
 
 POLL_SECONDS = 0.5
 LOG = "train.log"
-# [experiment] keys that are no setting of a result.
-IRRELEVANT = ("seed", "device", "tensorboard", "diagnostics", "diagnostics_every")
 
 State = Literal["finished", "outdated", "unfinished", "missing", "other"]
 
@@ -48,7 +44,12 @@ class Job:
 
     def settings(self) -> dict[str, dict]:
         """The resolved settings, seed and device left out. Raises ConfigError."""
-        return essential(load_settings(self.config, self.overrides, task_named(self.task)))
+        return self.identity().settings
+
+    def identity(self) -> Identity:
+        """What a kept run must have to count as this one. Raises ConfigError."""
+        task = task_named(self.task)
+        return identity(load_settings(self.config, self.overrides, task), task)
 
     def command(self, held: str) -> list[str]:
         """The training command; `held` is "--resume" or "--overwrite"."""
@@ -62,45 +63,18 @@ def task_named(name: str) -> Task:
     return importlib.import_module(f"exp.{name}.train").TASK
 
 
-def essential(settings: dict[str, dict]) -> dict[str, dict]:
-    """Settings without what does not decide a result: seed, device, tensorboard."""
-    experiment = {k: v for k, v in settings["experiment"].items() if k not in IRRELEVANT}
-    return {**settings, "experiment": experiment}
-
-
-def folder_settings(folder: Path, task: str) -> dict[str, dict] | None:
-    """The essential settings of the run in a folder, completed with today's defaults; None if
-    there is no run, empty if they are not understood (any more)."""
-    path = folder / "config.toml"
-    if not path.exists():
-        return None
-    try:
-        return essential(complete(read_toml(path), task_named(task)))
-    except (ConfigError, ValueError):
-        return {}
-
-
-def current(sources: dict[str, str]) -> bool:
-    """Whether every file of a run's `sources` (run.json) is what it was."""
-    return bool(sources) and all(
-        (ROOT / name).exists() and source_hash(ROOT / name) == digest
-        for name, digest in sources.items())
-
-
 def state(job: Job) -> State:
-    """What the job's folder holds: this run finished, finished by other code, unfinished, nothing,
-    or a run of other settings."""
+    """What the job's folder holds: this run, finished or unfinished; this run with another RECIPE
+    ("outdated"); a run of other settings; nothing."""
     if not (job.folder / "config.toml").exists():
         return "missing"
-    if folder_settings(job.folder, job.task) != job.settings():
+    kept, wanted = folder_identity(job.folder, task_named(job.task)), job.identity()
+    if not kept.has_settings_of(wanted):
         return "other"
-    facts = _json(job.folder / "run.json")
-    summary = _json(job.folder / "summary.json")
-    if summary.get("status") not in ("completed", "diverged"):
-        return "unfinished"
-    sources = [facts.get("sources", {}), *(past["sources"] for past in
-                                           facts.get("resumed_from", []))]
-    return "finished" if all(map(current, sources)) else "outdated"
+    if not kept.counts_as(wanted):
+        return "outdated"
+    ended = _json(job.folder / "summary.json").get("status") in ("completed", "diverged")
+    return "finished" if ended else "unfinished"
 
 
 def run_jobs(
@@ -109,7 +83,7 @@ def run_jobs(
 ) -> dict[Job, int]:
     """Run every job where the launcher puts it (default: here, one at a time); job -> exit status.
 
-    A folder with an unfinished run of the same settings and code is resumed; a run of other
+    A folder with an unfinished run of the same settings and recipes is resumed; a run of other
     settings is renamed, never lost. A failed run is reported and the rest go on. The output of
     each goes to train.log in its folder; one progress view shows all. `report` is called as each
     one ends. Raises Stopped after Ctrl-C or SIGTERM, when every job has checkpointed or left the
@@ -149,10 +123,9 @@ def _work(job: Job) -> Work:
     found = state(job)
     if found == "other":
         job.folder.rename(_free_name(job.folder))
-    facts = _json(job.folder / "run.json")
-    resumable = found == "unfinished" and current(facts.get("sources", {}))
     resume = job.command("--resume")
-    return Work(resume if resumable else job.command("--overwrite"), resume, job.folder / LOG)
+    first = resume if found == "unfinished" else job.command("--overwrite")
+    return Work(first, resume, job.folder / LOG)
 
 
 def _ending(job: Job, status: int) -> str:

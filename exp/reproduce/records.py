@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from exp.harness.config import complete
 from exp.harness.errors import ConfigError
-from exp.jobs.finished import is_finished, read_folder
-from exp.jobs.queue import Job, current, essential, folder_settings, task_named
+from exp.jobs.finished import finished_run
+from exp.jobs.freshness import Identity, kept_identity
+from exp.jobs.queue import Job, task_named
 from exp.reproduce.plan import PROTOCOLS, SCALES, Table
 
 KEY = ("row", "scale", "protocol", "seed")
@@ -36,26 +36,23 @@ def collect(table: Table, outputs: Path, kept: dict) -> dict:
     A kept record whose settings are no longer the table's is dropped, one whose folder holds a
     finished run is replaced.
     """
-    found = {}
-    planned = {}
+    task, found, wanted = task_named(table.task), {}, {}
     for row, scale, protocol in cells(table):
-        wanted = table.job(row, 0, scale, protocol, outputs).settings()
-        planned[row.label, scale, protocol] = wanted
-        for folder in table.job(row, 0, scale, protocol, outputs).folder.parent.glob("seed*"):
+        job = table.job(row, 0, scale, protocol, outputs)
+        wanted[row.label, scale, protocol] = planned = job.identity()
+        for folder in job.folder.parent.glob("seed*"):
             seed = folder.name.removeprefix("seed")
-            if seed.isdigit() and is_finished(folder) \
-                    and folder_settings(folder, table.task) == wanted:
-                record, settings, sources = read_folder(folder)
+            kept_run = finished_run(folder, task) if seed.isdigit() else None
+            if kept_run and kept_run[1].has_settings_of(planned):
+                record, identity, sources = kept_run
                 record = {"row": row.label, "config": row.config, "scale": scale,
                           "protocol": protocol, "seed": int(seed), **record}
-                found[tuple(record[key] for key in KEY)] = record, settings, sources
-    task = task_named(table.task)
+                found[_key(record)] = record, identity.settings, sources
     for record in kept["runs"]:
-        key = tuple(record[name] for name in KEY)
-        # As with a folder: completed with today's defaults, keys that came later among them.
-        settings = essential(complete(kept["settings"][record["settings"]], task))
-        if key not in found and planned.get(key[:3]) == settings:
-            found[key] = record, settings, kept["sources"][record["sources"]]
+        settings, key = kept["settings"][record["settings"]], _key(record)
+        identity = kept_identity(settings, record.get("recipes", {}), task)
+        if key not in found and key[:3] in wanted and identity.has_settings_of(wanted[key[:3]]):
+            found[key] = record, identity.settings, kept["sources"][record["sources"]]
     order = {row.label: number for number, row in enumerate(table.rows)}
     ranked = sorted(found.values(), key=lambda item: (
         item[0]["scale"], item[0]["protocol"], order[item[0]["row"]], item[0]["seed"]))
@@ -69,12 +66,12 @@ def cells(table: Table) -> list:
 
 
 def is_done(job: Job, records: dict, any_version: bool) -> bool:
-    """Whether the collected records hold the job's run, by the code as it is or by any."""
-    for record in records["runs"]:
-        if record["seed"] == job.seed and record["settings"] == _hash(job.settings()):
-            sources = records["sources"][record["sources"]]
-            return any_version or current(sources)
-    return False
+    """Whether the collected records hold the job's run; `any_version`: of any RECIPE."""
+    wanted = job.identity()
+    kept = (Identity(records["settings"][record["settings"]], record.get("recipes", {}))
+            for record in records["runs"] if record["seed"] == job.seed)
+    return any(one.has_settings_of(wanted) if any_version else one.counts_as(wanted)
+               for one in kept)
 
 
 def write_kept(path: Path, records: dict) -> None:
@@ -98,6 +95,10 @@ def _deduplicated(items: Iterable[tuple[dict, dict, dict]]) -> dict:
             result[name][record[name]] = value
         result["runs"].append(record)
     return result
+
+
+def _key(record: dict) -> tuple:
+    return tuple(record[name] for name in KEY)
 
 
 def _hash(value: dict) -> str:

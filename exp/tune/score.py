@@ -14,10 +14,10 @@ from pathlib import Path
 
 import optuna
 
-from exp.harness.config import complete
 from exp.harness.toml import to_toml
-from exp.jobs.finished import is_finished, read_folder
-from exp.jobs.queue import Job, essential, folder_settings, task_named
+from exp.jobs.finished import finished_run
+from exp.jobs.freshness import kept_identity
+from exp.jobs.queue import Job, task_named
 from exp.tune.space import (
     Goal,
     Range,
@@ -219,21 +219,23 @@ def fresh_records(jobs: list[Job], published: dict | None = None) -> dict[Job, d
     found = {}
     for job in jobs:
         study = int(job.folder.parent.name.rsplit("-winner", 1)[1])
-        if is_finished(job.folder) and folder_settings(job.folder, job.task) == job.settings():
-            record, _, _ = read_folder(job.folder)
-            found[job] = {"study": study, "seed": job.seed, **record}
-        elif (run := standing.get((study, job.seed))) and _says(
-                published["studies"][study - 1]["text"], job):
+        kept = finished_run(job.folder, task_named(job.task))
+        if kept and kept[1].counts_as(job.identity()):
+            found[job] = {"study": study, "seed": job.seed, **kept[0]}
+        elif (run := standing.get((study, job.seed))) and _counts(
+                run, published["studies"][study - 1]["text"], job):
             found[job] = run
     return found
 
 
-def _says(text: str, job: Job) -> bool:
-    """Whether a config's text comes to the settings of a job."""
+def _counts(run: dict, text: str, job: Job) -> bool:
+    """Whether a published run of the config `text` counts as the job."""
     try:
-        return essential(complete(tomllib.loads(text), task_named(job.task))) == job.settings()
-    except ValueError:  # it has a key that there is no longer
+        settings = tomllib.loads(text)
+    except ValueError:
         return False
+    kept = kept_identity(settings, run.get("recipes", {}), task_named(job.task))
+    return kept.counts_as(job.identity())
 
 
 def _finite(value: float) -> float | None:

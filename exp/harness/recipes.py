@@ -1,0 +1,42 @@
+"""RECIPE numbers: which version of its results each module of a run has.
+
+A module whose results change declares `RECIPE = 2` at its top level, then 3, and so on; one that
+declares nothing is at 1. A run records the numbers of the modules that computed it, and counts as
+long as they are the same (exp/jobs/freshness.py). tests/golden.py fails when results change and
+the number does not.
+"""
+
+import re
+from pathlib import Path
+
+from exp.harness.config import Task, wrappers
+from model import model_class
+from optimizer import optimizer_class
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ("optimizer", "model", "data", "exp")  # the packages of this project
+SHARED = ("exp.harness", "data.batches")  # modules that every run uses
+
+
+def recipes(settings: dict[str, dict], task: Task) -> dict[str, int]:
+    """Module -> RECIPE, of every module of ours that computes a run with these settings."""
+    names = {*SHARED, f"exp.{task.name}.train", task.data.__module__,
+             model_class(settings["model"]["name"]).__module__,
+             *optimizer_modules(settings["optimizer"])}
+    return {name: recipe(name) for name in sorted(names) if name.split(".")[0] in SOURCES}
+
+
+def optimizer_modules(table: dict) -> set[str]:
+    """The modules of an `[optimizer]` table's rule and wrappers, and optimizer.parts where these
+    use it: not for a rule of torch.optim or a library alone."""
+    modules = {optimizer_class(name).__module__ for name in (table["name"], *wrappers(table))}
+    shared = "routing" in table or any(name.startswith("optimizer.") for name in modules)
+    return modules | ({"optimizer.parts"} if shared else set())
+
+
+def recipe(module: str) -> int:
+    """The RECIPE that a module's source declares, 1 without one; the module is not imported."""
+    path = ROOT.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    declared = re.search(r"^RECIPE = (\d+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return int(declared[1]) if declared else 1
