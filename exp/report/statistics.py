@@ -1,6 +1,6 @@
-"""Seeds into numbers with intervals; scipy does the statistics.
+"""Estimates over seeds with 95 % intervals, tests of differences; scipy does the statistics.
 
-Intervals are 95 %. Times that were never reached are censored at the run's last epoch, not dropped.
+Times that were never reached are censored where the run ended, not dropped.
 """
 
 import math
@@ -13,6 +13,7 @@ from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 9999
+ROUNDING = 1e-9  # below 1 / n^2 for any number n of seeds that is run
 EXACT_UP_TO = 12  # seeds: 2^12 sign changes are all tried, more are sampled
 
 
@@ -139,8 +140,9 @@ def _median(times: np.ndarray) -> np.ndarray:
 
 
 def _crossing(quantiles: np.ndarray, shares: np.ndarray) -> float:
-    """The first time at which at most half are left; infinite if more than half remain."""
-    passed = np.flatnonzero(np.nan_to_num(shares, nan=1.0) <= 0.5)
+    """The first time at which at most half are left; infinite if more than half remain. A share is
+    a running product, and one half of it may read 0.5000000000000001."""
+    passed = np.flatnonzero(np.nan_to_num(shares, nan=1.0) <= 0.5 + ROUNDING)
     return float(quantiles[passed[0]]) if len(passed) else math.inf
 
 
