@@ -14,13 +14,16 @@ from exp.jobs.queue import Job, run_jobs, state
 from exp.report.statistics import Estimate, logrank, mean, median_time, paired, speedup
 from exp.reproduce import __main__ as command
 from exp.reproduce import records as records_module
-from exp.reproduce.claims import MEASURES, Claim, estimate, judge, overhead, read_claims
-from exp.reproduce.plan import read_tables
+from exp.reproduce.claims import MEASURES, Claim, estimate, judge, overhead
+from exp.reproduce.papers import read_papers, select_tables
 from exp.reproduce.records import collect, is_done, read_kept, write_kept
 from exp.reproduce.report import best_within, render
+from exp.reproduce.verdicts import render_verdicts
 
 PAPER = Path("outputs/paper")
-TABLES = {table.name: table for table in read_tables()}
+PAPERS = read_papers()
+TABLES = {table.name: table for table in select_tables(PAPERS)}
+CLAIMS = [claim for paper in PAPERS for claim in paper.claims]
 
 
 # --- statistics
@@ -145,26 +148,29 @@ def test_overheads_come_from_the_full_training_steps_of_the_benchmark():
     def row(ratio):
         return {"ratio": ratio, "ratio_low": ratio - 0.02, "ratio_high": ratio + 0.02, "rounds": 9}
 
+    configs = ["lrp_cifar10_adamw_100e", "lrp_wikitext2_adamw_20e"]
     bench = {"results": {"lrp_cifar10_adamw_100e": {"Base": row(1.04)},
                          "lrp_wikitext2_adamw_20e": {"Base": row(1.10)},
                          "lrp_grok_adamw_600e": {"Base": row(3.0)}}}
-    made = claim("~", 5.0, "%", "extra_compute", row="ARS2-Neo Base", against="AdamW")
-    found = overhead(made, bench)
+    made = claim("~", 5.0, "%", "extra_compute", row="Base", against="AdamW")
+    found = overhead(made, bench, configs)
     assert (found.value, found.low, found.high) == pytest.approx((7.0, 2.0, 12.0))
     assert judge(made, found) == "holds"
-    for config, ratio in (("lrp_cifar10_adamw_100e", 1.2), ("lrp_wikitext2_adamw_20e", 1.4)):
+    for config, ratio in zip(configs, (1.2, 1.4), strict=True):
         bench["results"][config]["Sync"] = {**row(2.0), "memory_ratio": ratio}
-    made = claim("<", 1.0, "%", "extra_memory", row="ARS2-Neo Sync")
-    found = overhead(made, bench)
+    made = claim("<", 1.0, "%", "extra_memory", row="Sync")
+    found = overhead(made, bench, configs)
     assert (found.value, found.low, found.high) == pytest.approx((30.0, 20.0, 40.0))
     assert judge(made, found) == "does not hold"
-    assert overhead(claim("~", 5.0, "%", "extra_compute", row="NorMuon"), bench) is None
+    assert overhead(claim("~", 5.0, "%", "extra_compute", row="NorMuon"), bench, configs) is None
     bench["results"]["lrp_cifar10_adamw_100e"]["Sync"]["rounds"] = 1  # memory does not vary
-    assert overhead(made, bench).value == found.value
-    assert overhead(claim("~", 9.0, "%", "extra_compute", row="ARS2-Neo Sync"), bench) is None
+    assert overhead(made, bench, configs).value == found.value
+    assert overhead(claim("~", 9.0, "%", "extra_compute", row="Sync"), bench,
+                    configs) is None
     for config in bench["results"]:  # a step count of four bytes less
         bench["results"][config]["AdaMuon"] = {**row(1.0), "memory_ratio": 1 - 7e-8}
-    found = overhead(claim("=", 0.0, "%", "extra_memory", row="AdaMuon"), bench)
+    found = overhead(claim("=", 0.0, "%", "extra_memory", row="AdaMuon"), bench,
+                     configs)
     assert str(found.value) == "0.0"
 
 
@@ -180,10 +186,9 @@ def test_the_best_within_a_budget_counts_whole_epochs_only():
 
 
 def test_every_claim_names_a_measure_a_table_and_rows_that_exist():
-    claims = read_claims()
-    assert len({made.id for made in claims}) == len(claims)
-    assert sum(bool(made.log) for made in claims) == 66
-    for made in claims:
+    assert len({made.id for made in CLAIMS}) == len(CLAIMS)
+    assert sum(bool(made.log) for made in CLAIMS) == 66
+    for made in CLAIMS:
         assert made.cannot or made.measure
         if made.table in TABLES:
             rows = {row.label for row in TABLES[made.table].rows}
@@ -200,7 +205,7 @@ def test_every_row_resolves_at_every_scale_and_under_every_protocol():
                    for row, scale, protocol in records_module.cells(table)]
         assert len(set(folders)) == len(folders)
     with pytest.raises(ConfigError, match="readme-3.3"):
-        read_tables(["readme-9"])
+        select_tables(PAPERS, ["readme-9"])
 
 
 def test_the_fixed_protocol_routes_and_decays_alike():
@@ -223,7 +228,7 @@ def small(monkeypatch, tmp_path):
     from dataclasses import replace
 
     table = replace(table, rows=rows, scales={"full": tiny}, protocols={"published": ()})
-    monkeypatch.setattr(command, "read_tables", lambda names=None: [table])
+    monkeypatch.setattr(command, "select_tables", lambda papers, names=(): [table])
 
     def reproduce(*options):
         return command.main(["readme-3.3", "--outputs", str(tmp_path), "--seeds", "1", *options])
@@ -341,13 +346,13 @@ def test_committed_pages_are_what_their_json_says(path):
     kept = read_kept(path)
     assert kept["runs"]
     assert path.with_suffix(".md").read_text(encoding="utf-8") == render(
-        TABLES[path.stem], kept, read_claims())
+        TABLES[path.stem], kept, [claim for claim in CLAIMS if claim.table == path.stem])
     assert path.with_suffix(".png").exists()
 
 
 def test_committed_verdicts_are_what_the_records_say():
     verdicts = PAPER / "verdicts.md"
-    assert verdicts.read_text(encoding="utf-8") == command.render_verdicts(PAPER)
+    assert verdicts.read_text(encoding="utf-8") == render_verdicts(PAPERS, PAPER)
 
 
 def test_records_survive_writing_and_reading(tmp_path):

@@ -1,4 +1,4 @@
-"""Run what a table of the paper needs, then write the table, its figure and its verdicts.
+"""Run what a table of a paper needs, then write the table, its figure and its verdicts.
 
 python -m exp.reproduce [TABLE ...] [--scale full|mini] [--seeds N] [--workers N] [--list]
 """
@@ -12,10 +12,12 @@ from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED,
 from exp.harness.errors import ConfigError
 from exp.jobs.queue import Job, Stopped, run_jobs, state
 from exp.jobs.slurm import add_launcher_options, launcher_of
-from exp.reproduce.claims import read_claims
-from exp.reproduce.plan import PROTOCOLS, SCALES, Table, read_tables
+from exp.reproduce.claims import Claim
+from exp.reproduce.papers import read_papers, select_tables
+from exp.reproduce.plan import PROTOCOLS, SCALES, Table
 from exp.reproduce.records import collect, is_done, read_kept, write_kept
-from exp.reproduce.report import claims_table, render
+from exp.reproduce.report import render
+from exp.reproduce.verdicts import render_verdicts
 
 OUTPUTS = Path("outputs")
 
@@ -38,15 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def reproduce(options: argparse.Namespace) -> int:
     """Everything between the arguments and the exit status."""
-    tables = read_tables(options.tables)
+    papers = read_papers()
+    tables = select_tables(papers, options.tables)
     configs = sorted({row.config for table in tables for row in table.rows})
     for name in options.only or ():
         if name not in configs:
             raise ConfigError(f"no row has the config {name!r}; there are: {', '.join(configs)}")
     launcher = launcher_of(options, options.outputs / "submitit")
     protocols = PROTOCOLS if options.protocol == "both" else (options.protocol,)
-    paper = options.outputs / "paper"
-    records = {table.name: collect(table, options.outputs, read_kept(_kept(paper, table)))
+    kept = options.outputs / "paper"
+    records = {table.name: collect(table, options.outputs, read_kept(_kept(kept, table)))
                for table in tables}
     missing = {}
     for table in tables:
@@ -62,16 +65,17 @@ def reproduce(options: argparse.Namespace) -> int:
 
         def keep(job: Job, _: int) -> None:
             table = by_job[job]
-            write_kept(_kept(paper, table),
-                       collect(table, options.outputs, read_kept(_kept(paper, table))))
+            write_kept(_kept(kept, table),
+                       collect(table, options.outputs, read_kept(_kept(kept, table))))
 
         ended = run_jobs(by_job, launcher, keep)
         if any(code not in (COMPLETED, DIVERGED) for code in ended.values()):
             status = FAILED
     for table in tables:
-        write_table(table, paper, options.outputs)
-    write_verdicts(paper)
-    print(f"written to {paper}: {', '.join(table.name for table in tables)}, verdicts.md")
+        claims = [claim for paper in papers for claim in paper.claims_of(table.name)]
+        write_table(table, claims, kept, options.outputs)
+    (kept / "verdicts.md").write_text(render_verdicts(papers, kept), encoding="utf-8")
+    print(f"written to {kept}: {', '.join(table.name for table in tables)}, verdicts.md")
     return status
 
 
@@ -85,50 +89,16 @@ def jobs(table: Table, options: argparse.Namespace, protocols: Sequence[str]) ->
             if options.only is None or row.config in options.only]
 
 
-def write_table(table: Table, paper: Path, outputs: Path) -> None:
+def write_table(table: Table, claims: list[Claim], kept: Path, outputs: Path) -> None:
     """<table>.json from run folders and kept records, and <table>.md and .png from the JSON."""
     from exp.reproduce.figures import draw
 
-    claims = read_claims()
-    records = collect(table, outputs, read_kept(_kept(paper, table)))
-    write_kept(_kept(paper, table), records)
-    records = read_kept(_kept(paper, table))
-    (paper / f"{table.name}.md").write_text(render(table, records, claims), encoding="utf-8")
+    records = collect(table, outputs, read_kept(_kept(kept, table)))
+    write_kept(_kept(kept, table), records)
+    records = read_kept(_kept(kept, table))
+    (kept / f"{table.name}.md").write_text(render(table, records, claims), encoding="utf-8")
     if records["runs"]:
-        draw(paper / f"{table.name}.png", table, records, claims)
-
-
-def write_verdicts(paper: Path) -> None:
-    """verdicts.md: every claim of the paper, from the kept records of all tables."""
-    (paper / "verdicts.md").write_text(render_verdicts(paper), encoding="utf-8")
-
-
-def render_verdicts(paper: Path) -> str:
-    """The text of verdicts.md."""
-    claims = read_claims()
-    parts = ["# Every claim and its verdict",
-             "Under the paper's own settings, its untuned baselines among them: a ratio that holds "
-             "here may not survive a tuned one. How a verdict is reached: the docstring of "
-             "`exp/reproduce/claims.py`. `python -m exp.reproduce TABLE --scale full` runs what is "
-             "not yet run, `python -m exp.bench training --full` measures the overheads (a GPU, "
-             "or an hour)."]
-    tables = {table.name: table for table in read_tables()}
-    bench = next((read_kept(path) for path in (
-        paper / "bench" / f"training-full_{device}.json" for device in ("cuda", "cpu-bf16", "cpu"))
-        if path.exists()), {})
-    if bench:
-        parts.append(f"Overheads in time and memory: {bench['facts']['processor']}, "
-                     f"{bench['facts']['threads']} threads, torch "
-                     f"{bench['facts']['versions']['torch']}; each the mean over the models of "
-                     "Wikitext-2 and CIFAR-10, and the two.")
-    names = list(dict.fromkeys([*tables, *(claim.table for claim in claims)]))
-    for name in names:
-        own = [claim for claim in claims if claim.table == name]
-        if own:
-            title = tables[name].title if name in tables else name or "Statements in the text"
-            records = read_kept(paper / f"{name}.json")
-            parts += [f"## {title}", claims_table(own, tables.get(name), records, bench)]
-    return "\n\n".join(parts) + "\n"
+        draw(kept / f"{table.name}.png", table, records, claims)
 
 
 def _listing(tables: Sequence[Table], missing: Sequence[Job], records: dict[str, dict]) -> str:
@@ -158,15 +128,15 @@ def _duration(seconds: float) -> str:
     return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.1f} min"
 
 
-def _kept(paper: Path, table: Table) -> Path:
-    return paper / f"{table.name}.json"
+def _kept(folder: Path, table: Table) -> Path:
+    return folder / f"{table.name}.json"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m exp.reproduce",
-        description="Run what tables of the paper need and write tables, figures, verdicts.")
-    names = ", ".join(table.name for table in read_tables())
+        description="Run what tables of papers need and write tables, figures, verdicts.")
+    names = ", ".join(table.name for table in select_tables(read_papers()))
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"default: all of {names}")
     parser.add_argument("--scale", choices=SCALES, default="mini",
                         help="full: the paper's sizes; mini (default): two CPU cores")

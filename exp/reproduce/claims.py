@@ -17,21 +17,16 @@ two of our own runs also at mini scale, and then holds for that scale.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from exp.harness.toml import read_toml
 from exp.report import statistics
 from exp.report.statistics import Estimate
 from exp.reproduce.plan import Table
 
-CLAIMS = Path(__file__).parent / "claims.toml"
 SCALE_FREE = ("lead", "speedup", "delay", "evaluations")  # measures that compare two of our rows
-MILESTONES = ("fit", "grok", "converged")
 PERCENT = 100.0
 LEAST_ROUNDS = 3  # that a time is a median of
 OVERHEADS = {"extra_compute": "ratio", "extra_memory": "memory_ratio"}  # in the benchmark's rows
-OVERHEAD_CONFIGS = ("lrp_cifar10_", "lrp_wikitext2_")  # the tasks of the paper's overhead table
 
 Verdict = Literal["holds", "holds partly", "does not hold", "not yet run", "cannot be tested here"]
 
@@ -61,11 +56,6 @@ class Claim:
         if self.unit in share:
             return share[self.unit] * abs(self.value)
         return 5.0 if self.measure.startswith("extra_") else 0.5
-
-
-def read_claims() -> list[Claim]:
-    """All of claims.toml, in the paper's order."""
-    return [Claim(**entry) for entry in read_toml(CLAIMS)["claim"]]
 
 
 def judge(claim: Claim, ours: Estimate | None) -> Verdict:
@@ -109,14 +99,14 @@ def estimate(claim: Claim, table: Table, records: dict, scale: str, protocol: st
     return MEASURES[claim.measure](claim, table.metric_of(protocol), table.mode, ours, other)
 
 
-def overhead(claim: Claim, bench: dict) -> Estimate | None:
-    """Extra time or memory beyond AdamW's in percent, from `exp.bench training --full`: the mean
-    over the paper's two tasks, with the lowest and the highest (of a time, quartile); None where
-    it was not measured, a time in fewer than LEAST_ROUNDS: one look is noise."""
+def overhead(claim: Claim, bench: dict, configs: Iterable[str]) -> Estimate | None:
+    """Extra time or memory beyond AdamW's in percent, from `exp.bench training`: the mean over
+    the configs, with the lowest and the highest (of a time, quartile); None where it was not
+    measured, a time in fewer than LEAST_ROUNDS: one look is noise."""
     key = OVERHEADS.get(claim.measure)
-    mode = claim.row.removeprefix("ARS2-Neo ")
-    rows = [modes[mode] for config, modes in bench.get("results", {}).items()
-            if config.startswith(OVERHEAD_CONFIGS) and mode in modes]
+    results = bench.get("results", {})
+    rows = [results[config][claim.row] for config in configs
+            if claim.row in results.get(config, {})]
     few = any(row["rounds"] < LEAST_ROUNDS for row in rows)
     if key is None or not rows or (few and claim.measure == "extra_compute"):
         return None

@@ -10,7 +10,8 @@ import numpy as np
 from exp.report import statistics
 from exp.reproduce.claims import PERCENT, Claim, estimate, watched
 from exp.reproduce.plan import Table
-from exp.reproduce.report import UNITS, deciding_scale, sections, select
+from exp.reproduce.report import UNITS, sections, select
+from exp.reproduce.verdicts import deciding_scale
 
 COLORS = ("#111827", "#e11d48", "#60a5fa", "#1d4ed8", "#0e7490", "#a3a3a3", "#f59e0b",
           "#92400e", "#a855f7", "#84cc16", "#15803d", "#ea580c", "#ec4899")

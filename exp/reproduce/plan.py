@@ -1,4 +1,4 @@
-"""What to run for a table of the paper: tables.toml read into tables, rows and jobs.
+"""What to run for a table of a paper: tables, rows and their jobs.
 
 A table is run at a scale (full: the paper's; mini: two CPU cores) and under a protocol (published:
 with the flaws of the original; fixed: without), each a list of overrides on the row's config.
@@ -7,14 +7,12 @@ with the flaws of the original; fixed: without), each a list of overrides on the
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from exp.harness.errors import ConfigError
 from exp.harness.facts import ROOT
 from exp.harness.toml import read_toml
 from exp.jobs.queue import Job
 from optimizer import optimizer_class
 from optimizer.parts.matrix import MatrixOptimizer
 
-TABLES = Path(__file__).parent / "tables.toml"
 SCALES = ("full", "mini")
 PROTOCOLS = ("published", "fixed")
 
@@ -83,20 +81,3 @@ class Table:
         return Job(self.task, row.path.relative_to(ROOT), seed, folder,
                    self.overrides(row, scale, protocol))
 
-
-def read_tables(names: list[str] | None = None) -> list[Table]:
-    """The tables of tables.toml, or those named. Raises ConfigError for an unknown name."""
-    tables = {table["name"]: _table(table) for table in read_toml(TABLES)["table"]}
-    unknown = [name for name in names or [] if name not in tables]
-    if unknown:
-        raise ConfigError(f"no table {unknown[0]!r}; there are: {', '.join(tables)}")
-    return [tables[name] for name in names or tables]
-
-
-def _table(entry: dict) -> Table:
-    rows = tuple(Row(row.pop("label"), row.pop("config"), {k: tuple(v) for k, v in row.items()})
-                 for row in entry.pop("row"))
-    lists = {key: {name: tuple(overrides) for name, overrides in entry.pop(key).items()}
-             for key in ("scales", "protocols")}
-    matrix = tuple(entry.pop("fixed_for_matrix_rules", ()))
-    return Table(rows=rows, fixed_for_matrix_rules=matrix, **lists, **entry)
