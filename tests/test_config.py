@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from data.modular_addition import modular_addition
+from data.modular import modular
 from exp.harness.build import build
 from exp.harness.config import complete, load_settings
 from exp.harness.errors import ConfigError
@@ -271,7 +271,7 @@ def test_a_changing_decay_of_nothing_is_refused():
 
 def test_task_data_functions_are_schemas_without_var_keywords():
     with pytest.raises(TypeError):
-        modular_addition(512, 113, 0.3, seed=1, device=torch.device("cpu"), nonsense=1)
+        modular(512, 113, 0.3, seed=1, device=torch.device("cpu"), nonsense=1)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
