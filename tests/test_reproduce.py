@@ -14,8 +14,10 @@ from exp.jobs.queue import Job, run_jobs, state
 from exp.report.statistics import Estimate, logrank, mean, median_time, paired, speedup
 from exp.reproduce import __main__ as command
 from exp.reproduce import records as records_module
-from exp.reproduce.claims import MEASURES, Claim, estimate, judge, overhead
+from exp.reproduce.claims import Claim, judge
+from exp.reproduce.measures import MEASURES, estimate, overhead
 from exp.reproduce.papers import read_papers, select_tables
+from exp.reproduce.plan import Cell
 from exp.reproduce.records import collect, is_done, read_kept, write_kept
 from exp.reproduce.report import best_within, render
 from exp.reproduce.verdicts import render_verdicts
@@ -193,17 +195,14 @@ def test_every_claim_names_a_measure_a_table_and_rows_that_exist():
         if made.table in TABLES:
             rows = {row.label for row in TABLES[made.table].rows}
             assert made.row in rows and (not made.against or made.against in rows), made.id
-            assert made.measure in MEASURES, made.id
+            assert made.measure in {*MEASURES, "fit", "grok", "converged"}, made.id
 
 
 def test_every_row_resolves_at_every_scale_and_under_every_protocol():
     for table in TABLES.values():
-        resolved = [table.job(row, 1, scale, protocol, Path("o")).settings()
-                    for row, scale, protocol in records_module.cells(table)]
-        assert all(settings["experiment"]["task"] == table.task for settings in resolved)
-        folders = [table.job(row, 1, scale, protocol, Path("o")).folder
-                   for row, scale, protocol in records_module.cells(table)]
-        assert len(set(folders)) == len(folders)
+        jobs = [table.job(row, 1, cell, Path("o")) for cell in table.cells() for row in table.rows]
+        assert all(job.settings()["experiment"]["task"] == table.task for job in jobs)
+        assert len({job.folder for job in jobs}) == len(jobs)
     with pytest.raises(ConfigError, match="readme-3.3"):
         select_tables(PAPERS, ["readme-9"])
 
@@ -211,7 +210,7 @@ def test_every_row_resolves_at_every_scale_and_under_every_protocol():
 def test_the_fixed_protocol_routes_and_decays_alike():
     table = TABLES["readme-3.3"]
     for row in table.rows:
-        settings = table.job(row, 1, "full", "fixed", Path("o")).settings()["optimizer"]
+        settings = table.job(row, 1, Cell("full", "fixed"), Path("o")).settings()["optimizer"]
         assert settings.get("routing", "role") == "role"
         assert settings.get("adamw", {"weight_decay": 1.0})["weight_decay"] == 1.0
 
@@ -300,7 +299,7 @@ def test_jobs_resume_keep_other_runs_and_report_failures(tmp_path, capfd):
 @pytest.mark.parametrize("text", ["[optimizer]\nspam = 1\n", "no TOML"])
 def test_a_folder_whose_settings_are_no_longer_understood_is_set_aside(text, small):
     table, _, outputs = small
-    job = table.job(table.rows[0], 1, "full", "published", outputs)
+    job = table.job(table.rows[0], 1, Cell("full", "published"), outputs)
     job.folder.mkdir(parents=True)
     (job.folder / "config.toml").write_text(text)
     (job.folder / "summary.json").write_text('{"status": "completed"}')
@@ -358,8 +357,9 @@ def test_committed_verdicts_are_what_the_records_say():
 def test_records_survive_writing_and_reading(tmp_path):
     write_kept(tmp_path / "a.json", RUNS)
     assert read_kept(tmp_path / "a.json") == RUNS
-    assert not is_done(TABLES["readme-3.3"].job(TABLES["readme-3.3"].rows[0], 1, "full",
-                                                "published", tmp_path), RUNS, any_version=True)
-    dropped = collect(TABLES["readme-3.3"], tmp_path / "none", {"runs": [], "settings": {},
+    table = TABLES["readme-3.3"]
+    job = table.job(table.rows[0], 1, Cell("full", "published"), tmp_path)
+    assert not is_done(job, RUNS, any_version=True)
+    dropped = collect(table, tmp_path / "none", {"runs": [], "settings": {},
                                                                  "sources": {}})
     assert dropped["runs"] == []

@@ -117,6 +117,26 @@ def paired(ours: dict[int, float], baseline: dict[int, float]) -> tuple[Estimate
     return Estimate(float(differences.mean()), low, high, len(differences)), float(test.pvalue)
 
 
+def welch(values: Sequence[float], others: Sequence[float]) -> tuple[Estimate, float, float]:
+    """Difference of two means without pairs, its Welch interval, t and two-sided p value."""
+    difference = float(np.mean(values) - np.mean(others))
+    n = min(len(values), len(others))
+    if n < 2:
+        return Estimate(difference, math.nan, math.nan, n), math.nan, math.nan
+    test = stats.ttest_ind(values, others, equal_var=False)
+    low, high = test.confidence_interval(LEVEL)
+    return (Estimate(difference, float(low), float(high), n), float(test.statistic),
+            float(test.pvalue))
+
+
+def share(successes: int, n: int, unit: float = 1.0) -> Estimate:
+    """A share of n trials with its exact binomial (Clopper-Pearson) interval, times `unit`."""
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    low, high = stats.binomtest(successes, n).proportion_ci(LEVEL)
+    return Estimate(unit * successes / n, unit * float(low), unit * float(high), n)
+
+
 def logrank(
     times: Sequence[float | None], limits: Sequence[float],
     other_times: Sequence[float | None], other_limits: Sequence[float],

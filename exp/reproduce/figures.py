@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from exp.report import statistics
-from exp.reproduce.claims import PERCENT, Claim, estimate, watched
+from exp.reproduce.claims import Claim
+from exp.reproduce.measures import PERCENT, estimate, watched
 from exp.reproduce.plan import Table
 from exp.reproduce.report import UNITS, sections, select
 from exp.reproduce.verdicts import deciding_scale

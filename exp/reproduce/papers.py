@@ -55,15 +55,22 @@ def select_tables(papers: Sequence[Paper], names: Sequence[str] = ()) -> list[Ta
 def _paper(folder: Path) -> Paper:
     tables = read_toml(folder / "tables.toml")["table"]
     claims = read_toml(folder / "claims.toml")["claim"]
-    return Paper(folder.name, tables=tuple(map(_table, tables)),
-                 claims=tuple(Claim(**claim) for claim in claims),
+    return Paper(folder.name, tables=tuple(map(_table, tables)), claims=tuple(map(_claim, claims)),
                  **read_toml(folder / "paper.toml"))
 
 
+def _claim(entry: dict) -> Claim:
+    return Claim(**{**entry, "where": tuple(entry.get("where", ()))})
+
+
 def _table(entry: dict) -> Table:
-    rows = tuple(Row(row.pop("label"), row.pop("config"), {k: tuple(v) for k, v in row.items()})
+    rows = tuple(Row(row.pop("label"), row.pop("config"), _tuples(row))
                  for row in entry.pop("row"))
-    lists = {key: {name: tuple(overrides) for name, overrides in entry.pop(key).items()}
-             for key in ("scales", "protocols")}
+    grid = {factor: _tuples(levels) for factor, levels in entry.pop("grid", {}).items()}
+    lists = {key: _tuples(entry.pop(key)) for key in ("scales", "protocols")}
     matrix = tuple(entry.pop("fixed_for_matrix_rules", ()))
-    return Table(rows=rows, fixed_for_matrix_rules=matrix, **lists, **entry)
+    return Table(rows=rows, grid=grid, fixed_for_matrix_rules=matrix, **lists, **entry)
+
+
+def _tuples(lists: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(items) for name, items in lists.items()}

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 
 from exp.report import statistics
 from exp.report.tables import at_least, interval, markdown, number
-from exp.reproduce.claims import PERCENT, Claim, along, chosen, watched
+from exp.reproduce.claims import Claim
+from exp.reproduce.measures import PERCENT, along, chosen, number_or_nan, watched
 from exp.reproduce.plan import PROTOCOLS, SCALES, Table
 from exp.reproduce.verdicts import claims_table
 
@@ -84,12 +85,12 @@ def _values(table: Table, protocol: str, runs: dict[str, list[dict]]) -> str:
     base = {run["seed"]: run for run in runs.get(table.baseline, [])}
     for row, group in runs.items():
         best = {run["seed"]: scale * chosen(run, metric, table.mode) for run in group}
-        last = [scale * _nan(run["curve"].get(metric, [None])[-1]) for run in group]
+        last = [scale * number_or_nan(run["curve"].get(metric, [None])[-1]) for run in group]
         cells = [row, str(len(group)), interval(statistics.mean(list(best.values()))),
                  number(statistics.deviation(list(best.values()))), number(_mean(last))]
         if has_test:
-            cells.append(interval(statistics.mean([scale * _nan(run["best"].get(tested))
-                                                   for run in group])))
+            cells.append(interval(statistics.mean(
+                [scale * number_or_nan(run["best"].get(tested)) for run in group])))
         cells += [number(_mean([run["curve"]["gradient_evaluations"][-1] for run in group])),
                   number(_mean([run["curve"]["seconds"][-1] for run in group]))]
         if row == table.baseline or not base:
@@ -176,7 +177,3 @@ def _in_axis(milestone: str, group: list[dict], axis: str) -> tuple[list, list]:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def _nan(value: float | None) -> float:
-    return math.nan if value is None else value

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from exp.report.statistics import Estimate
 from exp.report.tables import interval, markdown, number
-from exp.reproduce.claims import SCALE_FREE, Claim, estimate, judge, overhead
+from exp.reproduce.claims import Claim, judge
+from exp.reproduce.measures import SCALE_FREE, estimate, overhead
 from exp.reproduce.papers import Paper
 from exp.reproduce.plan import Table
 from exp.reproduce.records import read_kept
