@@ -83,10 +83,9 @@ def jobs(table: Table, options: argparse.Namespace, protocols: Sequence[str]) ->
     """The runs that a table needs, seed by seed, so that an unfinished table is a fair one."""
     scale = table.scale(options.scale)
     seeds = range(1, (options.seeds or table.seeds[scale]) + 1)
-    cells = [cell for cell in table.cells() if cell.scale == scale and cell.protocol in protocols]
     return [table.job(row, seed, cell, options.outputs)
             for protocol in protocols for seed in seeds
-            for cell in cells if cell.protocol == protocol for row in table.rows
+            for cell in table.cells_to_run(scale, protocol) for row in table.rows
             if options.only is None or row.config in options.only]
 
 

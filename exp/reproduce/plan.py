@@ -6,6 +6,7 @@ factor of the table's grid, where it has one. All of them are overrides on the r
 """
 
 import itertools
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,6 +91,13 @@ class Table:
         return [Cell(scale, protocol, levels) for scale in SCALES if scale in self.scales
                 for protocol in PROTOCOLS if protocol in self.protocols
                 for levels in itertools.product(*self.grid.values())]
+
+    def cells_to_run(self, scale: str, protocol: str) -> list[Cell]:
+        """The cells of one scale and protocol in the order in which they are run: those of a grid
+        are shuffled, always alike, so that an unfinished grid is a fair sample of it."""
+        cells = [cell for cell in self.cells() if (cell.scale, cell.protocol) == (scale, protocol)]
+        random.Random(0).shuffle(cells)
+        return cells
 
     def overrides(self, row: Row, cell: Cell) -> tuple[str, ...]:
         """The `--set` options that turn the row's config into this cell."""
