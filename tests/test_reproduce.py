@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,12 @@ def claim(comparator, value, unit="%", measure="best", **more):
     (claim("<", 1.05, "x", "rebound"), Estimate(1.01, 1.0, 1.02, 3), "holds"),
     (claim("<", 1.05, "x", "rebound"), Estimate(1.04, 1.0, 1.3, 3), "holds partly"),
     (claim(">", 0, "%", "lead"), Estimate(math.nan, math.nan, math.nan, 3), "does not hold"),
+    (claim(">", 50, test=True), Estimate(70, 55, 82, 30), "holds"),
+    (claim(">", 50, test=True), Estimate(60, 45, 75, 30), "inconclusive"),
+    (claim(">", 50, test=True), Estimate(30, 18, 45, 30), "does not hold"),
+    (claim("<", 50, test=True), Estimate(30, 18, 45, 30), "holds"),
+    (claim("<", 50, test=True), Estimate(70, 55, 82, 30), "does not hold"),
+    (claim("<", 50, test=True), Estimate(math.nan, math.nan, math.nan, 0), "inconclusive"),
     (claim("=", 90.7), None, "not yet run"),
     (claim("=", 15, cannot="needs many devices"), None, "cannot be tested here"),
 ])
@@ -144,6 +152,44 @@ def test_measures_by_hand(measure, unit, value):
     made = claim("=", 1.0, unit, measure, row="ARS2-Neo AGA", against="AdamW")
     found = estimate(made, TABLES["readme-3.3"], RUNS, "full", "published")
     assert found.value == pytest.approx(value)
+
+
+def grid_run(row, level, epoch, seed=1, epochs=20):
+    accuracy = [0.96 if epoch and e >= epoch else 0.1 for e in range(1, epochs + 1)]
+    return run(row, seed, accuracy) | {"levels": [level]}
+
+
+GRID = [("a", 4, 2), ("b", 10, 4), ("c", None, 8), ("d", 6, 6), ("e", None, None), ("f", 3, 6)]
+GRID_TABLE = replace(TABLES["readme-3.3"], name="grid", threshold=0.95, grid={
+    "factor": {level: () for level, *_ in GRID}}, rows=tuple(
+        row for row in TABLES["readme-3.3"].rows if row.label in ("AdamW", "ARS2-Neo AGA")))
+GRID_RUNS = {"settings": {}, "sources": {}, "runs": [
+    grid_run(row, level, epochs[row != "AdamW"])
+    for level, *epochs in GRID for row in ("AdamW", "ARS2-Neo AGA")]}
+
+
+@pytest.mark.parametrize(("measure", "unit", "value", "n"), [
+    ("mean_epoch", "epoch", (2 + 4 + 8 + 6 + 20 + 6) / 6, 6),
+    ("sooner_by", "epochs", (4 + 10 + 20 + 6 + 20 + 3 - 46) / 6, 6),
+    ("first_share", "%", 75.0, 4),  # a, b, c of a, b, c, f: d is a tie, e was reached by neither
+    ("paired_ratio", "x", (2 * 2.5 * 1 * 0.5) ** (1 / 4), 4),  # a, b, d, f
+])
+def test_measures_over_a_grid_by_hand(measure, unit, value, n):
+    made = claim("=", 1.0, unit, measure, row="ARS2-Neo AGA", against="AdamW")
+    found = estimate(made, GRID_TABLE, GRID_RUNS, "full", "published")
+    assert (found.value, found.n) == (pytest.approx(value), n)
+    only = replace(made, where=("b",))
+    one = estimate(only, GRID_TABLE, GRID_RUNS, "full", "published")
+    assert one.value == pytest.approx({"mean_epoch": 4, "sooner_by": 6, "first_share": 100,
+                                       "paired_ratio": 2.5}[measure])
+
+
+def test_the_page_of_a_grid_has_every_configuration_and_level():
+    page = render(GRID_TABLE, GRID_RUNS, [])
+    assert "| c      | > 20         | 8                   |" in page
+    assert "6 of 6 configurations are complete" in page
+    assert re.search(r"\| all +\| 6 \+ 6 +\| 10.5 +\| 7.667 +\| 2.833 \[", page)
+    assert "| 75 [19.41, 99.37] " in page
 
 
 def test_overheads_come_from_the_full_training_steps_of_the_benchmark():
@@ -224,8 +270,6 @@ def small(monkeypatch, tmp_path):
     tiny = tuple(TINY["grokking"]) + ("experiment.epochs=2",)
     table = TABLES["readme-3.3"]
     rows = tuple(row for row in table.rows if row.label in ("AdamW", "ARS2-Neo AGA"))
-    from dataclasses import replace
-
     table = replace(table, rows=rows, scales={"full": tiny}, protocols={"published": ()})
     monkeypatch.setattr(command, "select_tables", lambda papers, names=(): [table])
 
@@ -243,6 +287,12 @@ def test_a_table_is_run_kept_shown_and_not_run_again(small, capsys, monkeypatch)
     assert "0 runs there, 1 missing" in capsys.readouterr().out
     assert reproduce("--list", "--only", "nonsense") == 2
     assert "lrp_grok_adamw_600e" in capsys.readouterr().err
+    plan = outputs / "plan.json"
+    assert reproduce("--plan", str(plan)) == 0
+    planned = json.loads(plan.read_text())["jobs"]
+    assert [(job["task"], job["units"]) for job in planned] == [("grokking", 2), ("grokking", 4)]
+    assert planned[0]["argv"][:4] == ["-m", "exp.grokking.train", "--config",
+                                      "config/lrp_grok_adamw_600e.toml"]
     assert reproduce("--workers", "2") == 0
     paper = outputs / "paper"
     kept = json.loads((paper / "readme-3.3.json").read_text())
@@ -261,6 +311,7 @@ def test_a_table_is_run_kept_shown_and_not_run_again(small, capsys, monkeypatch)
     for folder in outputs.glob("lrp_*"):
         folder.rename(outputs / f"away-{folder.name}")
     assert reproduce() == 0  # from the kept records
+    assert reproduce("--render") == 0
     assert (paper / "readme-3.3.md").read_text() == page
     kept = json.loads((paper / "readme-3.3.json").read_text())
     kept["runs"][0]["recipes"] = {"exp.harness": 7}

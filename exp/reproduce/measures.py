@@ -57,8 +57,8 @@ def estimate(claim: Claim, table: Table, records: dict, scale: str, protocol: st
     runs = [run for run in records["runs"]
             if (run["scale"], run["protocol"]) == (scale, protocol)
             and set(claim.where) <= set(run.get("levels", ()))]
-    ours, other = ({(run["seed"], *run.get("levels", ())): run for run in runs
-                    if run["row"] == row} for row in (claim.row, claim.against))
+    ours, other = (by_configuration(run for run in runs if run["row"] == row)
+                   for row in (claim.row, claim.against))
     if not ours or (claim.against and not other):
         return None
     by = Yardstick.of(table, protocol)
@@ -86,6 +86,11 @@ def overhead(claim: Claim, bench: dict, configs: Iterable[str]) -> Estimate | No
     # A few bytes of step counts are no overhead; + 0.0 makes of -0.0 a plain zero.
     return Estimate(*(round(PERCENT * (ratio - 1), 3) + 0.0 for ratio in (value, low, high)),
                     min(row["rounds"] for row in rows))
+
+
+def by_configuration(runs: Iterable[dict]) -> Runs:
+    """Runs of one row by their seed and levels: what two rows are paired on."""
+    return {(run["seed"], *run.get("levels", ())): run for run in runs}
 
 
 def chosen(run: dict, metric: str, mode: str) -> float:
@@ -185,13 +190,6 @@ def _sooner_by(claim: Claim, by: Yardstick, ours: Runs, other: Runs) -> Estimate
     return statistics.welch(capped_epochs(by, other), capped_epochs(by, ours))[0]
 
 
-def _first_share(claim: Claim, by: Yardstick, ours: Runs, other: Runs) -> Estimate:
-    """The percentage of configurations in which our row gets there first, of those in which one
-    row does; a configuration that one row reaches and the other does not counts for the one."""
-    decided = [answer for answer in who_is_first(by, ours, other) if answer]
-    return statistics.share(decided.count(1), len(decided), PERCENT)
-
-
 def _paired_ratio(claim: Claim, by: Yardstick, ours: Runs, other: Runs) -> Estimate:
     """The geometric mean, over the configurations in which both get there, of the other row's
     epochs over ours."""
@@ -206,6 +204,13 @@ def capped_epochs(by: Yardstick, runs: Runs) -> list[float]:
     ends = watched(runs.values())
     return [end if (epoch := by.epoch(run)) is None else epoch
             for run, end in zip(runs.values(), ends, strict=True)]
+
+
+def first_share(by: Yardstick, ours: Runs, other: Runs) -> Estimate:
+    """The percentage of configurations in which our row gets there first, of those in which one of
+    the two does; reaching the milestone counts as before never reaching it."""
+    decided = [answer for answer in who_is_first(by, ours, other) if answer]
+    return statistics.share(decided.count(1), len(decided), PERCENT)
 
 
 def who_is_first(by: Yardstick, ours: Runs, other: Runs) -> list[int]:
@@ -230,5 +235,6 @@ MEASURES: dict[str, Callable] = {
     "best": _best, "final": _final, "train_loss": _train_loss,
     "epochs_to_best": _epochs_to_best, "rebound": _rebound, "speedup": _speedup, "delay": _delay,
     "lead": _lead, "lag": _lag, "evaluations": _evaluations, "mean_epoch": _mean_epoch,
-    "sooner_by": _sooner_by, "first_share": _first_share, "paired_ratio": _paired_ratio,
+    "sooner_by": _sooner_by, "paired_ratio": _paired_ratio,
+    "first_share": lambda claim, *rest: first_share(*rest),
 }

@@ -33,7 +33,8 @@ class Paper:
 def read_papers(folder: Path = PAPERS) -> list[Paper]:
     """Every paper, by the name of its folder.
 
-    Raises ConfigError where two tables have one name: it names their page.
+    Raises ConfigError for files with missing or unknown keys, and where two tables have one name,
+    which names their page.
     """
     papers = [_paper(path.parent) for path in sorted(folder.glob("*/paper.toml"))]
     names = [table.name for paper in papers for table in paper.tables]
@@ -53,10 +54,13 @@ def select_tables(papers: Sequence[Paper], names: Sequence[str] = ()) -> list[Ta
 
 
 def _paper(folder: Path) -> Paper:
-    tables = read_toml(folder / "tables.toml")["table"]
-    claims = read_toml(folder / "claims.toml")["claim"]
-    return Paper(folder.name, tables=tuple(map(_table, tables)), claims=tuple(map(_claim, claims)),
-                 **read_toml(folder / "paper.toml"))
+    try:
+        tables = read_toml(folder / "tables.toml")["table"]
+        claims = read_toml(folder / "claims.toml")["claim"]
+        return Paper(folder.name, tables=tuple(map(_table, tables)),
+                     claims=tuple(map(_claim, claims)), **read_toml(folder / "paper.toml"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{folder}: {error}") from error
 
 
 def _claim(entry: dict) -> Claim:

@@ -95,13 +95,14 @@ def _deduplicated(items: Iterable[tuple[dict, dict, dict]]) -> dict:
     for record, *shared in items:
         record = dict(record)
         for name, value in zip(("settings", "sources"), shared, strict=True):
-            record[name] = _hash(value)
+            record[name] = hash_of(value)
             result[name][record[name]] = value
         result["runs"].append(record)
     return result
 
 
-def _hash(value: dict) -> str:
+def hash_of(value: dict) -> str:
+    """What settings and sources are stored under."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 

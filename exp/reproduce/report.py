@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from exp.report import statistics
 from exp.report.tables import at_least, interval, markdown, number
 from exp.reproduce.claims import Claim
+from exp.reproduce.grids import render_grid
 from exp.reproduce.measures import PERCENT, along, chosen, number_or_nan, watched
 from exp.reproduce.plan import PROTOCOLS, SCALES, Table
 from exp.reproduce.verdicts import claims_table
@@ -17,7 +18,7 @@ PROTOCOL_WORDS = {"published": "as published, flaws included", "fixed": "flaws m
 
 def render(table: Table, records: dict, claims: Iterable[Claim]) -> str:
     """The whole page of one table."""
-    parts = [f"# {table.title}", _command(table),
+    parts = [f"# {table.title}", table.note, _command(table),
              "Made by `exp.reproduce` from the JSON beside this page. Intervals are 95 % over "
              "seeds; p values are two-sided."]
     parts += [f"![{table.name}]({table.name}.png)"] if records["runs"] else ["Nothing was run yet."]
@@ -25,7 +26,9 @@ def render(table: Table, records: dict, claims: Iterable[Claim]) -> str:
         runs = select(records, scale, protocol)
         parts.append(f"## {scale.capitalize()} scale, {PROTOCOL_WORDS[protocol]}")
         parts.append(_provenance(runs))
-        if table.milestone:
+        if table.grid:
+            parts += render_grid(table, protocol, runs)
+        elif table.milestone:
             parts += [_milestones(table, runs), _against_baseline_in_time(table, runs)]
         else:
             parts += [_values(table, protocol, runs), _equal_compute(table, protocol, runs)]

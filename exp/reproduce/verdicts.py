@@ -19,7 +19,7 @@ def render_verdicts(papers: Iterable[Paper], kept: Path) -> str:
     """The text of verdicts.md, from the records in the folder `kept`."""
     parts = ["# Every claim and its verdict"]
     for paper in papers:
-        parts += [paper.note, *_verdicts(paper, kept)]
+        parts += [f"## {paper.title}", paper.note, *_verdicts(paper, kept)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -38,7 +38,7 @@ def _verdicts(paper: Paper, kept: Path) -> list[str]:
         claims = paper.claims_of(name)
         if claims:
             title = tables[name].title if name in tables else name or "Statements in the text"
-            parts += [f"## {title}", claims_table(claims, tables.get(name),
+            parts += [f"### {title}", claims_table(claims, tables.get(name),
                                                   read_kept(kept / f"{name}.json"), measured)]
     return parts
 
@@ -71,10 +71,17 @@ def claims_table(
         lines.append((f"{claim.says} <sub>{claim.id}</sub>",
                       f"{claim.comparator} {number(claim.value)} {claim.unit}",
                       f"{logged}({claim.log})" if claim.log else "",
-                      shown(ours, claim.unit, "seed" if table else "round"),
-                      shown(fixed, claim.unit),
+                      shown(ours, claim.unit, _counted(table)),
+                      shown(fixed, claim.unit, _counted(table)),
                       f"**{verdict}**{word}{_why(claim, verdict, ours)}"))
     return markdown(lines)
+
+
+def _counted(table: Table | None) -> str:
+    """What an estimate's n counts."""
+    if table is None:
+        return "round"
+    return "run" if table.grid else "seed"
 
 
 def _why(claim: Claim, verdict: str, ours: Estimate | None) -> str:
@@ -93,8 +100,8 @@ def deciding_scale(claim: Claim, table: Table | None, records: dict) -> tuple[st
     return "full", ""
 
 
-def shown(ours: Estimate | None, unit: str, what: str = "seed") -> str:
-    """An estimate with its interval and its number of seeds, or of a benchmark's rounds."""
+def shown(ours: Estimate | None, unit: str, what: str) -> str:
+    """An estimate with its interval and n times `what`."""
     if ours is None:
         return ""
     return f"{interval(ours, unit)}, {ours.n} {what}{'s' * (ours.n != 1)}"
