@@ -15,7 +15,6 @@ from exp.jobs.launch import Local
 from exp.jobs.queue import Job, run_jobs, state
 from exp.report.statistics import Estimate, logrank, mean, median_time, paired, speedup
 from exp.reproduce import __main__ as command
-from exp.reproduce import records as records_module
 from exp.reproduce.claims import Claim, judge
 from exp.reproduce.measures import MEASURES, estimate, overhead
 from exp.reproduce.papers import read_papers, select_tables
