@@ -1,6 +1,7 @@
 """Configuration: signatures as schema, overrides, and a clear refusal of everything else."""
 
 import math
+import sys
 import tomllib
 from pathlib import Path
 from typing import Literal
@@ -90,6 +91,19 @@ def test_each_mistake_gets_a_message_that_helps(override, words):
         grok(override)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_config_cannot_import_from_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "rule.py").write_text("raise SystemExit('imported')\n")
+    (tmp_path / "wicked.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    for name in ("evil:X", "evil.rule:X", "wicked:X", "outputs.evil:X", "exp.tune.score:X"):
+        with pytest.raises(ValueError, match="not an installed package|no package"):
+            optimizer_class(name)
+    assert not {"evil", "evil.rule", "wicked", "outputs"} & sys.modules.keys()
+    assert optimizer_class("torch:RAdam") is torch.optim.RAdam
 
 
 @pytest.mark.parametrize("name", ["adafactor", "pytorch_optimizer:SCION", "pytorch_optimizer:ADOPT",
