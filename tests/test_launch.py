@@ -1,20 +1,26 @@
 """Launchers: local processes and submitit give the same: statuses, logs, stopping, going on."""
 
+import json
 import os
 import re
 import signal
 import stat
+import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import TINY
 
 from exp.harness.errors import ConfigError
+from exp.harness.folder import RunFolder
+from exp.harness.lock import INHERITED, acquire, holder, local_process
 from exp.jobs import launch, queue
-from exp.jobs.launch import Local, Work
-from exp.jobs.queue import LOG, Job, Stopped, run_jobs
+from exp.jobs.launch import LOG, Local, Work
+from exp.jobs.queue import Job, Stopped, run_jobs
 from exp.jobs.slurm import Submitit, _parameter, _Submitted, launcher_of
 from exp.reproduce.__main__ import _parser as reproduce_parser
 from exp.tune import __main__ as tune
@@ -39,8 +45,11 @@ class Quick(Job):
 
     code: str = ""
 
-    def command(self, held):
-        code = f"import os; os.chdir({str(self.folder)!r}); held = {held!r}\n{self.code}"
+    def outcome(self):
+        return 0 if (self.folder / "done").exists() else None
+
+    def command(self, mode):
+        code = f"import os; os.chdir({str(self.folder)!r}); mode = {mode!r}\n{self.code}"
         return [sys.executable, "-S", "-c", code]
 
 
@@ -55,12 +64,12 @@ def launcher(request, tmp_path):
 
 def test_runs_end_are_reported_and_fail_alone(launcher, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    jobs = [quick(tmp_path, 1, "print(held, os.environ['OMP_NUM_THREADS'])"),
+    jobs = [quick(tmp_path, 1, "print(mode, os.environ['OMP_NUM_THREADS'])"),
             quick(tmp_path, 2, "raise SystemExit('error: no such thing')")]
     reported = {}
     assert run_jobs(jobs, launcher, reported.__setitem__) == dict(zip(jobs, (0, 1), strict=True))
     assert reported == {jobs[0]: 0, jobs[1]: 1}
-    assert (jobs[0].folder / LOG).read_text() == "--overwrite 3\n"
+    assert (jobs[0].folder / LOG).read_text() == "--resume 3\n"
     assert "quick seed 2: failed with status 1: error: no such thing" in capfd.readouterr().err
 
 
@@ -85,11 +94,63 @@ def test_a_signal_lets_every_run_checkpoint_and_then_comes_back(number, launcher
     assert [(job.folder / "ended").exists() for job in jobs] == [True, True, False]
 
 
+QUEUE = """
+import sys
+from pathlib import Path
+from exp.jobs.queue import Job, run_jobs
+run_jobs([Job("grokking", Path(sys.argv[1]), 1, Path(sys.argv[2]), tuple(sys.argv[3:]))])
+"""
+
+
+def test_a_killed_queue_finds_its_run_again_and_starts_nothing_twice(tmp_path):
+    config, folder = Path("config/lrp_grok_adamw_600e.toml"), tmp_path / "run" / "seed1"
+    job = Job("grokking", config, 1, folder, (*TINY["grokking"], "experiment.epochs=800"))
+    first = subprocess.Popen([sys.executable, "-c", QUEUE, config, folder, *job.overrides])
+    wait_for(folder / "metrics.jsonl")
+    first.kill()
+    assert first.wait() == -signal.SIGKILL
+    child = local_process(folder)
+    assert child not in (None, first.pid)
+    with pytest.raises(ConfigError, match=f"in use by process {child} on"):
+        RunFolder(folder, resume=True)
+    assert run_jobs([job]) == {job: 0}
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 801))
+    assert "resumed_from" not in json.loads((folder / "run.json").read_text())
+    assert holder(folder) is None
+
+
+def test_a_run_that_dies_after_its_queue_is_started_again(tmp_path):
+    job = quick(tmp_path, 1, "open('done', 'w')")
+    job.folder.mkdir(parents=True)
+    code = f"from exp.harness.lock import *; acquire(Path({str(job.folder)!r})); print(flush=True);"
+    other = subprocess.Popen([sys.executable, "-S", "-c", code + "time.sleep(60)"],
+                             stdout=subprocess.PIPE)
+    other.stdout.readline()
+    threading.Timer(1.0, other.kill).start()
+    assert run_jobs([job]) == {job: 0}
+    assert other.wait() == -signal.SIGKILL and (job.folder / "done").exists()
+    other.stdout.close()
+
+
+def test_a_process_inherits_the_lock_and_only_it_may_write(tmp_path):
+    descriptor = acquire(tmp_path)
+    with pytest.raises(ConfigError, match=f"in use by process {os.getpid()} on"):
+        acquire(tmp_path)
+    code = (f"from exp.harness.lock import *; mine = acquire(Path({str(tmp_path)!r}));"
+            f"print(holder(Path({str(tmp_path)!r}))); release(mine)")
+    run = subprocess.run([sys.executable, "-S", "-c", code], pass_fds=[descriptor], text=True,
+                         env={**os.environ, INHERITED: str(descriptor)}, capture_output=True)
+    assert re.fullmatch(r"process \d+ on \S+", run.stdout.strip()), run.stderr
+    assert holder(tmp_path) is None  # the kernel knows one lock, whoever has inherited it
+    os.close(descriptor)
+
+
 def test_a_preempted_job_checkpoints_and_goes_on_by_itself(tmp_path):
     """What Slurm does before a time limit: submitit's signal to the job, and to it alone."""
     first = quick(tmp_path, 1, PATIENT)
     again = quick(tmp_path, 1, "print('goes on after a', open('ended').read())")
-    work = Work(first.command("--overwrite"), again.command("--resume"), first.folder / LOG)
+    work = Work(first.folder, first.command("--overwrite"), again.command("--resume"))
     process, = Submitit("local", tmp_path / "logs", 1, {}).start([work])
     parent = wait_for(first.folder / "parent")
     assert process.poll() is None
@@ -114,7 +175,7 @@ def test_a_job_that_its_host_lost_has_failed_and_says_why(tmp_path):
 
 
 def wait_for(path):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if path.exists() and (text := path.read_text()):
             return text
@@ -123,7 +184,7 @@ def wait_for(path):
 
 
 def ended(process):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     return process.poll()
@@ -191,7 +252,7 @@ def slurm(tmp_path, monkeypatch):
 def test_slurm_gets_one_array_with_the_parameters_and_gives_the_status(slurm, tmp_path):
     launcher = Submitit("slurm", tmp_path / "logs", 7, {"partition": "gpu", "time": 90})
     codes = ["print('threads', os.environ['OMP_NUM_THREADS']); raise SystemExit(3)", ""]
-    works = [Work(job.command("--overwrite"), [], job.folder / LOG)
+    works = [Work(job.folder, job.command("--overwrite"), [])
              for job in (quick(tmp_path, seed, code) for seed, code in enumerate(codes))]
     first, second = launcher.start(works)
     assert (ended(first), second.poll()) == (3, None)

@@ -12,30 +12,33 @@ from typing import Any
 import torch
 
 from exp.harness.errors import ConfigError
+from exp.harness.lock import acquire, holder, is_inherited, release
 from exp.harness.toml import to_toml
 
 FILES = ("config.toml", "run.json", "metrics.jsonl", "summary.json", "curves.png",
          "diagnostics.png", "latest.pt", "best.pt")
 KEYS = {"latest.pt": "settings", "best.pt": "model"}  # that each checkpoint must have
-PAST = ("command", "commit", "uncommitted_changes", "recipes", "sources", "device",
-        "versions")  # of run.json
+PAST = ("command", "commit", "uncommitted_changes", "sources", "device", "versions")  # of run.json
 
 
 class RunFolder:
     """One run on disk: config.toml, run.json, metrics.jsonl, summary.json, curves.png, *.pt.
 
-    Raises ConfigError for a folder that holds a run, unless it is resumed or overwritten, and for
-    resuming a completed one whose checkpoint is gone.
+    Raises ConfigError for a folder that holds a run, unless it is resumed or overwritten, for
+    resuming a completed one whose checkpoint is gone, and for one that another process writes to.
     """
 
     def __init__(self, path: Path, resume: bool = False, overwrite: bool = False) -> None:
         self.path, self.resume, self.overwrite = path, resume, overwrite
+        self._lock: int | None = None
         try:
             if path.exists() and not path.is_dir():
                 raise ConfigError(f"{path} is a file: --output must name a folder")
         except OSError as error:  # a name that is too long, say
             raise ConfigError(f"--output {path}: {error}") from error
         held = [name for name in FILES if (path / name).exists()]
+        if (other := holder(path)) and not is_inherited(path):
+            raise ConfigError(f"{path} is in use by {other}")
         if held and not resume and not overwrite:
             status = (self.summary() or {}).get("status", "unfinished")
             raise ConfigError(f"{path} holds a run ({status}): --resume continues it,"
@@ -50,16 +53,26 @@ class RunFolder:
         path = self.path / "summary.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
-    def begin(self, settings: dict, facts: dict, epochs: int) -> None:
-        """Create the folder and say what runs; keep the record of the first `epochs` epochs, and
-        in run.json what ran until the checkpoint, as `resumed_from`.
+    def lock(self) -> None:
+        """Create the folder and keep every other process from writing to it until `unlock`.
 
-        Raises ConfigError if the folder cannot be created.
+        Raises ConfigError if it cannot be created, or if another process has it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = acquire(self.path)
         except OSError as error:
             raise ConfigError(f"cannot create the run folder {self.path}: {error}") from error
+
+    def unlock(self) -> None:
+        """Let others write to the folder."""
+        if self._lock is not None:
+            release(self._lock)
+            self._lock = None
+
+    def begin(self, settings: dict, facts: dict, epochs: int) -> None:
+        """Say what runs; keep the record of the first `epochs` epochs, and in run.json what ran
+        until the checkpoint, as `resumed_from`."""
         if self.resume and (self.path / "latest.pt").exists():  # within the first epoch too
             facts = {**facts, "resumed_from": self._past(facts)}
         if self.overwrite:
@@ -80,8 +93,7 @@ class RunFolder:
                    if facts["sources"].get(name, digest) != digest]
         if changed:
             print(f"warning: {', '.join(changed)} changed since the run began; run.json holds what "
-                  "ran before, and a run whose parts differ in a RECIPE does not count",
-                  file=sys.stderr)
+                  "ran before, and exp.reproduce will not count the run", file=sys.stderr)
         return [*before.get("resumed_from", []), {key: before.get(key) for key in PAST}]
 
     def checkpoint(self) -> dict | None:

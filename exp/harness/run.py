@@ -16,7 +16,7 @@ from exp.harness.checkpoint import Checkpoints, Position
 from exp.harness.config import Experiment
 from exp.harness.device import peak_memory, restart_peak_memory, wait_for
 from exp.harness.diagnostics import Instruments
-from exp.harness.distributed import Consensus, is_main, load_whole, size, whole
+from exp.harness.distributed import Consensus, is_main, load_whole, size, together, whole
 from exp.harness.facts import run_facts
 from exp.harness.folder import RunFolder
 from exp.harness.interrupts import Interrupts
@@ -85,6 +85,18 @@ class Run:
         return self.at.step
 
     def __enter__(self) -> "Run":
+        with together():
+            if is_main():
+                self.folder.lock()
+        try:
+            self._begin()
+        except BaseException:
+            self.folder.unlock()
+            raise
+        self.interrupts.install()
+        return self
+
+    def _begin(self) -> None:
         resumed = self.checkpoints.load()
         if resumed is not None:
             self.at, self.stopped, self.seconds_before = resumed
@@ -94,13 +106,20 @@ class Run:
             self.last_line = (self.folder.metrics() or [{}])[-1]
         wanted = self.experiment.tensorboard and is_main()
         self.board = Board(self.folder.path, wanted, self.at.epoch + 1)
-        self.interrupts.install()
-        return self
 
     def __exit__(self, kind: type | None, error: Exception | None, trace: Any) -> None:
         self.interrupts.remove()
         if self.progress is not None:
             self.progress.close()
+        try:
+            self._end(kind)
+        finally:
+            self.folder.unlock()
+            self.board.close()
+        if kind is torch.linalg.LinAlgError:  # how decompositions refuse what is not finite
+            raise Diverged(f"{error} in epoch {self.at.epoch + 1}, step {self.at.step}") from error
+
+    def _end(self, kind: type | None) -> None:
         status = {None: "completed", Interrupted: "interrupted", KeyboardInterrupt: "interrupted",
                   Diverged: "diverged", torch.linalg.LinAlgError: "diverged"}.get(kind)
         if status is not None:
@@ -112,9 +131,6 @@ class Run:
                 self.checkpoints.save_best(self.at)
             if is_main():
                 self._summarize(status)
-        self.board.close()
-        if kind is torch.linalg.LinAlgError:  # how decompositions refuse what is not finite
-            raise Diverged(f"{error} in epoch {self.at.epoch + 1}, step {self.at.step}") from error
 
     def epochs(self) -> Iterator[int]:
         """Yield each epoch that is left, 1-based."""

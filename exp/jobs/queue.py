@@ -1,4 +1,4 @@
-"""Many runs: training commands handed to a launcher, resumable, seen as one."""
+"""Many runs: training commands given to a launcher, resumable, with one progress view."""
 
 import importlib
 import json
@@ -14,17 +14,21 @@ from tqdm import tqdm
 
 from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, INTERRUPTED
 from exp.harness.config import Task, load_settings
+from exp.harness.lock import holder
 from exp.jobs.freshness import Identity, folder_identity, identity
-from exp.jobs.launch import Launcher, Local, Work, stop, stoppable
+from exp.jobs.launch import LOG, Launcher, Local, Orphan, Process, Work, stop, stoppable
 
 POLL_SECONDS = 0.5
-LOG = "train.log"
+OUTCOMES = {"completed": COMPLETED, "diverged": DIVERGED}  # of a run that has ended -> exit status
 
-State = Literal["finished", "outdated", "unfinished", "missing", "other"]
+State = Literal["missing", "waiting", "running", "finished", "failed", "damaged", "outdated",
+                "other"]
+ENDS: dict[str, State] = {"completed": "finished", "diverged": "finished",
+                          "interrupted": "waiting"}  # status of summary.json -> state
 
 
 class Stopped(Exception):
-    """Ctrl-C or SIGTERM: the running jobs were told to stop and have written their checkpoints."""
+    """Ctrl-C or SIGTERM: the running jobs have written their checkpoints and ended."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,31 @@ class Job:
         task = task_named(self.task)
         return identity(load_settings(self.config, self.overrides, task), task)
 
-    def command(self, held: str) -> list[str]:
-        """The training command; `held` is "--resume" or "--overwrite"."""
+    def work(self) -> Work:
+        """What runs it, or continues what its folder holds; a run of other settings is renamed."""
+        before = state(self)
+        if before == "other":
+            self.folder.rename(_free_name(self.folder))
+        mode = "--overwrite" if before in ("outdated", "damaged") else "--resume"
+        return Work(self.folder, self.command(mode), self.command("--resume"))
+
+    def outcome(self) -> int | None:
+        """The exit status of the finished run in the folder, None if there is none."""
+        summary = _json(self.folder / "summary.json")
+        return OUTCOMES.get(summary.get("status")) if state(self) == "finished" else None
+
+    def position(self) -> str:
+        """How far it is, from the last line of its record."""
+        with suppress(OSError, ValueError, IndexError):
+            last = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+            return f"{self.name} epoch {json.loads(last)['epoch']}"
+        return f"{self.name} starting"
+
+    def command(self, mode: str) -> list[str]:
+        """The training command; `mode` is "--resume", which also begins, or "--overwrite"."""
         options = [word for override in self.overrides for word in ("--set", override)]
         return [sys.executable, "-m", f"exp.{self.task}.train", "--config", str(self.config),
-                "--seed", str(self.seed), "--output", str(self.folder), *options, held]
+                "--seed", str(self.seed), "--output", str(self.folder), *options, mode]
 
 
 def task_named(name: str) -> Task:
@@ -64,68 +88,85 @@ def task_named(name: str) -> Task:
 
 
 def state(job: Job) -> State:
-    """What the job's folder holds: this run, finished or unfinished; this run with another RECIPE
-    ("outdated"); a run of other settings; nothing."""
+    """What the job's folder holds: nothing ("missing"), this run while it is "running", "waiting"
+    to be resumed after an interruption, "finished", or "failed": killed or ended by an error. Else
+    this run with another RECIPE ("outdated") or a "damaged" run.json, or a run of "other" settings.
+    """
+    if holder(job.folder):
+        return "running"
     if not (job.folder / "config.toml").exists():
         return "missing"
     kept, wanted = folder_identity(job.folder, task_named(job.task)), job.identity()
     if not kept.has_settings_of(wanted):
         return "other"
     if not kept.counts_as(wanted):
-        return "outdated"
-    ended = _json(job.folder / "summary.json").get("status") in ("completed", "diverged")
-    return "finished" if ended else "unfinished"
+        return "damaged" if kept.recipes is None else "outdated"
+    return ENDS.get(_json(job.folder / "summary.json").get("status"), "failed")
 
 
 def run_jobs(
     jobs: Iterable[Job], launcher: Launcher | None = None,
     report: Callable[[Job, int], None] = lambda *_: None,
 ) -> dict[Job, int]:
-    """Run every job where the launcher puts it (default: here, one at a time); job -> exit status.
+    """Run every job with the launcher (default: here, one at a time); job -> exit status.
 
-    A folder with an unfinished run of the same settings and recipes is resumed; a run of other
-    settings is renamed, never lost. A failed run is reported and the rest go on. The output of
-    each goes to train.log in its folder; one progress view shows all. `report` is called as each
-    one ends. Raises Stopped after Ctrl-C or SIGTERM, when every job has checkpointed or left the
-    queue.
+    An unfinished run of the same settings and recipes is resumed; a run of other settings is
+    renamed, never lost; one that still runs, because only its queue was killed, is waited for. A
+    run that fails is reported and the rest continue. The output of each goes to train.log in its folder.
+    `report` is called as each one ends. Raises Stopped after Ctrl-C or SIGTERM, when every run has
+    written its checkpoint or has left Slurm's queue.
     """
     launcher = launcher or Local()
-    queue, running, done = list(jobs), {}, {}
-    with stoppable(), tqdm(total=len(queue), unit="run", dynamic_ncols=True, smoothing=0,
-                           disable=not sys.stderr.isatty()) as bar:
+    queue, running, statuses = list(jobs), {}, {}
+    with stoppable(), _progress_bar(len(queue)) as bar:
         try:
             while queue or running:
-                room = launcher.capacity - len(running)
-                ready, queue = queue[:room], queue[room:]
-                if ready:
-                    running |= zip(ready, launcher.start([_work(job) for job in ready]),
-                                   strict=True)
+                ready = [queue.pop(0) for _ in range(min(launcher.capacity - len(running),
+                                                         len(queue)))]
+                running |= _started(ready, launcher)
                 time.sleep(POLL_SECONDS)
-                ended = {job: status for job, process in running.items()
-                         if (status := process.poll()) is not None}
-                for job, status in ended.items():
-                    done[job] = status
+                for job, status in _ended(running).items():
                     del running[job]
+                    if status is None:
+                        queue.insert(0, job)
+                        continue
+                    statuses[job] = status
                     bar.update()
                     bar.write(f"{job.name}: {_ending(job, status)}", file=sys.stderr)
                     report(job, status)
-                bar.set_postfix_str(" · ".join(map(_where, running)))
-        except KeyboardInterrupt:
+                bar.set_postfix_str(" · ".join(job.position() for job in running))
+        except BaseException as error:
             stop(running.values())
-            raise Stopped from None
-        except BaseException:
-            stop(running.values())
+            if isinstance(error, KeyboardInterrupt):
+                raise Stopped from None
             raise
-    return done
+    return statuses
 
 
-def _work(job: Job) -> Work:
-    found = state(job)
-    if found == "other":
-        job.folder.rename(_free_name(job.folder))
-    resume = job.command("--resume")
-    first = resume if found == "unfinished" else job.command("--overwrite")
-    return Work(first, resume, job.folder / LOG)
+def _progress_bar(total: int) -> tqdm:
+    return tqdm(total=total, unit="run", dynamic_ncols=True, smoothing=0,
+                disable=not sys.stderr.isatty())
+
+
+def _started(jobs: list[Job], launcher: Launcher) -> dict[Job, Process]:
+    """Start the jobs that are not running; the process of each."""
+    processes = {job: process for job in jobs if (process := launcher.find(job.folder))}
+    new = [job for job in jobs if job not in processes]
+    works = [job.work() for job in new]
+    return processes | dict(zip(new, launcher.start(works), strict=True)) if new else processes
+
+
+def _ended(running: dict[Job, Process]) -> dict[Job, int | None]:
+    """Job -> exit status of those that have ended; None for one that must be started again."""
+    statuses = {job: process.poll() for job, process in running.items()}
+    ended = {job: status for job, status in statuses.items() if status is not None}
+    for job, status in list(ended.items()):
+        if status == BAD_INPUT and holder(job.folder):  # refused: another process runs it
+            running[job] = Orphan(job.folder)
+            del ended[job]
+        elif status == Orphan.ENDED:
+            ended[job] = job.outcome()
+    return ended
 
 
 def _ending(job: Job, status: int) -> str:
@@ -136,14 +177,6 @@ def _ending(job: Job, status: int) -> str:
     reason = log[-1] if log else "no output"
     word = "refused" if status == BAD_INPUT else f"failed with status {status}"
     return f"{word}: {reason} (all of it in {job.folder / LOG})"
-
-
-def _where(job: Job) -> str:
-    """How far a running job is, from the last line of its record."""
-    with suppress(OSError, ValueError, IndexError):
-        last = (job.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
-        return f"{job.name} epoch {json.loads(last)['epoch']}"
-    return f"{job.name} starting"
 
 
 def _free_name(folder: Path) -> Path:

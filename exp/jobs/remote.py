@@ -1,6 +1,6 @@
-"""One command as a job of submitit's: run, told to stop, and gone on with after a preemption.
+"""One command as a submitit job: run it, pass signals on, continue it after a preemption.
 
-Imports nothing heavy: a host that is handed a job starts the command at once.
+Imports nothing heavy: the host that gets the job starts the command at once.
 """
 
 import os
@@ -14,18 +14,18 @@ from submitit.helpers import DelayedSubmission
 
 
 class Command:
-    """Runs `command` where the job is; its exit status. Its output is appended to `log`.
+    """Runs `command` and returns its exit status. Its output is appended to `log`.
 
-    SIGTERM, which Slurm gives to the job alone, is passed on: training checkpoints and ends. After
-    a time limit, a preemption or the loss of its host the job goes on with `again`. threads: for
-    $OMP_NUM_THREADS; None takes what Slurm granted the job.
+    SIGTERM, which Slurm sends to the job alone, is passed on: training writes a checkpoint and
+    ends. After a time limit, a preemption or the loss of its host the job continues with `again`.
+    threads: for $OMP_NUM_THREADS; None takes what Slurm granted the job.
     """
 
     def __init__(self, command: list[str], again: list[str], log: Path, threads: str | None
                  ) -> None:
         self.command, self.again, self.log, self.threads = command, again, log, threads
         self.process: subprocess.Popen | None = None
-        self.told = False
+        self.stopping = False
 
     def __call__(self) -> int:
         """Run to the end."""
@@ -39,25 +39,25 @@ class Command:
             self.process = subprocess.Popen(
                 self.again if lost_before else self.command, stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log, env=environment, start_new_session=True)
-        if self.told:
+        if self.stopping:
             self.process.terminate()
         self._wait()
         return self.process.wait()
 
     def checkpoint(self) -> DelayedSubmission:
-        """What submitit shall put into the queue in place of this job, when its time is over."""
+        """What submitit queues in place of this job when its time is over."""
         self._stop()
         self._wait()
         return DelayedSubmission(Command(self.again, self.again, self.log, self.threads))
 
     def _wait(self) -> None:
-        """Until the command has ended. Popen.wait would not do: it holds a lock, and submitit
-        calls `checkpoint` from a signal handler, in the midst of it."""
+        """Wait for the command. Not with Popen.wait, which holds a lock: submitit calls
+        `checkpoint` from a signal handler, in the middle of it."""
         with suppress(ChildProcessError):
             if self.process is not None:
                 os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
 
     def _stop(self, *_: Any) -> None:
-        self.told = True
+        self.stopping = True
         if self.process is not None:
             self.process.terminate()

@@ -1,6 +1,7 @@
-"""Work as jobs of Slurm by way of submitit, or of submitit's own local executor, to try it."""
+"""Work as Slurm jobs through submitit, or on submitit's local executor, to try it without Slurm."""
 
 import argparse
+import json
 import os
 import signal
 import time
@@ -11,24 +12,25 @@ from pathlib import Path
 
 from exp.harness.cli import FAILED, INTERRUPTED
 from exp.harness.errors import ConfigError
-from exp.jobs.launch import Launcher, Local, Process, Work, threads
+from exp.jobs.launch import LOG, Launcher, Local, Process, Work, threads
 
 LAUNCHERS = ("local", "slurm", "submitit-local")
-ARRAY = 1000  # jobs handed to Slurm at once: its default MaxArraySize, less one
-MINUTES = 24 * 60  # that a job may take, unless `--slurm time=` says otherwise
-CHECK_SECONDS = 2.0  # between two questions to Slurm about jobs that were cancelled
+TICKET = "submitted.json"  # in the folder of the work: the job that it was submitted as
+ARRAY = 1000  # jobs of one array: Slurm's default MaxArraySize, less one
+MINUTES = 24 * 60  # time limit of a job without `--slurm time=`
+CHECK_SECONDS = 2.0  # between two requests to Slurm about cancelled jobs
 ONE = ("nodes", "ntasks_per_node")  # a run is one process
-RESTARTS = 100  # times that a job which ran out of time is put into the queue again
+RESTARTS = 100  # times that a job which ran out of time is queued again
 
 
 class Submitit:
-    """Jobs of Slurm, or of submitit's own local executor (`cluster` "slurm" or "local").
+    """Slurm jobs, or processes of submitit's local executor (`cluster` "slurm" or "local").
 
-    On Slurm all work is queued at once as a job array, `workers` of it at a time; a job that runs
-    out of time or is preempted is told to checkpoint and queued again. parameters: of submitit's
-    Slurm executor (partition, time in minutes, gpus_per_node, cpus_per_task, mem, qos, ...).
-    folder: for its scripts and logs; on a file system that every host shares.
-    Raises ConfigError without submitit, without Slurm, and for a parameter that is none.
+    On Slurm all work is submitted at once as a job array of which `workers` run at a time; a job
+    that runs out of time or is preempted writes a checkpoint and is queued again. parameters: of
+    submitit's Slurm executor (partition, time in minutes, gpus_per_node, cpus_per_task, mem, ...).
+    folder: for its scripts and logs, on a file system that every host shares.
+    Raises ConfigError without submitit, without Slurm, and for an unknown parameter.
     """
 
     def __init__(self, cluster: str, folder: Path, workers: int, parameters: dict) -> None:
@@ -53,72 +55,90 @@ class Submitit:
         except (NameError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(f"submitit: {error}") from error
 
+    def find(self, folder: Path) -> Process | None:
+        """The job of Slurm's that an earlier command submitted and that has not ended."""
+        try:
+            ticket = json.loads((folder / TICKET).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return Local().find(folder)
+        from submitit import SlurmJob
+
+        job = SlurmJob(ticket["logs"], ticket["job"])
+        if job.done(force_check=True):
+            return None
+        return _Submitted(self.cluster, job, folder / LOG)
+
     def start(self, works: Sequence[Work]) -> list[Process]:
-        """Queue them all. Raises ConfigError if Slurm refuses them."""
+        """Submit them all. Raises ConfigError if Slurm refuses them."""
         from exp.jobs.remote import Command
 
         share = None if self.cluster == "slurm" else threads(self.capacity)
         commands = [Command(work.command, work.again, work.log, share) for work in works]
         try:
-            with _deaf_to_ctrl_c():
+            with _sigint_ignored():
                 jobs = self.executor.submit_array(commands)
-        except RuntimeError as error:  # submitit's errors are
+        except RuntimeError as error:  # the base of submitit's errors
             raise ConfigError(f"the jobs were refused: {error}") from error
+        if self.cluster == "slurm":
+            for job, work in zip(jobs, works, strict=True):
+                work.folder.mkdir(parents=True, exist_ok=True)
+                (work.folder / TICKET).write_text(json.dumps(
+                    {"job": job.job_id, "logs": str(job.paths.folder)}), encoding="utf-8")
         return [_Submitted(self.cluster, job, work.log)
                 for job, work in zip(jobs, works, strict=True)]
 
 
 class _Submitted:
-    """A job of submitit's as a Process."""
+    """A submitted job as a Process."""
 
-    asked = 0.0  # when Slurm was last asked about cancelled jobs: of all of them at once
+    checked_at = 0.0  # when Slurm was last asked about cancelled jobs: all of them at once
 
     def __init__(self, cluster: str, job, log: Path) -> None:
         self.cluster, self.job, self.log = cluster, job, log
         self.status: int | None = None
-        self.told = False
+        self.cancelled = False
 
     def poll(self) -> int | None:
-        """The command's exit status, None while it waits or runs; 1 if its host never gave one."""
-        if self.status is None and self.job.done(force_check=self.told and self._may_ask()):
-            if not self.told or self.job.paths.result_pickle.exists():
+        """The command's exit status, None while it waits or runs; 1 if its host was lost."""
+        if self.status is None and self.job.done(force_check=self.cancelled and self._is_due()):
+            if not self.cancelled or self.job.paths.result_pickle.exists():
                 self.status = self._result()
             elif self.cluster == "local" or not self.job.paths.stdout.exists():
-                self.status = INTERRUPTED  # never began; what did is cancelled, but checkpoints yet
+                self.status = INTERRUPTED  # never began; else it writes its checkpoint yet
         return self.status
 
     def _result(self) -> int:
         try:
             return self.job.result()
-        except Exception as error:  # whatever the job raised, or that it came to no end
+        except Exception as error:  # raised by the job, or its host was lost
             self.log.parent.mkdir(parents=True, exist_ok=True)
             with open(self.log, "a", encoding="utf-8") as log:
                 log.write(f"{error}\njob {self.job.job_id} failed, see {self.job.paths.stderr}\n")
             return FAILED
 
     @classmethod
-    def _may_ask(cls) -> bool:
+    def _is_due(cls) -> bool:
         now = time.monotonic()
-        may = now - cls.asked > CHECK_SECONDS
-        cls.asked = now if may else cls.asked
-        return may
+        due = now - cls.checked_at > CHECK_SECONDS
+        cls.checked_at = now if due else cls.checked_at
+        return due
 
     def terminate(self) -> None:
-        """Cancel it: Slurm takes it out of the queue, or gives it SIGTERM and then KillWait."""
-        if self.cluster == "slurm" and not self.told:
+        """Cancel it: Slurm removes it from its queue, or sends SIGTERM, after KillWait SIGKILL."""
+        if self.cluster == "slurm" and not self.cancelled:
             self.job.cancel(check=False)
-        if self.cluster == "local":  # submitit's own cancelling kills after one second
+        if self.cluster == "local":  # submitit's own cancel kills after one second
             with suppress(ProcessLookupError):
                 os.kill(int(self.job.job_id), signal.SIGTERM)
-        self.told = True
+        self.cancelled = True
 
     def kill(self) -> None:
-        """Nothing more than `terminate`: Slurm kills what does not end."""
+        """Nothing beside `terminate`: Slurm kills what does not end."""
 
 
 @contextmanager
-def _deaf_to_ctrl_c():
-    """Inside, Ctrl-C is ignored, by what is started too: it shall reach a job only through us."""
+def _sigint_ignored():
+    """Inside, SIGINT is ignored, also by what is started: Ctrl-C reaches jobs through the queue."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

@@ -1,1 +1,1 @@
-"""From rows to statistics, tables, figures and pages; imports nothing of exp."""
+"""What the numbers of many seeds say: estimates, intervals, tests, tables."""

@@ -155,8 +155,9 @@ def _search(studies: list, options: argparse.Namespace, terms: dict, url: str,
     command += [] if options.target is None else ["--target", str(options.target)]
     command += [] if options.cap is None else ["--cap", str(options.cap)]
     command += [word for item in options.set for word in ("--set", item)]
-    log_path = options.outputs / "tune" / "workers.log"
-    workers = launcher.start([Work(command, command, log_path)] * options.workers)
+    log_path = options.outputs / "tune" / "workers"
+    workers = launcher.start([Work(log_path / str(number), command, command)
+                              for number in range(options.workers)])
     try:
         with stoppable(), tqdm(total=total, unit="trial", dynamic_ncols=True, smoothing=0,
                                disable=not sys.stderr.isatty()) as bar:
