@@ -112,9 +112,9 @@ def run_jobs(
 
     An unfinished run of the same settings and recipes is resumed; a run of other settings is
     renamed, never lost; one that still runs, because only its queue was killed, is waited for. A
-    run that fails is reported and the rest continue. The output of each goes to train.log in its folder.
-    `report` is called as each one ends. Raises Stopped after Ctrl-C or SIGTERM, when every run has
-    written its checkpoint or has left Slurm's queue.
+    run that fails is reported and the rest continue. The output of each goes to train.log in its
+    folder. `report` is called as each one ends. Raises Stopped after Ctrl-C or SIGTERM, when every
+    run has written its checkpoint or has left Slurm's queue.
     """
     launcher = launcher or Local()
     queue, running, statuses = list(jobs), {}, {}
