@@ -1,9 +1,10 @@
 """Optimizers: one algorithm per file, found by its file name; the folder is the registry."""
 
-import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -122,9 +123,21 @@ def _key(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 
 
+def _require_installed(package: str) -> None:
+    """Raise ValueError for a package of the working directory or of this project: a config must
+    not be able to run what some folder of results holds."""
+    spec = importlib.util.find_spec(package)
+    places = [*(spec.submodule_search_locations or [spec.origin or ""])] if spec else []
+    if any(Path(place).parent.resolve() in (Path.cwd(), Path(__file__).parents[1])
+           for place in places):
+        raise ValueError(f"{package} is not an installed package: package:Class names no code of "
+                         "the working directory")
+
+
 def _library_class(package: str, name: str) -> type[Optimizer]:
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", package):
         raise ValueError(f"{package!r} is no package name; write package:Class")
+    _require_installed(package.split(".")[0])
     try:
         module = importlib.import_module("torch.optim" if package == "torch" else package)
     except ImportError as error:

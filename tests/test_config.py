@@ -1,6 +1,7 @@
 """Configuration: signatures as schema, overrides, and a clear refusal of everything else."""
 
 import math
+import sys
 import tomllib
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from data.modular_addition import modular_addition
+from data.modular import modular
 from exp.harness.build import build
 from exp.harness.config import complete, load_settings
 from exp.harness.errors import ConfigError
@@ -90,6 +91,19 @@ def test_each_mistake_gets_a_message_that_helps(override, words):
         grok(override)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_config_cannot_import_from_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "rule.py").write_text("raise SystemExit('imported')\n")
+    (tmp_path / "wicked.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    for name in ("evil:X", "evil.rule:X", "wicked:X", "outputs.evil:X", "exp.tune.score:X"):
+        with pytest.raises(ValueError, match="not an installed package|no package"):
+            optimizer_class(name)
+    assert not {"evil", "evil.rule", "wicked", "outputs"} & sys.modules.keys()
+    assert optimizer_class("torch:RAdam") is torch.optim.RAdam
 
 
 @pytest.mark.parametrize("name", ["adafactor", "pytorch_optimizer:SCION", "pytorch_optimizer:ADOPT",
@@ -271,7 +285,7 @@ def test_a_changing_decay_of_nothing_is_refused():
 
 def test_task_data_functions_are_schemas_without_var_keywords():
     with pytest.raises(TypeError):
-        modular_addition(512, 113, 0.3, seed=1, device=torch.device("cpu"), nonsense=1)
+        modular(512, 113, 0.3, seed=1, device=torch.device("cpu"), nonsense=1)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

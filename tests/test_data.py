@@ -15,7 +15,7 @@ import data.wikitext2
 from data import DataError
 from data.batches import Batches
 from data.cifar10 import augment, cifar10, normalize
-from data.modular_addition import modular_addition
+from data.modular import modular
 from data.wikitext2 import chunk, pack, sentences, wikitext2
 
 CPU = {"seed": 3, "device": torch.device("cpu")}
@@ -87,11 +87,11 @@ def test_batches_refuse_what_leaves_no_batch():
         Batches((torch.arange(3),), 4, 0, drop_last=True)
 
 
-# --- modular addition
+# --- modular arithmetic
 
 
 def test_every_pair_once_with_its_sum():
-    d = modular_addition(50, p=11, fraction=0.3, **CPU)
+    d = modular(50, p=11, fraction=0.3, **CPU)
     train = [torch.cat(parts) for parts in zip(*d.train.epoch(0), strict=True)]
     assert len(train[0]) == int(0.3 * 121)
     tokens = torch.cat([train[0], d.eval[0]])
@@ -103,16 +103,64 @@ def test_every_pair_once_with_its_sum():
 
 
 def test_the_published_split_sizes():
-    d = modular_addition(**CPU)
+    d = modular(**CPU)
     assert (d.train.examples, len(d.train), len(d.eval[1])) == (3830, 8, 8939)
-    other = modular_addition(seed=4, device=CPU["device"])
+    other = modular(seed=4, device=CPU["device"])
     assert not torch.equal(d.eval[0], other.eval[0])
 
 
 @pytest.mark.parametrize("settings", [{"fraction": 0.0}, {"fraction": 1.0}, {"p": 1}])
-def test_modular_addition_refuses_empty_sides(settings):
+def test_modular_arithmetic_refuses_empty_sides(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
-        modular_addition(**settings, **CPU)
+        modular(**settings, **CPU)
+
+
+def labelled(**settings):
+    """operands -> label, of every example."""
+    d = modular(50, **settings, **CPU)
+    train = [torch.cat(parts) for parts in zip(*d.train.epoch(0), strict=True)]
+    tokens, labels = (torch.cat(parts) for parts in zip(train, d.eval, strict=True))
+    pairs = {tuple(row[:-1]): label for row, label in
+             zip(tokens.tolist(), labels.tolist(), strict=True)}
+    assert len(pairs) == len(labels) and set(tokens[:, -1].tolist()) == {settings["p"]}
+    return pairs
+
+
+@pytest.mark.parametrize(("operation", "by_hand"), [
+    ("addition", {(3, 5): 1, (0, 0): 0, (6, 6): 5}),
+    ("subtraction", {(3, 5): 5, (5, 3): 2, (0, 6): 1}),
+    ("multiplication", {(3, 5): 1, (6, 6): 1, (0, 4): 0}),
+    ("division", {(3, 5): 2, (1, 6): 6, (0, 4): 0, (4, 2): 2}),  # 2 * 5 = 10 = 3 mod 7
+    ("exponentiation", {(3, 5): 5, (2, 3): 1, (0, 0): 1, (0, 2): 0, (6, 5): 6}),  # 243 = 5 mod 7
+    ("gcd", {(4, 6): 2, (3, 5): 1, (0, 5): 5, (0, 0): 0}),
+])
+def test_labels_by_hand_mod_7(operation, by_hand):
+    pairs = labelled(p=7, operation=operation)
+    assert {pair: pairs[pair] for pair in by_hand} == by_hand
+    assert len(pairs) == (42 if operation == "division" else 49)
+    assert max(pairs.values()) <= 6
+
+
+def test_division_undoes_multiplication_and_powers_are_pythons():
+    assert all(label * b % 97 == a for (a, b), label in
+               labelled(p=97, operation="division").items())
+    assert all(label == pow(a, b, 97) for (a, b), label in
+               labelled(p=97, operation="exponentiation").items())
+
+
+def test_the_parity_of_bits_is_addition_of_ten_terms_mod_2():
+    strings = labelled(p=2, terms=10)
+    assert len(strings) == 1024
+    assert strings[1, 0, 0, 1, 1, 0, 0, 0, 0, 0] == 1
+    assert all(label == sum(bits) % 2 for bits, label in strings.items())
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"operation": "division", "p": 9}, "prime"), ({"terms": 1}, "terms"),
+    ({"terms": 9}, "113"), ({"operation": "xor"}, "xor")])
+def test_modular_arithmetic_refuses_what_it_cannot_label(settings, message):
+    with pytest.raises(ValueError, match=message):
+        modular(**settings, **CPU)
 
 
 # --- CIFAR-10

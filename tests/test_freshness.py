@@ -23,7 +23,7 @@ def settings(**optimizer):
 
 def test_a_run_names_every_module_that_computed_it():
     names = set(recipes(settings(sam={}), TASK))
-    assert names == {"exp.harness", "exp.grokking.train", "data.batches", "data.modular_addition",
+    assert names == {"exp.harness", "exp.grokking.train", "data.batches", "data.modular",
                      "model.grokking_transformer", "optimizer.muon", "optimizer.sam",
                      "optimizer.parts"}
     plain = settings() | {"optimizer": {"name": "adamw"}}

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,14 +15,18 @@ from exp.jobs.launch import Local
 from exp.jobs.queue import Job, run_jobs, state
 from exp.report.statistics import Estimate, logrank, mean, median_time, paired, speedup
 from exp.reproduce import __main__ as command
-from exp.reproduce import records as records_module
-from exp.reproduce.claims import MEASURES, Claim, estimate, judge, overhead, read_claims
-from exp.reproduce.plan import read_tables
+from exp.reproduce.claims import Claim, judge
+from exp.reproduce.measures import MEASURES, estimate, overhead
+from exp.reproduce.papers import read_papers, select_tables
+from exp.reproduce.plan import Cell
 from exp.reproduce.records import collect, is_done, read_kept, write_kept
 from exp.reproduce.report import best_within, render
+from exp.reproduce.verdicts import render_verdicts
 
 PAPER = Path("outputs/paper")
-TABLES = {table.name: table for table in read_tables()}
+PAPERS = read_papers()
+TABLES = {table.name: table for table in select_tables(PAPERS)}
+CLAIMS = [claim for paper in PAPERS for claim in paper.claims]
 
 
 # --- statistics
@@ -105,6 +111,12 @@ def claim(comparator, value, unit="%", measure="best", **more):
     (claim("<", 1.05, "x", "rebound"), Estimate(1.01, 1.0, 1.02, 3), "holds"),
     (claim("<", 1.05, "x", "rebound"), Estimate(1.04, 1.0, 1.3, 3), "holds partly"),
     (claim(">", 0, "%", "lead"), Estimate(math.nan, math.nan, math.nan, 3), "does not hold"),
+    (claim(">", 50, test=True), Estimate(70, 55, 82, 30), "holds"),
+    (claim(">", 50, test=True), Estimate(60, 45, 75, 30), "inconclusive"),
+    (claim(">", 50, test=True), Estimate(30, 18, 45, 30), "does not hold"),
+    (claim("<", 50, test=True), Estimate(30, 18, 45, 30), "holds"),
+    (claim("<", 50, test=True), Estimate(70, 55, 82, 30), "does not hold"),
+    (claim("<", 50, test=True), Estimate(math.nan, math.nan, math.nan, 0), "inconclusive"),
     (claim("=", 90.7), None, "not yet run"),
     (claim("=", 15, cannot="needs many devices"), None, "cannot be tested here"),
 ])
@@ -141,30 +153,71 @@ def test_measures_by_hand(measure, unit, value):
     assert found.value == pytest.approx(value)
 
 
+def grid_run(row, level, epoch, seed=1, epochs=20):
+    accuracy = [0.96 if epoch and e >= epoch else 0.1 for e in range(1, epochs + 1)]
+    return run(row, seed, accuracy) | {"levels": [level]}
+
+
+GRID = [("a", 4, 2), ("b", 10, 4), ("c", None, 8), ("d", 6, 6), ("e", None, None), ("f", 3, 6)]
+GRID_TABLE = replace(TABLES["readme-3.3"], name="grid", threshold=0.95, grid={
+    "factor": {level: () for level, *_ in GRID}}, rows=tuple(
+        row for row in TABLES["readme-3.3"].rows if row.label in ("AdamW", "ARS2-Neo AGA")))
+GRID_RUNS = {"settings": {}, "sources": {}, "runs": [
+    grid_run(row, level, epochs[row != "AdamW"])
+    for level, *epochs in GRID for row in ("AdamW", "ARS2-Neo AGA")]}
+
+
+@pytest.mark.parametrize(("measure", "unit", "value", "n"), [
+    ("mean_epoch", "epoch", (2 + 4 + 8 + 6 + 20 + 6) / 6, 6),
+    ("sooner_by", "epochs", (4 + 10 + 20 + 6 + 20 + 3 - 46) / 6, 6),
+    ("first_share", "%", 75.0, 4),  # a, b, c of a, b, c, f: d is a tie, e was reached by neither
+    ("paired_ratio", "x", (2 * 2.5 * 1 * 0.5) ** (1 / 4), 4),  # a, b, d, f
+])
+def test_measures_over_a_grid_by_hand(measure, unit, value, n):
+    made = claim("=", 1.0, unit, measure, row="ARS2-Neo AGA", against="AdamW")
+    found = estimate(made, GRID_TABLE, GRID_RUNS, "full", "published")
+    assert (found.value, found.n) == (pytest.approx(value), n)
+    only = replace(made, where=("b",))
+    one = estimate(only, GRID_TABLE, GRID_RUNS, "full", "published")
+    assert one.value == pytest.approx({"mean_epoch": 4, "sooner_by": 6, "first_share": 100,
+                                       "paired_ratio": 2.5}[measure])
+
+
+def test_the_page_of_a_grid_has_every_configuration_and_level():
+    page = render(GRID_TABLE, GRID_RUNS, [])
+    assert "| c      | > 20         | 8                   |" in page
+    assert "6 of 6 configurations are complete" in page
+    assert re.search(r"\| all +\| 6 \+ 6 +\| 10.5 +\| 7.667 +\| 2.833 \[", page)
+    assert "| 75 [19.41, 99.37] " in page
+
+
 def test_overheads_come_from_the_full_training_steps_of_the_benchmark():
     def row(ratio):
         return {"ratio": ratio, "ratio_low": ratio - 0.02, "ratio_high": ratio + 0.02, "rounds": 9}
 
+    configs = ["lrp_cifar10_adamw_100e", "lrp_wikitext2_adamw_20e"]
     bench = {"results": {"lrp_cifar10_adamw_100e": {"Base": row(1.04)},
                          "lrp_wikitext2_adamw_20e": {"Base": row(1.10)},
                          "lrp_grok_adamw_600e": {"Base": row(3.0)}}}
-    made = claim("~", 5.0, "%", "extra_compute", row="ARS2-Neo Base", against="AdamW")
-    found = overhead(made, bench)
+    made = claim("~", 5.0, "%", "extra_compute", row="Base", against="AdamW")
+    found = overhead(made, bench, configs)
     assert (found.value, found.low, found.high) == pytest.approx((7.0, 2.0, 12.0))
     assert judge(made, found) == "holds"
-    for config, ratio in (("lrp_cifar10_adamw_100e", 1.2), ("lrp_wikitext2_adamw_20e", 1.4)):
+    for config, ratio in zip(configs, (1.2, 1.4), strict=True):
         bench["results"][config]["Sync"] = {**row(2.0), "memory_ratio": ratio}
-    made = claim("<", 1.0, "%", "extra_memory", row="ARS2-Neo Sync")
-    found = overhead(made, bench)
+    made = claim("<", 1.0, "%", "extra_memory", row="Sync")
+    found = overhead(made, bench, configs)
     assert (found.value, found.low, found.high) == pytest.approx((30.0, 20.0, 40.0))
     assert judge(made, found) == "does not hold"
-    assert overhead(claim("~", 5.0, "%", "extra_compute", row="NorMuon"), bench) is None
+    assert overhead(claim("~", 5.0, "%", "extra_compute", row="NorMuon"), bench, configs) is None
     bench["results"]["lrp_cifar10_adamw_100e"]["Sync"]["rounds"] = 1  # memory does not vary
-    assert overhead(made, bench).value == found.value
-    assert overhead(claim("~", 9.0, "%", "extra_compute", row="ARS2-Neo Sync"), bench) is None
+    assert overhead(made, bench, configs).value == found.value
+    assert overhead(claim("~", 9.0, "%", "extra_compute", row="Sync"), bench,
+                    configs) is None
     for config in bench["results"]:  # a step count of four bytes less
         bench["results"][config]["AdaMuon"] = {**row(1.0), "memory_ratio": 1 - 7e-8}
-    found = overhead(claim("=", 0.0, "%", "extra_memory", row="AdaMuon"), bench)
+    found = overhead(claim("=", 0.0, "%", "extra_memory", row="AdaMuon"), bench,
+                     configs)
     assert str(found.value) == "0.0"
 
 
@@ -180,33 +233,29 @@ def test_the_best_within_a_budget_counts_whole_epochs_only():
 
 
 def test_every_claim_names_a_measure_a_table_and_rows_that_exist():
-    claims = read_claims()
-    assert len({made.id for made in claims}) == len(claims)
-    assert sum(bool(made.log) for made in claims) == 66
-    for made in claims:
+    assert len({made.id for made in CLAIMS}) == len(CLAIMS)
+    assert sum(bool(made.log) for made in CLAIMS) == 66
+    for made in CLAIMS:
         assert made.cannot or made.measure
         if made.table in TABLES:
             rows = {row.label for row in TABLES[made.table].rows}
             assert made.row in rows and (not made.against or made.against in rows), made.id
-            assert made.measure in MEASURES, made.id
+            assert made.measure in {*MEASURES, "fit", "grok", "converged"}, made.id
 
 
 def test_every_row_resolves_at_every_scale_and_under_every_protocol():
     for table in TABLES.values():
-        resolved = [table.job(row, 1, scale, protocol, Path("o")).settings()
-                    for row, scale, protocol in records_module.cells(table)]
-        assert all(settings["experiment"]["task"] == table.task for settings in resolved)
-        folders = [table.job(row, 1, scale, protocol, Path("o")).folder
-                   for row, scale, protocol in records_module.cells(table)]
-        assert len(set(folders)) == len(folders)
+        jobs = [table.job(row, 1, cell, Path("o")) for cell in table.cells() for row in table.rows]
+        assert all(job.settings()["experiment"]["task"] == table.task for job in jobs)
+        assert len({job.folder for job in jobs}) == len(jobs)
     with pytest.raises(ConfigError, match="readme-3.3"):
-        read_tables(["readme-9"])
+        select_tables(PAPERS, ["readme-9"])
 
 
 def test_the_fixed_protocol_routes_and_decays_alike():
     table = TABLES["readme-3.3"]
     for row in table.rows:
-        settings = table.job(row, 1, "full", "fixed", Path("o")).settings()["optimizer"]
+        settings = table.job(row, 1, Cell("full", "fixed"), Path("o")).settings()["optimizer"]
         assert settings.get("routing", "role") == "role"
         assert settings.get("adamw", {"weight_decay": 1.0})["weight_decay"] == 1.0
 
@@ -220,10 +269,8 @@ def small(monkeypatch, tmp_path):
     tiny = tuple(TINY["grokking"]) + ("experiment.epochs=2",)
     table = TABLES["readme-3.3"]
     rows = tuple(row for row in table.rows if row.label in ("AdamW", "ARS2-Neo AGA"))
-    from dataclasses import replace
-
     table = replace(table, rows=rows, scales={"full": tiny}, protocols={"published": ()})
-    monkeypatch.setattr(command, "read_tables", lambda names=None: [table])
+    monkeypatch.setattr(command, "select_tables", lambda papers, names=(): [table])
 
     def reproduce(*options):
         return command.main(["readme-3.3", "--outputs", str(tmp_path), "--seeds", "1", *options])
@@ -239,6 +286,12 @@ def test_a_table_is_run_kept_shown_and_not_run_again(small, capsys, monkeypatch)
     assert "0 runs there, 1 missing" in capsys.readouterr().out
     assert reproduce("--list", "--only", "nonsense") == 2
     assert "lrp_grok_adamw_600e" in capsys.readouterr().err
+    plan = outputs / "plan.json"
+    assert reproduce("--plan", str(plan)) == 0
+    planned = json.loads(plan.read_text())["jobs"]
+    assert [(job["task"], job["units"]) for job in planned] == [("grokking", 2), ("grokking", 4)]
+    assert planned[0]["argv"][:4] == ["-m", "exp.grokking.train", "--config",
+                                      "config/lrp_grok_adamw_600e.toml"]
     assert reproduce("--workers", "2") == 0
     paper = outputs / "paper"
     kept = json.loads((paper / "readme-3.3.json").read_text())
@@ -257,6 +310,7 @@ def test_a_table_is_run_kept_shown_and_not_run_again(small, capsys, monkeypatch)
     for folder in outputs.glob("lrp_*"):
         folder.rename(outputs / f"away-{folder.name}")
     assert reproduce() == 0  # from the kept records
+    assert reproduce("--render") == 0
     assert (paper / "readme-3.3.md").read_text() == page
     kept = json.loads((paper / "readme-3.3.json").read_text())
     kept["runs"][0]["recipes"] = {"exp.harness": 7}
@@ -295,7 +349,7 @@ def test_jobs_resume_keep_other_runs_and_report_failures(tmp_path, capfd):
 @pytest.mark.parametrize("text", ["[optimizer]\nspam = 1\n", "no TOML"])
 def test_a_folder_whose_settings_are_no_longer_understood_is_set_aside(text, small):
     table, _, outputs = small
-    job = table.job(table.rows[0], 1, "full", "published", outputs)
+    job = table.job(table.rows[0], 1, Cell("full", "published"), outputs)
     job.folder.mkdir(parents=True)
     (job.folder / "config.toml").write_text(text)
     (job.folder / "summary.json").write_text('{"status": "completed"}')
@@ -341,20 +395,21 @@ def test_committed_pages_are_what_their_json_says(path):
     kept = read_kept(path)
     assert kept["runs"]
     assert path.with_suffix(".md").read_text(encoding="utf-8") == render(
-        TABLES[path.stem], kept, read_claims())
+        TABLES[path.stem], kept, [claim for claim in CLAIMS if claim.table == path.stem])
     assert path.with_suffix(".png").exists()
 
 
 def test_committed_verdicts_are_what_the_records_say():
     verdicts = PAPER / "verdicts.md"
-    assert verdicts.read_text(encoding="utf-8") == command.render_verdicts(PAPER)
+    assert verdicts.read_text(encoding="utf-8") == render_verdicts(PAPERS, PAPER)
 
 
 def test_records_survive_writing_and_reading(tmp_path):
     write_kept(tmp_path / "a.json", RUNS)
     assert read_kept(tmp_path / "a.json") == RUNS
-    assert not is_done(TABLES["readme-3.3"].job(TABLES["readme-3.3"].rows[0], 1, "full",
-                                                "published", tmp_path), RUNS, any_version=True)
-    dropped = collect(TABLES["readme-3.3"], tmp_path / "none", {"runs": [], "settings": {},
+    table = TABLES["readme-3.3"]
+    job = table.job(table.rows[0], 1, Cell("full", "published"), tmp_path)
+    assert not is_done(job, RUNS, any_version=True)
+    dropped = collect(table, tmp_path / "none", {"runs": [], "settings": {},
                                                                  "sources": {}})
     assert dropped["runs"] == []

@@ -1,4 +1,4 @@
-"""Grokking: (x + y) mod p by a one-layer transformer; metric eval_accuracy.
+"""Grokking: modular arithmetic by a one-layer transformer; metric eval_accuracy.
 
 python -m exp.grokking.train --config config/lrp_grok_ars2_neo_aga_400e.toml
 """
@@ -7,7 +7,7 @@ import sys
 
 from torch import Tensor
 
-from data.modular_addition import modular_addition
+from data.modular import modular
 from exp.harness import classification
 from exp.harness.build import build
 from exp.harness.classification import loss_fn
@@ -17,7 +17,7 @@ from exp.harness.folder import RunFolder
 from exp.harness.objective import Objective
 from exp.harness.run import Run
 
-TASK = Task("grokking", data=modular_addition, sizes=("vocab_size",))
+TASK = Task("grokking", data=modular, sizes=("vocab_size",))
 EVAL_BATCH = {"cpu": 2**10, "cuda": 2**14}  # pairs: a CPU's cache, enough to fill a card
 MILESTONES = {
     "fit": ("train_accuracy", 0.99),

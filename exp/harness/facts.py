@@ -15,20 +15,20 @@ from torch import nn
 from torch.optim import Optimizer
 
 from exp.harness.distributed import size
+from exp.harness.recipes import ROOT, SOURCES
 from optimizer.parts.sharded import Sharded
 
-ROOT = Path(__file__).parents[2]
-SOURCES = ("optimizer", "model", "data", "exp")
 PACKAGES = ("torch", "torchvision", "numpy", "transformers", "tokenizers", "pytorch_optimizer")
 
 
 def run_facts(model: nn.Module, optimizer: Optimizer, device: torch.device) -> dict:
     """Commit, versions, device, threads, and every parameter group with its real settings."""
     unwrapped = optimizer.base if isinstance(optimizer, Sharded) else optimizer
+    commit, uncommitted = code_version()
     return {
         "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
-        "commit": _git("rev-parse", "HEAD") or os.environ.get("ARS_COMMIT"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": commit,
+        "uncommitted_changes": uncommitted,
         "sources": loaded_sources(),
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := version_of(name))},
@@ -42,17 +42,28 @@ def run_facts(model: nn.Module, optimizer: Optimizer, device: torch.device) -> d
     }
 
 
+def code_version() -> tuple[str | None, bool]:
+    """The commit, and whether any imported file of ours is not in it as it is: changed, untracked
+    or ignored. Without git both come from the variable ARS_COMMIT ("+" at its end: changed)."""
+    commit = _git("rev-parse", "HEAD")
+    if commit is None:
+        given = os.environ.get("ARS_COMMIT", "")
+        return given.removesuffix("+") or None, given.endswith("+")
+    changed = _git("status", "--porcelain", "--untracked-files=all", "--ignored", "--",
+                   *loaded_sources())
+    return commit, changed != ""
+
+
 def short_commit() -> str:
-    """Seven digits of the commit, "+" after them where tracked files differ from it; "unknown"
-    outside a repository."""
-    digits = _git("rev-parse", "HEAD")
-    changed = _git("status", "--porcelain", "--untracked-files=no")
-    return f"{digits[:7]}{'+' if changed else ''}" if digits else "unknown"
+    """Seven digits of the commit, "+" after them where the imported code differs from it;
+    "unknown" where there is none."""
+    commit, uncommitted = code_version()
+    return f"{commit[:7]}{'+' * uncommitted}" if commit else "unknown"
 
 
 def loaded_sources() -> dict[str, str]:
-    """Every file of ours that this process has imported, and its content's hash: the code that
-    this run depends on, whatever else a commit may change."""
+    """Path -> content's hash of every file of ours that this process has imported: the code that
+    the run depends on."""
     files = {Path(module.__file__) for module in list(sys.modules.values())
              if getattr(module, "__file__", None)}
     ours = {file.relative_to(ROOT).as_posix(): source_hash(file) for file in files

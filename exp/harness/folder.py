@@ -18,7 +18,8 @@ from exp.harness.toml import to_toml
 FILES = ("config.toml", "run.json", "metrics.jsonl", "summary.json", "curves.png",
          "diagnostics.png", "latest.pt", "best.pt")
 KEYS = {"latest.pt": "settings", "best.pt": "model"}  # that each checkpoint must have
-PAST = ("command", "commit", "uncommitted_changes", "sources", "device", "versions")  # of run.json
+PAST = ("command", "commit", "uncommitted_changes", "recipes", "sources", "device",
+        "versions")  # of run.json
 
 
 class RunFolder:
@@ -93,7 +94,8 @@ class RunFolder:
                    if facts["sources"].get(name, digest) != digest]
         if changed:
             print(f"warning: {', '.join(changed)} changed since the run began; run.json holds what "
-                  "ran before, and exp.reproduce will not count the run", file=sys.stderr)
+                  "ran before, and a run whose parts differ in a RECIPE does not count",
+                  file=sys.stderr)
         return [*before.get("resumed_from", []), {key: before.get(key) for key in PAST}]
 
     def checkpoint(self) -> dict | None:

@@ -1,1 +1,1 @@
-"""What the numbers of many seeds say: estimates, intervals, tests, tables."""
+"""From rows to statistics, tables, figures and pages; imports nothing of exp."""

@@ -1,6 +1,6 @@
-"""Seeds into numbers with intervals; scipy does the statistics.
+"""Estimates over seeds with 95 % intervals, tests of differences; scipy does the statistics.
 
-Intervals are 95 %. Times that were never reached are censored at the run's last epoch, not dropped.
+Times that were never reached are censored where the run ended, not dropped.
 """
 
 import math
@@ -13,6 +13,7 @@ from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 9999
+ROUNDING = 1e-9  # below 1 / n^2 for any number n of seeds that is run
 EXACT_UP_TO = 12  # seeds: 2^12 sign changes are all tried, more are sampled
 
 
@@ -116,6 +117,26 @@ def paired(ours: dict[int, float], baseline: dict[int, float]) -> tuple[Estimate
     return Estimate(float(differences.mean()), low, high, len(differences)), float(test.pvalue)
 
 
+def welch(values: Sequence[float], others: Sequence[float]) -> tuple[Estimate, float, float]:
+    """Difference of two means without pairs, its Welch interval, t and two-sided p value."""
+    difference = float(np.mean(values) - np.mean(others))
+    n = min(len(values), len(others))
+    if n < 2:
+        return Estimate(difference, math.nan, math.nan, n), math.nan, math.nan
+    test = stats.ttest_ind(values, others, equal_var=False)
+    low, high = test.confidence_interval(LEVEL)
+    return (Estimate(difference, float(low), float(high), n), float(test.statistic),
+            float(test.pvalue))
+
+
+def share(successes: int, n: int, unit: float = 1.0) -> Estimate:
+    """A share of n trials with its exact binomial (Clopper-Pearson) interval, times `unit`."""
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    low, high = stats.binomtest(successes, n).proportion_ci(LEVEL)
+    return Estimate(unit * successes / n, unit * float(low), unit * float(high), n)
+
+
 def logrank(
     times: Sequence[float | None], limits: Sequence[float],
     other_times: Sequence[float | None], other_limits: Sequence[float],
@@ -139,8 +160,9 @@ def _median(times: np.ndarray) -> np.ndarray:
 
 
 def _crossing(quantiles: np.ndarray, shares: np.ndarray) -> float:
-    """The first time at which at most half are left; infinite if more than half remain."""
-    passed = np.flatnonzero(np.nan_to_num(shares, nan=1.0) <= 0.5)
+    """The first time at which at most half are left; infinite if more than half remain. A share is
+    a running product, and one half of it may read 0.5000000000000001."""
+    passed = np.flatnonzero(np.nan_to_num(shares, nan=1.0) <= 0.5 + ROUNDING)
     return float(quantiles[passed[0]]) if len(passed) else math.inf
 
 

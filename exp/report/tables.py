@@ -1,25 +1,55 @@
-"""Numbers and tables as Markdown, the same on every page."""
+"""The Markdown writer: numbers, intervals and tables, the same on every page.
+
+    page("# Title", "A paragraph.", table([("", "loss"), ("AdamW", [5.1, 5.3])]))
+
+Cells of `table` are what they are: text as it is, a number with four digits, an Estimate with its
+interval, a list of one value per seed as their mean with its interval, None as a dash.
+"""
 
 import math
+from collections.abc import Iterable, Sequence
 
-from exp.report.statistics import Estimate
+from exp.report.statistics import Estimate, mean
+
+Cell = str | float | Estimate | Sequence[float] | None
 
 
-def markdown(lines: list[tuple[str, ...]]) -> str:
+def page(*parts: str) -> str:
+    """Headings, paragraphs and tables with an empty line between them; empty ones are left out."""
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(lines: Iterable[Sequence[Cell]]) -> str:
     """Lines of cells, the first one the head, as an aligned Markdown table."""
+    return markdown([tuple(map(cell, line)) for line in lines])
+
+
+def cell(value: Cell) -> str:
+    """One cell of a table as text."""
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Estimate):
+        return interval(value)
+    return number(value) if isinstance(value, int | float) else interval(mean(value))
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of text, the first one the head, as an aligned Markdown table."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    rows = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+    rows = ["| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
             + " |" for line in lines]
     return "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|",
                       *rows[1:]])
 
 
-def between_marks(page: str, maker: str, text: str) -> str:
-    """The page with `text` between "<!-- made by MAKER -->" and the "<!-- end -->" after it; as it
-    is where it has no such place."""
-    before, mark, after = page.partition(f"<!-- made by {maker} -->")
+def between_marks(text: str, maker: str, content: str) -> str:
+    """The text with `content` between "<!-- made by MAKER -->" and the "<!-- end -->" after it; as
+    it is where it has no such place."""
+    before, mark, after = text.partition(f"<!-- made by {maker} -->")
     _, end, rest = after.partition("<!-- end -->")
-    return f"{before}{mark}\n{text}\n{end}{rest}" if end else page
+    return f"{before}{mark}\n{content}\n{end}{rest}" if end else text
 
 
 def number(value: float) -> str:
@@ -31,16 +61,16 @@ def number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
 
 
-def interval(ours: Estimate, unit: str = "") -> str:
+def interval(estimate: Estimate, unit: str = "") -> str:
     """A value with its unit and, where there is one, its interval."""
-    if math.isinf(ours.value) and unit == "x":  # a ratio to what was never reached
-        return f"> {number(ours.low)} x"
-    value = number(ours.value)
-    if unit and math.isfinite(ours.value):
+    if math.isinf(estimate.value) and unit == "x":  # a ratio to what was never reached
+        return f"> {number(estimate.low)} x"
+    value = number(estimate.value)
+    if unit and math.isfinite(estimate.value):
         value += f" {unit}"
-    if math.isnan(ours.low) or math.isinf(ours.low):
+    if math.isnan(estimate.low) or math.isinf(estimate.low):
         return value
-    return f"{value} [{number(ours.low)}, {_end(ours.high)}]"
+    return f"{value} [{number(estimate.low)}, {_end(estimate.high)}]"
 
 
 def at_least(ratio: Estimate | None) -> str:

@@ -1,1 +1,1 @@
-"""Every number of the paper beside a measured one: `python -m exp.reproduce`."""
+"""Every number of a paper beside a measured one: `python -m exp.reproduce`."""

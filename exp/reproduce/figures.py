@@ -8,9 +8,19 @@ from pathlib import Path
 import numpy as np
 
 from exp.report import statistics
-from exp.reproduce.claims import PERCENT, Claim, estimate, watched
+from exp.reproduce.claims import Claim
+from exp.reproduce.measures import (
+    PERCENT,
+    Yardstick,
+    by_configuration,
+    capped_epochs,
+    estimate,
+    first_share,
+    watched,
+)
 from exp.reproduce.plan import Table
-from exp.reproduce.report import UNITS, deciding_scale, sections, select
+from exp.reproduce.report import UNITS, sections, select
+from exp.reproduce.verdicts import deciding_scale
 
 COLORS = ("#111827", "#e11d48", "#60a5fa", "#1d4ed8", "#0e7490", "#a3a3a3", "#f59e0b",
           "#92400e", "#a855f7", "#84cc16", "#15803d", "#ea580c", "#ec4899")
@@ -32,20 +42,25 @@ def draw(path: Path, table: Table, records: dict, claims: list[Claim]) -> None:
     for line, (scale, protocol) in zip(axes, shown, strict=True):
         runs = select(records, scale, protocol)
         colors = {row.label: COLORS[number % len(COLORS)] for number, row in enumerate(table.rows)}
-        metric = table.metric_of(protocol)
-        _curves(line[0], runs, metric, "epochs", colors)
-        if table.milestone:
-            _survival(line[1], runs, table.milestone, colors)
+        by = Yardstick.of(table, protocol)
+        if table.grid:
+            _configurations(line[0], table, by, runs)
+            _first(line[2], table, by, runs)
         else:
-            _curves(line[1], runs, metric, "gradient_evaluations", colors)
-        if scale == "mini" or not _claims(line[2], own, table, records, scale, protocol):
-            _curves(line[2], runs, metric, "seconds", colors)
+            _curves(line[0], runs, by.metric, "epochs", colors)
+        if table.milestone:
+            _survival(line[1], runs, by, colors)
+        else:
+            _curves(line[1], runs, by.metric, "gradient_evaluations", colors)
+        if not table.grid and (
+                scale == "mini" or not _claims(line[2], own, table, records, scale, protocol)):
+            _curves(line[2], runs, by.metric, "seconds", colors)
         line[0].set_title(f"{scale} scale, {protocol} protocol", loc="left", fontsize=11)
         for panel in line:
             panel.spines[["top", "right"]].set_visible(False)
             panel.grid(color=GRID, linewidth=0.8)
             panel.set_axisbelow(True)
-        handles, labels = line[0].get_legend_handles_labels()
+        handles, labels = line[1].get_legend_handles_labels()
         line[1].legend(handles, labels, frameon=False, fontsize=8, loc="center left",
                        bbox_to_anchor=(1.0, 0.5))
     figure.suptitle(table.title, fontsize=13)
@@ -71,18 +86,54 @@ def _curves(axes, runs: dict[str, list[dict]], metric: str, axis: str, colors: d
         axes.set_yscale("log")
 
 
-def _survival(axes, runs: dict[str, list[dict]], milestone: str, colors: dict) -> None:
-    """The share of seeds that have got there, over epochs (one minus Kaplan-Meier)."""
+def _configurations(axes, table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> None:
+    """The epoch of the milestone in each configuration: the baseline's across, the others' up."""
+    base = by_configuration(runs.get(table.baseline, ()))
+    first = next(iter(table.grid.values()))
+    ends = [1.0]
     for row, group in runs.items():
-        times, limits = [run["milestones"][milestone] for run in group], watched(group)
+        ours = by_configuration(group)
+        for number, level in enumerate(first if row != table.baseline else ()):
+            shared = [key for key in ours if key in base and level in key]
+            x, y = (capped_epochs(by, {key: group[key] for key in shared})
+                    for group in (base, ours))
+            axes.plot(x, y, "o", color=COLORS[number % len(COLORS)], label=level, alpha=0.8)
+            ends += [*x, *y]
+    axes.plot([1, max(ends)], [1, max(ends)], color=GRID, zorder=0)
+    axes.set(xscale="log", yscale="log", xlabel=f"{table.baseline}, epochs to {by.milestone}",
+             ylabel="others, epochs (not reached: last epoch)")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _first(axes, table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> None:
+    """The share of configurations in which each other row is first, level by level."""
+    base = by_configuration(runs.get(table.baseline, ()))
+    levels = ["all", *(level for levels in table.grid.values() for level in levels)]
+    for row, group in runs.items():
+        ours = by_configuration(group)
+        for y, level in enumerate(levels if row != table.baseline else ()):
+            chosen = {key: run for key, run in ours.items() if level in ("all", *key)}
+            share = first_share(by, chosen, base)
+            axes.plot([share.low, share.high], [y, y], color="#1f5fbf", linewidth=2, alpha=0.5)
+            axes.plot(share.value, y, "o", color="#1f5fbf", markersize=5)
+    axes.axvline(50, color="#c2410c", linewidth=1)
+    axes.set_yticks(range(len(levels)), levels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlim=(-3, 103), xlabel=f"first to {by.milestone}, % of configurations")
+
+
+def _survival(axes, runs: dict[str, list[dict]], by: Yardstick, colors: dict) -> None:
+    """The share of runs that have got there, over epochs (one minus Kaplan-Meier)."""
+    for row, group in runs.items():
+        times, limits = [by.epoch(run) for run in group], watched(group)
         if all(time is None for time in times):
-            axes.plot([0, max(limits)], [0, 0], color=colors[row], linewidth=1.7)
+            axes.plot([0, max(limits)], [0, 0], color=colors[row], linewidth=1.7, label=row)
             continue
         curve = statistics.survival(times, limits)
         x = np.concatenate([[0], curve.quantiles, [max(limits)]])
         y = np.concatenate([[0], 1 - curve.probabilities, [1 - curve.probabilities[-1]]])
-        axes.step(x, y, where="post", color=colors[row], linewidth=1.7)
-    axes.set(xlabel="epochs", ylabel=f"share of seeds that reached {milestone}",
+        axes.step(x, y, where="post", color=colors[row], linewidth=1.7, label=row)
+    axes.set(xlabel="epochs", ylabel=f"share of runs that reached {by.milestone}",
              ylim=(-0.03, 1.03))
 
 

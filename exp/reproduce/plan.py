@@ -1,28 +1,43 @@
-"""What to run for a table of the paper: tables.toml read into tables, rows and jobs.
+"""What to run for a table of a paper: tables, rows and their jobs.
 
-A table is run at a scale (full: the paper's; mini: two CPU cores) and under a protocol (published:
-with the flaws of the original; fixed: without), each a list of overrides on the row's config.
+A row is run in every cell of its table: at a scale (full: the paper's; mini: two CPU cores), under
+a protocol (published: with the flaws of the original; fixed: without) and at one level of each
+factor of the table's grid, where it has one. All of them are overrides on the row's config.
 """
 
+import itertools
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from exp.harness.errors import ConfigError
 from exp.harness.facts import ROOT
 from exp.harness.toml import read_toml
 from exp.jobs.queue import Job
 from optimizer import optimizer_class
 from optimizer.parts.matrix import MatrixOptimizer
 
-TABLES = Path(__file__).parent / "tables.toml"
 SCALES = ("full", "mini")
 PROTOCOLS = ("published", "fixed")
 
 
 @dataclass(frozen=True)
+class Cell:
+    """A scale, a protocol, and one level of each factor of a grid."""
+
+    scale: str
+    protocol: str
+    levels: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them: what a row may have its own overrides for."""
+        return (self.scale, self.protocol, *self.levels)
+
+
+@dataclass(frozen=True)
 class Row:
-    """One line of a table: a label, the config behind it, and its own overrides by scale and
-    protocol, where it has some."""
+    """One line of a table: a label, the config behind it, and its own overrides by the name of a
+    scale, protocol or level, where it has some."""
 
     label: str
     config: str
@@ -36,12 +51,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper.
+    """A table of a paper.
 
     metric, mode: what rows are compared by, and whether "max" or "min" is better; milestone: the
-    threshold whose time is compared instead, or "". baseline: the row that others are paired with.
+    threshold whose time is compared instead, or "": one of the task's, or with `threshold` the
+    first epoch whose metric is at least that. baseline: the row that others are paired with.
     seeds: scale -> how many. scales, protocols: name -> overrides; a table without a mini scale
-    runs in full on a CPU. test_metric: what the fixed protocol reports, chosen on `metric`.
+    runs in full on a CPU. grid: factor -> level -> overrides. note: printed on the table's page.
     """
 
     name: str
@@ -54,9 +70,12 @@ class Table:
     seeds: dict[str, int]
     scales: dict[str, tuple[str, ...]]
     protocols: dict[str, tuple[str, ...]]
+    grid: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     fixed_for_matrix_rules: tuple[str, ...] = ()
     milestone: str = ""
+    threshold: float | None = None
     published_metric: str = ""
+    note: str = ""
 
     def scale(self, asked: str) -> str:
         """The scale to run at when `asked` is asked for."""
@@ -67,36 +86,32 @@ class Table:
         return self.published_metric if protocol == "published" and self.published_metric \
             else self.metric
 
-    def overrides(self, row: Row, scale: str, protocol: str) -> tuple[str, ...]:
-        """The `--set` options that turn the row's config into this scale and protocol."""
-        chosen = self.scales[scale] + self.protocols[protocol]
-        if protocol == "fixed":
+    def cells(self) -> list[Cell]:
+        """Everything that a row of the table can be run in."""
+        return [Cell(scale, protocol, levels) for scale in SCALES if scale in self.scales
+                for protocol in PROTOCOLS if protocol in self.protocols
+                for levels in itertools.product(*self.grid.values())]
+
+    def cells_to_run(self, scale: str, protocol: str) -> list[Cell]:
+        """The cells of one scale and protocol in the order in which they are run: those of a grid
+        are shuffled, always alike, so that an unfinished grid is a fair sample of it."""
+        cells = [cell for cell in self.cells() if (cell.scale, cell.protocol) == (scale, protocol)]
+        random.Random(0).shuffle(cells)
+        return cells
+
+    def overrides(self, row: Row, cell: Cell) -> tuple[str, ...]:
+        """The `--set` options that turn the row's config into this cell."""
+        chosen = self.scales[cell.scale] + self.protocols[cell.protocol]
+        for factor, level in zip(self.grid.values(), cell.levels, strict=True):
+            chosen += factor[level]
+        if cell.protocol == "fixed":
             cls = optimizer_class(read_toml(row.path)["optimizer"]["name"])
             if issubclass(cls, MatrixOptimizer):
                 chosen += self.fixed_for_matrix_rules
-        return chosen + row.own.get(scale, ()) + row.own.get(protocol, ())
+        return chosen + tuple(o for name in cell.names for o in row.own.get(name, ()))
 
-    def job(self, row: Row, seed: int, scale: str, protocol: str, outputs: Path) -> Job:
-        """The training run of one row and seed; its folder is outputs/<config>[-mini][-fixed]/."""
-        marks = [mark for mark in (scale, protocol) if mark not in ("full", "published")]
+    def job(self, row: Row, seed: int, cell: Cell, outputs: Path) -> Job:
+        """The training run of one row and seed; its folder is outputs/<config>[-<cell>]/seed<n>."""
+        marks = [name for name in cell.names if name not in ("full", "published")]
         folder = outputs / "-".join([row.config, *marks]) / f"seed{seed}"
-        return Job(self.task, row.path.relative_to(ROOT), seed, folder,
-                   self.overrides(row, scale, protocol))
-
-
-def read_tables(names: list[str] | None = None) -> list[Table]:
-    """The tables of tables.toml, or those named. Raises ConfigError for an unknown name."""
-    tables = {table["name"]: _table(table) for table in read_toml(TABLES)["table"]}
-    unknown = [name for name in names or [] if name not in tables]
-    if unknown:
-        raise ConfigError(f"no table {unknown[0]!r}; there are: {', '.join(tables)}")
-    return [tables[name] for name in names or tables]
-
-
-def _table(entry: dict) -> Table:
-    rows = tuple(Row(row.pop("label"), row.pop("config"), {k: tuple(v) for k, v in row.items()})
-                 for row in entry.pop("row"))
-    lists = {key: {name: tuple(overrides) for name, overrides in entry.pop(key).items()}
-             for key in ("scales", "protocols")}
-    matrix = tuple(entry.pop("fixed_for_matrix_rules", ()))
-    return Table(rows=rows, fixed_for_matrix_rules=matrix, **lists, **entry)
+        return Job(self.task, row.path.relative_to(ROOT), seed, folder, self.overrides(row, cell))

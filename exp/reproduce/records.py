@@ -14,9 +14,7 @@ from exp.harness.errors import ConfigError
 from exp.jobs.finished import finished_run
 from exp.jobs.freshness import Identity, kept_identity
 from exp.jobs.queue import Job, task_named
-from exp.reproduce.plan import PROTOCOLS, SCALES, Table
-
-KEY = ("row", "scale", "protocol", "seed")
+from exp.reproduce.plan import Cell, Table
 
 
 def read_kept(path: Path) -> dict:
@@ -36,33 +34,39 @@ def collect(table: Table, outputs: Path, kept: dict) -> dict:
     A kept record whose settings are no longer the table's is dropped, one whose folder holds a
     finished run is replaced.
     """
-    task, found, wanted = task_named(table.task), {}, {}
-    for row, scale, protocol in cells(table):
-        job = table.job(row, 0, scale, protocol, outputs)
-        wanted[row.label, scale, protocol] = planned = job.identity()
+    task, runs = task_named(table.task), {}
+    planned = {(row.label, cell): table.job(row, 0, cell, outputs)
+               for row in table.rows for cell in table.cells()}
+    wanted = {place: job.identity() for place, job in planned.items()}
+    for place, job in planned.items():
         for folder in job.folder.parent.glob("seed*"):
             seed = folder.name.removeprefix("seed")
-            kept_run = finished_run(folder, task) if seed.isdigit() else None
-            if kept_run and kept_run[1].has_settings_of(planned):
-                record, identity, sources = kept_run
-                record = {"row": row.label, "config": row.config, "scale": scale,
-                          "protocol": protocol, "seed": int(seed), **record}
-                found[_key(record)] = record, identity.settings, sources
+            run = finished_run(folder, task) if seed.isdigit() else None
+            if run and run[1].has_settings_of(wanted[place]):
+                record = {**_labels(*place, job), "seed": int(seed), **run[0]}
+                runs[(*place, int(seed))] = record, run[1].settings, run[2]
     for record in kept["runs"]:
-        settings, key = kept["settings"][record["settings"]], _key(record)
+        settings, place = kept["settings"][record["settings"]], (record["row"], cell_of(record))
         identity = kept_identity(settings, record.get("recipes", {}), task)
-        if key not in found and key[:3] in wanted and identity.has_settings_of(wanted[key[:3]]):
-            found[key] = record, identity.settings, kept["sources"][record["sources"]]
-    order = {row.label: number for number, row in enumerate(table.rows)}
-    ranked = sorted(found.values(), key=lambda item: (
-        item[0]["scale"], item[0]["protocol"], order[item[0]["row"]], item[0]["seed"]))
-    return _deduplicated(ranked)
+        if place in wanted and identity.has_settings_of(wanted[place]):
+            runs.setdefault((*place, record["seed"]),
+                            (record, identity.settings, kept["sources"][record["sources"]]))
+    order = {place: number for number, place in enumerate(planned)}
+    ranked = sorted(runs.items(), key=lambda item: (
+        item[0][1].scale, item[0][1].protocol, order[item[0][:2]], item[0][2]))
+    return _deduplicated(run for _, run in ranked)
 
 
-def cells(table: Table) -> list:
-    """(row, scale, protocol) of everything that the table can run."""
-    return [(row, scale, protocol) for scale in SCALES if scale in table.scales
-            for protocol in PROTOCOLS if protocol in table.protocols for row in table.rows]
+def cell_of(record: dict) -> Cell:
+    """The cell that a record was run in."""
+    return Cell(record["scale"], record["protocol"], tuple(record.get("levels", ())))
+
+
+def _labels(row: str, cell: Cell, job: Job) -> dict:
+    """Where a run belongs in its table, as its record says it."""
+    levels = {"levels": list(cell.levels)} if cell.levels else {}
+    return {"row": row, "config": job.config.stem, "scale": cell.scale,
+            "protocol": cell.protocol, **levels}
 
 
 def is_done(job: Job, records: dict, any_version: bool) -> bool:
@@ -91,17 +95,14 @@ def _deduplicated(items: Iterable[tuple[dict, dict, dict]]) -> dict:
     for record, *shared in items:
         record = dict(record)
         for name, value in zip(("settings", "sources"), shared, strict=True):
-            record[name] = _hash(value)
+            record[name] = hash_of(value)
             result[name][record[name]] = value
         result["runs"].append(record)
     return result
 
 
-def _key(record: dict) -> tuple:
-    return tuple(record[name] for name in KEY)
-
-
-def _hash(value: dict) -> str:
+def hash_of(value: dict) -> str:
+    """What settings and sources are stored under."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 

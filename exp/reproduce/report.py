@@ -1,23 +1,15 @@
-"""A table of the paper as Markdown, made from its kept records and nothing else."""
+"""A table of a paper as Markdown, made from its kept records and nothing else."""
 
 import math
 from collections.abc import Iterable
 
 from exp.report import statistics
-from exp.report.statistics import Estimate
 from exp.report.tables import at_least, interval, markdown, number
-from exp.reproduce.claims import (
-    PERCENT,
-    SCALE_FREE,
-    Claim,
-    along,
-    chosen,
-    estimate,
-    judge,
-    overhead,
-    watched,
-)
+from exp.reproduce.claims import Claim
+from exp.reproduce.grids import render_grid
+from exp.reproduce.measures import PERCENT, along, chosen, number_or_nan, watched
 from exp.reproduce.plan import PROTOCOLS, SCALES, Table
+from exp.reproduce.verdicts import claims_table
 
 AXES = {"epochs": "epochs", "gradient_evaluations": "gradient evaluations", "seconds": "seconds"}
 UNITS = {"eval_accuracy": "%", "eval_perplexity": "ppl", "eval_perplexity_padded": "ppl"}
@@ -26,7 +18,7 @@ PROTOCOL_WORDS = {"published": "as published, flaws included", "fixed": "flaws m
 
 def render(table: Table, records: dict, claims: Iterable[Claim]) -> str:
     """The whole page of one table."""
-    parts = [f"# {table.title}", _command(table),
+    parts = [f"# {table.title}", table.note, _command(table),
              "Made by `exp.reproduce` from the JSON beside this page. Intervals are 95 % over "
              "seeds; p values are two-sided."]
     parts += [f"![{table.name}]({table.name}.png)"] if records["runs"] else ["Nothing was run yet."]
@@ -34,7 +26,9 @@ def render(table: Table, records: dict, claims: Iterable[Claim]) -> str:
         runs = select(records, scale, protocol)
         parts.append(f"## {scale.capitalize()} scale, {PROTOCOL_WORDS[protocol]}")
         parts.append(_provenance(runs))
-        if table.milestone:
+        if table.grid:
+            parts += render_grid(table, protocol, runs)
+        elif table.milestone:
             parts += [_milestones(table, runs), _against_baseline_in_time(table, runs)]
         else:
             parts += [_values(table, protocol, runs), _equal_compute(table, protocol, runs)]
@@ -58,52 +52,6 @@ def select(records: dict, scale: str, protocol: str) -> dict[str, list[dict]]:
         if (run["scale"], run["protocol"]) == (scale, protocol):
             found.setdefault(run["row"], []).append(run)
     return found
-
-
-def claims_table(
-    claims: Iterable[Claim], table: Table | None, records: dict, bench: dict | None = None
-) -> str:
-    """Claimed, logged, ours and the verdict, one line a claim. bench: for claims about cost."""
-    lines = [("claim", "claimed", "its log", "ours, published", "ours, fixed", "verdict")]
-    for claim in claims:
-        scale, word = deciding_scale(claim, table, records)
-        ours = (estimate(claim, table, records, scale, "published") if table
-                else overhead(claim, bench or {}))
-        fixed = estimate(claim, table, records, scale, "fixed") if table else None
-        verdict = judge(claim, ours)
-        if verdict == "not yet run" and table:
-            word = " at full scale"
-        logged = "" if claim.logged is None else f"{number(claim.logged)} "
-        lines.append((f"{claim.says} <sub>{claim.id}</sub>",
-                      f"{claim.comparator} {number(claim.value)} {claim.unit}",
-                      f"{logged}({claim.log})" if claim.log else "",
-                      shown(ours, claim.unit, "seed" if table else "round"),
-                      shown(fixed, claim.unit),
-                      f"**{verdict}**{word}{_why(claim, verdict, ours)}"))
-    return markdown(lines)
-
-
-def _why(claim: Claim, verdict: str, ours: Estimate | None) -> str:
-    if claim.cannot:
-        return f": {claim.cannot}"
-    if verdict != "does not hold" or claim.comparator in "<>" or math.isnan(ours.value):
-        return ""
-    return ": ours is higher" if ours.value > claim.value else ": ours is lower"
-
-
-def deciding_scale(claim: Claim, table: Table | None, records: dict) -> tuple[str, str]:
-    """The scale that decides a claim, and the words to add to its verdict."""
-    full = {run["row"] for run in records["runs"] if run["scale"] == "full"}
-    if claim.measure in SCALE_FREE and not {claim.row, claim.against} <= full and table:
-        return "mini", " at mini scale"
-    return "full", ""
-
-
-def shown(ours: Estimate | None, unit: str, what: str = "seed") -> str:
-    """An estimate with its interval and number of seeds, or of rounds of a benchmark."""
-    if ours is None:
-        return ""
-    return f"{interval(ours, unit)}, {ours.n} {what}{'s' * (ours.n != 1)}"
 
 
 def _command(table: Table) -> str:
@@ -140,12 +88,12 @@ def _values(table: Table, protocol: str, runs: dict[str, list[dict]]) -> str:
     base = {run["seed"]: run for run in runs.get(table.baseline, [])}
     for row, group in runs.items():
         best = {run["seed"]: scale * chosen(run, metric, table.mode) for run in group}
-        last = [scale * _nan(run["curve"].get(metric, [None])[-1]) for run in group]
+        last = [scale * number_or_nan(run["curve"].get(metric, [None])[-1]) for run in group]
         cells = [row, str(len(group)), interval(statistics.mean(list(best.values()))),
                  number(statistics.deviation(list(best.values()))), number(_mean(last))]
         if has_test:
-            cells.append(interval(statistics.mean([scale * _nan(run["best"].get(tested))
-                                                   for run in group])))
+            cells.append(interval(statistics.mean(
+                [scale * number_or_nan(run["best"].get(tested)) for run in group])))
         cells += [number(_mean([run["curve"]["gradient_evaluations"][-1] for run in group])),
                   number(_mean([run["curve"]["seconds"][-1] for run in group]))]
         if row == table.baseline or not base:
@@ -232,7 +180,3 @@ def _in_axis(milestone: str, group: list[dict], axis: str) -> tuple[list, list]:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def _nan(value: float | None) -> float:
-    return math.nan if value is None else value

@@ -1,0 +1,155 @@
+"""The plot canvas of every figure, and the name and the colour of every optimizer.
+
+    with canvas(path, columns=2, title="CIFAR-10") as panels:     # panels: array (rows, columns)
+        for label, style in styles(["adamw", "ars2_neo_lazy"]).items():
+            panels[0, 0].plot(lr, loss[label], **style)           # colour, dashes, marker, legend
+        panels[0, 0].set(xlabel="learning rate", ylabel="eval loss (nats)", xscale="log")
+
+On leaving it draws the grid, hides panels without data, puts ONE legend of all labels beneath the
+panels and saves a PNG whose bytes depend on nothing but the data. `display_name` and `color` are
+for text and for marks drawn by hand. This room imports nothing of exp.
+"""
+
+import colorsys
+import functools
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+GRID, TEXT, ACCENT, NEUTRAL = "#e3e5e8", "#374151", "#c2410c", "#8a8f98"
+OURS = "#1f5fbf"  # what was measured here, beside what others claim (ACCENT)
+# Optimizers that are often drawn together, by `_key`; every other name has the hue of its hash.
+COLORS = {
+    "adamw": "#111827", "sgd": "#8a8f98", "lion": "#c2410c", "soap": "#f59e0b", "kfac": "#78350f",
+    "muon": "#15803d", "muonsquared": "#84cc16", "adamuon": "#0d9488", "normuon": "#4d7c0f",
+    "trmuon": "#0e7490", "rmsuon": "#a855f7", "adarmsuon": "#6d28d9", "ars": "#ec4899",
+    "sam": "#e11d48", "ars2neo": "#2563eb", "ars2neobase": "#60a5fa", "ars2neosync": "#1d4ed8",
+    "ars2neolazy": "#06b6d4", "ars2neoaga": "#1e3a8a"}
+DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+MARKERS = "osD^vP"
+
+
+@contextmanager
+def canvas(path: Path, rows: int = 1, columns: int = 1, panel: tuple[float, float] = (4.2, 3.4),
+           title: str = "", legend: bool = True, **subplots: object) -> Iterator[np.ndarray]:
+    """A figure of rows x columns panels of `panel` inches each; written to `path` as PNG.
+
+    subplots: for `Figure.subplots`, as sharey=True.
+    """
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's own may not be installed here
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"text.parse_math": False}):  # a folder may be named $x^$
+        figure = Figure(figsize=(panel[0] * columns, panel[1] * rows), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(rows, columns, squeeze=False, **subplots)
+        yield panels
+        for axes in panels.flat:
+            _finish(axes)
+        if legend:
+            _legend(figure, panels)
+        figure.suptitle(title or None, fontsize=12)
+        figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
+
+
+def grid_of(count: int, most: int = 3) -> dict[str, int]:
+    """{"rows", "columns"} for `count` panels, at most `most` in a row."""
+    columns = max(1, min(most, count))
+    return {"rows": max(1, -(-count // columns)), "columns": columns}
+
+
+def styles(labels: Iterable[str]) -> dict[str, dict]:
+    """Label -> color, linestyle, marker and label for `Axes.plot`: the colour is the optimizer's,
+    dashes and marker tell its variants in this figure apart."""
+    seen: Counter = Counter()
+    result = {}
+    for label in labels:
+        number = seen[color(label)] % len(DASHES)
+        seen[color(label)] += 1
+        result[label] = {"color": color(label), "linestyle": DASHES[number],
+                         "marker": MARKERS[number], "markersize": 3.5, "linewidth": 1.6,
+                         "label": display_name(label)}
+    return result
+
+
+def color(label: str) -> str:
+    """The optimizer's colour, the same in every figure. A label begins with the optimizer's name in
+    any spelling ("ars2_neo_lazy", "ARS2-Neo Lazy k=5"); the rest tells a variant."""
+    key = _key(label)
+    known = [name for name in COLORS if key.startswith(name)]
+    own = _optimizer(label)
+    best = max([*known, *([own] if own else [])], key=len, default=key)
+    if best in COLORS:
+        return COLORS[best]
+    hue = int(hashlib.sha256(best.encode()).hexdigest()[:8], 16) / 2**32
+    return "#" + "".join(f"{round(255 * c):02x}" for c in colorsys.hsv_to_rgb(hue, 0.6, 0.7))
+
+
+def display_name(label: str) -> str:
+    """"adamw" -> "AdamW", "ars2_neo_lazy" -> "ARS2-Neo Lazy", "sam_adamw" -> "SAM-AdamW"; a label
+    that is no identifier of a known optimizer is returned as it is."""
+    own = _optimizer(label)
+    if own is None or not re.fullmatch(r"[a-z0-9_]+", label):
+        return label
+    rest = _key(label)[len(own):]
+    if rest in _names():
+        return f"{_names()[own]}-{_names()[rest]}"
+    return " ".join([_names()[own], *filter(None, [rest.upper() if len(rest) < 4
+                                                   else rest.capitalize()])])
+
+
+def _optimizer(label: str) -> str | None:
+    """The key of the longest optimizer name that a label begins with."""
+    key = _key(label)
+    return max((name for name in _names() if key.startswith(name)), key=len, default=None)
+
+
+@functools.cache
+def _names() -> dict[str, str]:
+    """Key -> display name: how the first line of an optimizer's file begins, or torch's class."""
+    import torch
+
+    from optimizer import available_optimizers
+
+    folder = Path(__file__).parents[2] / "optimizer"
+    classes = {_key(name): name for name in vars(torch.optim)}
+    names = {}
+    for stem in available_optimizers():
+        names[_key(stem)] = classes.get(_key(stem), stem)
+        if (file := folder / f"{stem}.py").exists():
+            summary = file.read_text(encoding="utf-8").split('"""')[1]
+            names[_key(stem)] = re.split(r",|:| \(", summary)[0]
+    return names
+
+
+def _key(label: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", label.lower())
+
+
+def _finish(axes) -> None:
+    """Grid and spines of a panel; one without data is hidden."""
+    if not axes.has_data():
+        axes.set_axis_off()
+        return
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure, panels: np.ndarray) -> None:
+    """One legend under the panels; labels that several panels share are shown once."""
+    handles = {label: handle for axes in panels.flat if axes.get_legend() is None
+               for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if handles:
+        inches = figure.get_figwidth()
+        widest = max(map(len, handles)) * 0.075 + 0.6
+        figure.legend(handles.values(), handles, loc="outside lower center", frameon=False,
+                      fontsize=8, ncols=max(1, min(len(handles), int(inches / widest))))

@@ -1,0 +1,37 @@
+"""JSON files of results: read with one clear error, written whole or not at all.
+
+    content = read_json(path)                 # None where there is no file
+    write_json(path, content, depth=2)        # values two levels down on a line of their own
+"""
+
+import json
+from pathlib import Path
+
+
+def read_json(path: Path) -> dict | None:
+    """The content of a JSON file, None if there is none. Raises ValueError if it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it or delete it") from error
+
+
+def write_json(path: Path, content: dict | list, depth: int) -> None:
+    """Write through a temporary file, so that a killed process leaves the old content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(to_json(content, depth) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def to_json(value: object, depth: int) -> str:
+    """JSON whose objects and lists are spread over lines down to `depth` levels: a line each for
+    what lies there, so that a difference of two versions shows which record changed."""
+    if depth and isinstance(value, dict) and value:
+        lines = [f"{json.dumps(key)}: {to_json(item, depth - 1)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(lines) + "\n}"
+    if depth and isinstance(value, list) and value:
+        return "[\n" + ",\n".join(to_json(item, depth - 1) for item in value) + "\n]"
+    return json.dumps(value)

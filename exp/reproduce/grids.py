@@ -1,0 +1,85 @@
+"""The page of a table with a grid: each configuration, and each level of each factor, read as an
+unpaired comparison of rows (Welch's t) and as a paired one (who is first in a configuration)."""
+
+from collections.abc import Iterable
+
+from exp.report import statistics
+from exp.report.tables import interval, markdown, number
+from exp.reproduce.measures import Runs, Yardstick, by_configuration, capped_epochs, first_share
+from exp.reproduce.plan import Table
+
+
+def render_grid(table: Table, protocol: str, runs: dict[str, list[dict]]) -> list[str]:
+    """The parts of one scale and protocol; runs: row label -> its runs."""
+    by = Yardstick.of(table, protocol)
+    keyed = {row: by_configuration(group) for row, group in runs.items()}
+    base = keyed.pop(table.baseline, {})
+    parts = [_factors(table)]
+    for row, ours in keyed.items():
+        parts += [f"{row} against {table.baseline}, in epochs to {table.milestone}. Mean: what did "
+                  "not get there counts at its last epoch. First: of the configurations that one "
+                  "of the two reaches.", _levels(table, by, row, ours, base)]
+    return [*parts, _configurations(table, by, {table.baseline: base, **keyed})]
+
+
+def _factors(table: Table) -> str:
+    """What each level of each factor sets, for every row and for one."""
+    lines = [("factor", "level", "sets", *(row.label for row in table.rows))]
+    for factor, levels in table.grid.items():
+        for level, overrides in levels.items():
+            lines.append((factor, level, _settings(overrides),
+                          *(_settings(row.own.get(level, ())) for row in table.rows)))
+    return markdown(_without_empty_columns(lines))
+
+
+def _settings(overrides: Iterable[str]) -> str:
+    return ", ".join(f"`{override}`" for override in overrides)
+
+
+def _without_empty_columns(lines: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    kept = [column for column in range(len(lines[0])) if any(line[column] for line in lines[1:])]
+    return [tuple(line[column] for column in kept) for line in lines]
+
+
+def _levels(table: Table, by: Yardstick, row: str, ours: Runs, base: Runs) -> str:
+    """One line for all configurations and one per level."""
+    lines = [("", "runs", f"{table.baseline}, mean epoch", f"{row}, mean epoch", "difference", "t",
+              "p", f"reached, {table.baseline}", f"reached, {row}", f"{row} first, %")]
+    names = ["all", *(level for levels in table.grid.values() for level in levels)]
+    for name in names:
+        mine, theirs = ({key: run for key, run in group.items() if name in ("all", *key)}
+                        for group in (ours, base))
+        if not mine or not theirs:
+            continue
+        a, b = capped_epochs(by, theirs), capped_epochs(by, mine)
+        difference, t, p = statistics.welch(a, b)
+        lines.append((name, f"{len(theirs)} + {len(mine)}", number(sum(a) / len(a)),
+                      number(sum(b) / len(b)), interval(difference), number(t), number(p),
+                      _reached(by, theirs), _reached(by, mine),
+                      interval(first_share(by, mine, theirs))))
+    return markdown(lines)
+
+
+def _reached(by: Yardstick, runs: Runs) -> str:
+    return f"{sum(by.epoch(run) is not None for run in runs.values())} of {len(runs)}"
+
+
+def _configurations(table: Table, by: Yardstick, runs: dict[str, Runs]) -> str:
+    """One line per configuration: the epoch of every seed, row by row."""
+    lines = [(*table.grid, *(f"{row.label}, epoch" for row in table.rows))]
+    grid = dict.fromkeys(cell.levels for cell in table.cells())
+    for levels in grid:
+        cells = [_epochs(by, levels, runs.get(row.label, {})) for row in table.rows]
+        if any(cells):
+            lines.append((*levels, *cells))
+    complete = sum(all(line[len(table.grid):]) for line in lines[1:])
+    return (f"{complete} of {len(grid)} configurations are complete. > n: not by epoch n.\n\n"
+            + markdown(lines))
+
+
+def _epochs(by: Yardstick, levels: tuple[str, ...], runs: Runs) -> str:
+    """The epochs of a configuration's seeds, "> last" where one was not reached."""
+    own = sorted(((key[0], run) for key, run in runs.items() if key[1:] == levels),
+                 key=lambda item: item[0])
+    return ", ".join(f"> {run['epochs']}" if (epoch := by.epoch(run)) is None else str(epoch)
+                     for _, run in own)

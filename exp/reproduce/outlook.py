@@ -1,0 +1,70 @@
+"""What is missing of some tables and what it will cost: a list for people, a plan for machines."""
+
+import importlib
+import json
+from collections.abc import Mapping
+
+from exp.harness.facts import short_commit
+from exp.jobs.queue import Job, state
+from exp.reproduce.plan import Table
+from exp.reproduce.records import hash_of
+from optimizer import optimizer_class
+
+Missing = Mapping[Job, Table]
+LONG = 90  # minutes, from which on a duration is given in hours
+
+
+class Outlook:
+    """What a job will cost, from kept runs: seconds per epoch of the same settings, gradient
+    evaluations per step of the same config."""
+
+    def __init__(self, records: Mapping[str, dict]) -> None:
+        runs = [run for kept in records.values() for run in kept["runs"] if run["epochs"]]
+        self.runs = len(runs)
+        self.paces = {run["settings"]: run["curve"]["seconds"][-1] / run["epochs"]
+                      for run in runs if run["curve"].get("seconds")}
+        self.evaluations = {run["config"]: run["curve"]["gradient_evaluations"][-1] / run["steps"]
+                            for run in runs}
+
+    def seconds(self, job: Job) -> float | None:
+        """An upper bound, all epochs run; None for settings that were never timed."""
+        pace = self.paces.get(hash_of(job.settings()))
+        return None if pace is None else pace * job.settings()["experiment"]["epochs"]
+
+    def units(self, job: Job) -> float:
+        """Gradient evaluations, in passes over the training data: epochs x evaluations per step,
+        measured, or else as the optimizer's file declares them."""
+        settings = job.settings()
+        name = settings["optimizer"]["name"]
+        module = importlib.import_module(optimizer_class(name).__module__)
+        declared = getattr(module, "COST", {}).get("gradient_evaluations", 1)
+        per_step = self.evaluations.get(job.config.stem, declared)
+        return round(settings["experiment"]["epochs"] * per_step, 2)
+
+    def listing(self, missing: Missing) -> str:
+        """One line per missing run, and the sum."""
+        lines, total, unknown = [], 0.0, 0
+        for job in missing:
+            seconds = self.seconds(job)
+            unknown += seconds is None
+            total += seconds or 0.0
+            time = "never timed" if seconds is None else f"at most {_duration(seconds)}"
+            lines.append(f"{job.name}: {state(job)}, {time}")
+        end = f"{self.runs} runs there, {len(missing)} missing"
+        if missing:
+            end += f": at most {_duration(total)} of training, one after another"
+            end += f", and {unknown} that were never timed" if unknown else ""
+        return "\n".join([*lines, end])
+
+    def plan(self, missing: Missing) -> str:
+        """The missing runs as JSON for a machine without git or this command. Each job: name,
+        table, task, folder, argv (of python, in the project's root), units."""
+        jobs = [{"name": job.name, "table": table.name, "task": job.task,
+                 "folder": str(job.folder), "argv": job.command("--overwrite")[1:],
+                 "units": self.units(job)} for job, table in missing.items()]
+        return json.dumps({"commit": short_commit(), "jobs": jobs}, indent=1) + "\n"
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes / 60:.1f} h" if minutes >= LONG else f"{minutes:.1f} min"
