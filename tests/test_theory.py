@@ -1,33 +1,45 @@
 """exp.theory: verdicts by their rules, measures on small runs, pages from their JSON."""
 
-import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
+from exp.papers.ars2_neo.statements import fisher_diagonal, sign_spectrum, update_spectrum
+from exp.report.rows import read_rows, rows_of
 from exp.theory import __main__ as command
-from exp.theory import training
-from exp.theory.spectra import sign_spectrum, update_spectrum
+from exp.theory import statement, training
 
-KEPT = Path("outputs/paper/theory")
-NAMES = list(command.statements())
+KEPT = command.PUBLISHED
+NAMES = list(statement.statement_files())
+
+
+def rows(tree, *columns, **shared):
+    """Nested objects as the rows of a statement; seeds count from 1."""
+    leaf = tree
+    while isinstance(leaf, dict):
+        leaf = next(iter(leaf.values()))
+    named = {} if "axis" in columns else {"axis": "loss"}
+    return rows_of(tree, columns, range(1, len(leaf) + 1), **named | shared)
 
 
 def test_every_statement_says_what_it_tests_and_by_which_rule():
     assert set(NAMES) >= {"sign_spectrum", "update_spectrum"}
-    for module in command.statements().values():
-        assert module.SAYS and "paper" in module.SOURCE and "holds" in module.RULE
+    for name in NAMES:
+        title, source, rule, *prose = statement.text(name)
+        assert title.startswith("# ") and source.startswith("Source: ") and "paper" in source
+        if hasattr(statement.statement(name), "judge"):
+            assert rule.startswith("Rule: ") and "holds" in rule and prose
 
 
 @pytest.mark.parametrize(("after", "verdict"), [
     ((0.4, 0.3), "holds"), ((0.4, 0.6), "holds partly"), ((0.6, 0.7), "does not hold")])
 def test_the_verdict_on_sign(after, verdict):
-    found = {f"momentum at step {n}": {"before": [0.5], "after": [value]}
-             for n, value in enumerate(after)}
-    found["Gaussian"] = {"before": [1.0], "after": [0.0]}  # decides nothing
-    assert sign_spectrum.judge(found) == verdict
+    entropies = {f"momentum at step {n}": {"before": [0.5], "after": [value]}
+                 for n, value in enumerate(after)}
+    entropies["Gaussian"] = {"before": [1.0], "after": [0.0]}  # decides nothing
+    assert sign_spectrum.judge(rows(entropies, "matrix", "axis")).word == verdict
 
 
 @pytest.mark.parametrize(("released", "exact", "verdict"), [
@@ -35,11 +47,13 @@ def test_the_verdict_on_sign(after, verdict):
     ((0.7, 1.2), (1e-7, 1.0), "does not hold")])
 def test_the_verdict_on_the_identity(released, exact, verdict):
     def entry(*ends):
-        return {label: {"smallest": [low], "largest": [high]} for label, (low, high) in zip(
+        return {label: {"smallest": [low], "largest": [high], "condition": [high / low]}
+                for label, (low, high) in zip(
             ("ARS2-Neo Base", "ARS2-Neo Base, exact msign"), ends, strict=True)}
 
-    found = {"one": entry((1.0, 1.0), (1.0, 1.0)), "another": entry(released, exact)}
-    assert update_spectrum.judge(found) == verdict
+    tree = {"one": entry((1.0, 1.0), (1.0, 1.0)), "another": entry(released, exact)}
+    word, numbers = update_spectrum.judge(rows(tree, "task", "optimizer", "axis"))
+    assert word == verdict and numbers.startswith("condition number 1 (one), ")
 
 
 def test_the_identity_is_exact_on_a_matrix_of_full_rank():
@@ -64,20 +78,43 @@ def test_a_short_run_of_both_is_written_and_reads_back(tiny_data, tmp_path, monk
                                                  "wikitext2": ((1,), tables["wikitext2"])})
     monkeypatch.setattr(update_spectrum, "TASKS", {"grokking": {}, "cifar": tables["cifar"]})
     monkeypatch.setattr(update_spectrum, "STEPS", 3)
-    monkeypatch.setattr(update_spectrum, "RULES", {
-        k: v for k, v in update_spectrum.RULES.items() if "ARS2" in k or k == "AdamW"})
-    assert command.main(["sign_spectrum", "update_spectrum", "--seeds", "1", "--output",
-                         str(tmp_path)]) == 0
-    for name in ("sign_spectrum", "update_spectrum"):
-        content = json.loads((tmp_path / f"{name}.json").read_text())
-        assert (tmp_path / f"{name}.md").read_text() == command.page(name, content)
-        assert f"{name}: " in capsys.readouterr().out or name == "update_spectrum"
-    found = json.loads((tmp_path / "sign_spectrum.json").read_text())["found"]
+    monkeypatch.setattr(update_spectrum, "GRID", {"task": ("grokking", "cifar"), "optimizer": [
+        name for name in update_spectrum.RULES if "ARS2" in name or name == "AdamW"]})
+    monkeypatch.setattr(update_spectrum, "tables", lambda rows: dict.fromkeys(
+        ("grokking", "cifar", "wikitext2"), statement.means_table(rows)))
+    names = ["sign_spectrum", "update_spectrum"]
+    assert command.main([*names, "--seeds", "1", "--output", str(tmp_path)]) == 0
+    for name in names:
+        assert (tmp_path / f"{name}.md").read_text() == statement.page_of(
+            name, *read_rows(tmp_path / f"{name}.json"))
+    assert capsys.readouterr().out.count("written to") == 2
+    measured, provenance = read_rows(tmp_path / "sign_spectrum.json")
+    assert provenance["seeds"] == [1] and provenance["commit"]
     # At step 1 the momentum is a tenth of the gradient: its sign is that of ARS's first step.
-    assert all(0 < entry[key][0] < 1 for entry in found.values() for key in ("before", "after"))
-    assert found["rank 4"]["after"][0] > found["rank 4"]["before"][0]
+    assert all(0 < row.value < 1 for row in measured)
+    low = measured.where(matrix="rank 4").tree("axis")
+    assert low["after"][0] > low["before"][0]
+    assert statement.summary(tmp_path).count("| **") == 2
+    pages = {path: path.read_bytes() for path in tmp_path.glob("*.md")}
+    for path in pages:
+        path.unlink()
+    assert command.main(["--render", "--output", str(tmp_path)]) == 0
+    assert {path: path.read_bytes() for path in pages} == pages
+
+
+def test_wrong_arguments_and_damaged_files_are_one_line(tmp_path, capsys):
     assert command.main(["nonsense"]) == 2
-    assert command.summary(tmp_path).count("| **") == 2
+    assert "no statement 'nonsense'; there are: adaptive_eps" in capsys.readouterr().err
+    assert command.main(["warm_up", "--render", "--output", str(tmp_path)]) == 2
+    (tmp_path / "warm_up.json").write_text("{")
+    assert command.main(["warm_up", "--render", "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
+    assert command.main(["warm_up", "--list"]) == 0
+    assert "Transformers nearly always need warm-up" in capsys.readouterr().out
+
+
+def test_results_go_elsewhere_than_the_published_ones_unless_told():
+    assert command._parser().parse_args([]).output == Path("outputs/theory") != KEPT
 
 
 def test_steps_counts_across_epochs():
@@ -91,16 +128,16 @@ def test_steps_counts_across_epochs():
 @pytest.mark.parametrize("name", [name for name in NAMES if (KEPT / f"{name}.json").exists()])
 def test_committed_pages_are_what_their_json_says(name):
     path = KEPT / f"{name}.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    assert path.with_suffix(".md").read_text(encoding="utf-8") == command.page(name, content)
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == statement.page_of(
+        name, *read_rows(path))
 
 
 def test_the_committed_summary_is_what_the_pages_say():
-    assert Path("docs/theory.md").read_text(encoding="utf-8") == command.summary(KEPT)
+    assert Path("docs/theory.md").read_text(encoding="utf-8") == statement.summary(KEPT)
 
 
 def test_the_fisher_diagonal_of_softmax_regression_by_hand():
-    from exp.theory.spectra.fisher_diagonal import agreement, fisher_diagonals
+    from exp.papers.ars2_neo.statements.fisher_diagonal import agreement, fisher_diagonals
 
     torch.manual_seed(0)
     model = torch.nn.Linear(2, 3, bias=False, dtype=torch.float64)
@@ -122,14 +159,14 @@ def test_the_fisher_diagonal_of_softmax_regression_by_hand():
     ((0.95, 0.9), 0.4, "holds"), ((0.95, 0.9), 0.6, "holds partly"),
     ((0.95, 0.4), 0.1, "does not hold")])
 def test_the_verdict_on_the_fisher_diagonal(ranks, error, verdict):
-    from exp.theory.spectra.fisher_diagonal import judge
-
-    assert judge({f"step {n}": {"Fisher": {"rank_correlation": [rank], "error": [error]}}
-                  for n, rank in enumerate(ranks)}) == verdict
+    tree = {n: {"Fisher": {"rank_correlation": [rank], "error": [error]}}
+            for n, rank in enumerate(ranks)}
+    assert fisher_diagonal.judge(rows(tree, "step", "against", "axis",
+                                      task="x")).word == verdict
 
 
 def test_the_fisher_diagonal_takes_batch_norms_as_training_has_them():
-    from exp.theory.spectra.fisher_diagonal import fisher_diagonals
+    from exp.papers.ars2_neo.statements.fisher_diagonal import fisher_diagonals
 
     torch.manual_seed(0)
     norm = torch.nn.BatchNorm2d(2, affine=False, momentum=0.1, dtype=torch.float64)

@@ -1,18 +1,26 @@
 """exp.theory: the statements' formulas by hand, their verdicts, and a tiny run of each."""
 
-import json
 import math
 
 import pytest
 import torch
+from test_theory import rows
 from torch.nn import functional as F
 
+from exp.papers.ars2_neo.statements import (
+    fewer_steps,
+    fisher_diagonal,
+    flatness,
+    learning_rate_width,
+    natural_gradient,
+    radius_sweep,
+    sign_spectrum,
+    slow_sharpness,
+    whitened_perturbation,
+)
+from exp.report.rows import read_rows
 from exp.theory import __main__ as command
-from exp.theory import training
-from exp.theory.radius import radius_sweep
-from exp.theory.sharpness import flatness, perturbations, slow_sharpness, whitened_perturbation
-from exp.theory.spectra import fewer_steps, fisher_diagonal, natural_gradient, sign_spectrum
-from exp.theory.sweeps import learning_rate_width
+from exp.theory import perturbations, statement, training
 
 DOUBLE = torch.float64
 TINY = {"data": {"p": 11, "fraction": 0.5, "batch_size": 30},
@@ -39,13 +47,13 @@ def softmax_regression(examples=6):
     ((0.2, -1), "holds"), ((-1, 0.2), "holds partly"), ((-1, -0.5), "does not hold")])
 def test_the_verdict_on_width(slopes, verdict):
     def losses(slope, width):
-        return {f"{lr:g}": [(math.log2(lr) - slope * math.log2(width)) ** 2]
+        return {lr: [(math.log2(lr) - slope * math.log2(width)) ** 2]
                 for lr in (2.0**n for n in range(-10, 11))}
 
-    found = {label: {str(w): losses(slope, w) for w in (64, 128, 256)} for label, slope in zip(
+    tree = {label: {w: losses(slope, w) for w in (64, 128, 256)} for label, slope in zip(
         ("ARS2-Neo Base, literal", "ARS2-Neo Base, rms"), slopes, strict=True)}
-    found["Muon"] = {str(w): losses(0, w) for w in (64, 128, 256)}  # decides nothing
-    assert learning_rate_width.judge(found) == verdict
+    tree["Muon"] = {w: losses(0, w) for w in (64, 128, 256)}  # decides nothing
+    assert learning_rate_width.judge(rows(tree, *learning_rate_width.KEYS)).word == verdict
 
 
 # --- natural_gradient
@@ -88,10 +96,11 @@ def test_a_shadow_steps_from_the_weights_it_is_given():
     ((0.95, 0.9), "holds"), ((0.5, 0.6), "holds partly"), ((0.5, 0.3), "does not hold")])
 def test_the_verdict_on_the_natural_gradient(ours, verdict):
     def entry(values):
-        return {f"step {n}": {"0.1": [value]} for n, value in enumerate(values)}
+        return {n: {0.1: [value]} for n, value in enumerate(values)}
 
     rules = {"SGD": entry((0.1, 0.2)), "Adam": entry((0.4, 0.4)), "AdaRMSuon": entry(ours)}
-    assert natural_gradient.judge({"rules": rules}) == verdict
+    assert natural_gradient.judge(rows(rules, "name", "step", "damping", axis="cosine",
+                                       kind="rules")).word == verdict
 
 
 # --- slow_sharpness
@@ -124,10 +133,13 @@ def test_the_shear_force_is_the_one_that_ars2_neo_stores(k):
     ((0.9, 0.5), "holds"), ((0.9, 0.1), "holds partly"), ((0.2, 0.1), "does not hold")])
 def test_the_verdict_on_slow_sharpness(shear, verdict):
     def entry(values):
-        return {str(lag): [value] for lag, value in enumerate(values)}
+        return {lag: [value] for lag, value in zip((1, 5), values, strict=True)}
 
-    window = {"one batch again": {"gradient": entry((0.3, 0.3)), "shear force": entry(shear)}}
-    assert slow_sharpness.judge({"autocorrelation": {"a": window}}) == verdict
+    window = {"training batches": {"gradient": entry((0.3, 0.3)), "shear force": entry(shear)}}
+    assert slow_sharpness.judge(rows(
+        {"a": window}, "window", "batches", "kind", "lag", task="x", axis="cosine")) == (
+        verdict, f"cosine 5 steps apart: gradient 0.30 to 0.30, shear force {shear[1]:.2f} to "
+        f"{shear[1]:.2f}")
 
 
 # --- whitened_perturbation
@@ -172,10 +184,10 @@ def test_whitening_divides_by_the_root_of_the_second_moment():
 @pytest.mark.parametrize(("rises", "verdict"), [
     ((2.0, 2.0), "holds"), ((2.0, 0.5), "holds partly"), ((0.5, 0.5), "does not hold")])
 def test_the_verdict_on_whitened_perturbations(rises, verdict):
-    found = {f"task {n}": {"global": {
-        name: {"0.1": {"rise": [rise], "divergence": [1.0]}}
-        for name, rise in (("whitened", rise), ("gradient", 1.0))}} for n, rise in enumerate(rises)}
-    assert whitened_perturbation.judge(found) == verdict
+    tree = {n: {name: {"rise": [rise], "divergence": [1.0]} for name, rise in (
+        ("whitened", rise), ("gradient", 1.0))} for n, rise in enumerate(rises)}
+    assert whitened_perturbation.judge(rows(
+        tree, "step", "direction", "axis", task="x", norm="global", length=0.1)).word == verdict
 
 
 # --- flatness
@@ -189,7 +201,7 @@ def test_the_verdict_on_flatness(order, verdict):
                                        for key, sign in zip(flatness.MEASURES, order, strict=True)}}
                for n, gap in enumerate(gaps)}
     assert flatness.correlation(by_rule, "trace") == pytest.approx((order[1], 0.0))
-    assert flatness.judge({"task": by_rule}) == verdict
+    assert flatness.judge(rows({"task": by_rule}, *flatness.KEYS)).word == verdict
     by_rule["0"]["trace"] = by_rule["1"]["trace"] = [7.0] * 3
     assert flatness.correlation(by_rule, "trace") == (0.0, 1.0)
 
@@ -219,14 +231,16 @@ def test_a_tiny_run_of_each_is_written_and_reads_back(tiny_data, tmp_path, monke
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
 
-    ars = {k: v for k, v in learning_rate_width.RULES.items() if "ARS2" in k}
-    small(learning_rate_width, WIDTHS=(8, 16), STEPS=4, RULES=ars)
+    ars = [name for name in learning_rate_width.RULES if "ARS2" in name]
+    small(learning_rate_width, STEPS=4, GRID={"optimizer": ars, "width": (8, 16)})
     small(natural_gradient, POINTS=(2, 3), EXAMPLES=40, DAMPINGS=(0.01, 0.1))
     small(slow_sharpness, LAGS=(1, 2), PERIODS=(0, 2), RUN_STEPS=2, WINDOWS={
         "grokking": ((0,), 3, TINY), "wikitext2": ((0, 2), 3, training.SMALL["wikitext2"])})
-    small(whitened_perturbation, TASKS={"grokking": (1, 2)}, LENGTHS=(0.1, 1.0))
-    small(flatness, TASKS={"grokking": TINY}, MAX_EPOCHS=1, EXAMPLES=8,
-          RULES={k: flatness.RULES[k] for k in ("AdamW", "SAM-AdamW", "Muon")})
+    small(whitened_perturbation, TASKS={"grokking": (1, 2)}, GRID={"task": ("grokking",)},
+          LENGTHS=(0.1, 1.0))
+    small(flatness, TASKS={"grokking": TINY, "cifar": training.SMALL["cifar"]}, MAX_EPOCHS=1,
+          EXAMPLES=8, HELD_OUT=20,
+          GRID={"task": ("grokking", "cifar"), "optimizer": ("AdamW", "SAM-AdamW", "Muon")})
     small(fisher_diagonal, TASKS={
         "grokking": ((1,), 8, TINY), "cifar": ((1, 2), 4, training.SMALL["cifar"]),
         "wikitext2": ((1,), 4, training.SMALL["wikitext2"])})
@@ -238,19 +252,19 @@ def test_a_tiny_run_of_each_is_written_and_reads_back(tiny_data, tmp_path, monke
 
 
 def check_pages(names, folder):
-    """The pages of these statements are what their JSON says, and their plots are there."""
+    """The pages of these statements are what their JSON says, and their figures are there."""
     for name in names:
-        content = json.loads((folder / f"{name}.json").read_text())
-        assert (folder / f"{name}.md").read_text() == command.page(name, content)
-        assert content["facts"]["commit"]
-        figure = command.statements()[name].figure(content["found"])
-        assert figure and not set("|\n") & set(figure)
-        if hasattr(command.statements()[name], "plot"):
+        measured, provenance = read_rows(folder / f"{name}.json")
+        assert (folder / f"{name}.md").read_text() == statement.page_of(name, measured, provenance)
+        assert provenance["commit"]
+        numbers = statement.statement(name).judge(measured).numbers
+        assert numbers and not set("|\n") & set(numbers)
+        if hasattr(statement.statement(name), "figure"):
             assert (folder / f"{name}.png").stat().st_size > 1000
 
 
 def test_no_cell_of_a_table_holds_a_bare_pipe():
-    for path in command.OUTPUT.glob("*.md"):
+    for path in command.PUBLISHED.glob("*.md"):
         tables = [line.replace("\\|", "") for line in path.read_text(encoding="utf-8").splitlines()
                   if line.startswith("|")]
         for above, below in zip(tables, tables[1:], strict=False):
@@ -259,16 +273,18 @@ def test_no_cell_of_a_table_holds_a_bare_pipe():
 
 
 def test_committed_plots_are_there():
-    for name, module in command.statements().items():
-        if hasattr(module, "plot") and (command.OUTPUT / f"{name}.json").exists():
-            assert (command.OUTPUT / f"{name}.png").exists()
+    for name in statement.statement_files():
+        if hasattr(statement.statement(name), "figure"):
+            assert (command.PUBLISHED / f"{name}.png").exists()
 
 
 @pytest.mark.parametrize(("three", "four", "verdict"), [
     (0.3, 0.2, "holds"), (0.5, 0.4, "holds partly"), (0.5, 0.41, "does not hold")])
 def test_the_verdict_on_fewer_steps(three, four, verdict):
-    entry = {"plain": {"5": [0.4]}, "whitened": {"3": [three], "4": [four]}}
-    assert fewer_steps.judge({"distance": {"step 1": entry}}) == verdict
+    whitened = {2: [1.0], 3: [three], 4: [four], 5: [four]}
+    tree = {"plain": dict.fromkeys((2, 3, 4, 5), [0.4]), "whitened": whitened}
+    assert fewer_steps.judge(rows({1: tree}, "step", "momentum", "ns_steps",
+                                  axis="distance")).word == verdict
 
 
 def test_the_distance_is_zero_where_an_iteration_is_exact(monkeypatch):
@@ -281,11 +297,12 @@ def test_the_distance_is_zero_where_an_iteration_is_exact(monkeypatch):
 
 
 def test_the_verdict_on_the_radius():
-    flat, steep = {"1": [1.0], "2": [1.05], "3": [None]}, {"1": [1.0], "2": [1.2], "3": [None]}
+    flat, steep = {1: [1.0], 2: [1.05], 3: [None]}, {1: [1.0], 2: [1.2], 3: [None]}
     assert radius_sweep.near_best(flat) == 2 and radius_sweep.near_best(steep) == 1
     rules = dict.fromkeys(radius_sweep.RULES, steep)
     helped = {**rules, "TR-Muon ratio": flat}
-    worse = {**rules, "TR-Muon ratio": {"1": [1.06], "2": [1.06], "3": [1.06]}}
-    assert radius_sweep.judge({"a": helped, "b": helped}) == "holds"
-    assert radius_sweep.judge({"a": helped, "b": rules}) == "holds partly"
-    assert radius_sweep.judge({"a": worse, "b": rules}) == "does not hold"
+    worse = {**rules, "TR-Muon ratio": {1: [1.06], 2: [1.06], 3: [1.06]}}
+    for tree, verdict in (({"a": helped, "b": helped}, "holds"),
+                          ({"a": helped, "b": rules}, "holds partly"),
+                          ({"a": worse, "b": rules}, "does not hold")):
+        assert radius_sweep.judge(rows(tree, *radius_sweep.KEYS)).word == verdict

@@ -1,21 +1,22 @@
 """TR-Muon: RMSuon where its rules are off, the spike's numbers by hand, secants on quadratics."""
 
-import json
 import math
 
 import pytest
 import torch
 from test_ars_family import SHAPES, final
+from test_theory import rows
 from torch import nn
 
-from exp.theory.radius import blow_up
-from exp.theory.radius.trust_region import (
+from exp.papers.ars2_neo.statements import blow_up, trust_region
+from exp.papers.ars2_neo.statements.trust_region import (
     estimates,
-    main,
     noisy_quadratic,
-    render,
     softmax_regression,
 )
+from exp.report.rows import read_rows
+from exp.theory.__main__ import main
+from exp.theory.statement import page_of
 from optimizer.rmsuon import RMSuon
 from optimizer.tr_muon import TRMuon
 
@@ -250,14 +251,18 @@ def test_the_known_hessian_is_the_hessian(make):
                                rtol=1e-3, atol=1e-6)
 
 
-def test_on_one_batch_the_curvature_is_exact_whatever_the_noise_and_the_page_matches(tmp_path):
-    found = estimates(noisy_quadratic(5.0, 1), 8, 1)
-    assert found["ratio"]["error"] < 1e-9 and found["curvature"]["error"] < 1e-9
-    assert found["secant"]["error"] is None or found["secant"]["error"] > 0.1
-    assert main(["--steps", "4", "--seeds", "1", "--output", str(tmp_path)]) == 0
-    content = json.loads((tmp_path / "trust_region.json").read_text())
-    assert (tmp_path / "trust_region.md").read_text() == render(content)
-    assert set(content["losses"]) == set(content["estimates"])
+def test_on_one_batch_the_curvature_is_exact_whatever_the_noise_and_the_page_matches(
+        tmp_path, monkeypatch):
+    errors = {rule: estimates(noisy_quadratic(5.0, 1), rule, 8, 1)[0]
+              for rule in trust_region.RULES}
+    assert errors["ratio"] < 1e-9 and errors["curvature"] < 1e-9
+    assert math.isnan(errors["secant"]) or errors["secant"] > 0.1
+    monkeypatch.setattr(trust_region, "EVALUATIONS", 4)
+    assert main(["trust_region", "--seeds", "1", "--output", str(tmp_path)]) == 0
+    measured, provenance = read_rows(tmp_path / "trust_region.json")
+    page = (tmp_path / "trust_region.md").read_text()
+    assert page == page_of("trust_region", measured, provenance) and "4 gradient eval" in page
+    assert set(measured.tree("problem", "lr")) == set(measured.tree("problem", "rule"))
 
 
 def test_a_negative_secant_is_ignored():
@@ -275,10 +280,10 @@ def test_a_negative_secant_is_ignored():
     ([None, 9.0], [9.0, None], [2.0, 9.0], "holds partly"),
     ([None, 9.0], [2.0, 2.0], [2.0, 9.0], "does not hold")])
 def test_the_verdict_on_blowing_up(fragile, plain, ours, verdict):
-    found = {"cifar": {label: {"10": [2.0]} for label in blow_up.LABELS}}
-    for label, losses in ((blow_up.FRAGILE, fragile), (blow_up.PLAIN, plain),
-                          (blow_up.OURS, ours)):
-        found["cifar"][label] = {"10": losses}
-    assert blow_up.judge(found) == verdict
-    assert blow_up.count(found, blow_up.FRAGILE) == sum(v is None or v > 2.31 for v in fragile)
-    assert "2 runs" in blow_up.figure(found) and "(1 of 1)" not in blow_up.render(found)
+    tree = {label: [2.0] * 2 for label in blow_up.LABELS} | {
+        blow_up.FRAGILE: fragile, blow_up.PLAIN: plain, blow_up.OURS: ours}
+    measured = rows(tree, "optimizer", task="cifar", factor=10)
+    word, numbers = blow_up.judge(measured)
+    lost = sum(v is None or v > 2.31 for v in fragile)
+    assert word == verdict and "2 runs" in numbers and f"{blow_up.FRAGILE} {lost}" in numbers
+    assert f"({lost} of 2)" in blow_up.tables(measured)["cifar"][2][1]

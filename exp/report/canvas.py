@@ -16,7 +16,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,15 +66,43 @@ def grid_of(count: int, most: int = 3) -> dict[str, int]:
     return {"rows": max(1, -(-count // columns)), "columns": columns}
 
 
+def curves(path: Path, panels: dict[str, dict[str, tuple]], *, xlabel: str, ylabel: str,
+           most: int = 3, title: str = "", points: bool = False, sharey: bool = False,
+           symlog: dict[str, float] | None = None, xticks: Sequence[float] = (),
+           **axes: object) -> None:
+    """A figure of lines: panels is title -> label -> (xs, ys), `most` panels in a row.
+
+    points: markers alone. symlog: "x" or "y" -> where its scale turns from linear to logarithmic.
+    axes: for `Axes.set`, as xscale="log".
+    """
+    style = styles(dict.fromkeys(label for lines in panels.values() for label in lines))
+    with canvas(path, **grid_of(len(panels), most), title=title, sharey=sharey) as grid:
+        for panel, (name, lines) in zip(grid.flat, panels.items(), strict=False):
+            for label, (xs, ys) in lines.items():
+                panel.plot(xs, ys, **style[label] | ({"linestyle": ""} if points else {}))
+            panel.set(title=name, xlabel=xlabel, ylabel=ylabel, **axes)
+            for axis, threshold in (symlog or {}).items():
+                getattr(panel, f"set_{axis}scale")("symlog", linthresh=threshold)
+            if xticks:
+                panel.set_xticks(xticks, map("{:g}".format, xticks))
+                panel.minorticks_off()
+
+
 def styles(labels: Iterable[str]) -> dict[str, dict]:
-    """Label -> color, linestyle, marker and label for `Axes.plot`: the colour is the optimizer's,
-    dashes and marker tell its variants in this figure apart."""
+    """Label -> color, linestyle, marker and label for `Axes.plot`.
+
+    The colour is the optimizer's, or of a label that names none, of what stands before its last
+    comma or colon; dashes and marker tell those of one colour in this figure apart.
+    """
     seen: Counter = Counter()
+    others: dict[str, str] = {}
     result = {}
     for label in labels:
-        number = seen[color(label)] % len(DASHES)
-        seen[color(label)] += 1
-        result[label] = {"color": color(label), "linestyle": DASHES[number],
+        base = re.split(r"[:,] (?!.*[:,] )", label)[0]
+        chosen = color(label) if _optimizer(label) else others.setdefault(base, f"C{len(others)}")
+        number = seen[chosen] % len(DASHES)
+        seen[chosen] += 1
+        result[label] = {"color": chosen, "linestyle": DASHES[number],
                          "marker": MARKERS[number], "markersize": 3.5, "linewidth": 1.6,
                          "label": display_name(label)}
     return result

@@ -1,1 +1,1 @@
-"""The paper's theory as experiments, one small module a statement, one room a test bed."""
+"""Statements of papers as experiments with verdicts: the machinery, without a paper in it."""

@@ -1,0 +1,55 @@
+"""Is a sharpness radius that follows the rate, or the gap, better than a constant one?"""
+
+from collections.abc import Iterable
+
+from exp.report.rows import Row, Rows, rows_of
+from exp.report.statistics import mean
+from exp.report.tables import interval, number
+from exp.theory import sam
+from exp.theory.statement import Verdict, verdict
+from exp.theory.sweeps import average
+
+GRID = {"task": sam.STEPS}
+
+
+def measure(seeds: list[int], task: str) -> Iterable[Row]:
+    """AdamW at its best rate, and SAM around it with every radius and schedule."""
+    lr, plain = sam.baseline(task, seeds)
+    shared = {"axis": sam.METRIC[task], "lr": lr}
+    yield from rows_of(plain["as many steps"], (), seeds, optimizer="AdamW", **shared)
+    for schedule in sam.SCHEDULES:
+        yield from rows_of(sam.with_radius(task, lr, schedule, seeds), ("rho",), seeds,
+                           optimizer="SAM-AdamW", schedule=schedule, **shared)
+
+
+def at_best(rows: Rows) -> dict[str, dict[str, tuple[float, list[float]]]]:
+    """Task -> schedule -> (the best radius, its values)."""
+    trees = rows.where(optimizer="SAM-AdamW").tree("task", "schedule", "rho")
+    return {task: {schedule: (rho := sam.best_key(task, by_radius), by_radius[rho])
+                   for schedule, by_radius in schedules.items()}
+            for task, schedules in trees.items()}
+
+
+def judge(rows: Rows) -> Verdict:
+    """Whether the rate or the gap beats the constant radius on every seed, task by task."""
+    best = at_best(rows)
+    helped = [any(all(sam.is_better(task, *pair) for pair in zip(
+        schedules[schedule][1], schedules["constant"][1], strict=True))
+        for schedule in ("lr", "gap")) for task, schedules in best.items()]
+    return verdict(all(helped), any(helped), "; ".join(
+        f"{task} {sam.METRIC[task]} " + ", ".join(
+            f"{schedule} {number(average(values))}" for schedule, (_, values) in schedules.items())
+        for task, schedules in best.items()))
+
+
+def tables(rows: Rows) -> dict:
+    """The best radius of every schedule, and the value there."""
+    plain = rows.where(optimizer="AdamW")
+    titles = (f"{schedule}: best rho, value" for schedule in sam.SCHEDULES)
+    lines = [("task, metric", "AdamW", *titles)]
+    for task, schedules in at_best(rows).items():
+        lines.append((f"{task}, {sam.METRIC[task]}", plain.values(task=task),
+                      *(f"{rho:g}: {interval(mean(values))}"
+                        for rho, values in schedules.values())))
+    return {"values": lines, "rates": ", ".join(
+        f"{task} {lr:g}" for task, by_rate in plain.tree("task", "lr").items() for lr in by_rate)}

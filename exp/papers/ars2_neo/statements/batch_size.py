@@ -1,0 +1,68 @@
+"""Does the best learning rate grow in proportion to the batch?"""
+
+import itertools
+from collections.abc import Iterable
+
+from exp.report.rows import Row, Rows
+from exp.theory import sweeps
+from exp.theory.statement import Verdict, verdict
+
+BATCHES = (2, 8, 32, 128)
+LINEAR, CONSTANT = 0.75, 0.25
+# Optimizer -> lr -> [optimizer] table, and where the grid of the smallest batch begins.
+RULES = {"SGD with momentum": (sweeps.sgd, 2**-4), "AdamW": (sweeps.adamw, 2**-8),
+         "Muon": (sweeps.muon, 2**-6)}
+GRID = {"optimizer": RULES}
+KEYS = ("optimizer", "batch", "lr")
+
+
+def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
+    """A grid for every batch size, from the best rate of the one before on."""
+    rule, start = RULES[optimizer]
+    for batch in BATCHES:
+        grid = sweeps.curve_sweep(rule, start, seeds, batch_size=batch)
+        yield from sweeps.grid_rows(grid, seeds, batch=batch)
+        start = sweeps.best_of_grid(grid)
+
+
+def exponents(by_batch: dict[int, sweeps.Grid]) -> dict[tuple[int, int], list[float]]:
+    """Neighbouring batch sizes -> a of each seed."""
+    rates = {batch: sweeps.best_rates(grid) for batch, grid in by_batch.items()}
+    return {(one, two): [sweeps.exponent((one, two), pair)
+                         for pair in zip(rates[one], rates[two], strict=True)]
+            for one, two in itertools.pairwise(by_batch)}
+
+
+def laws(by_batch: dict[int, sweeps.Grid]) -> list[str]:
+    """"linear", "square root" or "constant" for each pair of neighbours."""
+    slopes = map(sweeps.average, exponents(by_batch).values())
+    return ["linear" if a > LINEAR else "square root" if a >= CONSTANT else "constant"
+            for a in slopes]
+
+
+def judge(rows: Rows) -> Verdict:
+    """By the laws between neighbouring batch sizes, optimizer by optimizer."""
+    every = {name: laws(by_batch) for name, by_batch in rows.tree(*KEYS).items()}
+    grows = [list(itertools.takewhile(lambda law: law != "constant", kinds))
+             for kinds in every.values()]
+    return verdict(
+        all(set(kinds) == {"linear"} for kinds in grows),
+        any("linear" in kinds for kinds in every.values()),
+        "; ".join(f"{name}: {', '.join(kinds)}" for name, kinds in every.items()))
+
+
+def tables(rows: Rows) -> dict:
+    """Best rates, then the exponents between neighbours."""
+    batches = rows.levels("batch")
+    rates = [("best lr at a batch of", *map(str, batches), *(f"loss, {b}" for b in batches))]
+    slopes = [("a", *(f"{one} to {two}" for one, two in itertools.pairwise(batches)), "law")]
+    for name, by_batch in rows.tree(*KEYS).items():
+        grids = by_batch.values()
+        rates.append((name, *map(sweeps.best_rates, grids), *map(sweeps.lowest, grids)))
+        slopes.append((name, *exponents(by_batch).values(), ", ".join(laws(by_batch))))
+    return {"rates": rates, "slopes": slopes}
+
+
+def figure(rows: Rows) -> dict:
+    """Mean loss over learning rate, a panel for each optimizer, a line for each batch size."""
+    return sweeps.grids_figure(rows.tree(*KEYS), "batch {}", "held-out loss (nats)")

@@ -1,0 +1,45 @@
+"""What does 8-bit state cost Adam?"""
+
+from collections.abc import Iterable
+
+from exp.report.rows import Row, Rows, rows_of
+from exp.report.statistics import Estimate
+from exp.report.tables import interval, number
+from exp.theory import sweeps
+from exp.theory.statement import Verdict, verdict
+
+BOUND = 0.1  # percent
+PAIRS = 4  # runs for each seed asked for: differences are small
+EIGHT_BIT = {"name": "adamw_8bit", "min_8bit_size": 0}  # no tensor is too small
+
+
+def measure(seeds: list[int]) -> Iterable[Row]:
+    """AdamW's grid (axis "loss"), then both at its best rate (axis "paired")."""
+    grid = sweeps.curve_sweep(sweeps.adamw, 2**-7, seeds)
+    yield from sweeps.grid_rows(grid, seeds, optimizer="AdamW")
+    table = sweeps.adamw(sweeps.best_of_grid(grid))
+    pairs = [PAIRS * (seed - 1) + n for seed in seeds for n in range(1, PAIRS + 1)]
+    losses = {"AdamW": [sweeps.curve(table, seed)[-1] for seed in pairs],
+              "8-bit AdamW": [sweeps.curve({**table, **EIGHT_BIT}, seed)[-1] for seed in pairs]}
+    yield from rows_of(losses, ("optimizer",), pairs, axis="paired")
+
+
+def differences(rows: Rows) -> Estimate:
+    """(8-bit - AdamW) / AdamW in percent, over the pairs."""
+    theirs, ours = rows.where(axis="paired").tree("optimizer").values()
+    return sweeps.percent([a / b - 1 for a, b in zip(ours, theirs, strict=True)])
+
+
+def judge(rows: Rows) -> Verdict:
+    """By the difference and the end of its interval."""
+    loss = differences(rows)
+    return verdict(loss.high < BOUND, loss.value < BOUND, f"loss {interval(loss)} % higher")
+
+
+def tables(rows: Rows) -> dict:
+    """Losses and their difference."""
+    losses = rows.where(axis="paired").tree("optimizer")
+    return {"lr": number(sweeps.best_of_grid(sweeps.grids_of(rows)["AdamW"])),
+            "pairs": f"{len(losses['AdamW'])}",
+            "losses": [("rule", "loss", "difference, %"), ("AdamW", losses["AdamW"], None),
+                       ("8-bit AdamW", losses["8-bit AdamW"], differences(rows))]}

@@ -1,0 +1,86 @@
+"""Does a whitened momentum need fewer Newton-Schulz steps than a plain one?"""
+
+from collections.abc import Iterable
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from exp.grokking.train import evaluate
+from exp.report.rows import Row, Rows
+from exp.theory.statement import Verdict, verdict
+from exp.theory.sweeps import average
+from exp.theory.training import built, matrices, steps
+from optimizer.parts.polar import as_matrices, exact_polar, newton_schulz
+
+OPTIMIZER = {"name": "ars2_neo", "k": 0, "lr": 1e-3, "betas": [0.95, 0.98], "weight_decay": 1.0}
+POINTS = (10, 40, 160)
+STEPS = (2, 3, 4, 5)
+COEFFICIENTS = "keller"
+RUN_STEPS = 160
+RULES = {"ARS2-Neo Base": {**OPTIMIZER, "betas": [0.9, 0.98]},
+         "Muon": {"name": "muon", "weight_decay": 0.05}}
+
+
+def distance(tensor: Tensor, count: int) -> float:
+    """||O - msign(X)||_F / ||msign(X)||_F after `count` steps, mean over a stack; float64."""
+    stack = as_matrices(tensor).double()
+    stack = stack.mT if stack.shape[-2] > stack.shape[-1] else stack
+    exact = exact_polar(stack)
+    off = (newton_schulz(stack, count, COEFFICIENTS) - exact).norm(dim=(-2, -1))
+    return float((off / exact.norm(dim=(-2, -1))).mean())
+
+
+def measure(seeds: list[int]) -> Iterable[Row]:
+    """Distances from the polar factor on the way (axis "distance"), then the ends of short runs."""
+    for seed in seeds:
+        run = built(OPTIMIZER, seed)
+        for step in steps(run, max(POINTS)):
+            if step in POINTS:
+                for kind, tensors in momenta(run.optimizer, matrices(run.model)).items():
+                    for count in STEPS:
+                        yield Row("distance", seed, average([distance(t, count) for t in tensors]),
+                                  settings={"step": step, "momentum": kind, "ns_steps": count})
+        for name, settings in RULES.items():
+            for count in STEPS:
+                for axis, value in short_run({**settings, "ns_steps": count}, seed).items():
+                    yield Row(axis, seed, value, optimizer=name, settings={"ns_steps": count})
+
+
+def momenta(optimizer: Optimizer, params: dict[str, Tensor]) -> dict[str, list[Tensor]]:
+    """The momentum of each matrix, plain and whitened, as Adam keeps them."""
+    entries = [optimizer.state[p] for p in params.values()]
+    return {"plain": [entry["exp_avg"] for entry in entries],
+            "whitened": [entry["exp_avg"] / (entry["exp_avg_sq"].sqrt() + OPTIMIZER.get(
+                "eps", 1e-8)) for entry in entries]}
+
+
+def short_run(optimizer: dict, seed: int) -> dict[str, float]:
+    """Losses over all training and held-out pairs at the end."""
+    run = built(optimizer, seed)
+    for _ in steps(run, RUN_STEPS):
+        pass
+    return {"training loss": evaluate(run.objective, *run.data.train.tensors)["eval_loss"],
+            "held-out loss": evaluate(run.objective, *run.data.eval)["eval_loss"]}
+
+
+def judge(rows: Rows) -> Verdict:
+    """By the distances at every point; the numbers are those at the last."""
+    means = {step: {kind: list(map(average, by_count.values())) for kind, by_count in kinds.items()}
+             for step, kinds in rows.tree("step", "momentum", "ns_steps").items()}
+
+    def is_nearer(count: int) -> bool:
+        at = STEPS.index(count)
+        return all(kinds["whitened"][at] <= kinds["plain"][-1] for kinds in means.values())
+
+    step, kinds = list(means.items())[-1]
+    return verdict(is_nearer(3), is_nearer(4), f"step {step}: whitened {kinds['whitened'][2]:.2g} "
+                   f"from its polar factor after 4 steps, plain {kinds['plain'][-1]:.2g} after 5")
+
+
+def tables(rows: Rows) -> dict:
+    """Distances, then what fewer steps do to training."""
+    near = rows.where(axis="distance").pivot(("step", "momentum"), "ns_steps",
+                                             ("after steps", "momentum"))
+    runs = Rows(row for row in rows if row.optimizer)
+    return {"distances": [near[0], *((f"step {step}", *cells) for step, *cells in near[1:])],
+            "runs": runs.pivot(("optimizer", "ns_steps"), "axis", ("rule", "ns_steps"))}

@@ -1,0 +1,110 @@
+"""Do flatter end points generalise better? Curvature against the generalisation gap."""
+
+import importlib
+from collections.abc import Iterable
+
+from scipy.stats import spearmanr
+
+from exp.harness.curvature import curvature
+from exp.report.rows import Row, Rows
+from exp.theory.statement import Verdict, verdict
+from exp.theory.training import built, examples
+
+MEASURES = ("top_eigenvalue", "trace", "sam_sharpness")
+REST = {"lr": 3e-3, "betas": [0.9, 0.98]}
+ARS = {"name": "ars2_neo", "lr": 1e-3, "betas": [0.9, 0.98], "weight_decay": 0.1, "adamw": REST}
+ADAMW = {"name": "adamw", "lr": 3e-3, "betas": [0.9, 0.98], "weight_decay": 0.1}
+RULES = {
+    "AdamW": ADAMW,
+    "SAM-AdamW": {**ADAMW, "sam": {"rho": 0.05}},
+    "Muon": {"name": "muon", "lr": 0.02, "weight_decay": 0.1, "adamw": REST},
+    "ARS2-Neo Base": {**ARS, "k": 0},
+    "ARS2-Neo Sync": {**ARS, "k": 1},
+    "ARS2-Neo AGA": {**ARS, "k": 10, "adaptive_sync": True},
+}
+TASKS = {
+    "grokking": {"data": {"p": 31, "fraction": 0.5, "batch_size": 128},
+                 "model": {"d_model": 64, "d_head": 16, "d_mlp": 256}},
+    "cifar": {"data": {"subset": 0.005, "batch_size": 50, "crop": 0, "flip": False},
+              "model": {"width": 4}},
+}
+TARGET, MAX_EPOCHS = 0.1, 30  # training loss (nats) at which a run ends
+EXAMPLES, HELD_OUT = 50, 500  # of curvature; of the held-out loss
+COLUMNS = ("epochs", "training loss", "gap", *MEASURES)
+GRID = {"task": TASKS, "optimizer": RULES}
+KEYS = ("task", "optimizer", "axis")
+
+
+def measure(seeds: list[int], task: str, optimizer: str) -> Iterable[Row]:
+    """Losses, gap, epochs and curvature at the end point of each seed."""
+    for seed in seeds:
+        for axis, value in end_point(optimizer, task, seed).items():
+            yield Row(axis, seed, value)
+
+
+def end_point(rule: str, task: str, seed: int) -> dict[str, float]:
+    """Train to TARGET or for MAX_EPOCHS; losses, gap, epochs and curvature at the end."""
+    run = built(RULES[rule], seed, task, **TASKS[task])
+    evaluate = importlib.import_module(f"exp.{task}.train").evaluate
+    trained_on = examples(run)
+    for epoch in range(MAX_EPOCHS):
+        for batch in run.data.train.epoch(epoch):
+            run.optimizer.step(run.objective.on(batch))
+        train = evaluate(run.objective, *trained_on)["eval_loss"]
+        run.model.train()
+        if train <= TARGET:
+            break
+    held_out = evaluate(run.objective, *(t[:HELD_OUT] for t in run.data.eval))["eval_loss"]
+    run.model.train()
+    batch = tuple(tensor[:EXAMPLES] for tensor in trained_on)
+    params = [p for p in run.model.parameters() if p.requires_grad]
+    return {"epochs": epoch + 1, "training loss": train, "gap": held_out - train,
+            **curvature(run.model, batch, params, seed)}
+
+
+def correlation(by_name: dict, key: str, of: str = "gap") -> tuple[float, float]:
+    """Spearman's rank correlation and its p value, over all optimizers and seeds of a task;
+    zero with p = 1 where one of the two does not vary."""
+    columns = [[value for entry in by_name.values() for value in entry[name]]
+               for name in (key, of)]
+    if any(len(set(column)) == 1 for column in columns):
+        return 0.0, 1.0
+    test = spearmanr(*columns)
+    return float(test.statistic), float(test.pvalue)
+
+
+def judge(rows: Rows) -> Verdict:
+    """By the rank correlations with the gap."""
+    tests = {task: {key: correlation(by_name, key) for key in MEASURES}
+             for task, by_name in rows.tree(*KEYS).items()}
+    agree = [rank >= 0.5 and p < 0.05 for by_key in tests.values() for rank, p in by_key.values()]
+    return verdict(all(agree), any(agree), "; ".join(
+        f"{task}: " + ", ".join(f"{key.replace('_', ' ')} {rank:.2f}"
+                                for key, (rank, _) in by_key.items())
+        for task, by_key in tests.items()))
+
+
+def tables(rows: Rows) -> dict:
+    """The correlations, then the end points of each task."""
+    titles = [key.replace("_", " ") for key in COLUMNS]
+    lines = [("rank correlation with the gap", *titles[3:], "epochs", "training loss", "points")]
+    content = {"correlations": lines}
+    for task, by_name in rows.tree(*KEYS).items():
+        tests = (correlation(by_name, key) for key in (*MEASURES, "epochs", "training loss"))
+        gaps = rows.values(task=task, axis="gap")
+        lines.append((task, *(f"{rank:.2f} (p {p:.2g})" for rank, p in tests), str(len(gaps))))
+        content[task] = [(task, *titles), *((name, *(axes[key] for key in COLUMNS))
+                                            for name, axes in by_name.items())]
+        late = sum(loss > TARGET for loss in rows.values(task=task, axis="training loss"))
+        content[f"{task}_late"] = (f"\n\n{late} of these runs did not reach {TARGET:g}."
+                                   if late else "")
+    return content
+
+
+def figure(rows: Rows) -> dict:
+    """Gap over each measure, a panel for each task and measure."""
+    return {"panels": {f"{task}: {key.replace('_', ' ')}": {
+                name: (axes[key], axes["gap"]) for name, axes in by_name.items()}
+                for task, by_name in rows.tree(*KEYS).items() for key in MEASURES},
+            "xlabel": "curvature of the training loss", "ylabel": "gap (nats)", "points": True,
+            "symlog": {"x": 0.01}}

@@ -1,0 +1,70 @@
+"""Does the best learning rate stay where it is when the model becomes wider?"""
+
+from collections.abc import Iterable
+
+from exp.report.rows import Row, Rows
+from exp.theory import sweeps
+from exp.theory.statement import Verdict, verdict
+from exp.theory.training import built, training_loss
+
+WIDTHS = (64, 128, 256)
+STEPS, BATCH, P, FRACTION = 32, 128, 31, 0.5
+BOUND = 0.25
+REST = {"lr": 1e-3, "betas": [0.9, 0.98], "weight_decay": 0.0}  # embeddings, head, biases
+ARS = {"name": "ars2_neo", "k": 0, "betas": [0.9, 0.98]}
+# Optimizer -> settings, and a power of two near its best learning rate: the grid begins there.
+RULES = {
+    "ARS2-Neo Base, literal": ({**ARS, "energy_norm": "literal"}, 2**-8),
+    "ARS2-Neo Base, frobenius": ({**ARS, "energy_norm": "frobenius"}, 2**-5),
+    "ARS2-Neo Base, rms": ({**ARS, "energy_norm": "rms"}, 2**-5),
+    "RMSuon": ({"name": "rmsuon", "betas": [0.9, 0.98]}, 2**-6),
+    "Muon": ({"name": "muon"}, 2**-3),
+    "AdamW": ({"name": "adamw", "routing": "role", "betas": [0.9, 0.98]}, 2**-7),
+}
+GRID = {"optimizer": RULES, "width": WIDTHS}
+KEYS = ("optimizer", "width", "lr")
+
+
+def measure(seeds: list[int], optimizer: str, width: int) -> Iterable[Row]:
+    """The grid of one optimizer at one width."""
+    settings, start = RULES[optimizer]
+    grid = sweeps.sweep(lambda lr: [final_loss(settings, width, lr, seed) for seed in seeds], start)
+    return sweeps.grid_rows(grid, seeds)
+
+
+def final_loss(settings: dict, width: int, lr: float, seed: int) -> float:
+    """Mean loss over the training pairs after STEPS steps; infinite if it diverged."""
+    return training_loss(built(
+        {**settings, "lr": lr, "weight_decay": 0.0, "adamw": REST}, seed,
+        data={"p": P, "fraction": FRACTION, "batch_size": BATCH},
+        model={"d_model": width, "d_head": width // 4, "d_mlp": 4 * width}), STEPS)
+
+
+def exponents(by_width: dict[int, sweeps.Grid]) -> list[float]:
+    """a of each seed."""
+    return [sweeps.exponent(list(by_width), rates)
+            for rates in zip(*map(sweeps.best_rates, by_width.values()), strict=True)]
+
+
+def judge(rows: Rows) -> Verdict:
+    """By the exponents of ARS with each energy norm."""
+    slopes = {name.rsplit(", ", 1)[-1]: sweeps.average(exponents(by_width))
+              for name, by_width in rows.tree(*KEYS).items() if name.startswith("ARS2")}
+    return verdict(
+        abs(slopes["literal"]) <= BOUND, min(map(abs, slopes.values())) <= BOUND,
+        "lr ~ width^a, a " + ", ".join(f"{a:.2g} ({name})" for name, a in slopes.items()))
+
+
+def tables(rows: Rows) -> dict:
+    """The best rates, beside the losses there."""
+    widths = rows.levels("width")
+    return {"rates": [
+        ("rule", *(f"best lr, width {w}" for w in widths), "exponent a",
+         *(f"loss there, {w}" for w in widths)),
+        *((name, *map(sweeps.best_rates, by_width.values()), exponents(by_width),
+           *map(sweeps.lowest, by_width.values())) for name, by_width in rows.tree(*KEYS).items())]}
+
+
+def figure(rows: Rows) -> dict:
+    """Mean loss over learning rate, a panel for each optimizer, a line for each width."""
+    return sweeps.grids_figure(rows.tree(*KEYS), "width {}", "training loss (nats)", ylim=(0, 5))

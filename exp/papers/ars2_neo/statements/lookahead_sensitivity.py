@@ -1,0 +1,70 @@
+"""Does Lookahead make the learning rate matter less?"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from exp.report.rows import Row, Rows
+from exp.theory import sweeps
+from exp.theory.statement import Verdict, verdict
+
+NEAR = 0.1  # nats
+POINTS = 9  # of the grid, a factor of two apart
+RULES = {"SGD with momentum": (sweeps.sgd, 2**-6), "AdamW": (sweeps.adamw, 2**-11)}
+WITH = {"without": {}, "with": {"lookahead": {}}}
+GRID = {"optimizer": RULES, "lookahead": WITH}
+KEYS = ("optimizer", "lookahead", "lr")
+
+
+def measure(seeds: list[int], optimizer: str, lookahead: str) -> Iterable[Row]:
+    """The grid of one optimizer, with Lookahead around it or without."""
+    rule, start = RULES[optimizer]
+    losses = {lr: [sweeps.curve({**rule(lr), **WITH[lookahead]}, seed)[-1] for seed in seeds]
+              for lr in (start * 2.0**n for n in range(POINTS))}
+    return sweeps.grid_rows(losses, seeds)
+
+
+def doublings(rates: list[float], losses: Sequence[float], level: float) -> float:
+    """How long the stretches of log2(lr) are on which the loss, linear between points, is at most
+    `level`; beside an infinite point no stretch counts."""
+    length = 0.0
+    for i in range(len(rates) - 1):
+        low, high = sorted((losses[i], losses[i + 1]))
+        if not math.isfinite(high) or low > level:
+            continue
+        share = 1.0 if high <= level else (level - low) / (high - low)
+        length += share * math.log2(rates[i + 1] / rates[i])
+    return length
+
+
+def widths(grids: dict[str, sweeps.Grid]) -> dict[str, list[float]]:
+    """"without" and "with" -> doublings of each seed."""
+    by_seed = {name: list(zip(*([math.inf if v is None else v for v in row]
+                                for row in grid.values()), strict=True))
+               for name, grid in grids.items()}
+    levels = [min(map(min, losses)) + NEAR for losses in zip(*by_seed.values(), strict=True)]
+    return {name: [doublings(list(grids[name]), losses, level)
+                   for losses, level in zip(of_seeds, levels, strict=True)]
+            for name, of_seeds in by_seed.items()}
+
+
+def judge(rows: Rows) -> Verdict:
+    """By the widths without and with, optimizer by optimizer."""
+    means = {name: {which: sweeps.average(values) for which, values in widths(grids).items()}
+             for name, grids in rows.tree(*KEYS).items()}
+    wider = [by["with"] > by["without"] for by in means.values()]
+    return verdict(
+        all(wider), any(wider), "doublings of lr within 0.1 nats, without and with: " + "; ".join(
+            f"{name} {by['without']:.2g}, {by['with']:.2g}" for name, by in means.items()))
+
+
+def tables(rows: Rows) -> dict:
+    """Widths, best rates and losses."""
+    return {"widths": [
+        ("rule", "Lookahead", "doublings within 0.1 nats", "best lr", "loss there"),
+        *((name, which, values, sweeps.best_of_grid(grids[which]), sweeps.lowest(grids[which]))
+          for name, grids in rows.tree(*KEYS).items() for which, values in widths(grids).items())]}
+
+
+def figure(rows: Rows) -> dict:
+    """Mean loss over learning rate, a panel for each optimizer, with and without."""
+    return sweeps.grids_figure(rows.tree(*KEYS), "{} Lookahead", "held-out loss (nats)")

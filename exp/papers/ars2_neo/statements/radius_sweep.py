@@ -1,0 +1,132 @@
+"""Does a trust region make RMSuon less sensitive to the learning rate, faster or more stable?"""
+
+import math
+from collections.abc import Iterable
+from itertools import islice
+
+import torch
+
+from exp.report.rows import Row, Rows
+from exp.report.tables import number
+from exp.theory.statement import Verdict, verdict
+from exp.theory.sweeps import average
+from exp.theory.training import batches, built
+
+FACTORS = tuple(10 ** (step / 2) for step in range(-2, 3))  # times the rate of RULES
+NEAR, WORSE = 1.10, 1.05
+TR = {"name": "tr_muon", "lr": 1e-3}
+GAIN = {"control": "gain", "radius_range": (0.1, 4.0)}  # as the spike's proposal has it
+LINE = {"control": "line", "radius_range": (0.01, 100.0)}  # the whole sweep, and more, in reach
+RULES = {
+    "AdamW": {"name": "adamw", "lr": 3e-3}, "Muon": {"name": "muon", "lr": 0.02},
+    "K-FAC": {"name": "kfac", "lr": 1e-2},
+    "K-FAC, damping 1e-5": {"name": "kfac", "lr": 1e-2, "damping": 1e-5},
+    "K-FAC, damping 1e-5, no KL clip": {"name": "kfac", "lr": 1e-2, "damping": 1e-5,
+                                        "kl_clip": math.inf},
+    "RMSuon": {"name": "rmsuon", "lr": 1e-3},
+    "TR-Muon ratio": {**TR, **GAIN, "rule": "ratio"},
+    "TR-Muon ratio, accept 0.1": {**TR, **GAIN, "rule": "ratio", "accept": 0.1},
+    "TR-Muon secant": {**TR, **GAIN, "rule": "secant"},
+    "TR-Muon curvature, line": {**TR, "rule": "curvature", **LINE},
+    "TR-Muon slope": {**TR, **GAIN, "rule": "slope", "interval": 1},
+    "TR-Muon slope, line": {**TR, "rule": "slope", "interval": 1, **LINE},
+}
+DEFAULT = "TR-Muon curvature, line"
+TASKS = {
+    "grokking": {"data": {"p": 31, "fraction": 0.5, "batch_size": 128},
+                 "model": {"d_model": 64, "d_head": 16, "d_mlp": 256}},
+    "cifar": {"data": {"subset": 0.02, "batch_size": 32}, "model": {"width": 4}},
+    "wikitext2": {"data": {"subset": 0.05, "batch_size": 4},
+                  "model": {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2,
+                            "head_dim": 32, "intermediate_size": 192}},
+}
+GRID = {"task": TASKS, "optimizer": RULES, "factor": FACTORS}
+KEYS = ("task", "optimizer", "factor")
+EVALUATIONS, EXAMPLES = 100, 128
+UNSEEN = 10**6  # an epoch whose order and augmentation no run has met
+
+
+def measure(seeds: list[int], task: str, optimizer: str, factor: float) -> Iterable[Row]:
+    """Losses at a multiple of the optimizer's rate. The grokking transformer's matrices are no
+    modules, which K-FAC needs: all would be AdamW's."""
+    if task == "grokking" and RULES[optimizer]["name"] == "kfac":
+        return []
+    return final_losses(seeds, task, optimizer, factor)
+
+
+def final_losses(seeds: list[int], task: str, optimizer: str, factor: float) -> list[Row]:
+    """The row of each seed, axis "loss"."""
+    settings = {**RULES[optimizer], "lr": RULES[optimizer]["lr"] * factor}
+    return [Row("loss", seed, final_loss(task, settings, seed)) for seed in seeds]
+
+
+def final_loss(task: str, settings: dict, seed: int) -> float:
+    """Mean training loss, nats, over batches of EXAMPLES examples in all (rows of text) once
+    EVALUATIONS gradients are taken; infinite if it diverged."""
+    run = built({**settings, "weight_decay": 0.0}, seed, task=task, **TASKS[task])
+    for batch in batches(run):
+        if run.objective.gradient_evaluations >= EVALUATIONS:
+            break
+        loss = run.optimizer.step(run.objective.on(batch))
+        if not math.isfinite(float(loss)):
+            return math.inf
+    count = max(1, EXAMPLES // run.data.train.batch_size)
+    with torch.no_grad():
+        losses = [float(run.objective.loss_fn(run.model, *batch)[0])
+                  for batch in islice(run.data.train.epoch(UNSEEN), count)]
+    loss = average(losses)
+    return loss if math.isfinite(loss) else math.inf
+
+
+def means(by_factor: dict[float, list]) -> dict[float, float]:
+    """Mean loss at each rate; infinite if a seed diverged."""
+    return {factor: math.inf if None in losses else average(losses)
+            for factor, losses in by_factor.items()}
+
+
+def near_best(by_factor: dict[float, list]) -> int:
+    """How many rates have a mean loss within NEAR of the lowest."""
+    losses = means(by_factor).values()
+    return sum(loss <= NEAR * min(losses) for loss in losses)
+
+
+def judge(rows: Rows) -> Verdict:
+    """By each rule of TR-Muon beside RMSuon; the numbers are the range of losses over the rates."""
+    def helps(by_name: dict, rule: str) -> bool:
+        ours, plain = (min(means(by_name[name]).values()) for name in (rule, "RMSuon"))
+        return near_best(by_name[rule]) > near_best(by_name["RMSuon"]) and ours <= WORSE * plain
+
+    trees, parts = rows.tree(*KEYS), []
+    helped = [[helps(by_name, rule) for by_name in trees.values()]
+              for rule in RULES if rule.startswith("TR-Muon")]
+    for task, by_name in trees.items():
+        ends = (sorted(means(by_name[name]).values()) for name in ("RMSuon", DEFAULT))
+        parts.append(f"{task}: " + ", ".join(f"{number(low)} to {number(high)}"
+                                             for low, *_, high in ends))
+    return verdict(any(map(all, helped)), any(map(any, helped)),
+                   f"loss over two decades of lr, RMSuon and {DEFAULT}: " + "; ".join(parts))
+
+
+def tables(rows: Rows) -> dict:
+    """Losses over the grid, the lowest, the rates near it, diverged runs, for each task."""
+    def line(name, by_factor):
+        losses = means(by_factor)
+        finite = {factor: loss for factor, loss in losses.items() if math.isfinite(loss)}
+        best = by_factor[min(finite, key=finite.get)] if finite else None
+        diverged = sum(loss is None for values in by_factor.values() for loss in values)
+        return (f"{name}, lr0 {RULES[name]['lr']:g}", *map(finite.get, losses), best,
+                str(near_best(by_factor)), str(diverged))
+
+    return {task: [(task, *(f"lr0 x {factor:.3g}" for factor in rows.levels("factor")),
+                    "lowest, of seeds", f"rates within {NEAR - 1:.0%}", "diverged"),
+                   *(line(name, by_factor) for name, by_factor in by_name.items())]
+            for task, by_name in rows.tree(*KEYS).items()}
+
+
+def figure(rows: Rows) -> dict:
+    """Loss over learning rate, a panel for each task."""
+    return {"panels": {task: {name: (list(by_factor), list(means(by_factor).values()))
+                              for name, by_factor in by_name.items()}
+                       for task, by_name in rows.tree(*KEYS).items()},
+            "xlabel": "learning rate / lr0", "ylabel": "training loss (nats)", "xscale": "log",
+            "yscale": "log"}

@@ -1,0 +1,47 @@
+"""Does SAM add to the accuracy of an image classifier?"""
+
+from collections.abc import Iterable
+
+from exp.report.rows import Row, Rows, rows_of
+from exp.report.statistics import mean
+from exp.report.tables import interval
+from exp.theory import sam
+from exp.theory.statement import Verdict, verdict
+from exp.theory.sweeps import percent
+
+POINTS = 0.5
+GRID = {"task": ("cifar",)}
+
+
+def measure(seeds: list[int], task: str) -> Iterable[Row]:
+    """Accuracies (shares) of AdamW at its best rate, and of SAM around it at every radius."""
+    lr, plain = sam.baseline(task, seeds)
+    yield from rows_of(plain, ("budget",), seeds, axis="accuracy", optimizer="AdamW", lr=lr)
+    yield from rows_of(sam.with_radius(task, lr, "constant", seeds), ("rho",), seeds,
+                       axis="accuracy", optimizer="SAM-AdamW", lr=lr)
+
+
+def gains(rows: Rows) -> dict[str, list[float]]:
+    """SAM's accuracy less AdamW's, in points, at as many steps and at as many gradients."""
+    by_radius = rows.tree("rho")
+    ours = by_radius[sam.best_key("cifar", by_radius)]
+    return {budget: [100 * (a - b) for a, b in zip(ours, values, strict=True)]
+            for budget, values in rows.tree("budget").items()}
+
+
+def judge(rows: Rows) -> Verdict:
+    """By the gain at as many gradients, then at as many steps."""
+    means = {budget: mean(values) for budget, values in gains(rows).items()}
+    return verdict(
+        means["as many gradients"].value >= POINTS, means["as many steps"].value >= POINTS,
+        ", ".join(f"{interval(gain)} points at {budget}" for budget, gain in means.items()))
+
+
+def tables(rows: Rows) -> dict:
+    """Accuracies and the difference."""
+    return {"lr": f"{rows[0]['lr']:g}", "accuracy": [
+        ("", "accuracy, %", "SAM's best less this, points"),
+        *((f"AdamW, {budget}", percent(values), gains(rows)[budget])
+          for budget, values in rows.tree("budget").items()),
+        *((f"SAM-AdamW, rho {rho:g}", percent(values), None)
+          for rho, values in rows.tree("rho").items())]}

@@ -1,0 +1,77 @@
+"""Does Lazy mode lose anything if the tensor that it keeps between steps is kept in fewer bytes?"""
+
+from collections.abc import Iterable
+
+from exp.report.rows import Row, Rows, rows_of
+from exp.report.statistics import mean
+from exp.report.tables import interval, number
+from exp.theory import sweeps
+from exp.theory.statement import Verdict, verdict
+from exp.theory.training import SMALL, built, steps
+from optimizer.parts.state import state_per_weight
+
+BOUND = 0.005
+STORAGES = ("full", "bf16", "8bit")
+MODES = {"Lazy k=5": {"k": 5}, "AGA": {"k": 10, "adaptive_sync": True}}
+START = 2**-9
+# Modular addition does not generalize in so few steps.
+GRID = {"task": ("wikitext2", "cifar"), "mode": MODES}
+
+
+def table(mode: str, storage: str, lr: float) -> dict:
+    """ARS2-Neo's [optimizer] table, with AdamW at the same rate for what is no hidden matrix."""
+    return {"name": "ars2_neo", "lr": lr, "betas": [0.9, 0.95], "weight_decay": 0.1, **MODES[mode],
+            "shear_storage": storage, "routing": "role", "adamw": sweeps.rest(lr)}
+
+
+def measure(seeds: list[int], task: str, mode: str) -> Iterable[Row]:
+    """Losses of all storages at the best rate of the full tensor, and their state."""
+    grid = sweeps.curve_sweep(lambda lr: table(mode, "full", lr), START, seeds[:1], task=task)
+    rate = sweeps.best_of_grid(grid)
+    for storage in STORAGES:
+        losses = [sweeps.curve(table(mode, storage, rate), seed, task)[-1] for seed in seeds]
+        shared = {"storage": storage, "lr": rate}
+        yield from rows_of(losses, (), seeds, axis="loss", **shared)
+        yield Row("state", seeds[0], state(task, table(mode, storage, rate)), settings=shared)
+
+
+def state(task: str, optimizer: dict) -> float:
+    """Bytes of state over bytes of weights after a step that leaves a shear force behind."""
+    run = built(optimizer, 1, task, **SMALL[task])
+    list(steps(run, 1))
+    return state_per_weight(run.optimizer)
+
+
+def differences(rows: Rows, storage: str) -> list[list[float]]:
+    """(loss - loss with the full tensor) / loss with the full tensor: those of the seeds, for each
+    task and mode."""
+    trees = rows.where(axis="loss").tree("task", "mode", "storage")
+    return [[ours / full - 1 for ours, full in zip(losses[storage], losses["full"], strict=True)]
+            for modes in trees.values() for losses in modes.values()]
+
+
+def judge(rows: Rows) -> Verdict:
+    """By the intervals of the losses in 8 bits, then in bfloat16."""
+    losses = {storage: differences(rows, storage) for storage in ("bf16", "8bit")}
+    together = {storage: mean(sum(each, [])) for storage, each in losses.items()}
+    costs_nothing = {storage: together[storage].high < BOUND
+                     and not any(mean(values).low > 0 for values in each)
+                     for storage, each in losses.items()}
+    bf16, eight = (interval(sweeps.percent(sum(each, []))) for each in losses.values())
+    return verdict(costs_nothing["8bit"], costs_nothing["bf16"],
+                   f"loss {bf16} % higher in bf16, {eight} % in 8 bits")
+
+
+def tables(rows: Rows) -> dict:
+    """Loss, difference and state of every storage, task by task."""
+    lines = [("task, mode", "lr", "shear in", "state / weight", "loss", "difference, %")]
+    for task in rows.levels("task"):
+        for mode in rows.levels("mode"):
+            here = rows.where(task=task, mode=mode)
+            for storage in rows.levels("storage"):
+                (size,) = here.values(axis="state", storage=storage)
+                (values,) = differences(here, storage)
+                lines.append((f"{task}, {mode}", number(here[0]["lr"]), storage, f"{size:.2f}",
+                              here.values(axis="loss", storage=storage),
+                              None if storage == "full" else sweeps.percent(values)))
+    return {"losses": lines}

@@ -1,0 +1,63 @@
+"""Is Muon worse than AdamW where the batch is small?"""
+
+from collections.abc import Iterable
+
+from exp.report.rows import Row, Rows
+from exp.theory import sweeps
+from exp.theory.statement import Verdict, verdict
+from exp.theory.training import built, training_loss
+
+LIMIT = 256
+RULES = {"AdamW": (sweeps.adamw, 2**-8), "Muon": (sweeps.muon, 2**-6)}
+BATCHES = {"wikitext2": (2, 8, 32, 128), "grokking": (16, 64, 256, 1024)}
+PAIR_STEPS = 100
+GRID = {"task": BATCHES, "optimizer": RULES}
+KEYS = ("task", "batch", "optimizer", "lr")
+
+
+def measure(seeds: list[int], task: str, optimizer: str) -> Iterable[Row]:
+    """A grid for every batch size, from the best rate of the one before on."""
+    table, start = RULES[optimizer]
+    for batch in BATCHES[task]:
+        if task == "wikitext2":
+            grid = sweeps.curve_sweep(table, start, seeds, batch_size=batch)
+        else:
+            grid = sweeps.sweep(lambda lr, batch=batch: [
+                pair_loss(table(lr), batch, seed) for seed in seeds], start)
+        yield from sweeps.grid_rows(grid, seeds, batch=batch)
+        start = sweeps.best_of_grid(grid)
+
+
+def pair_loss(optimizer: dict, batch: int, seed: int) -> float:
+    """Training loss (nats) of modular addition after PAIR_STEPS steps."""
+    return training_loss(built(optimizer, seed, data={"batch_size": batch}), PAIR_STEPS)
+
+
+def differences(grids: dict[str, sweeps.Grid]) -> list[float]:
+    """Muon's loss less AdamW's, each at its best rate, seed by seed."""
+    losses = [sweeps.best_losses(grids[name]) for name in ("Muon", "AdamW")]
+    return [ours - theirs for ours, theirs in zip(*losses, strict=True)]
+
+
+def judge(rows: Rows) -> Verdict:
+    """By the mean difference at every batch size of each task."""
+    means = {task: {batch: sweeps.average(differences(grids)) for batch, grids in by_batch.items()}
+             for task, by_batch in rows.tree(*KEYS).items()}
+    worse = [[loss > 0 for batch, loss in by_batch.items() if batch < LIMIT]
+             for by_batch in means.values()]
+    numbers = (f"{task} " + ", ".join(f"{loss:+.2g} at {batch}" for batch, loss in losses.items())
+               for task, losses in means.items())
+    return verdict(all(map(all, worse)), any(at[0] for at in worse),
+                   "Muon less AdamW: " + "; ".join(numbers))
+
+
+def tables(rows: Rows) -> dict:
+    """Best rates, losses and their difference at every batch size."""
+    lines = [("task", "batch", "AdamW: best lr", "loss", "Muon: best lr", "loss",
+              "Muon less AdamW")]
+    for task, by_batch in rows.tree(*KEYS).items():
+        for batch, grids in by_batch.items():
+            cells = [(sweeps.best_of_grid(grids[name]), sweeps.best_losses(grids[name]))
+                     for name in RULES]
+            lines.append((task, str(batch), *sum(cells, ()), differences(grids)))
+    return {"losses": lines}

@@ -1,0 +1,93 @@
+"""The singular values of each optimizer's update, and the identity that the paper has for ARS."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from exp.harness.build import Built
+from exp.harness.diagnostics import spectrum
+from exp.report.rows import Row, Rows
+from exp.report.tables import number
+from exp.theory.statement import Verdict, verdict
+from exp.theory.sweeps import average
+from exp.theory.training import SMALL, built, matrices, steps
+from optimizer.ars2_neo import ARS2Neo
+from optimizer.parts.polar import as_matrices
+
+LR, STEPS = 1e-3, 40
+TOLERANCE = 0.05
+TASKS = {"grokking": {}, "cifar": SMALL["cifar"], "wikitext2": SMALL["wikitext2"]}
+RULES = {
+    "ARS2-Neo Base": {"name": "ars2_neo", "k": 0},
+    "ARS2-Neo Base, exact msign": {"name": "ars2_neo", "k": 0, "orthogonalizer": "svd"},
+    "RMSuon": {"name": "rmsuon"}, "Muon": {"name": "muon"}, "Muon²": {"name": "muon_squared"},
+    "AdaMuon": {"name": "adamuon"}, "NorMuon": {"name": "normuon"}, "SOAP": {"name": "soap"},
+    "AdamW": {"name": "adamw"},
+}
+GRID = {"task": TASKS, "optimizer": RULES}
+KEYS = ("task", "optimizer", "axis")
+MEASURES = ("condition", "entropy", "orthogonality_error")
+
+
+def measure(seeds: list[int], task: str, optimizer: str) -> Iterable[Row]:
+    """Of the STEPS-th update: measures of `spectrum`, means over matrices, and for ARS the extreme
+    singular values over lr ||g_nat||."""
+    for seed in seeds:
+        run = built({**RULES[optimizer], "lr": LR, "weight_decay": 0.0}, seed, task, **TASKS[task])
+        for axis, value in measures(run).items():
+            yield Row(axis, seed, value)
+
+
+def measures(run: Built) -> dict[str, float]:
+    """Of the STEPS-th update of a run, see `measure`."""
+    before: dict = {}
+    for step in steps(run, STEPS):
+        if step == STEPS - 1:
+            before = {n: p.detach().clone() for n, p in matrices(run.model).items()}
+    updates = {n: p.detach() - before[n] for n, p in matrices(run.model).items()}
+    spectra = [spectrum(update) for update in updates.values()]
+    result = {key: sum(m[key] for m in spectra) / len(spectra) for key in MEASURES}
+    if isinstance(run.optimizer, ARS2Neo):
+        ends = [extremes(run, p, updates[n]) for n, p in matrices(run.model).items()]
+        result["smallest"] = min(low for low, _ in ends)
+        result["largest"] = max(high for _, high in ends)
+    return result
+
+
+def extremes(run: Built, p: torch.Tensor, update: torch.Tensor) -> tuple[float, float]:
+    """Smallest and largest singular value of an ARS update over lr ||g_nat||_F, of a stack over
+    all its matrices, each with its own norm."""
+    state = run.optimizer.state[p]
+    group = next(g for g in run.optimizer.param_groups if any(q is p for q in g["params"]))
+    beta1, beta2 = group["betas"]
+    m = state["exp_avg"] / (1 - beta1 ** state["step"])
+    natural = m / ((state["exp_avg_sq"] / (1 - beta2 ** state["step"])).sqrt() + group["eps"])
+    energy = torch.linalg.matrix_norm(as_matrices(natural))
+    values = torch.linalg.svdvals(as_matrices(update)) / (LR * energy).unsqueeze(-1)
+    return float(values.min()), float(values.max())
+
+
+def judge(rows: Rows) -> Verdict:
+    """By ARS's extreme singular values; the numbers are its condition numbers."""
+    trees = rows.tree("optimizer", "axis", "task")
+    exact = [all(math.isclose(value, 1.0, abs_tol=TOLERANCE) for axis in ("smallest", "largest")
+                 for values in trees[name][axis].values() for value in values)
+             for name in ("ARS2-Neo Base", "ARS2-Neo Base, exact msign")]
+    return verdict(*exact, "condition number " + ", ".join(
+        f"{number(average(values))} ({task})"
+        for task, values in trees["ARS2-Neo Base"]["condition"].items()))
+
+
+def tables(rows: Rows) -> dict:
+    """One for each task."""
+    def ends(axes):
+        if "smallest" not in axes:
+            return ""
+        return f"{number(min(axes['smallest']))} to {number(max(axes['largest']))}"
+
+    return {task: [(f"{task}: update of", "condition number", "entropy", "orthogonality error",
+                    "singular values over lr norm(g_nat)"),
+                   *((name, *(axes[axis] for axis in MEASURES), ends(axes))
+                     for name, axes in by_name.items())]
+            for task, by_name in rows.tree(*KEYS).items()}

@@ -1,0 +1,57 @@
+"""Does a transformer need warm-up?"""
+
+from collections.abc import Iterable
+
+from exp.report.rows import Row, Rows
+from exp.theory import sweeps
+from exp.theory.statement import Verdict, verdict
+
+WORSE = 0.05
+
+
+def base(lr: float) -> dict:
+    """ARS2-Neo Base, one rate for all its weights."""
+    return {"name": "ars2_neo", "k": 0, "lr": lr, "betas": [0.9, 0.95], "weight_decay": 0.1,
+            "energy_norm": "frobenius", "adamw": sweeps.rest(lr)}
+
+
+# Optimizer -> lr -> [optimizer] table, and where the grid begins.
+RULES = {"SGD with momentum": (sweeps.sgd, 2**-3), "AdamW": (sweeps.adamw, 2**-7),
+         "Lion": (sweeps.lion, 2**-10), "Muon": (sweeps.muon, 2**-4),
+         "ARS2-Neo Base": (base, 2**-7)}
+CONDITIONS = {"without": 0.0, "with": sweeps.WARMUP}
+GRID = {"optimizer": RULES, "warm_up": CONDITIONS}
+KEYS = ("optimizer", "warm_up", "lr")
+
+
+def measure(seeds: list[int], optimizer: str, warm_up: str) -> Iterable[Row]:
+    """The grid of one optimizer under one condition."""
+    grid = sweeps.curve_sweep(*RULES[optimizer], seeds, warmup=CONDITIONS[warm_up])
+    return sweeps.grid_rows(grid, seeds)
+
+
+def judge(rows: Rows) -> Verdict:
+    """By what doing without costs, and by the best rates."""
+    trees = rows.tree(*KEYS)
+    costs = {name: sweeps.lowest(by["without"]) - sweeps.lowest(by["with"])
+             for name, by in trees.items()}
+    lower = [sweeps.best_of_grid(by["without"]) <= sweeps.best_of_grid(by["with"]) / 2
+             for by in trees.values()]
+    worse = [cost > WORSE for cost in costs.values()]
+    return verdict(all(worse), any(worse + lower), "nats that doing without costs: " + ", ".join(
+        f"{name} {cost:+.2f}" for name, cost in costs.items()))
+
+
+def tables(rows: Rows) -> dict:
+    """Best rates and losses with and without."""
+    lines = [("rule", "best lr without", "with", "loss without", "with", "what it costs")]
+    for name, by in rows.tree(*KEYS).items():
+        losses = [sweeps.best_losses(by[which]) for which in CONDITIONS]
+        lines.append((name, *(sweeps.best_of_grid(by[which]) for which in CONDITIONS), *losses,
+                      [one - two for one, two in zip(*losses, strict=True)]))
+    return {"losses": lines}
+
+
+def figure(rows: Rows) -> dict:
+    """Mean loss over learning rate, a panel for each optimizer, with and without."""
+    return sweeps.grids_figure(rows.tree(*KEYS), "{} warm-up", "held-out loss (nats)")

@@ -1,0 +1,40 @@
+"""AdamW, and SAM around it with each kind of radius, on the three tasks made small."""
+
+from exp.theory.sweeps import adamw, average, curve
+
+STEPS = {"cifar": 150, "wikitext2": 150, "grokking": 300}
+METRIC = {"cifar": "accuracy", "wikitext2": "loss", "grokking": "loss"}
+RATES = (1e-3, 3e-3, 1e-2)  # AdamW's best of these, of each task, is everyone's
+RADII = (0.05, 0.2)
+SCHEDULES = ("constant", "lr", "gap")
+
+
+def final(table: dict, seed: int, task: str, steps: int) -> float:
+    """The held-out metric of a task after `steps` steps at a rate that falls to zero."""
+    return curve(table, seed, task, count=steps, measure=METRIC[task])[-1]
+
+
+def is_better(task: str, one: float, two: float) -> bool:
+    """Whether the first value of the task's metric is the better."""
+    return one > two if METRIC[task] == "accuracy" else one < two
+
+
+def best_key(task: str, values: dict[float, list[float]]) -> float:
+    """The key with the best mean over seeds."""
+    means = {key: average(of_seeds) for key, of_seeds in values.items()}
+    return (max if METRIC[task] == "accuracy" else min)(means, key=means.get)
+
+
+def baseline(task: str, seeds: list[int]) -> tuple[float, dict[str, list[float]]]:
+    """AdamW's best rate, and its values: {"as many steps": one per seed, "as many gradients": the
+    same in twice the steps}."""
+    by_rate = {lr: [final(adamw(lr), seed, task, STEPS[task]) for seed in seeds] for lr in RATES}
+    best = best_key(task, by_rate)
+    twice = [final(adamw(best), seed, task, 2 * STEPS[task]) for seed in seeds]
+    return best, {"as many steps": by_rate[best], "as many gradients": twice}
+
+
+def with_radius(task: str, lr: float, schedule: str, seeds: list[int]) -> dict[float, list[float]]:
+    """rho -> SAM-AdamW's values, one per seed."""
+    return {rho: [final({**adamw(lr), "sam": {"rho": rho, "rho_schedule": schedule}}, seed, task,
+                        STEPS[task]) for seed in seeds] for rho in RADII}

@@ -1,1 +1,0 @@
-"""Spectra and curvature of updates: what whitening and orthogonalization make of a gradient."""

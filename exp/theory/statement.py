@@ -1,0 +1,135 @@
+"""Statements: what a paper says, measured as rows and judged by a rule that was written before.
+
+A statement is one file, exp/papers/<paper>/statements/<name>.py. Its docstring is the page in
+Markdown, or, where <name>.md is beside it, that file is:
+
+    # What is said
+    Source: where it is said
+    Rule: when it holds, when it holds partly
+    Prose about the method, in which {TABLE} is a table of that name and {NAME} the module's NAME.
+
+(with an empty line between these). Its code is
+
+    GRID                     column or setting -> levels; `measure` is called for each combination
+    measure(seeds, **point)  -> rows; the columns and settings of the point are added to them
+    judge(rows)              -> Verdict, see `verdict`
+    tables(rows)             name -> table or text; without it one table of all means
+    figure(rows)             keywords of `exp.report.canvas.curves` for <name>.png; may be missing
+
+An experiment that settles no claim has neither rule nor `judge`.
+"""
+
+import importlib
+import inspect
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+from exp.report.canvas import curves
+from exp.report.rows import COLUMNS, Row, Rows, read_rows
+from exp.report.tables import page, table
+
+PAPERS = Path(__file__).parents[1] / "papers"
+
+
+class Verdict(NamedTuple):
+    """"holds", "holds partly" or "does not hold", and the numbers behind it in a few words."""
+
+    word: str
+    numbers: str
+
+
+def verdict(holds: bool, partly: bool, numbers: str) -> Verdict:
+    """The verdict of a rule with these two conditions."""
+    return Verdict("holds" if holds else "holds partly" if partly else "does not hold", numbers)
+
+
+def statement_files() -> dict[str, Path]:
+    """Name -> file of every statement of every paper."""
+    files = PAPERS.glob("*/statements/[a-z]*.py")
+    return {path.stem: path for path in sorted(files, key=lambda path: path.stem)}
+
+
+def statement(name: str) -> ModuleType:
+    """The module of a statement."""
+    paper = statement_files()[name].parts[-3]
+    return importlib.import_module(f"exp.papers.{paper}.statements.{name}")
+
+
+def text(name: str) -> list[str]:
+    """The blocks of a statement's Markdown: "# title", "Source: ...", "Rule: ...", prose."""
+    prose = statement_files()[name].with_suffix(".md")
+    if prose.exists():
+        return prose.read_text(encoding="utf-8").strip().split("\n\n")
+    return inspect.getdoc(statement(name)).split("\n\n")
+
+
+def says(name: str) -> str:
+    """What a statement says, in one line."""
+    return text(name)[0].removeprefix("# ")
+
+
+def measure(module: ModuleType, seeds: Sequence[int]) -> Iterator[Row]:
+    """All rows of a statement, one combination of its GRID after the other."""
+    grid = getattr(module, "GRID", {})
+    for levels in itertools.product(*grid.values()):
+        point = dict(zip(grid, levels, strict=True))
+        columns = {key: level for key, level in point.items() if key in COLUMNS}
+        settings = {key: level for key, level in point.items() if key not in COLUMNS}
+        for row in module.measure(list(seeds), **point):
+            yield replace(row, settings={**settings, **row.settings}, **columns)
+
+
+def render(folder: Path, name: str) -> str:
+    """<name>.md and <name>.png from <name>.json; the verdict, "measured" without a rule.
+
+    Raises ValueError for a missing or damaged file.
+    """
+    module = statement(name)
+    rows, provenance = read_rows(folder / f"{name}.json")
+    (folder / f"{name}.md").write_text(page_of(name, rows, provenance), encoding="utf-8")
+    if hasattr(module, "figure"):
+        curves(folder / f"{name}.png", **module.figure(rows))
+    return module.judge(rows).word if hasattr(module, "judge") else "measured"
+
+
+def page_of(name: str, rows: Rows, provenance: dict) -> str:
+    """The page of one statement."""
+    module = statement(name)
+    title, source, *prose = text(name)
+    parts = [title, f"{source}. `python -m exp.theory {name}`."]
+    if hasattr(module, "judge"):
+        rule, *prose = prose
+        parts.append(f"**{module.judge(rows).word}**. The rule, written before the run: "
+                     f"{rule.removeprefix('Rule: ')}")
+    content = module.tables(rows) if hasattr(module, "tables") else {"means": means_table(rows)}
+    content = {key: part if isinstance(part, str) else table(part)
+               for key, part in content.items()}
+    parts += [block.format_map({**vars(module), **content}) for block in prose]
+    if not any("{" in block for block in prose):  # no table has a place of its own
+        parts += content.values()
+    torch = f", torch {provenance['torch']}" if "torch" in provenance else ""
+    commit = f"commit {provenance['commit']}" if "commit" in provenance else "commit not recorded"
+    return page(*parts, f"{provenance['device']}{torch}; {commit}; seeds {provenance['seeds']}.")
+
+
+def means_table(rows: Rows) -> list[tuple]:
+    """A line for each task, optimizer and setting, the mean over seeds of each axis."""
+    settings = dict.fromkeys(key for row in rows for key in row.settings)
+    keys = tuple(key for key in ("task", "optimizer", *settings) if any(row[key] for row in rows))
+    return rows.pivot(keys, "axis")
+
+
+def summary(folder: Path) -> str:
+    """The page of all statements that have been measured and judged, one line each."""
+    lines = ["| statement | verdict | numbers | page |", "|---|---|---|---|"]
+    for name in statement_files():
+        path = folder / f"{name}.json"
+        if path.exists() and hasattr(statement(name), "judge"):
+            word, numbers = statement(name).judge(read_rows(path)[0])
+            lines.append(f"| {says(name)} | **{word}** | {numbers} | "
+                         f"[{name}](../{folder.as_posix()}/{name}.md) |")
+    return page("# The paper's theory, tested", "\n".join(lines))

@@ -1,0 +1,243 @@
+"""Learning rates swept on small tasks, and what is read off the losses over a grid of rates.
+
+A grid is {learning rate: [loss per seed]}, None where a run diverged, as `Rows.tree` gives it.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from exp.harness.schedule import Schedule
+from exp.report.rows import Row, Rows, rows_of
+from exp.report.statistics import Estimate, mean
+from exp.theory.training import SMALL, built, steps
+
+FACTOR, LONGEST = 2.0, 16  # of a grid: the ratio of neighbours, and its most points
+STEPS, WARMUP = 150, 0.1
+EVERY = 5  # steps between the points of a curve
+BATCH = SMALL["wikitext2"]["data"]["batch_size"]
+HELD_OUT = {"wikitext2": 128, "cifar": 2000, "grokking": 1000}  # sequences, images, pairs
+MODEL_TEXT = ("Wikitext-2 with a vocabulary of 1024, a Qwen3 of one layer, width 64, sequences of "
+              f"64 tokens, {BATCH} to a batch where no other size is named; held-out loss (nats a "
+              f"token) of {HELD_OUT['wikitext2']} sequences.")
+
+Grid = dict[float, list[float | None]]
+
+
+# --- optimizers, by learning rate
+
+
+def sgd(lr: float) -> dict:
+    """SGD with momentum 0.9."""
+    return {"name": "sgd", "lr": lr, "momentum": 0.9}
+
+
+def adamw(lr: float, **keys: object) -> dict:
+    """AdamW as the mini tasks have it."""
+    return {"name": "adamw", "lr": lr, "betas": [0.9, 0.95], "weight_decay": 0.1, **keys}
+
+
+def muon(lr: float, **keys: object) -> dict:
+    """Muon, with AdamW at 0.15 of its rate for the rest: one rate for both."""
+    return {"name": "muon", "lr": lr, "weight_decay": 0.1, "adamw": rest(0.15 * lr), **keys}
+
+
+def lion(lr: float) -> dict:
+    """Lion with the decay that AdamW has at ten times the rate."""
+    return {"name": "lion", "lr": lr, "weight_decay": 1.0}
+
+
+def rest(lr: float) -> dict:
+    """AdamW for what is no hidden matrix."""
+    return {"lr": lr, "betas": [0.9, 0.95], "weight_decay": 0.1}
+
+
+# --- runs
+
+
+def curve(optimizer: dict, seed: int, task: str = "wikitext2", *, count: int = STEPS,
+          batch_size: int | None = None, warmup: float = WARMUP, schedule: str = "linear",
+          every: int | None = None, measure: str = "loss") -> list[float]:
+    """Held-out losses (nats; measure="accuracy": shares) after each `every` steps, by default after
+    the last alone; infinite from where a run diverged. The rate rises over the share `warmup` of
+    the `count` steps, and falls to zero ("linear") or stays ("constant"). Runs are remembered."""
+    run = (json.dumps(optimizer, sort_keys=True), seed, task, count,
+           batch_size or SMALL[task]["data"]["batch_size"], warmup, schedule, every or count)
+    return [point[measure] for point in _points(*run)]
+
+
+@functools.cache
+def _points(optimizer: str, seed: int, task: str, count: int, batch_size: int, warmup: float,
+            schedule: str, every: int) -> list[dict[str, float]]:
+    run = built(json.loads(optimizer), seed, task, model=SMALL[task]["model"],
+                data={**SMALL[task]["data"], "batch_size": batch_size})
+    rates = Schedule(run.optimizer, 1, count, schedule, warmup_epochs=warmup)
+    held_out = tuple(tensor[:HELD_OUT[task]] for tensor in run.data.eval)
+    points: list[dict[str, float]] = []
+    rates.set_lr(0)
+    for done in steps(run, count):
+        rates.set_lr(done)
+        if done % every == 0:
+            with torch.no_grad():
+                loss, means = run.objective.measure(run.objective.loss_fn, *held_out)
+            run.model.train()
+            if not math.isfinite(loss):
+                break
+            points.append({"loss": float(loss), **{k: float(v) for k, v in means.items()}})
+    lost = {"loss": math.inf, "accuracy": -math.inf}
+    return [*points, *[lost] * (count // every - len(points))]
+
+
+# --- grids
+
+
+def sweep(losses_at: Callable[[float], list[float]], start: float) -> Grid:
+    """lr -> losses_at(lr), one value per seed: from three points around `start` on, until the best
+    mean has two neighbours on either side."""
+    losses = {start * FACTOR**n: losses_at(start * FACTOR**n) for n in (-1, 0, 1)}
+    while True:
+        best = min(losses, key=lambda lr: sum(losses[lr]))
+        missing = [lr for n in (-1, 1, -2, 2) if (lr := best * FACTOR**n) not in losses]
+        if not missing or len(losses) == LONGEST:
+            return {lr: [value if math.isfinite(value) else None for value in values]
+                    for lr, values in sorted(losses.items())}
+        losses[missing[0]] = losses_at(missing[0])
+
+
+def curve_sweep(rule: Callable[[float], dict], start: float, seeds: Sequence[int],
+                **options: object) -> Grid:
+    """The grid of final losses of rule(lr), an [optimizer] table, around `start`."""
+    return sweep(lambda lr: [curve(rule(lr), seed, **options)[-1] for seed in seeds], start)
+
+
+def grid_rows(grid: Grid, seeds: Sequence[int], **shared: object) -> Rows:
+    """A grid as rows with axis "loss"."""
+    return rows_of(grid, ("lr",), seeds, axis="loss", **shared)
+
+
+def best_rate(rates: list[float], losses: list[float]) -> float:
+    """Where the parabola through the lowest loss and its neighbours, over log lr, is lowest."""
+    at = min(range(len(rates)), key=lambda i: losses[i])
+    if at in (0, len(rates) - 1) or not all(map(math.isfinite, losses[at - 1:at + 2])):
+        return rates[at]
+    left, middle, right = losses[at - 1:at + 2]
+    bend = left - 2 * middle + right
+    shift = 0.5 * (left - right) / bend if bend > 0 else 0.0
+    return rates[at] * (rates[at + 1] / rates[at]) ** shift
+
+
+def best_rates(grid: Grid) -> list[float]:
+    """The best learning rate of each seed, interpolated on the grid."""
+    values = [[math.inf if v is None else v for v in row] for row in grid.values()]
+    return [best_rate(list(grid), list(losses)) for losses in zip(*values, strict=True)]
+
+
+def best_of_grid(grid: Grid) -> float:
+    """The rate of the grid with the lowest mean loss."""
+    return min((lr for lr, values in grid.items() if None not in values),
+               key=lambda lr: sum(grid[lr]))
+
+
+def best_losses(grid: Grid) -> list[float]:
+    """One loss per seed, all at the rate with the lowest mean."""
+    return grid[best_of_grid(grid)]
+
+
+def lowest(grid: Grid) -> float:
+    """The lowest mean loss of any rate."""
+    return average(best_losses(grid))
+
+
+def exponent(sizes: Sequence[float], rates: Sequence[float]) -> float:
+    """The least-squares slope a of log lr over log size: lr ~ size^a."""
+    x, y = ([math.log(value) for value in values] for values in (sizes, rates))
+    middle, height = average(x), average(y)
+    return (sum((a - middle) * (b - height) for a, b in zip(x, y, strict=True))
+            / sum((a - middle) ** 2 for a in x))
+
+
+def grids_figure(tree: dict[str, dict[object, Grid]], label: str, ylabel: str, **axes: object
+                 ) -> dict:
+    """Mean loss over learning rate for `canvas.curves`: tree is panel -> condition -> grid;
+    label: of a condition, which {} stands for."""
+    def points(grid: Grid) -> tuple[list, list]:
+        finite = {lr: average(values) for lr, values in grid.items() if None not in values}
+        return list(finite), list(finite.values())
+
+    return {"panels": {name: {label.format(condition): points(grid)
+                              for condition, grid in grids.items()}
+                       for name, grids in tree.items()},
+            "xlabel": "learning rate", "ylabel": ylabel, "xscale": "log", "sharey": True, **axes}
+
+
+# --- two optimizers against each other
+
+
+def race(rule: Callable[[float], dict], start: float, seeds: Sequence[int], every: int = EVERY
+         ) -> Iterator[Row]:
+    """An optimizer's grid at a constant rate (axis "loss"), and at its best rate the losses of all
+    seeds after each `every` steps (axis "curve")."""
+    grid = curve_sweep(rule, start, seeds, schedule="constant", every=every)
+    yield from grid_rows(grid, seeds)
+    for seed in seeds:
+        losses = curve(rule(best_of_grid(grid)), seed, schedule="constant", every=every)
+        for number, loss in enumerate(losses, 1):
+            yield Row("curve", seed, round(loss, 6), settings={"step": every * number})
+
+
+def grids_of(rows: Rows) -> dict[str, Grid]:
+    """Optimizer -> its grid."""
+    return rows.where(axis="loss").tree("optimizer", "lr")
+
+
+def curves_of(rows: Rows) -> dict[str, list[list[float]]]:
+    """Optimizer -> the losses along each seed's run, infinite where it diverged."""
+    trees = rows.where(axis="curve").tree("optimizer", "seed")
+    return {name: [[math.inf if loss is None else loss for loss in losses]
+                   for losses in by_seed.values()] for name, by_seed in trees.items()}
+
+
+def arrival(losses: Sequence[float], level: float) -> float:
+    """Steps until a curve first is at `level`, linearly between its points; infinite if never."""
+    for at, loss in enumerate(losses):
+        if loss <= level:
+            before = losses[at - 1] if at else None
+            share = 1.0 if before is None or before == loss else (before - level) / (before - loss)
+            return EVERY * (at + share)
+    return math.inf
+
+
+def speedups(base: list[list[float]], other: list[list[float]]) -> list[float]:
+    """How much sooner the other is at the higher of the two lowest losses, for each seed: 0.1
+    where the base needs 10 % more steps."""
+    levels = [max(min(one), min(two)) for one, two in zip(base, other, strict=True)]
+    return [arrival(one, level) / arrival(two, level) - 1
+            for one, two, level in zip(base, other, levels, strict=True)]
+
+
+def race_table(rows: Rows) -> list[tuple]:
+    """Best rates, losses and speed-ups over the first optimizer."""
+    grids, curves = grids_of(rows), curves_of(rows)
+    base, *_ = grids
+    return [("rule", "best lr", "lowest loss", f"steps that {base} needs more, %"),
+            *((name, best_of_grid(grid), [min(losses) for losses in curves[name]],
+               None if name == base else percent(speedups(curves[base], curves[name])))
+              for name, grid in grids.items())]
+
+
+RACE_TEXT = (f"{MODEL_TEXT} {STEPS} steps, warm-up over {WARMUP:.0%}, then a constant rate, the "
+             f"best of a grid in factors of {FACTOR:g} for each. Compared where both have got to: "
+             "at the higher of the two lowest losses of a seed.")
+
+
+def average(values: Sequence[float]) -> float:
+    """The arithmetic mean."""
+    return sum(values) / len(values)
+
+
+def percent(shares: Sequence[float]) -> Estimate:
+    """The mean of shares, in percent."""
+    return mean([100 * share for share in shares])
