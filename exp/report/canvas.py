@@ -43,21 +43,19 @@ def canvas(path: Path, rows: int = 1, columns: int = 1, panel: tuple[float, floa
     subplots: for `Figure.subplots`, as sharey=True.
     """
     os.environ["MPLBACKEND"] = "agg"  # a notebook's own may not be installed here
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"text.parse_math": False}):  # a folder may be named $x^$
-        figure = Figure(figsize=(panel[0] * columns, panel[1] * rows), layout="constrained")
-        FigureCanvasAgg(figure)
-        panels = figure.subplots(rows, columns, squeeze=False, **subplots)
-        yield panels
-        for axes in panels.flat:
-            _finish(axes)
-        if legend:
-            _legend(figure, panels)
-        figure.suptitle(title or None, fontsize=12)
-        figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
+    figure = Figure(figsize=(panel[0] * columns, panel[1] * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False, **subplots)
+    yield panels
+    for axes in panels.flat:
+        _finish(axes)
+    if legend:
+        _legend(figure, panels)
+    figure.suptitle(_plain(title) or None, fontsize=12)
+    figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
 
 
 def grid_of(count: int, most: int = 3) -> dict[str, int]:
@@ -104,7 +102,7 @@ def styles(labels: Iterable[str]) -> dict[str, dict]:
         seen[chosen] += 1
         result[label] = {"color": chosen, "linestyle": DASHES[number],
                          "marker": MARKERS[number], "markersize": 3.5, "linewidth": 1.6,
-                         "label": display_name(label)}
+                         "label": _plain(display_name(label))}
     return result
 
 
@@ -156,6 +154,11 @@ def _names() -> dict[str, str]:
             summary = file.read_text(encoding="utf-8").split('"""')[1]
             names[_key(stem)] = re.split(r",|:| \(", summary)[0]
     return names
+
+
+def _plain(text: str) -> str:
+    """Text in which "$" begins no formula: a folder may be named $x^$."""
+    return text.replace("$", r"\$")
 
 
 def _key(label: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy  # whose `stats`, seconds to import, is loaded when it is used
 
 LEVEL = 0.95
 RESAMPLES = 9999
@@ -50,7 +50,8 @@ def survival(times: Sequence[float | None], limits: Sequence[float]):
     """
     reached = [time is not None for time in times]
     ends = [limit if time is None else time for time, limit in zip(times, limits, strict=True)]
-    return stats.ecdf(stats.CensoredData.right_censored(ends, np.logical_not(reached))).sf
+    censored = scipy.stats.CensoredData.right_censored(ends, np.logical_not(reached))
+    return scipy.stats.ecdf(censored).sf
 
 
 def median_time(times: Sequence[float | None], limits: Sequence[float]) -> Estimate:
@@ -112,7 +113,7 @@ def paired(ours: dict[int, float], baseline: dict[int, float]) -> tuple[Estimate
                         math.nan, math.nan, len(differences)), math.nan
     low, high = _t_interval(differences)
     resamples = np.inf if len(differences) <= EXACT_UP_TO else RESAMPLES
-    test = stats.permutation_test((differences,), np.mean, permutation_type="samples",
+    test = scipy.stats.permutation_test((differences,), np.mean, permutation_type="samples",
                                   n_resamples=resamples, rng=np.random.default_rng(0))
     return Estimate(float(differences.mean()), low, high, len(differences)), float(test.pvalue)
 
@@ -123,7 +124,7 @@ def welch(values: Sequence[float], others: Sequence[float]) -> tuple[Estimate, f
     n = min(len(values), len(others))
     if n < 2:
         return Estimate(difference, math.nan, math.nan, n), math.nan, math.nan
-    test = stats.ttest_ind(values, others, equal_var=False)
+    test = scipy.stats.ttest_ind(values, others, equal_var=False)
     low, high = test.confidence_interval(LEVEL)
     return (Estimate(difference, float(low), float(high), n), float(test.statistic),
             float(test.pvalue))
@@ -133,7 +134,7 @@ def share(successes: int, n: int, unit: float = 1.0) -> Estimate:
     """A share of n trials with its exact binomial (Clopper-Pearson) interval, times `unit`."""
     if n == 0:
         return Estimate(math.nan, math.nan, math.nan, 0)
-    low, high = stats.binomtest(successes, n).proportion_ci(LEVEL)
+    low, high = scipy.stats.binomtest(successes, n).proportion_ci(LEVEL)
     return Estimate(unit * successes / n, unit * float(low), unit * float(high), n)
 
 
@@ -149,8 +150,8 @@ def logrank(
     for these, watched in ((times, limits), (other_times, other_limits)):
         missing = [time is None for time in these]
         ends = [limit if time is None else time for time, limit in zip(these, watched, strict=True)]
-        groups.append(stats.CensoredData.right_censored(ends, missing))
-    return float(stats.logrank(*groups).pvalue)
+        groups.append(scipy.stats.CensoredData.right_censored(ends, missing))
+    return float(scipy.stats.logrank(*groups).pvalue)
 
 
 def _median(times: np.ndarray) -> np.ndarray:
@@ -169,5 +170,6 @@ def _crossing(quantiles: np.ndarray, shares: np.ndarray) -> float:
 def _t_interval(values: np.ndarray) -> tuple[float, float]:
     if len(values) < 2:
         return math.nan, math.nan
-    center, half = values.mean(), stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values)
+    half = scipy.stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * scipy.stats.sem(values)
+    center = values.mean()
     return float(center - half), float(center + half)

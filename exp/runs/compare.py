@@ -1,0 +1,53 @@
+"""Some runs beside each other: final numbers, differences of their settings, curves."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from exp.report.tables import page, table
+from exp.runs.records import Record, flat, is_number
+
+AXES = {"evaluations": "gradient_evaluations", "seconds": "seconds", "epochs": "epoch"}
+FACTS = ("device", "threads", "commit", "versions")  # of run.json
+
+
+def comparison(runs: dict[str, Record]) -> str:
+    """Markdown: a table of the runs, and one of the settings that differ."""
+    rows = {name: run.row() | _final(run) for name, run in runs.items()}
+    columns = dict.fromkeys(key for row in rows.values() for key in row if key != "age")
+    finals = [(name, *map(row.get, columns)) for name, row in rows.items()]
+    settings = [{key: json.dumps(value, ensure_ascii=False, default=str) for key, value in flat(
+        {**run.settings, "run": {key: run.facts.get(key) for key in FACTS}}, ".")}
+        for run in runs.values()]
+    keys = dict.fromkeys(key for values in settings for key in values)
+    lines = [(key, *(values.get(key) for values in settings)) for key in keys]
+    lines = [line for line in lines if len(set(line[1:])) > 1]
+    return page(table([("run", *columns), *finals]), table([("setting", *runs), *lines]))
+
+
+def draw(path: Path, runs: dict[str, Record], axis: str, metrics: Sequence[str] = ()) -> None:
+    """One panel per metric with a curve per run, as PNG.
+
+    axis: one of AXES. metrics: by default the losses, and what the best epoch is chosen by.
+    """
+    from exp.report.canvas import canvas, grid_of, styles
+
+    metrics = metrics or ("train_loss", "eval_loss", *(run.best[0] for run in runs.values()))
+    metrics = list(filter(None, dict.fromkeys(metrics)))
+    looks = styles(f"{run.optimizer}, {name}" for name, run in runs.items())
+    with canvas(path, **grid_of(len(metrics))) as panels:
+        for metric, panel in zip(metrics, panels.flat, strict=False):
+            for run, look in zip(runs.values(), looks.values(), strict=True):
+                xs, ys = run.curve(metric, AXES[axis])
+                if xs:
+                    panel.plot(xs, ys, **look | ({} if len(xs) < 40 else {"marker": ""}))
+            panel.set(xlabel=AXES[axis].replace("_", " "), ylabel=metric.replace("_", " "))
+            if metric.endswith(("loss", "perplexity")):
+                panel.set_yscale("log")
+
+
+def _final(run: Record) -> dict[str, float]:
+    """The numbers of the last epoch: gradient evaluations, seconds, train_ and eval_ metrics."""
+    last = run.lines[-1] if run.lines else {}
+    return {key: value for key, value in last.items() if is_number(value) and key.startswith(
+        ("gradient_evaluations", "seconds", "train_", "eval_"))}
