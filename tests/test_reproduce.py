@@ -3,6 +3,9 @@
 import json
 import math
 import re
+import shutil
+import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from conftest import TINY
 
 from exp.harness.errors import ConfigError
 from exp.jobs import queue
+from exp.jobs.deadline import stopped_after
 from exp.jobs.launch import Local
 from exp.jobs.queue import Job, run_jobs, state
 from exp.report.statistics import Estimate, logrank, mean, median_time, paired, speedup
@@ -324,6 +328,63 @@ def test_a_table_is_run_kept_shown_and_not_run_again(small, capsys, monkeypatch)
     (paper / "readme-3.3.json").write_text(json.dumps(kept))
     assert reproduce("--any-version") == 0
     capsys.readouterr()
+
+
+def test_until_starts_what_fits_and_stops_what_does_not(small, capsys, monkeypatch):
+    _, reproduce, outputs = small
+    monkeypatch.setattr(command.Outlook, "seconds", lambda self, job: 900.0 if (
+        "adamw" in job.name) else None)
+    assert reproduce("--until", "600") == 130
+    assert "lrp_grok_adamw_600e/seed1: not started, 900 s do not fit" in capsys.readouterr().err
+    kept = json.loads((outputs / "paper" / "readme-3.3.json").read_text())
+    assert [run["row"] for run in kept["runs"]] == ["ARS2-Neo AGA"]
+    with pytest.raises(KeyboardInterrupt), stopped_after(0.05):
+        time.sleep(5)
+
+
+def finished_elsewhere(small, tmp_path):
+    """The two runs of the small table, made in another folder."""
+    table, reproduce, outputs = small
+    assert reproduce("--workers", "2") == 0
+    results = tmp_path / "results"
+    results.mkdir()
+    for folder in outputs.glob("lrp_*"):
+        folder.rename(results / folder.name)
+    (outputs / "paper" / "readme-3.3.json").unlink()
+    return results
+
+
+def adopted(reproduce, results, capsys):
+    capsys.readouterr()
+    assert reproduce("--adopt", str(results)) == 0
+    return dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+
+
+def test_runs_made_elsewhere_are_adopted_whole_or_not_at_all(small, tmp_path, capsys):
+    _, reproduce, outputs = small
+    results = finished_elsewhere(small, tmp_path)
+    adamw, aga = "lrp_grok_adamw_600e/seed1", "lrp_grok_ars2_neo_aga_400e/seed1"
+    with tarfile.open(tmp_path / "results.tar.xz", "w:xz") as tar:
+        tar.add(results, "results")
+    lines = (results / adamw / "metrics.jsonl").read_text().splitlines()
+    (results / adamw / "metrics.jsonl").write_text(lines[0] + "\n")
+    (results / aga / "config.toml").write_text(
+        (results / aga / "config.toml").read_text().replace("rho = 0.1", "rho = 0.2"))
+    shutil.copytree(results / aga, results / "cut" / "seed1")
+    (results / "cut" / "seed1" / "run.json").unlink()
+    assert {adamw: "not taken: metrics.jsonl does not have the 2 epochs of its summary",
+            aga: "not taken: no table has a run with these settings",
+            "cut/seed1": "not taken: no run.json"}.items() <= adopted(
+                reproduce, results, capsys).items()
+    said = adopted(reproduce, tmp_path / "results.tar.xz", capsys)
+    assert said["results/" + adamw] == "taken for readme-3.3"
+    kept = json.loads((outputs / "paper" / "readme-3.3.json").read_text())
+    assert [(run["row"], run["seed"]) for run in kept["runs"]] == [
+        ("AdamW", 1), ("ARS2-Neo AGA", 1)]
+    assert "| ARS2-Neo AGA |" in (outputs / "paper" / "readme-3.3.md").read_text()
+    said = adopted(reproduce, tmp_path / "results.tar.xz", capsys)
+    assert said["results/" + aga] == "not taken: this run is kept already"
+    assert reproduce("--adopt", str(tmp_path / "nothing.tar")) == 2
 
 
 def test_jobs_resume_keep_other_runs_and_report_failures(tmp_path, capfd):

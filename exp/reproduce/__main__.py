@@ -1,6 +1,7 @@
 """Run what a table of a paper needs, then write the table, its figure and its verdicts.
 
-python -m exp.reproduce [TABLE ...] [--scale full|mini] [--list | --plan FILE | --render]
+python -m exp.reproduce [TABLE ...] [--scale full|mini]
+                        [--list | --plan FILE | --adopt RESULTS | --render]
 """
 
 import argparse
@@ -10,13 +11,15 @@ from pathlib import Path
 
 from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED, positive
 from exp.harness.errors import ConfigError
+from exp.jobs.deadline import InTime, stopped_after
 from exp.jobs.queue import Job, Stopped, run_jobs
 from exp.jobs.slurm import add_launcher_options, launcher_of
+from exp.reproduce.adopt import adopt
 from exp.reproduce.claims import Claim
 from exp.reproduce.outlook import Outlook
 from exp.reproduce.papers import read_papers, select_tables
 from exp.reproduce.plan import PROTOCOLS, SCALES, Table
-from exp.reproduce.records import collect, is_done, read_kept, write_kept
+from exp.reproduce.records import collect, is_done, kept_path, read_kept, write_kept
 from exp.reproduce.report import render
 from exp.reproduce.verdicts import render_verdicts
 
@@ -45,8 +48,11 @@ def reproduce(options: argparse.Namespace) -> int:
     tables = select_tables(papers, options.tables)
     _check_configs(options.only or (), tables)
     kept = options.outputs / "paper"
+    if options.adopt:
+        print("\n".join(adopt(options.adopt, tables, options.outputs)))
     records = {table.name: _collected(table, options.outputs) for table in tables}
-    missing = {} if options.render else _missing(tables, records, options)
+    only_pages = options.render or options.adopt
+    missing = {} if only_pages else _missing(tables, records, options)
     if options.list:
         print(Outlook(records).listing(missing))
         return COMPLETED
@@ -77,7 +83,7 @@ def write_table(table: Table, claims: list[Claim], outputs: Path) -> None:
     """<table>.json from run folders and kept records, and <table>.md and .png from the JSON."""
     from exp.reproduce.figures import draw
 
-    path = _kept(table, outputs)
+    path = kept_path(table, outputs)
     write_kept(path, _collected(table, outputs))
     records = read_kept(path)
     path.with_suffix(".md").write_text(render(table, records, claims), encoding="utf-8")
@@ -98,13 +104,27 @@ def _missing(tables: Sequence[Table], records: dict[str, dict], options: argpars
 
 def _run(missing: dict[Job, Table], options: argparse.Namespace) -> int:
     """Run what is missing, keep each record as it ends; the exit status."""
+    launcher = launcher_of(options, options.outputs / "submitit")
+    by_folder = {job.folder: job for job in missing}
+
     def keep(job: Job, _: int) -> None:
         table = missing[job]
-        write_kept(_kept(table, options.outputs), _collected(table, options.outputs))
+        write_kept(kept_path(table, options.outputs), _collected(table, options.outputs))
 
-    statuses = run_jobs(missing, launcher_of(options, options.outputs / "submitit"), keep)
-    failed = any(status not in (COMPLETED, DIVERGED) for status in statuses.values())
-    return FAILED if failed else COMPLETED
+    def seconds(folder: Path) -> float | None:
+        job = by_folder[folder]
+        kept = read_kept(kept_path(missing[job], options.outputs))
+        return Outlook({missing[job].name: kept}).seconds(job)
+
+    if options.until is None:
+        statuses = run_jobs(missing, launcher, keep)
+    else:
+        with stopped_after(options.until):
+            statuses = run_jobs(missing, InTime(launcher, options.until, seconds), keep)
+    others = set(statuses.values()) - {COMPLETED, DIVERGED}
+    if others - {INTERRUPTED}:
+        return FAILED
+    return INTERRUPTED if others else COMPLETED
 
 
 def _check_configs(names: Iterable[str], tables: Sequence[Table]) -> None:
@@ -115,11 +135,7 @@ def _check_configs(names: Iterable[str], tables: Sequence[Table]) -> None:
 
 
 def _collected(table: Table, outputs: Path) -> dict:
-    return collect(table, outputs, read_kept(_kept(table, outputs)))
-
-
-def _kept(table: Table, outputs: Path) -> Path:
-    return outputs / "paper" / f"{table.name}.json"
+    return collect(table, outputs, read_kept(kept_path(table, outputs)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -138,12 +154,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=positive, default=1, metavar="N",
                         help="runs at a time; here they share the cores")
     add_launcher_options(parser)
+    parser.add_argument("--until", type=positive, metavar="SECONDS",
+                        help="start no run that would not end by then, and stop then")
     parser.add_argument("--any-version", action="store_true",
-                        help="accept finished runs of older code instead of running them again")
+                        help="accept finished runs of any RECIPE instead of running them again")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--list", action="store_true", help="say what is missing, run nothing")
     instead.add_argument("--plan", type=Path, metavar="FILE",
                          help="write the missing runs as JSON for another machine, run nothing")
+    instead.add_argument("--adopt", type=Path, metavar="RESULTS",
+                         help="take runs made elsewhere, a folder or tar file of run folders, into "
+                              "the records, and render")
     instead.add_argument("--render", action="store_true",
                          help="write the pages from the records that are there, run nothing")
     parser.add_argument("--outputs", type=Path, default=OUTPUTS, help=argparse.SUPPRESS)

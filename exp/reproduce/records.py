@@ -28,6 +28,11 @@ def read_kept(path: Path) -> dict:
         raise ConfigError(f"{path} is damaged ({error}): restore it or delete it") from error
 
 
+def kept_path(table: Table, outputs: Path) -> Path:
+    """The file of a table's kept records."""
+    return outputs / "paper" / f"{table.name}.json"
+
+
 def collect(table: Table, outputs: Path, kept: dict) -> dict:
     """The kept records with every finished run of the table's folders in `outputs` added.
 

@@ -1,0 +1,64 @@
+"""A time limit for a queue: what would not end in time is not started, what runs is stopped."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from exp.harness.cli import INTERRUPTED
+from exp.jobs.launch import Launcher, Process, Work
+
+
+class InTime:
+    """A launcher that starts only work that will end within `limit` seconds from now.
+
+    seconds: the folder of work -> how long it takes, None if that is not known: it is started.
+    """
+
+    def __init__(self, launcher: Launcher, limit: float,
+                 seconds: Callable[[Path], float | None]) -> None:
+        self.launcher, self.seconds = launcher, seconds
+        self.end = time.monotonic() + limit
+        self.capacity = launcher.capacity
+
+    def start(self, works: Sequence[Work]) -> list[Process]:
+        """Start those that fit; the others end at once with the status of an interrupted run."""
+        fits = [self._fits(work.log.parent) for work in works]
+        started = iter(self.launcher.start(
+            [work for work, fit in zip(works, fits, strict=True) if fit]))
+        return [next(started) if fit else NotStarted() for fit in fits]
+
+    def _fits(self, folder: Path) -> bool:
+        seconds = self.seconds(folder) or 0.0
+        left = self.end - time.monotonic()
+        if seconds > left:
+            print(f"{folder}: not started, {seconds:.0f} s do not fit into the {left:.0f} s left",
+                  file=sys.stderr)
+        return seconds <= left
+
+
+class NotStarted:
+    """The process of work that was not started."""
+
+    def poll(self) -> int:
+        """The exit status of an interrupted run."""
+        return INTERRUPTED
+
+    def terminate(self) -> None:
+        """Nothing to end."""
+
+    kill = terminate
+
+
+@contextmanager
+def stopped_after(seconds: float) -> Iterator[None]:
+    """Raise KeyboardInterrupt in the main thread, as Ctrl-C does, once `seconds` have passed."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,128 @@
+"""Runs made elsewhere, for example on a rented GPU, taken into the kept records.
+
+Each run is checked as a whole first. Nothing that its files name is imported or run.
+"""
+
+import json
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from exp.harness.errors import ConfigError
+from exp.harness.toml import read_toml
+from exp.jobs.freshness import Identity, folder_identity
+from exp.jobs.queue import Job, task_named
+from exp.reproduce.plan import Table
+from exp.reproduce.records import collect, is_done, kept_path, read_kept, write_kept
+
+FILES = ("config.toml", "run.json", "metrics.jsonl", "summary.json")
+FACTS = ("device", "threads", "versions", "commit", "uncommitted_changes")  # of run.json, needed
+LARGEST = 2**26  # bytes of one file: metrics.jsonl of some 100,000 epochs
+
+Wanted = Sequence[tuple[Table, Job, Identity]]
+
+
+class NotTaken(Exception):
+    """Why a run is not taken."""
+
+
+def adopt(results: Path, tables: Sequence[Table], outputs: Path) -> list[str]:
+    """Add the runs in `results` that a table has a place for to its kept records; one line each.
+
+    results: a folder or a tar file of run folders. Raises ConfigError if it is neither.
+    """
+    lines = []
+    with _unpacked(results) as root, tempfile.TemporaryDirectory() as scratch:
+        jobs = [(table, table.job(row, 0, cell, Path(scratch)))
+                for table in tables for cell in table.cells() for row in table.rows]
+        wanted = [(table, job, job.identity()) for table, job in jobs]
+        for folder in sorted({path.parent for path in root.rglob("*") if path.name in FILES}):
+            name = folder.relative_to(root).as_posix()
+            try:
+                lines.append(f"{name}: taken for {', '.join(_take(folder, wanted, outputs))}")
+            except NotTaken as reason:
+                lines.append(f"{name}: not taken: {reason}")
+        for table in tables:
+            path = kept_path(table, outputs)
+            write_kept(path, collect(table, Path(scratch), read_kept(path)))
+    return lines
+
+
+def _take(folder: Path, wanted: Wanted, outputs: Path) -> list[str]:
+    """Copy a run to where its tables look for it; the tables' names. Raises NotTaken."""
+    seed = _checked(folder)
+    own = {task: folder_identity(folder, task_named(task))
+           for task in {job.task for _, job, _ in wanted}}
+    same = [(table, job) for table, job, identity in wanted
+            if own[job.task].has_settings_of(identity)]
+    current = [(table, job) for table, job in same if own[job.task].counts_as(job.identity())]
+    if not current:
+        raise NotTaken("its code had other RECIPE numbers" if same else
+                       "no table has a run with these settings")
+    missing = [(table, place) for table, job in current
+               if not is_done(place := replace(job, seed=seed), _kept(table, outputs), False)]
+    if not missing:
+        raise NotTaken("this run is kept already")
+    for _, job in missing:
+        target = job.folder.with_name(f"seed{seed}")
+        target.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            shutil.copy(folder / name, target)
+    return [table.name for table, _ in missing]
+
+
+def _kept(table: Table, outputs: Path) -> dict:
+    return read_kept(kept_path(table, outputs))
+
+
+def _checked(folder: Path) -> int:
+    """The seed of a run that has ended and whose files agree. Raises NotTaken."""
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise NotTaken(f"no {', '.join(missing)}")
+    try:
+        facts, summary = (json.loads((folder / name).read_text(encoding="utf-8"))
+                          for name in ("run.json", "summary.json"))
+        lines = [json.loads(line) for line in
+                 (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        seed = read_toml(folder / "config.toml")["experiment"]["seed"]
+        _check_agreement(seed, facts, summary, lines)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise NotTaken(f"its files are damaged: {type(error).__name__}: {error}") from error
+    return seed
+
+
+def _check_agreement(seed: int, facts: dict, summary: dict, lines: list[dict]) -> None:
+    if summary["status"] not in ("completed", "diverged"):
+        raise NotTaken(f"it is {summary['status']}")
+    if summary["seed"] != seed:
+        raise NotTaken(f"its summary is of seed {summary['seed']}, its config of {seed}")
+    if [line["epoch"] for line in lines] != list(range(1, summary["epochs"] + 1)):
+        raise NotTaken(f"metrics.jsonl does not have the {summary['epochs']} epochs of its summary")
+    if any(summary["final"][key] != lines[-1].get(key) for key in summary["final"]):
+        raise NotTaken("the last line of metrics.jsonl is not what its summary says")
+    unknown = [key for key in FACTS if facts.get(key) is None]
+    if unknown:
+        raise NotTaken(f"run.json does not say {', '.join(unknown)}")
+
+
+@contextmanager
+def _unpacked(results: Path) -> Iterator[Path]:
+    """A folder with the run folders: `results` itself, or what a tar file holds of their files."""
+    if results.is_dir():
+        yield results
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with tarfile.open(results) as tar:
+                for member in tar:
+                    if (member.isfile() and Path(member.name).name in FILES
+                            and member.size <= LARGEST):
+                        tar.extract(member, folder, filter="data")
+        except (OSError, tarfile.TarError) as error:
+            raise ConfigError(f"cannot read {results}: {error}") from error
+        yield Path(folder)
