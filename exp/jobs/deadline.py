@@ -23,9 +23,13 @@ class InTime:
         self.end = time.monotonic() + limit
         self.capacity = launcher.capacity
 
+    def find(self, folder: Path) -> Process | None:
+        """As the launcher."""
+        return self.launcher.find(folder)
+
     def start(self, works: Sequence[Work]) -> list[Process]:
         """Start those that fit; the others end at once with the status of an interrupted run."""
-        fits = [self._fits(work.log.parent) for work in works]
+        fits = [self._fits(work.folder) for work in works]
         started = iter(self.launcher.start(
             [work for work, fit in zip(works, fits, strict=True) if fit]))
         return [next(started) if fit else NotStarted() for fit in fits]

@@ -6,7 +6,6 @@ which many runs share, are stored once, under their hash.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,18 +13,17 @@ from exp.harness.errors import ConfigError
 from exp.jobs.finished import finished_run
 from exp.jobs.freshness import Identity, kept_identity
 from exp.jobs.queue import Job, task_named
+from exp.report.jsonfile import read_json, write_json
 from exp.reproduce.plan import Cell, Table
 
 
 def read_kept(path: Path) -> dict:
     """The kept records of a table, or an empty set of them. Raises ConfigError for a damaged file.
     """
-    if not path.exists():
-        return {"runs": [], "settings": {}, "sources": {}}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path) or {"runs": [], "settings": {}, "sources": {}}
     except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}): restore it or delete it") from error
+        raise ConfigError(str(error)) from error
 
 
 def kept_path(table: Table, outputs: Path) -> Path:
@@ -84,15 +82,8 @@ def is_done(job: Job, records: dict, any_version: bool) -> bool:
 
 
 def write_kept(path: Path, records: dict) -> None:
-    """Write the records as a whole, one run a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parts = [f"{json.dumps(key)}: {_lines(value)}" for key, value in records.items()]
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write the records as a whole, one run per line."""
+    write_json(path, records, depth=2)
 
 
 def _deduplicated(items: Iterable[tuple[dict, dict, dict]]) -> dict:
@@ -109,9 +100,3 @@ def _deduplicated(items: Iterable[tuple[dict, dict, dict]]) -> dict:
 def hash_of(value: dict) -> str:
     """What settings and sources are stored under."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _lines(value: dict | list) -> str:
-    if isinstance(value, list):
-        return "[\n" + ",\n".join(json.dumps(item) for item in value) + "\n]"
-    return "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in value.items()) + "\n}"
