@@ -32,6 +32,11 @@ TINY = {
 }
 
 
+def pytest_addoption(parser):
+    parser.addoption("--write-golden", action="store_true",
+                     help="write tests/golden/ where a RECIPE was raised or a file is new")
+
+
 def write_text_splits(folder: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)

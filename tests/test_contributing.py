@@ -26,8 +26,9 @@ def run(folder, *arguments):
 def test_the_example_is_tested_listed_and_trained_with_no_other_edit(tmp_path):
     copy_of_the_project(tmp_path, textwrap.dedent(EXAMPLE.group(1)))
     tested = run(tmp_path, "-m", "pytest", "-q", "tests/test_optimizers.py",
-                 "-k", "normalized_sgd")
+                 "tests/test_golden.py", "--write-golden", "-k", "normalized_sgd")
     assert tested.returncode == 0, tested.stdout
+    assert (tmp_path / "tests" / "golden" / "normalized_sgd.json").exists()
     assert int(re.search(r"(\d+) passed", tested.stdout).group(1)) >= 9
     listed = run(tmp_path, "-m", "optimizer")
     assert re.search(r"normalized_sgd +1 +0 +Normalized SGD, Hazan et al. 2015", listed.stdout)

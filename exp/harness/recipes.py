@@ -2,8 +2,8 @@
 
 A module whose results change declares `RECIPE = 2` at its top level, then 3, and so on; one that
 declares nothing is at 1. A run records the numbers of the modules that computed it, and counts as
-long as they are the same (exp/jobs/freshness.py). tests/golden.py fails when results change and
-the number does not.
+long as they are the same (exp/jobs/freshness.py). tests/test_golden.py fails when results change
+and the number does not.
 """
 
 import re
