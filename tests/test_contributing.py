@@ -1,4 +1,4 @@
-"""A new optimizer is one file: CONTRIBUTING's example, dropped into a copy of the project."""
+"""A new optimizer is one file, a new paper one folder: CONTRIBUTING's examples, in a copy."""
 
 import re
 import shutil
@@ -7,8 +7,9 @@ import sys
 import textwrap
 from pathlib import Path
 
-EXAMPLE = re.search(r"```python\n(.*?)```", Path("CONTRIBUTING.md").read_text(encoding="utf-8"),
-                    flags=re.DOTALL)
+PAGE = Path("CONTRIBUTING.md").read_text(encoding="utf-8")
+EXAMPLE = re.search(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+TABLE = re.search(r"## Add a paper's table.*?```toml\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
 def copy_of_the_project(folder, code):
@@ -63,3 +64,32 @@ def test_mistakes_in_the_file_are_found_by_name(tmp_path):
                       "test_zero_gradient_only_shrinks_by_the_decay"}, tested.stdout
     assert "rate" in tested.stdout
     assert "['weight_decay']" in tested.stdout
+
+
+def test_a_table_of_a_new_paper_is_its_own_folder_and_nothing_else(tmp_path):
+    copy_of_the_project(tmp_path, textwrap.dedent(EXAMPLE.group(1)))
+    paper = tmp_path / "exp" / "papers" / "new"
+    paper.mkdir()
+    (paper / "paper.toml").write_text('title = "A new paper"\nnote = "What it says."\n')
+    (paper / "tables.toml").write_text(TABLE.group(1))
+    (paper / "claims.toml").write_text("""
+[[claim]]
+id = "new-1"
+says = "Muon is better than AdamW"
+table = "clipping"
+row = "Muon"
+against = "AdamW"
+measure = "lead"
+comparator = ">"
+value = 0
+unit = "%"
+""")
+    made = run(tmp_path, "-m", "exp.reproduce", "clipping", "--scale", "full", "--seeds", "1")
+    assert made.returncode == 0, made.stderr
+    page = (tmp_path / "outputs" / "paper" / "clipping.md").read_text()
+    assert re.search(r"\| Muon +\| 1 +\|", page) and "new-1" in page
+    verdicts = (tmp_path / "outputs" / "paper" / "verdicts.md").read_text()
+    assert "## A new paper\n\nWhat it says.\n\n### Modular addition, two rules" in verdicts
+    tested = run(tmp_path, "-m", "pytest", "-q", "tests/test_reproduce.py", "-k",
+                 "every_claim or every_row")
+    assert tested.returncode == 0, tested.stdout

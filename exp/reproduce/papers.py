@@ -1,4 +1,5 @@
-"""Papers, found by folder: exp/papers/<paper>/ holds paper.toml, tables.toml and claims.toml."""
+"""Papers, found by folder: exp/papers/<paper>/ holds paper.toml, tables.toml and, where it has
+claims, claims.toml."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -56,7 +57,8 @@ def select_tables(papers: Sequence[Paper], names: Sequence[str] = ()) -> list[Ta
 def _paper(folder: Path) -> Paper:
     try:
         tables = read_toml(folder / "tables.toml")["table"]
-        claims = read_toml(folder / "claims.toml")["claim"]
+        path = folder / "claims.toml"
+        claims = read_toml(path)["claim"] if path.exists() else []
         return Paper(folder.name, tables=tuple(map(_table, tables)),
                      claims=tuple(map(_claim, claims)), **read_toml(folder / "paper.toml"))
     except (KeyError, TypeError, ValueError) as error:
@@ -71,7 +73,8 @@ def _table(entry: dict) -> Table:
     rows = tuple(Row(row.pop("label"), row.pop("config"), _tuples(row))
                  for row in entry.pop("row"))
     grid = {factor: _tuples(levels) for factor, levels in entry.pop("grid", {}).items()}
-    lists = {key: _tuples(entry.pop(key)) for key in ("scales", "protocols")}
+    lists = {key: _tuples(entry.pop(key, {default: []}))
+             for key, default in (("scales", "full"), ("protocols", "published"))}
     matrix = tuple(entry.pop("fixed_for_matrix_rules", ()))
     return Table(rows=rows, grid=grid, fixed_for_matrix_rules=matrix, **lists, **entry)
 

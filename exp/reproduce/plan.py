@@ -67,9 +67,9 @@ class Table:
     mode: str
     baseline: str
     rows: tuple[Row, ...]
-    seeds: dict[str, int]
     scales: dict[str, tuple[str, ...]]
     protocols: dict[str, tuple[str, ...]]
+    seeds: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SCALES, 3))
     grid: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     fixed_for_matrix_rules: tuple[str, ...] = ()
     milestone: str = ""
