@@ -124,12 +124,13 @@ def _key(name: str) -> str:
 
 
 def _require_installed(package: str) -> None:
-    """Raise ValueError for a package of the working directory or of this project: a config must
-    not be able to run what some folder of results holds."""
+    """Raise ValueError for a package of the working directory or of this project's checkout: a
+    config must not be able to run what some folder of results holds."""
+    home = Path(__file__).parents[1]  # the checkout, or site-packages
+    forbidden = {Path.cwd(), home} if (home / "pyproject.toml").exists() else {Path.cwd()}
     spec = importlib.util.find_spec(package)
     places = [*(spec.submodule_search_locations or [spec.origin or ""])] if spec else []
-    if any(Path(place).parent.resolve() in (Path.cwd(), Path(__file__).parents[1])
-           for place in places):
+    if any(Path(place).parent.resolve() in forbidden for place in places):
         raise ValueError(f"{package} is not an installed package: package:Class names no code of "
                          "the working directory")
 

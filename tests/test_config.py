@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import optimizer
 from data.modular import modular
 from exp.harness.build import build
 from exp.harness.config import complete, load_settings
@@ -104,6 +105,9 @@ def test_a_config_cannot_import_from_the_working_directory(tmp_path, monkeypatch
             optimizer_class(name)
     assert not {"evil", "evil.rule", "wicked", "outputs"} & sys.modules.keys()
     assert optimizer_class("torch:RAdam") is torch.optim.RAdam
+    installed = Path(torch.__file__).parents[1] / "ars_optim" / "__init__.py"
+    monkeypatch.setattr(optimizer, "__file__", str(installed))  # as a package, beside others
+    assert optimizer_class("torch.optim.radam:RAdam") is torch.optim.RAdam
 
 
 @pytest.mark.parametrize("name", ["adafactor", "pytorch_optimizer:SCION", "pytorch_optimizer:ADOPT",
