@@ -28,9 +28,8 @@ OUTPUTS = Path("outputs")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0, 2 bad arguments, 1 a run failed, 130 Ctrl-C."""
-    options = _parser().parse_args(arguments)
     try:
-        return reproduce(options)
+        return reproduce(_parser().parse_args(arguments))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -58,6 +58,8 @@ class Table:
     first epoch whose metric is at least that. baseline: the row that others are paired with.
     seeds: scale -> how many. scales, protocols: name -> overrides; a table without a mini scale
     runs in full on a CPU. grid: factor -> level -> overrides. note: printed on the table's page.
+    other_data: why published numbers are not comparable, where the data set here is another one;
+    orders still are.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Table:
     threshold: float | None = None
     published_metric: str = ""
     note: str = ""
+    other_data: str = ""
 
     def scale(self, asked: str) -> str:
         """The scale to run at when `asked` is asked for."""

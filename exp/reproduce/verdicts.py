@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from exp.report.statistics import Estimate
@@ -67,6 +68,8 @@ def claims_table(
         verdict = judge(claim, ours)
         if verdict == "not yet run" and table:
             word = " at full scale"
+        elif table and table.other_data and claim.measure not in SCALE_FREE:
+            verdict, claim = "cannot be tested here", replace(claim, cannot=table.other_data)
         logged = "" if claim.logged is None else f"{number(claim.logged)} "
         lines.append((f"{claim.says} <sub>{claim.id}</sub>",
                       f"{claim.comparator} {number(claim.value)} {claim.unit}",
