@@ -11,16 +11,16 @@ from exp.report import statistics
 from exp.report.canvas import ACCENT, NEUTRAL, OURS, canvas, styles
 from exp.reproduce.claims import Claim
 from exp.reproduce.measures import (
-    PERCENT,
     Yardstick,
     by_configuration,
     capped_epochs,
     estimate,
     first_share,
+    number_or_nan,
     watched,
 )
 from exp.reproduce.plan import Table
-from exp.reproduce.report import UNITS, sections, select
+from exp.reproduce.report import sections, select
 from exp.reproduce.verdicts import deciding_scale
 
 LABEL_WIDTH = 36
@@ -39,31 +39,29 @@ def draw(path: Path, table: Table, records: dict, claims: list[Claim]) -> None:
                 _configurations(line[0], table, by, runs)
                 _first(line[2], table, by, runs)
             else:
-                _curves(line[0], runs, by.metric, "epochs", looks)
+                _curves(line[0], runs, by, "epochs", looks)
             if table.milestone:
                 _survival(line[1], runs, by, looks)
             else:
-                _curves(line[1], runs, by.metric, "gradient_evaluations", looks)
+                _curves(line[1], runs, by, "gradient_evaluations", looks)
             if not table.grid and (
                     scale == "mini" or not _claims(line[2], claims, table, records, protocol)):
-                _curves(line[2], runs, by.metric, "seconds", looks)
+                _curves(line[2], runs, by, "seconds", looks)
 
 
-def _curves(axes, runs: dict[str, list[dict]], metric: str, axis: str, looks: dict) -> None:
+def _curves(axes, runs: dict[str, list[dict]], by: Yardstick, axis: str, looks: dict) -> None:
     """Mean over seeds with the band from the worst to the best seed."""
-    percent = UNITS[metric] == "%"
     for row, group in runs.items():
-        length = min(len(run["curve"][metric]) for run in group)
-        every = np.array([[math.nan if value is None else value
-                           for value in run["curve"][metric][:length]] for run in group])
-        every = every * PERCENT if percent else every
+        length = min(len(run["curve"][by.metric]) for run in group)
+        every = by.scale * np.array([list(map(number_or_nan, run["curve"][by.metric][:length]))
+                                     for run in group])
         costs = np.arange(1, length + 1) if axis == "epochs" else np.mean(
             [run["curve"][axis][:length] for run in group], axis=0)
         axes.plot(costs, np.nanmean(every, axis=0), **looks[row])
         axes.fill_between(costs, np.nanmin(every, axis=0), np.nanmax(every, axis=0),
                           color=looks[row]["color"], alpha=0.13, linewidth=0)
-    axes.set(xlabel=axis.replace("_", " "), ylabel="eval accuracy, %" if percent else "perplexity")
-    if not percent:
+    axes.set(xlabel=axis.replace("_", " "), ylabel=f"{by.metric.replace('_', ' ')}, {by.unit}")
+    if by.unit != "%":
         axes.set_yscale("log")
 
 

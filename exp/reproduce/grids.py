@@ -4,14 +4,13 @@ unpaired comparison of rows (Welch's t) and as a paired one (who is first in a c
 from collections.abc import Iterable
 
 from exp.report import statistics
-from exp.report.tables import interval, markdown, number
+from exp.report.tables import table as markdown
 from exp.reproduce.measures import Runs, Yardstick, by_configuration, capped_epochs, first_share
 from exp.reproduce.plan import Table
 
 
-def render_grid(table: Table, protocol: str, runs: dict[str, list[dict]]) -> list[str]:
+def render_grid(table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> list[str]:
     """The parts of one scale and protocol; runs: row label -> its runs."""
-    by = Yardstick.of(table, protocol)
     keyed = {row: by_configuration(group) for row, group in runs.items()}
     base = keyed.pop(table.baseline, {})
     parts = [_factors(table)]
@@ -53,10 +52,9 @@ def _levels(table: Table, by: Yardstick, row: str, ours: Runs, base: Runs) -> st
             continue
         a, b = capped_epochs(by, theirs), capped_epochs(by, mine)
         difference, t, p = statistics.welch(a, b)
-        lines.append((name, f"{len(theirs)} + {len(mine)}", number(sum(a) / len(a)),
-                      number(sum(b) / len(b)), interval(difference), number(t), number(p),
-                      _reached(by, theirs), _reached(by, mine),
-                      interval(first_share(by, mine, theirs))))
+        lines.append((name, f"{len(theirs)} + {len(mine)}", sum(a) / len(a), sum(b) / len(b),
+                      difference, t, p, _reached(by, theirs), _reached(by, mine),
+                      first_share(by, mine, theirs)))
     return markdown(lines)
 
 

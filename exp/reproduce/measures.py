@@ -12,6 +12,7 @@ from exp.reproduce.plan import Table
 SCALE_FREE = ("lead", "speedup", "delay", "evaluations")  # measures that compare two of our rows
 PERCENT = 100.0
 LEAST_ROUNDS = 3  # that a time is a median of
+UNITS = {"eval_accuracy": "%", "eval_perplexity": "ppl", "eval_perplexity_padded": "ppl"}
 OVERHEADS = {"extra_compute": "ratio", "extra_memory": "memory_ratio"}  # in the benchmark's rows
 
 Runs = dict[tuple, dict]  # (seed, levels of the grid) -> run
@@ -30,6 +31,16 @@ class Yardstick:
     def of(cls, table: Table, protocol: str) -> "Yardstick":
         """A table's, under a protocol."""
         return cls(table.metric_of(protocol), table.mode, table.milestone, table.threshold)
+
+    @property
+    def unit(self) -> str:
+        """The unit of the metric on pages."""
+        return UNITS[self.metric]
+
+    @property
+    def scale(self) -> float:
+        """What a value is multiplied by to be in that unit."""
+        return PERCENT if self.unit == "%" else 1.0
 
     def best(self, run: dict) -> float:
         """The value of the best epoch; nan for a run that diverged before its first."""
