@@ -197,6 +197,16 @@ def test_measures_over_a_grid_by_hand(measure, unit, value, n):
                                        "paired_ratio": 2.5}[measure])
 
 
+def test_each_row_at_its_best_configuration_by_hand():
+    two = replace(GRID_TABLE, grid={"task": {"x": (), "y": (), "z": ()}, "rate": {"l": (), "h": ()}})
+    epochs = {"x": ((8, 6), (4, 3)), "y": ((None, 9), (9, 2)), "z": ((None, 7), (None, 5))}
+    runs = [grid_run(row, "", epochs[task][rate == "h"][row != "AdamW"]) | {"levels": [task, rate]}
+            for task in epochs for rate in "lh" for row in ("AdamW", "ARS2-Neo AGA")]
+    made = claim(">", 1, "x", "best_ratio", row="ARS2-Neo AGA", against="AdamW")
+    best = estimate(made, two, {"runs": runs}, "full", "published")
+    assert (best.value, best.n) == (pytest.approx((4 / 3 * 9 / 2) ** 0.5), 2)  # x and y
+
+
 def test_the_page_of_a_grid_has_every_configuration_and_level():
     page = render(GRID_TABLE, GRID_RUNS, [])
     assert "| c      | > 20         | 8                   |" in page

@@ -1,18 +1,20 @@
-"""Claims and verdicts. The rule, the same for wins and losses, written before the runs and made
-stricter once after the first grokking seeds (being inside an interval used to hold in full, and
-few seeds have intervals without an upper end):
+"""Claims and their verdicts. One rule for wins and losses:
 
-    a number ("=", "~")   holds         our value is within the tolerance of its unit
-                          holds partly  within two tolerances, or the claimed number is inside our
-                                        95 % interval and that has two ends
-    a bound (">", "<")    holds         our whole interval is beyond it
+    number ("=", "~")     holds         our value is within the tolerance of its unit
+                          holds partly  it is within twice that, or our 95 % interval has two ends
+                                        and contains the number
+    bound (">", "<")      holds         our whole interval is beyond it
                           holds partly  our value is
-    else it does not hold. (A milestone that no seed reached is beyond every bound as a whole.)
-    a tested bound        is inconclusive where our interval includes it
+    bound, test = true    holds         our whole interval is beyond it
+                          inconclusive  our interval contains it
+    Otherwise the claim does not hold. A milestone that no seed reached is beyond every bound.
 
 Tolerances: 0.5 points of accuracy, 5 % of a perplexity or loss, 20 % of a number of epochs, 10 %
 of a ratio, 5 points of an overhead. A number is tested at full scale only; an order or a ratio of
-two of our own runs also at mini scale, and then holds for that scale.
+two of our rows also at mini scale, and the verdict is then for that scale.
+
+The rule was written before the runs and made stricter once, after the first grokking seeds: a
+number inside an interval without an upper end, as few seeds give, no longer counts.
 """
 
 import math
@@ -27,9 +29,13 @@ Verdict = Literal["holds", "holds partly", "does not hold", "inconclusive", "not
 
 @dataclass(frozen=True)
 class Claim:
-    """One number of a paper. `against`: the row it is a comparison with. `where`: the levels of the
-    table's grid that it is about. `test`: its bound is tested, see the rule. `logged`, `log`: what
-    the paper's own log has, and whether that is this number. `cannot`: why it is not tested."""
+    """One number of a paper.
+
+    table, row, measure: which runs answer it (measures.py). against: the row to compare with.
+    where: levels of the table's grid that it is limited to. test: see the rule above.
+    logged, log: the value in the paper's own log, and whether it is this number.
+    cannot: why it is not tested here.
+    """
 
     id: str
     says: str
@@ -56,8 +62,8 @@ class Claim:
 
 
 def judge(claim: Claim, ours: Estimate | None) -> Verdict:
-    """The verdict of the module's rule on our estimate. None is "not yet run"; nan, where our runs
-    diverged or never got there, does not hold."""
+    """The verdict on our estimate. None is "not yet run"; nan, where our runs diverged or never
+    reached the milestone, does not hold (tested: inconclusive)."""
     if claim.cannot:
         return "cannot be tested here"
     if ours is None:

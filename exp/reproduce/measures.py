@@ -204,10 +204,26 @@ def _sooner_by(claim: Claim, by: Yardstick, ours: Runs, other: Runs) -> Estimate
 def _paired_ratio(claim: Claim, by: Yardstick, ours: Runs, other: Runs) -> Estimate:
     """The geometric mean, over the configurations in which both get there, of the other row's
     epochs over ours."""
-    both = [(by.epoch(other[key]), by.epoch(ours[key])) for key in ours.keys() & other.keys()]
-    logs = statistics.mean([math.log(slow / fast) for slow, fast in sorted(both, key=str)
-                            if slow and fast] or [math.nan])
-    return Estimate(*map(math.exp, (logs.value, logs.low, logs.high)), logs.n)
+    pairs = [(by.epoch(other[key]), by.epoch(ours[key])) for key in ours.keys() & other.keys()]
+    return _geometric_mean([theirs / mine for theirs, mine in pairs if theirs and mine])
+
+
+def _best_ratio(claim: Claim, by: Yardstick, ours: Runs, other: Runs) -> Estimate:
+    """As _paired_ratio, each row at its best configuration: per seed and level of the grid's first
+    factor the least epochs over the configurations that both rows ran."""
+    least: dict[tuple, dict] = {}
+    for key in ours.keys() & other.keys():
+        for name, runs in (("ours", ours), ("other", other)):
+            best = least.setdefault(key[:2], {"ours": math.inf, "other": math.inf})
+            best[name] = min(best[name], by.epoch(runs[key]) or math.inf)
+    return _geometric_mean([best["other"] / best["ours"] for best in least.values()
+                            if math.isfinite(best["other"]) and math.isfinite(best["ours"])])
+
+
+def _geometric_mean(ratios: list[float]) -> Estimate:
+    """With Student's t interval on the logarithms; nan of none."""
+    logs = statistics.mean(sorted(map(math.log, ratios)) or [math.nan])
+    return Estimate(*map(math.exp, (logs.value, logs.low, logs.high)), len(ratios))
 
 
 def capped_epochs(by: Yardstick, runs: Runs) -> list[float]:
@@ -247,5 +263,6 @@ MEASURES: dict[str, Callable] = {
     "epochs_to_best": _epochs_to_best, "rebound": _rebound, "speedup": _speedup, "delay": _delay,
     "lead": _lead, "lag": _lag, "evaluations": _evaluations, "mean_epoch": _mean_epoch,
     "sooner_by": _sooner_by, "paired_ratio": _paired_ratio,
+    "best_ratio": _best_ratio,
     "first_share": lambda claim, *rest: first_share(*rest),
 }
