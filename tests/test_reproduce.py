@@ -198,7 +198,8 @@ def test_measures_over_a_grid_by_hand(measure, unit, value, n):
 
 
 def test_each_row_at_its_best_configuration_by_hand():
-    two = replace(GRID_TABLE, grid={"task": {"x": (), "y": (), "z": ()}, "rate": {"l": (), "h": ()}})
+    two = replace(GRID_TABLE, grid={"task": dict.fromkeys("xyz", ()),
+                                    "rate": dict.fromkeys("lh", ())})
     epochs = {"x": ((8, 6), (4, 3)), "y": ((None, 9), (9, 2)), "z": ((None, 7), (None, 5))}
     runs = [grid_run(row, "", epochs[task][rate == "h"][row != "AdamW"]) | {"levels": [task, rate]}
             for task in epochs for rate in "lh" for row in ("AdamW", "ARS2-Neo AGA")]
