@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from exp.harness.lock import acquire, release
 from exp.runs.__main__ import main
 from exp.runs.records import COLUMNS
 
@@ -52,7 +53,7 @@ def test_list_shows_what_the_files_say(tmp_path, capsys):
     assert first == {"task": "cifar", "optimizer": "sam_muon", "seed": 1, "state": "finished",
                      "status": "completed", "epochs": 2, "metric": "eval_accuracy", "best": 0.5,
                      "path": str(folder)}
-    assert (second["state"], second["status"]) == ("unfinished", None)
+    assert (second["state"], second["status"]) == ("failed", None)
     assert (second["metric"], second["best"]) == ("eval_loss", 1.0)
     assert main(["list", str(tmp_path), "--sort", "path", "--reverse"]) == 0
     head, _, *lines = capsys.readouterr().out.splitlines()
@@ -93,8 +94,8 @@ def test_a_line_that_a_crash_cut_off_is_no_damage_and_strange_values_are_left_ou
     with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"eval_loss": "low", "epoch": null}\n{"epoch": 4, "eval_lo')
     row, = listed(capsys, tmp_path)
-    assert (row["state"], row["epochs"], row["metric"], row["best"]) == ("unfinished", 3,
-                                                                         "eval_loss", 1.0)
+    assert [row[key] for key in ("state", "epochs", "metric", "best")] == ["failed", 3,
+                                                                           "eval_loss", 1.0]
     assert main(["compare", str(tmp_path), "--figure", str(tmp_path / "x.png")]) == 0
 
 
@@ -140,13 +141,21 @@ def test_export_writes_one_long_row_per_number(tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert [row["metric"] for row in rows[:4]] == ["train_loss", "eval_loss", "eval_accuracy",
                                                    "diagnostics/phi"]
-    assert rows[0] == {"run": str(folder), "task": "cifar", "optimizer": "adamw", "seed": "1",
+    assert rows[0] == {"path": str(folder), "task": "cifar", "optimizer": "adamw", "seed": "1",
                        "status": "completed", "epoch": "1", "step": "10",
                        "gradient_evaluations": "20", "seconds": "3.0", "metric": "train_loss",
                        "value": "2.0"}
     parsed = json.loads((tmp_path / "x.json").read_text())
     assert len(parsed) == len(rows) == 8
     assert (parsed[4]["value"], rows[4]["value"]) == (None, "")
+
+
+def test_a_run_that_someone_writes_to_is_running(tmp_path, capsys):
+    folder = write_run(tmp_path / "run", summary=None)
+    lock = acquire(folder)
+    assert [row["state"] for row in listed(capsys, tmp_path)] == ["running"]
+    release(lock)
+    assert [row["state"] for row in listed(capsys, tmp_path)] == ["failed"]
 
 
 def test_a_folder_that_is_not_there_and_nothing_to_compare_are_one_line(tmp_path, capsys):

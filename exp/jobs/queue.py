@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from tqdm import tqdm
 
@@ -17,14 +16,10 @@ from exp.harness.config import Task, load_settings
 from exp.harness.lock import holder
 from exp.jobs.freshness import Identity, folder_identity, identity
 from exp.jobs.launch import LOG, Launcher, Local, Orphan, Process, Work, stop, stoppable
+from exp.jobs.states import ENDS, State
 
 POLL_SECONDS = 0.5
 OUTCOMES = {"completed": COMPLETED, "diverged": DIVERGED}  # of a run that has ended -> exit status
-
-State = Literal["missing", "waiting", "running", "finished", "failed", "damaged", "outdated",
-                "other"]
-ENDS: dict[str, State] = {"completed": "finished", "diverged": "finished",
-                          "interrupted": "waiting"}  # status of summary.json -> state
 
 
 class Stopped(Exception):

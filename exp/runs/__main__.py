@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what was asked for; the exit status, 2 for a folder that is not there."""
     options = _parser().parse_args(arguments)
     try:
-        runs = [run for run in find_runs(options.folders) if _matches(run.row(), options)]
+        runs = [run for run in find_runs(options.folders) if all(
+            fnmatchcase(str(run.row()[key]), getattr(options, key)) for key in FILTERS)]
         for path in (run.path / name for run in runs for name in run.damaged):
             print(f"damaged or missing: {path}", file=sys.stderr)
         options.command(runs, options)
@@ -68,7 +69,7 @@ def compare_runs(runs: list[Record], options: argparse.Namespace) -> None:
 
 
 def export_runs(runs: list[Record], options: argparse.Namespace) -> None:
-    """Write long rows: run, task, optimizer, seed, status, epoch, ..., metric, value."""
+    """Write long rows: path, task, optimizer, seed, status, epoch, ..., metric, value."""
     rows = [row for run in runs for row in run.numbers()]
     if options.json:
         from exp.report.jsonfile import write_json
@@ -78,10 +79,6 @@ def export_runs(runs: list[Record], options: argparse.Namespace) -> None:
         writer = csv.DictWriter(file, list(rows[0]) if rows else [])
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _matches(row: dict, options: argparse.Namespace) -> bool:
-    return all(fnmatchcase(str(row[key]), getattr(options, key)) for key in FILTERS)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,12 +8,15 @@ from exp.report.tables import page, table
 from exp.runs.records import Record, flat, is_number
 
 AXES = {"evaluations": "gradient_evaluations", "seconds": "seconds", "epochs": "epoch"}
+FINAL = ("gradient_evaluations", "seconds", "train_", "eval_")  # of the last epoch, if it has them
 FACTS = ("device", "threads", "commit", "versions")  # of run.json
 
 
 def comparison(runs: dict[str, Record]) -> str:
     """Markdown: a table of the runs, and one of the settings that differ."""
-    rows = {name: run.row() | _final(run) for name, run in runs.items()}
+    rows = {name: run.row() | {key: value for key, value in (run.lines or [{}])[-1].items()
+                               if is_number(value) and key.startswith(FINAL)}
+            for name, run in runs.items()}
     columns = dict.fromkeys(key for row in rows.values() for key in row if key != "age")
     finals = [(name, *map(row.get, columns)) for name, row in rows.items()]
     settings = [{key: json.dumps(value, ensure_ascii=False, default=str) for key, value in flat(
@@ -44,10 +47,3 @@ def draw(path: Path, runs: dict[str, Record], axis: str, metrics: Sequence[str] 
             panel.set(xlabel=AXES[axis].replace("_", " "), ylabel=metric.replace("_", " "))
             if metric.endswith(("loss", "perplexity")):
                 panel.set_yscale("log")
-
-
-def _final(run: Record) -> dict[str, float]:
-    """The numbers of the last epoch: gradient evaluations, seconds, train_ and eval_ metrics."""
-    last = run.lines[-1] if run.lines else {}
-    return {key: value for key, value in last.items() if is_number(value) and key.startswith(
-        ("gradient_evaluations", "seconds", "train_", "eval_"))}

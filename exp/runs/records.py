@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exp.harness.errors import ConfigError
+from exp.harness.lock import holder
+from exp.jobs.states import ENDS
 
 FILES = {"config.toml", "run.json", "metrics.jsonl", "summary.json"}
-STATES = {"completed": "finished", "diverged": "finished", "interrupted": "waiting"}
 COUNTERS = ("epoch", "step", "gradient_evaluations", "seconds")  # of a line of metrics.jsonl
 COLUMNS = ("task", "optimizer", "seed", "state", "status", "epochs", "metric", "best", "age",
            "path")
@@ -22,7 +23,7 @@ class Record:
     """One run folder; a file that is missing or damaged is empty here.
 
     settings: config.toml; facts: run.json; lines: metrics.jsonl; summary: summary.json.
-    damaged: the names of the files that cannot be read.
+    damaged: the names of the files that cannot be read. running: whether a process writes to it.
     """
 
     path: Path
@@ -31,18 +32,20 @@ class Record:
     lines: list[dict]
     summary: dict
     damaged: tuple[str, ...]
+    running: bool
 
     def row(self) -> dict[str, str | float | None]:
         """COLUMNS: state as in exp.jobs, status of the summary, metric and value of the best
         epoch, age in seconds since the last epoch was recorded."""
-        experiment = self.settings.get("experiment", {})
+        experiment, (metric, best) = self.settings.get("experiment", {}), self.best
         status = str(self.summary["status"]) if "status" in self.summary else None
-        state = "damaged" if self.damaged else STATES.get(status, "unfinished")
-        metrics = self.path / "metrics.jsonl"
-        age = time.time() - (metrics if metrics.exists() else self.path).stat().st_mtime
-        return dict(zip(COLUMNS, (
-            experiment.get("task"), self.optimizer, experiment.get("seed"), state, status,
-            len(self.lines), *self.best, round(age), str(self.path)), strict=True))
+        state = "damaged" if self.damaged else ENDS.get(status, "failed")
+        record = self.path / "metrics.jsonl"
+        age = time.time() - (record if record.exists() else self.path).stat().st_mtime
+        return {"task": experiment.get("task"), "optimizer": self.optimizer,
+                "seed": experiment.get("seed"), "state": "running" if self.running else state,
+                "status": status, "epochs": len(self.lines), "metric": metric, "best": best,
+                "age": round(age), "path": str(self.path)}
 
     @property
     def optimizer(self) -> str:
@@ -69,11 +72,9 @@ class Record:
         return [x for x, _ in points], [y for _, y in points]
 
     def numbers(self) -> Iterator[dict]:
-        """A long row for each number of each epoch: run, task, optimizer, seed, status, COUNTERS,
-        metric ("diagnostics/phi" for one of the diagnostics), value (None if not finite)."""
-        row = self.row()
-        run = {"run": row["path"],
-               **{key: row[key] for key in ("task", "optimizer", "seed", "status")}}
+        """A long row per number: path, task, optimizer, seed, status, COUNTERS, metric (as
+        "diagnostics/phi" for one of the diagnostics), value (None if it was not finite)."""
+        run = {key: self.row()[key] for key in ("path", "task", "optimizer", "seed", "status")}
         for line in self.lines:
             counters = {key: line.get(key) for key in COUNTERS}
             for metric, value in flat(line, "/"):
@@ -109,7 +110,7 @@ def read_run(folder: Path) -> Record:
 
     contents = (read("config.toml", _settings, {}), read("run.json", _object, {}),
                 read("metrics.jsonl", _lines, []), read("summary.json", _object, {}))
-    return Record(folder, *contents, tuple(damaged))
+    return Record(folder, *contents, tuple(damaged), holder(folder) is not None)
 
 
 def flat(tables: dict, separator: str, prefix: str = "") -> Iterator[tuple[str, object]]:
