@@ -19,15 +19,16 @@ class Batches:
     tensors: equal first lengths, all on one device. augment: changes the first tensor of a batch.
     epochs_per_pass: equal parts of one shuffled order that are an epoch each, so that a small run
     is evaluated more often; what is left over by them waits for another order.
-    Raises ValueError for a batch_size or epochs_per_pass below 1 or an epoch without a batch.
+    Raises ValueError for a batch_size or epochs_per_pass outside [1, 2**31) or an epoch without a
+    batch.
     """
 
     def __init__(self, tensors: tuple[Tensor, ...], batch_size: int, seed: int,
                  drop_last: bool = False, augment: Augment | None = None,
                  epochs_per_pass: int = 1) -> None:
         for name, value in {"batch_size": batch_size, "epochs_per_pass": epochs_per_pass}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
+            if not 1 <= value < 2**31:
+                raise ValueError(f"{name} must be in [1, 2**31), got {value}")
         self.tensors, self.batch_size, self.seed = tensors, batch_size, seed
         self.augment, self.epochs_per_pass = augment, epochs_per_pass
         rows = len(tensors[0]) // epochs_per_pass

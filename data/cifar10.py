@@ -1,12 +1,13 @@
 """CIFAR-10, Krizhevsky 2009: held on the device as bytes, augmented there a whole batch at a time.
 
-Found as torchvision's `cifar-10-batches-py`, every file checked against its MD5 sum.
+Two layouts of the same images are read: `cifar-10-batches-py` (torchvision's, pickled) and
+`cifar-10-batches-bin` (the published binary version: each image a label and 3072 bytes). A download
+comes from the Hugging Face hub as the latter, or through torchvision as the former.
 """
 
 import hashlib
 import pickle
-import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 
@@ -15,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data import CACHE, DataError, locate, move_into_cache
+from data import DataError, download, locate, new_folder, read
 from data.batches import Batches
 
-FOLDER = "cifar-10-batches-py"
-MD5 = {
+PICKLED, BINARY = "cifar-10-batches-py", "cifar-10-batches-bin"
+MD5 = {  # of the pickled files
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
     "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
@@ -27,6 +28,15 @@ MD5 = {
     "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
+SHA256 = {  # of labels and images: of the binary files
+    "data_batch_1": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+    "data_batch_2": "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+    "data_batch_3": "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+    "data_batch_4": "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+    "data_batch_5": "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+    "test_batch": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+}
+TEST = "test_batch"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 SIZE = 32
 
@@ -34,12 +44,16 @@ SIZE = 32
 @dataclass(frozen=True)
 class CIFAR10:
     """Training batches (images (batch, 3, 32, 32) float, labels), the images to evaluate on every
-    epoch, and, where those are held-out training images, the 10,000 test images."""
+    epoch, and, where those are held-out training images, the 10,000 test images.
+
+    digest: file -> SHA-256 of its labels and images.
+    """
 
     train: Batches
     eval: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor] | None = None
     num_classes: int = 10
+    digest: dict[str, str] = field(default_factory=lambda: dict(SHA256))
 
 
 def cifar10(
@@ -54,17 +68,19 @@ def cifar10(
     validation: the share of training images held out to choose by; 0, as published, evaluates
     every epoch on the test set.
 
-    Raises ValueError for a negative size, a subset outside (0, 1] or a validation outside [0, 1),
-    DataError for missing data.
+    Raises ValueError for a crop outside [0, 32], a cutout outside [0, 64], a subset outside (0, 1]
+    or a validation outside [0, 1), DataError for missing or damaged data.
     """
-    if crop < 0 or cutout < 0:
-        raise ValueError(f"crop and cutout must be >= 0, got {crop}, {cutout}")
+    for name, value, largest in (("crop", crop, SIZE), ("cutout", cutout, 2 * SIZE)):
+        if not 0 <= value <= largest:
+            raise ValueError(f"{name} must be in [0, {largest}], got {value}")
     if not 0 < subset <= 1:
         raise ValueError(f"subset must be in (0, 1], got {subset}")
     if not 0 <= validation < 1:
         raise ValueError(f"validation must be in [0, 1), got {validation}")
-    folder = locate(FOLDER) or _fetch()
-    images, labels = _read(folder, [name for name in MD5 if name != "test_batch"])
+    folder = locate(PICKLED) or locate(BINARY) or download("CIFAR-10", PICKLED,
+                                                           (_from_hub, _from_torchvision))
+    images, labels = _images(folder, [name for name in MD5 if name != TEST])
     # Shuffled with a fixed seed before cutting: the parts depend on nothing but their shares.
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     order, held_out = order.split([len(order) - (held := round(validation * len(order))), held])
@@ -72,7 +88,7 @@ def cifar10(
     train = (images[kept].to(device), labels[kept].to(device))
     change = partial(augment, crop=crop, flip=flip, cutout=cutout)
     batches = Batches(train, batch_size, seed, drop_last, change, epochs_per_pass)
-    test = _evaluated(*_read(folder, ["test_batch"]), device)
+    test = _evaluated(*_images(folder, [TEST]), device)
     if not held:
         return CIFAR10(batches, eval=test)
     return CIFAR10(batches, _evaluated(images[held_out], labels[held_out], device), test)
@@ -120,31 +136,56 @@ def _statistics(device: torch.device) -> Tensor:
     return torch.tensor((MEAN, STD), device=device).view(2, 3, 1, 1)
 
 
-def _read(folder: Path, names: list[str]) -> tuple[Tensor, Tensor]:
+def _images(folder: Path, names: list[str]) -> tuple[Tensor, Tensor]:
     """Images (n, 3, 32, 32) uint8 and labels (n,) int64 of some of the files."""
-    images, labels = [], []
-    for name in names:
-        try:
-            content = (folder / name).read_bytes()
-        except OSError as error:
-            raise DataError(f"CIFAR-10 is incomplete: cannot read {folder / name}") from error
-        # Checked before unpickling: a pickle may run code.
-        if hashlib.md5(content, usedforsecurity=False).hexdigest() != MD5[name]:
-            raise DataError(f"{folder / name} is damaged: its MD5 sum is not {MD5[name]}")
-        batch = pickle.loads(content, encoding="bytes")
-        images.append(torch.from_numpy(np.asarray(batch[b"data"])).view(-1, 3, SIZE, SIZE))
-        labels.append(torch.tensor(batch[b"labels"]))
-    return torch.cat(images), torch.cat(labels)
+    load = _pickled if folder.name == PICKLED else _binary
+    pixels, labels = zip(*(load(folder, name) for name in names), strict=True)
+    images = torch.from_numpy(np.concatenate(pixels)).view(-1, 3, SIZE, SIZE)
+    return images, torch.from_numpy(np.concatenate(labels)).long()
 
 
-def _fetch() -> Path:
-    try:
-        from torchvision.datasets import CIFAR10 as Archive
+def _pickled(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    content = read(folder / name, MD5[name], "md5")  # before unpickling: a pickle may run code
+    batch = pickle.loads(content, encoding="bytes")
+    return batch[b"data"], np.asarray(batch[b"labels"])
 
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
-            Archive(temporary, download=True)
-            return move_into_cache(Path(temporary) / FOLDER, FOLDER)
-    except Exception as error:  # a network has many ways to fail
-        raise DataError(f"CIFAR-10 is not there and cannot be fetched ({error}): put the folder "
-                        f"{FOLDER} into data/cache/ or into $ARS_DATA") from error
+
+def _binary(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    content = read(folder / f"{name}.bin", SHA256[name])
+    records = np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * SIZE**2)
+    return records[:, 1:], records[:, 0]
+
+
+def _from_hub() -> Path:
+    """Download uoft-cs/cifar10, whose images are PNGs and whose batches are in another order: each
+    is recognized by its checksum. Raises DataError if one of them is missing."""
+    from datasets import load_dataset
+
+    loaded = load_dataset("uoft-cs/cifar10")
+    names = {checksum: name for name, checksum in SHA256.items()}
+    with new_folder(BINARY) as folder:
+        for split, batches in (("train", len(SHA256) - 1), ("test", 1)):
+            rows = loaded[split]
+            for start in range(0, len(rows), size := -(-len(rows) // batches)):
+                records = _records(rows.select(range(start, min(start + size, len(rows)))))
+                name = names.pop(hashlib.sha256(records).hexdigest(), None)
+                if name is None:
+                    raise DataError(f"images {start} to {start + size} of the {split} split are "
+                                    "not those of a published file")
+                (folder / f"{name}.bin").write_bytes(records)
+    return locate(BINARY)
+
+
+def _records(rows) -> bytes:
+    """Rows of the hub as in the binary version: a byte of label, then the red, green and blue
+    pixels, row by row."""
+    return b"".join(bytes([row["label"]]) + np.asarray(row["img"]).transpose(2, 0, 1).tobytes()
+                    for row in rows)
+
+
+def _from_torchvision() -> Path:
+    from torchvision.datasets import CIFAR10 as Archive
+
+    with new_folder(PICKLED) as folder:
+        Archive(folder.parent, download=True)
+    return locate(PICKLED)

@@ -3,6 +3,8 @@
 Power et al. 2022, arXiv 2201.02177. The parity of n bits is addition with p = 2 and n terms.
 """
 
+import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
@@ -21,11 +23,12 @@ LARGEST = 2**24  # examples: beyond that they are no longer held as tensors with
 @dataclass(frozen=True)
 class Modular:
     """Tokens (examples, terms + 1) = (operands, "=") and labels (examples,), int64; "=" is token
-    p."""
+    p. digest: the SHA-256 of all tokens and labels, in the order of the operands."""
 
     train: Batches
     eval: tuple[Tensor, Tensor]
     vocab_size: int
+    digest: dict[str, str]
 
 
 def modular(
@@ -44,7 +47,7 @@ def modular(
         raise ValueError(f"operation must be one of {list(OPERATIONS)}, got {operation!r}")
     if p < 2 or terms < 2:
         raise ValueError(f"p and terms must be >= 2, got p = {p}, terms = {terms}")
-    if p**terms > LARGEST:
+    if terms * math.log2(p) > math.log2(LARGEST):
         raise ValueError(f"p**terms must be <= {LARGEST}, got {p}**{terms}")
     if operation == "division" and any(p % n == 0 for n in range(2, int(p**0.5) + 1)):
         raise ValueError(f"division needs a prime p, got {p}")
@@ -53,14 +56,15 @@ def modular(
         operands = operands[(operands[:, 1:] != 0).all(1)]
     labels = reduce(lambda a, b: OPERATIONS[operation](a, b, p), operands.unbind(1))
     examples = len(labels)
-    count = int(fraction * examples)
+    count = int(fraction * examples) if 0 < fraction < 1 else 0
     if not 0 < count < examples:
         raise ValueError(f"fraction must leave pairs to train and to evaluate on, got {fraction}")
     tokens = torch.cat([operands, torch.full((examples, 1), p)], dim=1)
+    digest = hashlib.sha256(torch.cat([tokens, labels[:, None]], dim=1).numpy()).hexdigest()
     order = torch.randperm(examples, generator=torch.Generator().manual_seed(seed))
     tokens, labels = tokens[order].to(device), labels[order].to(device)
     train = Batches((tokens[:count], labels[:count]), batch_size, seed)
-    return Modular(train, (tokens[count:], labels[count:]), vocab_size=p + 1)
+    return Modular(train, (tokens[count:], labels[count:]), p + 1, {"examples": digest})
 
 
 def _power(a: Tensor, b: Tensor, p: int) -> Tensor:

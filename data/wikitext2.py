@@ -1,28 +1,43 @@
 """Wikitext-2, Merity et al. 2016, arXiv 1609.07843, as byte-level BPE tokens in rows.
 
-Tokenizer and packed rows are cached under the hash of what they were made from.
+Tokenizer and rows are cached under the hash of what they were computed from.
 """
 
 import hashlib
 import io
 import json
-import os
-import tempfile
+import re
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from data import CACHE, DataError, locate, move_into_cache
+from data import cached, download, locate, new_folder, read, verify
 from data.batches import IGNORED, Batches
 
 FOLDERS = {"v1": "wikitext-2", "raw": "wikitext-2-raw"}
-SPLITS = {"train": "train", "valid": "validation", "test": "test"}  # our file, the library's split
+HUB = {"v1": "wikitext-2-v1", "raw": "wikitext-2-raw-v1"}  # configurations of Salesforce/wikitext
+SPLITS = {"train": "train", "valid": "validation", "test": "test"}  # our file, the hub's split
+SHA256 = {  # of wiki.*.tokens and wiki.*.raw in the published archives
+    "v1": {"train": "9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f",
+           "valid": "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
+           "test": "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0"},
+    "raw": {"train": "6707892fa3788b5ab9ed78ab5ff37d9fe825f6011a2ad4fcd6a6d467f0e7da57",
+            "valid": "4cd0f6876d07a413aa911261ff6d363c72d757d47f0fdd6015702014c89cb9c7",
+            "test": "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08"},
+}
 EOT, PAD = "<|endoftext|>", "<pad>"
-SMALLEST_VOCAB = 256 + 2  # every byte, and the two special tokens
-RECIPE = "bpe-3"  # part of every hash: change it when the code below changes its result
+VOCAB_SIZES = (256 + 2, 2**20)  # at least every byte and the two special tokens
+LONGEST_ROW = 2**16
+CACHE_FORMAT = 4  # part of every cached name: raise it when the code below changes its result
+SECONDS = 20  # that tokenizing takes on two CPU cores
+PIECES = 1000  # encoded at a time: an encoding needs a hundred times the memory of its text
 
 Variant = Literal["v1", "raw"]
 Packing = Literal["contiguous", "sentence"]
@@ -30,10 +45,11 @@ Packing = Literal["contiguous", "sentence"]
 
 @dataclass(frozen=True)
 class Wikitext2:
-    """Rows (inputs, targets), int64, (rows, sequence_length) each; padding is `pad_id`.
+    """Rows (inputs, targets), int64, (rows, sequence_length) each.
 
-    eval and test are the validation and test splits; eval_bytes and test_bytes count the
-    UTF-8 bytes of text that their targets stand for.
+    Padding is `pad_id` in inputs and IGNORED in targets, whatever the text holds. eval and test are
+    the validation and test splits; eval_bytes and test_bytes count the UTF-8 bytes of text that
+    their targets stand for. digest: split -> SHA-256 of its text.
     """
 
     train: Batches
@@ -43,6 +59,7 @@ class Wikitext2:
     pad_id: int
     eval_bytes: int
     test_bytes: int
+    digest: dict[str, str]
 
 
 def wikitext2(
@@ -58,35 +75,40 @@ def wikitext2(
     subset, eval_subset: share of the training and of the validation rows, evenly spaced; the test
     split is always whole. epochs_per_pass: see Batches. Padding is left out of the training loss
     unless `train_on_padding` (published).
-    Raises ValueError for sizes out of range, DataError for missing data.
+    Raises ValueError for sizes out of range, DataError for missing or damaged data.
     """
-    if variant not in get_args(Variant) or packing not in get_args(Packing):
-        raise ValueError(f"unknown variant or packing, got {variant!r}, {packing!r}")
-    if vocab_size < SMALLEST_VOCAB:
-        raise ValueError(f"vocab_size must be >= {SMALLEST_VOCAB}, got {vocab_size}")
-    if sequence_length < 1:
-        raise ValueError(f"sequence_length must be >= 1, got {sequence_length}")
-    for name, share in {"subset": subset, "eval_subset": eval_subset}.items():
-        if not 0 < share <= 1:
-            raise ValueError(f"{name} must be in (0, 1], got {share}")
-    texts = _read(variant)
-    packed = _packed(texts, packing, sequence_length, vocab_size)
+    _check(variant, packing, sequence_length, vocab_size, subset, eval_subset)
+    packed = _packed(_texts(variant), SHA256[variant], packing, sequence_length, vocab_size)
     rows = {split: packed[split].long().to(device) for split in SPLITS}
     if not all(map(len, rows.values())):
         raise ValueError(f"sequence_length {sequence_length} leaves a split without rows")
     rows["train"], rows["valid"] = _thin(rows["train"], subset), _thin(rows["valid"], eval_subset)
-    pairs = {split: (row[:, :-1], row[:, 1:]) for split, row in rows.items()}
-    inputs, targets = pairs["train"]
-    if not train_on_padding:
-        targets = targets.masked_fill(targets == packed["pad_id"], IGNORED)
-    train = Batches((inputs, targets), batch_size, seed, drop_last,
-                    epochs_per_pass=epochs_per_pass)
-    length = packed["token_bytes"].to(device)
-    return Wikitext2(train, pairs["valid"], pairs["test"], len(length), packed["pad_id"],
-                     *(int(length[pairs[split][1]].sum()) for split in ("valid", "test")))
+    pad, length = packed["pad_id"], packed["token_bytes"].to(device)
+    padded = {split: row.masked_fill(row == IGNORED, pad) for split, row in rows.items()}
+    pairs = {split: (padded[split][:, :-1], row[:, 1:]) for split, row in rows.items()}
+    if train_on_padding:
+        pairs["train"] = padded["train"][:, :-1], padded["train"][:, 1:]
+    train = Batches(pairs["train"], batch_size, seed, drop_last, epochs_per_pass=epochs_per_pass)
+    held_out = pairs["valid"], pairs["test"]
+    text_bytes = [int(length[targets[targets != IGNORED]].sum()) for _, targets in held_out]
+    return Wikitext2(train, *held_out, len(length), pad, *text_bytes, dict(SHA256[variant]))
 
 
-def pack(pieces: list[list[int]], length: int, pad: int) -> Tensor:
+def _check(variant: str, packing: str, sequence_length: int, vocab_size: int, subset: float,
+           eval_subset: float) -> None:
+    """Raise ValueError for an invalid value, before any memory is asked for."""
+    if variant not in get_args(Variant) or packing not in get_args(Packing):
+        raise ValueError(f"unknown variant or packing, got {variant!r}, {packing!r}")
+    for name, size, (low, high) in (("vocab_size", vocab_size, VOCAB_SIZES),
+                                    ("sequence_length", sequence_length, (1, LONGEST_ROW))):
+        if not low <= size <= high:
+            raise ValueError(f"{name} must be in [{low}, {high}], got {size}")
+    for name, share in {"subset": subset, "eval_subset": eval_subset}.items():
+        if not 0 < share <= 1:
+            raise ValueError(f"{name} must be in (0, 1], got {share}")
+
+
+def pack(pieces: list[list[int]], length: int, pad: int = IGNORED) -> Tensor:
     """The published packing of token lists into rows (rows, length), int32.
 
     Lists longer than a row or of a single token are dropped, the rest sorted by length, longest
@@ -102,7 +124,7 @@ def pack(pieces: list[list[int]], length: int, pad: int) -> Tensor:
     return _padded(rows, length, pad)
 
 
-def chunk(tokens: list[int], length: int, pad: int) -> Tensor:
+def chunk(tokens: list[int], length: int, pad: int = IGNORED) -> Tensor:
     """Tokens in order as rows (rows, length), int32, each starting with the last token of the one
     before, so that every token but the first is a target once; the last row is padded."""
     stride = length - 1
@@ -126,29 +148,42 @@ def sentences(text: str) -> list[str]:
             if piece.strip()]
 
 
-def _packed(texts: dict[str, str], packing: str, sequence_length: int, vocab_size: int) -> dict:
-    """Rows of every split and what the model must know, from the cache or made now."""
-    recipe = [RECIPE, packing, sequence_length, vocab_size, *texts.values()]
-    path = CACHE / f"wikitext2_{_digest(recipe)}.pt"
-    if path.exists():
-        try:
-            return torch.load(path, weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
-            raise DataError(f"{path} is damaged: delete it, it will be made anew") from error
-    tokenizer = _tokenizer(texts["train"], vocab_size)
-    eot, pad = tokenizer.token_to_id(EOT), tokenizer.token_to_id(PAD)
-    packed = {"pad_id": pad, "token_bytes": _token_bytes(tokenizer)}
-    for split, text in texts.items():
-        if packing == "contiguous":
-            tokens = tokenizer.encode(text).ids
-            packed[split] = chunk(tokens, sequence_length + 1, pad)
-        else:
-            pieces = [encoding.ids + [eot] for encoding in tokenizer.encode_batch(sentences(text))]
-            packed[split] = pack(pieces, sequence_length + 1, pad)
-    content = io.BytesIO()
-    torch.save(packed, content)
-    _write(path, content.getbuffer())
-    return packed
+def lines(text: str) -> list[str]:
+    """The text cut where encoding it in pieces gives the same tokens as encoding it whole: after a
+    line's end, before a single space and a visible character. There a pre-token ends in any case:
+    white space is joined except for the last space before a word."""
+    return re.split(r"(?<=\n)(?= \S)", text)
+
+
+def encode(tokenizer, pieces: list[str], split: str) -> Iterator[list[int]]:
+    """Token ids of each piece of text, with a progress bar on a terminal."""
+    starts = range(0, len(pieces), PIECES)
+    for start in tqdm(starts, f"tokenizing {split}", leave=False, disable=None):
+        for encoding in tokenizer.encode_batch_fast(pieces[start:start + PIECES]):
+            yield encoding.ids
+
+
+def _packed(texts: dict[str, str], sums: dict[str, str], packing: str, sequence_length: int,
+            vocab_size: int) -> dict:
+    """Rows of every split, the padding's token and every token's bytes, cached."""
+    def compute() -> bytes:
+        print(f"tokenizing Wikitext-2, once: about {SECONDS} s", file=sys.stderr, flush=True)
+        tokenizer = _tokenizer(texts["train"], sums["train"], vocab_size)
+        eot = tokenizer.token_to_id(EOT)
+        packed = {"pad_id": tokenizer.token_to_id(PAD), "token_bytes": _token_bytes(tokenizer)}
+        for split, text in texts.items():
+            if packing == "contiguous":
+                pieces = encode(tokenizer, lines(text), split)
+                packed[split] = chunk(list(chain.from_iterable(pieces)), sequence_length + 1)
+            else:
+                pieces = [ids + [eot] for ids in encode(tokenizer, sentences(text), split)]
+                packed[split] = pack(pieces, sequence_length + 1)
+        content = io.BytesIO()
+        torch.save(packed, content)
+        return content.getvalue()
+
+    name = f"wikitext2_{_key(packing, sequence_length, vocab_size, sums)}"
+    return torch.load(io.BytesIO(cached(name, compute)), weights_only=True)
 
 
 def _token_bytes(tokenizer) -> Tensor:
@@ -160,16 +195,20 @@ def _token_bytes(tokenizer) -> Tensor:
     return lengths
 
 
-def _tokenizer(text: str, vocab_size: int):
-    """A byte-level BPE trained on `text`, once."""
+def _tokenizer(text: str, checksum: str, vocab_size: int):
+    """A byte-level BPE trained on `text`, cached; special tokens that occur in a text are text."""
+    from tokenizers import Tokenizer
+
+    name = f"tokenizer_{_key(vocab_size, checksum)}"
+    content = cached(name, lambda: _trained(text, vocab_size).to_str().encode())
+    tokenizer = Tokenizer.from_str(content.decode())
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _trained(text: str, vocab_size: int):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    path = CACHE / f"tokenizer_{_digest([RECIPE, vocab_size, text])}.json"
-    if path.exists():
-        try:
-            return Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing more precise
-            raise DataError(f"{path} is damaged: delete it, it will be made anew") from error
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -179,54 +218,29 @@ def _tokenizer(text: str, vocab_size: int):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer=trainer)
-    _write(path, tokenizer.to_str().encode())
     return tokenizer
 
 
-def _read(variant: str) -> dict[str, str]:
-    """Text of each split, found or fetched."""
-    folder = locate(FOLDERS[variant])
-    if folder is None:
-        return _fetch(variant)
-    try:
-        return {split: (folder / f"{split}.txt").read_text(encoding="utf-8") for split in SPLITS}
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Wikitext-2 in {folder} is incomplete or damaged: {error}") from error
+def _key(*parts) -> str:
+    return hashlib.sha256(json.dumps([CACHE_FORMAT, *parts]).encode()).hexdigest()[:16]
 
 
-def _fetch(variant: str) -> dict[str, str]:
-    name = {"v1": "wikitext-2-v1", "raw": "wikitext-2-raw-v1"}[variant]
-    try:
-        from datasets import load_dataset
-
-        loaded = load_dataset("Salesforce/wikitext", name)
-        texts = {split: "".join(loaded[theirs]["text"]) for split, theirs in SPLITS.items()}
-    except Exception as error:  # a network has many ways to fail
-        raise DataError(
-            f'Wikitext-2, variant "{variant}", is not there and cannot be fetched '
-            f"({type(error).__name__}): put train.txt, valid.txt and test.txt into "
-            f"data/cache/{FOLDERS[variant]}/ or $ARS_DATA/{FOLDERS[variant]}/") from error
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
-        made = Path(temporary) / FOLDERS[variant]
-        made.mkdir()
-        for split, text in texts.items():
-            (made / f"{split}.txt").write_text(text, encoding="utf-8")
-        move_into_cache(made, FOLDERS[variant])
-    return texts
+def _texts(variant: str) -> dict[str, str]:
+    """The text of each split, located or downloaded."""
+    folder = locate(FOLDERS[variant]) or download(
+        f'Wikitext-2, variant "{variant}",', FOLDERS[variant], [lambda: _from_hub(variant)])
+    return {split: read(folder / f"{split}.txt", SHA256[variant][split]).decode()
+            for split in SPLITS}
 
 
-def _digest(parts: list) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+def _from_hub(variant: str) -> Path:
+    """Download Salesforce/wikitext, a row per line; its blank lines have lost their characters."""
+    from datasets import load_dataset
 
-
-def _write(path: Path, content: bytes | memoryview) -> None:
-    """Write to a temporary file, then rename: several runs may do so at once. Bytes, since the
-    libraries' own writers hide the OSError of a full disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    loaded = load_dataset("Salesforce/wikitext", HUB[variant])
+    with new_folder(FOLDERS[variant]) as folder:
+        for split, theirs in SPLITS.items():
+            text = "".join(row or " \n" for row in loaded[theirs]["text"]).encode()
+            verify(text, SHA256[variant][split], f"the hub's {theirs} split")
+            (folder / f"{split}.txt").write_bytes(text)
+    return locate(FOLDERS[variant])

@@ -37,42 +37,52 @@ def pytest_addoption(parser):
                      help="write tests/golden/ where a RECIPE was raised or a file is new")
 
 
-def write_text_splits(folder: Path, seed: int) -> None:
+def write_text_splits(folder: Path, seed: int) -> dict[str, str]:
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
+    sums = {}
     for split, lines in (("train", 20), ("valid", 3), ("test", 3)):
         text = "\n".join(" ".join(rng.choice(WORDS, 12)) + " . " for _ in range(lines)) + "\n"
-        (folder / f"{split}.txt").write_text(text, encoding="utf-8")
+        (folder / f"{split}.txt").write_bytes(text.encode())
+        sums[split] = hashlib.sha256(text.encode()).hexdigest()
+    return sums
 
 
-def write_cifar(folder: Path) -> dict[str, str]:
+def write_cifar(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The MD5 of each file, and the SHA-256 of its labels and images."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
-    sums = {}
+    md5, sha256 = {}, {}
     for name in data.cifar10.MD5:
         batch = {b"data": rng.integers(0, 256, (20, 3072), dtype=np.uint8),
                  b"labels": rng.integers(0, 10, 20).tolist()}
         content = pickle.dumps(batch)
         (folder / name).write_bytes(content)
-        sums[name] = hashlib.md5(content).hexdigest()
-    return sums
+        md5[name] = hashlib.md5(content).hexdigest()
+        labels = np.array(batch[b"labels"], dtype=np.uint8)[:, None]
+        records = np.concatenate([labels, batch[b"data"]], axis=1)
+        sha256[name] = hashlib.sha256(records.tobytes()).hexdigest()
+    return md5, sha256
 
 
 @pytest.fixture(scope="session")
 def tiny_root(tmp_path_factory):
+    """A folder with all data sets, tiny, and their checksums: module -> name -> value."""
     root = tmp_path_factory.mktemp("data")
-    write_text_splits(root / "wikitext-2", 0)
-    write_text_splits(root / "wikitext-2-raw", 1)
-    return root, write_cifar(root / "cifar-10-batches-py")
+    texts = {"v1": write_text_splits(root / "wikitext-2", 0),
+             "raw": write_text_splits(root / "wikitext-2-raw", 1)}
+    md5, sha256 = write_cifar(root / "cifar-10-batches-py")
+    return root, {"data.cifar10": {"MD5": md5, "SHA256": sha256},
+                  "data.wikitext2": {"SHA256": texts}}
 
 
 @pytest.fixture
 def tiny_data(tiny_root, tmp_path_factory, monkeypatch):
     """$ARS_DATA with all data sets, tiny, and an empty cache; returns the folder."""
     root, sums = tiny_root
-    cache = root / "cache"
     monkeypatch.setenv("ARS_DATA", str(root))
-    for module in (data, data.cifar10, data.wikitext2):
-        monkeypatch.setattr(module, "CACHE", cache)
-    monkeypatch.setattr(data.cifar10, "MD5", sums)
+    monkeypatch.setattr("data.CACHE", root / "cache")
+    for module, values in sums.items():
+        for name, value in values.items():
+            monkeypatch.setattr(f"{module}.{name}", value)
     return root

@@ -1,6 +1,6 @@
 """What test_distributed.py runs in one process and in two: python distributed_worker.py OUT ROOT.
 
-ROOT holds the tiny data sets and md5.json; OUT gets the trajectories of every case as out.pt.
+ROOT holds the tiny data sets and checksums.json; OUT gets the trajectories of every case as out.pt.
 """
 
 import importlib
@@ -245,10 +245,9 @@ def main(out: Path, root: Path) -> None:
     """Run every case and write what came out, of each process."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    sums = json.loads((root / "md5.json").read_text())
-    for place in (data, data.cifar10, data.wikitext2):
-        place.CACHE = root / "cache"
-    data.cifar10.MD5 = sums
+    data.CACHE = root / "cache"
+    for module, values in json.loads((root / "checksums.json").read_text()).items():
+        vars(sys.modules[module]).update(values)
     with joined("cpu"):
         found = {case: trajectory(*case) for case in CASES}
         found |= {"local_sam": local_sam(), "lone_matrix": lone_matrix(), "bf16": bf16()}

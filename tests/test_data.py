@@ -1,10 +1,12 @@
 """Data: hand-made packings, the augmentation's distribution, purity of the order, clear errors."""
 
+import hashlib
 import json
-import os
 import pickle
+import random
 import resource
 
+import numpy as np
 import pytest
 import torch
 from conftest import REAL_DATA
@@ -16,9 +18,18 @@ from data import DataError
 from data.batches import Batches
 from data.cifar10 import augment, cifar10, normalize
 from data.modular import modular
-from data.wikitext2 import chunk, pack, sentences, wikitext2
+from data.wikitext2 import chunk, encode, lines, pack, sentences, wikitext2
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 CPU = {"seed": 3, "device": torch.device("cpu")}
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """No data anywhere: an empty cache, which is returned, and an empty $ARS_DATA."""
+    monkeypatch.setenv("ARS_DATA", str(tmp_path))
+    monkeypatch.setattr("data.CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
 
 
 def batches(seed=0, **settings):
@@ -81,6 +92,8 @@ def test_batches_refuse_what_leaves_no_batch():
         Batches((torch.arange(3),), 0, 0)
     with pytest.raises(ValueError, match="epochs_per_pass"):
         Batches((torch.arange(3),), 1, 0, epochs_per_pass=0)
+    with pytest.raises(ValueError, match="batch_size .* got 1000000000000000000000"):
+        Batches((torch.arange(3),), 10**21, 0)
     with pytest.raises(ValueError, match="no batch"):
         Batches((torch.arange(3),), 1, 0, epochs_per_pass=4)
     with pytest.raises(ValueError, match="no batch"):
@@ -109,7 +122,17 @@ def test_the_published_split_sizes():
     assert not torch.equal(d.eval[0], other.eval[0])
 
 
-@pytest.mark.parametrize("settings", [{"fraction": 0.0}, {"fraction": 1.0}, {"p": 1}])
+def test_the_digest_of_modular_arithmetic_tells_the_examples_not_their_split():
+    digests = [modular(50, seed=seed, device=CPU["device"], **settings).digest["examples"]
+               for seed, settings in ((3, {"p": 7}), (4, {"p": 7, "fraction": 0.5}), (3, {"p": 11}),
+                                      (3, {"p": 7, "operation": "gcd"}))]
+    assert digests[0] == digests[1]
+    assert len({*digests}) == 3
+
+
+@pytest.mark.parametrize("settings", [
+    {"fraction": 0.0}, {"fraction": 1.0}, {"fraction": float("inf")}, {"fraction": float("nan")},
+    {"p": 1}])
 def test_modular_arithmetic_refuses_empty_sides(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         modular(**settings, **CPU)
@@ -157,7 +180,8 @@ def test_the_parity_of_bits_is_addition_of_ten_terms_mod_2():
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"operation": "division", "p": 9}, "prime"), ({"terms": 1}, "terms"),
-    ({"terms": 9}, "113"), ({"operation": "xor"}, "xor")])
+    ({"terms": 9}, "113"), ({"terms": 10**9}, "1000000000"), ({"p": 10**400}, "10000"),
+    ({"operation": "xor"}, "xor")])
 def test_modular_arithmetic_refuses_what_it_cannot_label(settings, message):
     with pytest.raises(ValueError, match=message):
         modular(**settings, **CPU)
@@ -246,7 +270,7 @@ def test_cifar_validation_images_are_held_out_of_training_and_test_stays_the_tes
 
 
 def test_damaged_or_missing_cifar_is_one_clear_error(tiny_data, tmp_path, monkeypatch):
-    folder = tmp_path / data.cifar10.FOLDER
+    folder = tmp_path / data.cifar10.PICKLED
     folder.mkdir()
     monkeypatch.setenv("ARS_DATA", str(tmp_path))
     with pytest.raises(DataError, match="data_batch_1"):
@@ -254,17 +278,62 @@ def test_damaged_or_missing_cifar_is_one_clear_error(tiny_data, tmp_path, monkey
     (folder / "data_batch_1").write_bytes(pickle.dumps("something else"))
     with pytest.raises(DataError, match="MD5"):
         cifar10(**CPU)
-
-
-def test_cifar_that_cannot_be_fetched_says_where_to_put_it(tiny_data, tmp_path, monkeypatch):
-    monkeypatch.setenv("ARS_DATA", str(tmp_path))
-    for module in (data, data.cifar10):
-        monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr("torchvision.datasets.CIFAR10",
-                        lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
-    with pytest.raises(DataError, match=r"data/cache/ or into \$ARS_DATA"):
+    (folder / "data_batch_1").write_bytes(POINTER)
+    with pytest.raises(DataError, match="Git LFS pointer"):
         cifar10(**CPU)
-    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_cifar_that_cannot_be_downloaded_says_where_to_put_it(tiny_data, empty_cache, monkeypatch):
+    for library in ("datasets.load_dataset", "torchvision.datasets.CIFAR10"):
+        monkeypatch.setattr(library, unreachable)
+    with pytest.raises(DataError, match=r"ARS_DATA/cifar-10-batches-py/") as error:
+        cifar10(**CPU)
+    assert str(error.value).count("OSError: no network") == 2 and "\n" not in str(error.value)
+    assert list(empty_cache.iterdir()) == []
+
+
+def unreachable(*_, **__):
+    raise OSError("no network\nand no second line")
+
+
+def hub_of(root, order):
+    """The tiny CIFAR-10 as the hub has it: PNGs, the training batches in another order."""
+    from datasets import Dataset, Features, Image, Value
+    from PIL import Image as Pillow
+
+    def split(names):
+        images, labels = data.cifar10._images(root / data.cifar10.PICKLED, names)
+        pictures = [Pillow.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+        return Dataset.from_dict({"img": pictures, "label": labels.tolist()},
+                                 features=Features(img=Image(), label=Value("int64")))
+    return {"train": split([f"data_batch_{n}" for n in order]), "test": split(["test_batch"])}
+
+
+def test_cifar_from_the_hub_is_the_same_to_the_byte_and_kept(tiny_data, empty_cache, monkeypatch):
+    monkeypatch.setenv("ARS_DATA", str(tiny_data))
+    expected, hub = cifar10(8, **CPU), hub_of(tiny_data, (4, 3, 2, 5, 1))
+    monkeypatch.setenv("ARS_DATA", str(empty_cache))
+    monkeypatch.setattr("datasets.load_dataset", {"uoft-cs/cifar10": hub}.__getitem__)
+    loaded = cifar10(8, **CPU)
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    for found in (loaded, cifar10(8, **CPU)):
+        assert all(map(torch.equal, found.train.tensors, expected.train.tensors))
+        assert all(map(torch.equal, found.eval, expected.eval))
+        assert found.digest == expected.digest
+    damaged = empty_cache / data.cifar10.BINARY / "test_batch.bin"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match="test_batch.bin is damaged.* SHA-256"):
+        cifar10(8, **CPU)
+
+
+def test_another_cifar_from_the_hub_is_not_kept(tiny_data, empty_cache, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", unreachable)
+    for order in ((1, 2, 3, 4, 4), (1, 2, 3, 5)):  # one batch twice; one missing
+        hub = hub_of(tiny_data, order)
+        monkeypatch.setattr("datasets.load_dataset", lambda _, hub=hub: hub)
+        with pytest.raises(DataError, match="train split are not those of a published file"):
+            cifar10(8, **CPU)
+    assert list(empty_cache.iterdir()) == []
 
 
 @pytest.mark.parametrize("load", [lambda **s: cifar10(8, **s), lambda **s: wikitext2(
@@ -276,13 +345,14 @@ def test_data_sets_are_cut_into_epochs_when_asked(load, tiny_data):
 
 def test_test_images_are_only_normalized(tiny_data):
     d = cifar10(8, **CPU)
-    images, labels = data.cifar10._read(tiny_data / data.cifar10.FOLDER, ["test_batch"])
+    images, labels = data.cifar10._images(tiny_data / data.cifar10.PICKLED, ["test_batch"])
     assert torch.equal(d.eval[0], normalize(images))
     assert torch.equal(d.eval[1], labels)
 
 
-@pytest.mark.parametrize("settings", [{"crop": -1}, {"cutout": -2}, {"subset": 0.0},
-                                      {"subset": 1.5}])
+@pytest.mark.parametrize("settings", [
+    {"crop": -1}, {"cutout": -2}, {"crop": 10**9}, {"cutout": 10**30}, {"subset": 0.0},
+    {"subset": 1.5}, {"subset": float("inf")}, {"validation": float("nan")}])
 def test_cifar_refuses_impossible_settings(settings, tiny_data):
     with pytest.raises(ValueError, match=next(iter(settings))):
         cifar10(**settings, **CPU)
@@ -314,18 +384,22 @@ def test_chunks_by_hand():
 def test_contiguous_targets_are_the_whole_text_in_order(variant, tiny_data):
     d = wikitext2(4, variant, sequence_length=7, vocab_size=300, **CPU)
     inputs, targets = d.eval
-    real = targets != d.pad_id
+    real = targets != -100
     tokens = torch.cat([inputs[0, :1], targets[real]]).tolist()
     from tokenizers import Tokenizer
 
     text = (tiny_data / data.wikitext2.FOLDERS[variant] / "valid.txt").read_text(encoding="utf-8")
-    paths = list((tiny_data / "cache").glob("tokenizer_*.json"))
-    decoded = [Tokenizer.from_file(str(path)).decode(tokens) for path in paths]
+    tokenizers = [Tokenizer.from_str(json.dumps(content)) for content in cached_tokenizers()]
+    decoded = [tokenizer.decode(tokens) for tokenizer in tokenizers]
     assert text in decoded
-    assert torch.equal(inputs[:, 1:], targets[:, :-1])
-    first = Tokenizer.from_file(str(paths[decoded.index(text)])).decode(tokens[:1])
+    assert torch.equal(inputs[:, 1:][real[:, :-1]], targets[:, :-1][real[:, :-1]])
+    first = tokenizers[decoded.index(text)].decode(tokens[:1])
     assert d.eval_bytes == len(text.encode()) - len(first.encode())
     assert 0 < d.test_bytes != d.eval_bytes
+
+
+def cached_tokenizers():
+    return [json.loads(path.read_bytes()[32:]) for path in data.CACHE.glob("tokenizer_*")]
 
 
 def test_training_leaves_padding_out_unless_asked(tiny_data):
@@ -336,8 +410,8 @@ def test_training_leaves_padding_out_unless_asked(tiny_data):
         assert torch.equal(targets[targets != -100], kept[targets != -100])
         assert torch.equal(inputs[:, 1:][targets[:, :-1] != -100],
                            targets[:, :-1][targets[:, :-1] != -100])
-    assert int((d.eval[1] == -100).sum()) == 0
-    assert int((d.eval[1] == d.pad_id).sum()) > 0
+    assert int((d.eval[1] == -100).sum()) > 0
+    assert int((d.eval[0] == d.pad_id).sum()) > 0
 
 
 def test_cached_ids_need_no_tokenizer_library(tiny_data, monkeypatch):
@@ -363,34 +437,51 @@ def test_a_share_of_the_validation_rows_counts_its_own_bytes_and_leaves_test_who
     rows = [index * len(whole.eval[0]) // count for index in range(count)]
     assert torch.equal(third.eval[1], whole.eval[1][rows])
     lengths = {}
-    for path in (tiny_data / "cache").glob("tokenizer_*.json"):
-        vocab = json.loads(path.read_text())["model"]["vocab"]
+    for tokenizer in cached_tokenizers():
+        vocab = tokenizer["model"]["vocab"]
         lengths[len(vocab)] = {index: len(token) for token, index in vocab.items()}
-    special = {0, 1}  # <|endoftext|> and <pad> come first
-    assert third.eval_bytes == sum(lengths[300][index] for index in third.eval[1].flatten().tolist()
-                                   if index not in special)
+    tokens = [index for index in third.eval[1].flatten().tolist() if index != -100]
+    assert third.eval_bytes == sum(lengths[300][index] for index in tokens)
     assert third.test_bytes == whole.test_bytes
     assert torch.equal(third.test[0], whole.test[0])
     with pytest.raises(ValueError, match="eval_subset"):
         wikitext2(eval_subset=0.0, **settings)
 
 
-def test_a_damaged_tokenizer_is_one_clear_error(tiny_data):
-    wikitext2(4, sequence_length=9, vocab_size=280, **CPU)
-    for path in (tiny_data / "cache").glob("tokenizer_*.json"):
-        path.write_text("{")
-    with pytest.raises(DataError, match="delete it"):
-        wikitext2(4, sequence_length=10, vocab_size=280, **CPU)
-    for path in (tiny_data / "cache").glob("tokenizer_*.json"):
-        path.unlink()
+def test_damaged_caches_are_made_again(tiny_data, empty_cache, monkeypatch, capsys):
+    monkeypatch.setenv("ARS_DATA", str(tiny_data))
+    settings = {"sequence_length": 9, "vocab_size": 280, **CPU}
+    expected = wikitext2(4, **settings)
+    (rows,), (tokenizer,) = (list(empty_cache.glob(name)) for name in ("wiki*", "tokenizer*"))
+    whole, dice = {path: path.read_bytes() for path in (rows, tokenizer)}, random.Random(0)
+
+    def check(path, content):
+        path.write_bytes(content)
+        if path is tokenizer:
+            rows.unlink()
+        again = wikitext2(4, **settings)
+        for split in ("eval", "test"):
+            assert all(map(torch.equal, getattr(again, split), getattr(expected, split)))
+        assert all(map(torch.equal, again.train.tensors, expected.train.tensors))
+        assert f"{path} is damaged" in capsys.readouterr().err
+        assert path.read_bytes() == whole[path]
+
+    for path, content in whole.items():
+        for _ in range(30):
+            flipped = bytearray(content)
+            flipped[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+            check(path, flipped)
+        foreign = whole[rows if path is tokenizer else tokenizer]
+        for other in (b"", content[:-1], content[:20], POINTER, b"{", foreign):
+            check(path, other)
 
 
-@pytest.mark.parametrize("made", ["tokenizer_*.json", "wikitext2_*.pt"])
+@pytest.mark.parametrize("made", ["tokenizer_*", "wikitext2_*"])
 def test_a_full_disk_is_an_os_error_and_leaves_nothing_behind(made, tiny_data):
     settings = {"sequence_length": 9, "vocab_size": 290, **CPU}
     wikitext2(4, **settings)
     cache = tiny_data / "cache"
-    for path in {*cache.glob("wikitext2_*.pt"), *cache.glob(made)}:
+    for path in {*cache.glob("wikitext2_*"), *cache.glob(made)}:
         path.unlink()
     before = set(cache.iterdir())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -403,57 +494,132 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing_behind(made, tiny_data):
     assert set(cache.iterdir()) == before
 
 
-def test_what_was_fetched_is_kept_whole_and_read_back(tiny_data, tmp_path, monkeypatch):
-    from datasets import Dataset
+def write_text(folder, monkeypatch, text):
+    """`text` as every split of variant v1, and its checksum as the published one."""
+    (folder / "wikitext-2").mkdir(parents=True)
+    for split in ("train", "valid", "test"):
+        (folder / "wikitext-2" / f"{split}.txt").write_bytes(text.encode())
+    sums = dict.fromkeys(("train", "valid", "test"), hashlib.sha256(text.encode()).hexdigest())
+    monkeypatch.setattr("data.wikitext2.SHA256", {"v1": sums})
+    return sums
 
-    monkeypatch.setenv("ARS_DATA", str(tmp_path))
-    for module in (data, data.wikitext2):
-        monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
-    rows = {"text": ["", " = A = \n", " na\u00efve b c . \n"]}
-    fetched = {split: Dataset.from_dict(rows) for split in ("train", "validation", "test")}
-    monkeypatch.setattr("datasets.load_dataset", lambda *_: fetched)
-    texts = data.wikitext2._read("raw")
-    assert texts["valid"] == " = A = \n na\u00efve b c . \n"
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["wikitext-2-raw"]
+
+@pytest.mark.parametrize("packing", ["contiguous", "sentence"])
+def test_special_tokens_in_a_text_are_text(packing, empty_cache, tmp_path, monkeypatch):
+    text = " the <pad> of a <|endoftext|> dog . \n" * 50
+    sums = write_text(tmp_path, monkeypatch, text)
+    d = wikitext2(4, packing=packing, sequence_length=50, vocab_size=300, **CPU)
+    assert d.digest == sums
+    targets = d.eval[1][d.eval[1] != -100]
+    assert int((targets == d.pad_id).sum()) == 0  # what counts as padding is at the rows' ends
+    ends = (d.eval[1] == -100).int()
+    assert torch.equal(ends, ends.cummax(1).values)
+    per_line = len(text.encode()) // 50
+    (tokenizer,) = cached_tokenizers()
+    lengths = {index: len(token) for token, index in tokenizer["model"]["vocab"].items()}
+    if packing == "contiguous":
+        assert d.eval_bytes == len(text) - lengths[int(d.eval[0][0, 0])]
+    else:  # the line without its spaces and line feed, and not the first token of a row
+        firsts = sum(lengths[index] for index in d.eval[0][:, 0].tolist())
+        assert d.eval_bytes == 50 * (per_line - 4) - firsts
+    assert int((targets == 0).sum()) == (50 if packing == "sentence" else 0)  # our own ends
+
+
+def test_encoding_in_pieces_is_encoding_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.wikitext2.PIECES", 3)
+    dice = random.Random(1)
+    parts = [" ", "\n", " \n", " \n \n ", "  ", "\t", "a", "'s", "=", "12", ".", "\u00e9",
+             "\u2028", "\u00a0", "\x1f", "\r", "the", " = T = \n"]
+    text = "".join(dice.choice(parts) for _ in range(20_000))
+    tokenizer = data.wikitext2._trained(text, 400)  # merges across lines too
+    assert "".join(lines(text)) == text and len(lines(text)) > 500
+    pieces = encode(tokenizer, lines(text), "train")
+    assert [index for ids in pieces for index in ids] == tokenizer.encode(text).ids
+
+
+def test_wikitext_from_the_hub_gets_its_blank_lines_back(empty_cache, tmp_path, monkeypatch):
+    text = " \n = A = \n \n na\u00efve b c . \n \n"
+    sums = write_text(tmp_path / "elsewhere", monkeypatch, text)
+    rows = ["", " = A = \n", "", " na\u00efve b c . \n", ""]
+    hub = {split: {"text": rows} for split in ("train", "validation", "test")}
+    monkeypatch.setattr("datasets.load_dataset", lambda *names: {
+        ("Salesforce/wikitext", "wikitext-2-v1"): hub}[names])
+    assert data.wikitext2._texts("v1") == dict.fromkeys(sums, text)
+    assert [path.name for path in empty_cache.iterdir()] == ["wikitext-2"]
     monkeypatch.setattr("datasets.load_dataset", None)
-    assert data.wikitext2._read("raw") == texts
+    assert data.wikitext2._texts("v1") == dict.fromkeys(sums, text)
 
 
-def test_the_run_that_fetched_first_keeps_its_folder(tmp_path, monkeypatch):
+def test_another_wikitext_from_the_hub_is_not_kept(tiny_data, empty_cache, monkeypatch):
+    hub = {split: {"text": ["something else"]} for split in ("train", "validation", "test")}
+    monkeypatch.setattr("datasets.load_dataset", lambda *_: hub)
+    with pytest.raises(DataError, match="the hub's train split is damaged or another file"):
+        data.wikitext2._texts("raw")
+    assert list(empty_cache.iterdir()) == []
+
+
+def test_the_run_that_downloaded_first_keeps_its_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "CACHE", tmp_path)
     for content in ("first", "second"):
-        made = tmp_path / f"made by {content}"
-        made.mkdir()
-        (made / "file").write_text(content)
-        assert data.move_into_cache(made, "kept") == tmp_path / "kept"
+        with data.new_folder("kept") as folder:
+            (folder / "file").write_text(content)
     assert (tmp_path / "kept" / "file").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
 @pytest.mark.parametrize("settings", [
     {"vocab_size": 100}, {"sequence_length": 0}, {"subset": 0.0}, {"variant": "v2"},
+    {"sequence_length": 10**9}, {"vocab_size": 10**9}, {"subset": float("nan")},
     {"packing": "line"}, {"sequence_length": 1, "packing": "sentence", "vocab_size": 300}])
 def test_wikitext_refuses_impossible_settings(settings, tiny_data):
     with pytest.raises(ValueError, match=next(iter(settings))):
         wikitext2(**settings, **CPU)
 
 
-def test_missing_wikitext_says_where_to_put_it(tiny_data, tmp_path, monkeypatch):
-    monkeypatch.setenv("ARS_DATA", str(tmp_path))
-    monkeypatch.setattr("datasets.load_dataset", lambda *_: (_ for _ in ()).throw(OSError("no")))
+def test_missing_or_other_wikitext_is_one_error(tiny_data, empty_cache, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
     with pytest.raises(DataError, match=r"data/cache/wikitext-2-raw/ or \$ARS_DATA"):
         wikitext2(variant="raw", **CPU)
-    (tmp_path / "wikitext-2").mkdir()
+    folder = tmp_path / "wikitext-2"
+    folder.mkdir()
     with pytest.raises(DataError, match="incomplete"):
+        wikitext2(**CPU)
+    for split in ("train", "valid", "test"):
+        (folder / f"{split}.txt").write_bytes(POINTER)
+    with pytest.raises(DataError, match="train.txt is a Git LFS pointer"):
+        wikitext2(**CPU)
+    for split in ("train", "valid", "test"):
+        source = tiny_data / "wikitext-2" / f"{split}.txt"
+        (folder / f"{split}.txt").write_text(source.read_text().replace(" . ", " ."))
+    with pytest.raises(DataError, match="train.txt is damaged or another file: its SHA-256"):
         wikitext2(**CPU)
 
 
 @pytest.mark.skipif(REAL_DATA is None, reason="ARS_DATA names no folder with the real data")
 def test_the_real_files_are_what_they_should_be(monkeypatch):
-    monkeypatch.setenv("ARS_DATA", os.environ.get("ARS_DATA", REAL_DATA))
     d = cifar10(**CPU)
     assert (d.train.examples, len(d.eval[1])) == (50_000, 10_000)
     assert torch.bincount(d.eval[1]).tolist() == [1000] * 10
-    texts = data.wikitext2._read("v1")
+    for name, checksum in d.digest.items():
+        pixels, labels = data.cifar10._pickled(data.locate(data.cifar10.PICKLED), name)
+        records = np.concatenate([labels.astype(np.uint8)[:, None], pixels], axis=1)
+        assert hashlib.sha256(records.tobytes()).hexdigest() == checksum
+    texts = data.wikitext2._texts("v1")
     assert texts["train"].count("<unk>") == 54_625
-    assert [text.count("\n") for text in texts.values()] == [36_718, 3_760, 4_358]
+    for split, text in texts.items():
+        assert "<pad>" not in text and "<|endoftext|>" not in text
+        assert text.count("\n") == {"train": 36_718, "valid": 3_760, "test": 4_358}[split]
+        # The hub keeps a row per line and drops the characters of blank ones.
+        rows = [line if line.strip() else "" for line in text.splitlines(keepends=True)]
+        assert "".join(row or " \n" for row in rows) == text
+
+
+@pytest.mark.skipif(REAL_DATA is None, reason="ARS_DATA names no folder with the real data")
+def test_tokens_of_the_real_text_are_those_of_one_plain_encoding():
+    """As before texts were encoded in pieces and special tokens in them were text."""
+    text = data.wikitext2._texts("v1")["valid"]
+    tokenizer = data.wikitext2._trained(text, 600)
+    expected = tokenizer.encode(text).ids
+    tokenizer.encode_special_tokens = True
+    pieces = encode(tokenizer, lines(text), "valid")
+    assert [index for ids in pieces for index in ids] == expected

@@ -32,7 +32,7 @@ def environment(**extra):
 def found(tiny_root, tmp_path_factory):
     """Every case of distributed_worker: by one process, and by each of two."""
     root, sums = tiny_root
-    (root / "md5.json").write_text(json.dumps(sums))
+    (root / "checksums.json").write_text(json.dumps(sums))
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
     worker = ["tests/distributed_worker.py"]
     runs = [subprocess.run([*command, *worker, str(out), str(root)], text=True,

@@ -114,7 +114,7 @@ def test_wikitext_perplexities_by_hand():
     probabilities = torch.tensor([0.5, 0.25, 0.25])
     objective = Objective(Fixed(probabilities.log()), None, nullcontext)
     inputs = torch.zeros(3, 2, dtype=torch.long)
-    targets = torch.tensor([[0, 1], [2, 2], [0, 2]])  # 2 is padding: real tokens 0, 1, 0
+    targets = torch.tensor([[0, 1], [-100, -100], [0, -100]])  # real tokens 0, 1, 0
     data = SimpleNamespace(train=Batches((inputs,), 2, 0), eval=(inputs, targets), pad_id=2,
                            eval_bytes=4)
     found = evaluate_wikitext2(objective, data)

@@ -328,13 +328,13 @@ def test_a_bad_setting_writes_nothing(override, tiny_data, tmp_path, capsys):
 def test_missing_data_is_one_clear_message(tmp_path, monkeypatch, capsys, tiny_data):
     monkeypatch.setenv("ARS_DATA", str(tmp_path / "nowhere"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("data.cifar10._fetch", refuse)
+    monkeypatch.setattr("data.cifar10.download", refuse)
     assert launch("cifar", tmp_path / "run") == 2
     assert "put the folder" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def refuse():
+def refuse(*arguments):
     raise script("cifar").cifar10.__globals__["DataError"]("put the folder there")
 
 
@@ -442,7 +442,7 @@ def test_bad_places_and_sizes_are_refused_before_anything_is_written(tiny_data, 
     settings["optimizer"] = {"name": "pytorch_optimizer:Lion", "lr": -1.0}
     config.write_text(to_toml(settings))
     refused("[optimizer]", "-1", config=config)
-    monkeypatch.setattr("data.wikitext2.CACHE", file)
+    monkeypatch.setattr("data.CACHE", file)
     refused("cannot read or keep the data", "file", task="wikitext2",
             options=["--set", "data.sequence_length=14"])
 

@@ -58,11 +58,12 @@ def evaluate(
     sums = torch.zeros(2, dtype=torch.float64, device=inputs.device)  # real tokens, padding
     rows = max(1, EVAL_TOKENS[inputs.device.type] // inputs.shape[1])
     for batch, target in my_batches(rows, inputs, targets):
-        losses = objective.measure(next_token_losses, batch, target.flatten()).double()
-        padding = target.flatten() == data.pad_id
+        padding = target.flatten() == IGNORED
+        tokens = target.flatten().masked_fill(padding, data.pad_id)
+        losses = objective.measure(next_token_losses, batch, tokens).double()
         sums += torch.stack([losses.masked_fill(kind, 0.0).sum() for kind in (padding, ~padding)])
     all_sum(sums)
-    real = int((targets != data.pad_id).sum())
+    real = int((targets != IGNORED).sum())
     loss = float(sums[0]) / real
     return {
         "eval_loss": loss,
