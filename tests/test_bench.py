@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from exp.bench import __main__ as bench
-from exp.bench import polar, report, sharding, steps, timing, training
+from exp.bench import page, polar, sharding, steps, timing, training
 from exp.bench.memory import peak_bytes
 from exp.bench.timing import interleaved, summary
 
@@ -90,8 +90,10 @@ def test_training_needs_weights_gradients_state_and_what_the_pass_keeps(monkeypa
     row = {"ms": 1.0, "ms_low": 1.0, "ms_high": 2.0, "ratio": 2.0, "ratio_low": 2.0,
            "ratio_high": 3.0, "claim": None, "evaluations": 1.0, "state_per_weight": 2.0,
            "memory": 3_000_000, "memory_ratio": 1.5}
-    table = report.training_tables({"toy": {"AdamW": row}})
-    assert "| AdamW | 1.0 [1.0, 2.0] | 2.00 [2.00, 3.00] | - | 1.00 | 2.00 | 3 | 1.50 |" in table
+    title, table = page.training_tables({"toy": {"AdamW": row}})
+    cells = [cell.strip() for cell in table.splitlines()[-1].split("|")]
+    assert title == "### toy" and cells[1:-1] == [
+        "AdamW", "1.0 [1.0, 2.0]", "2.00 [2.00, 3.00]", "–", "1.00", "2.00", "3", "1.50"]
 
 
 @pytest.mark.filterwarnings("ignore")  # the libraries' own
@@ -111,8 +113,14 @@ def test_the_command_writes_numbers_tables_and_a_plot(monkeypatch, tmp_path):
     sizes = json.loads(next(tmp_path.glob("polar_*.json")).read_text())["results"]["sizes"]
     assert sizes["4 x 6"]["svd"]["error"]["gaussian"] < 1e-5
     assert sizes["6 x 6"]["ours, keller"]["error"]["gaussian"] < 0.5
-    assert "| muon |" in (tmp_path / "bench.md").read_text()
-    assert next(tmp_path.glob("pareto_*.png")).stat().st_size > 1000
+    text = (tmp_path / "bench.md").read_text()
+    assert "| muon " in text and next(tmp_path.glob("pareto_*.png")).stat().st_size > 1000
+    (tmp_path / "bench.md").unlink()
+    assert bench.main(["--render", "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "bench.md").read_text() == text
+    (tmp_path / "steps_x.json").write_text("{")
+    assert bench.main(["--render", "--output", str(tmp_path)]) == 2
+    assert bench._parser().parse_args([]).output == Path("outputs/bench")
 
 
 def test_the_collection_has_every_file_with_settings_that_resolve(tmp_path):
@@ -148,12 +156,12 @@ def test_the_committed_report_is_what_its_json_says(tmp_path):
     folder = Path("outputs/paper/bench")
     for name in [*folder.glob("*_*.json"), folder / "notes.md"]:
         (tmp_path / name.name).write_bytes(name.read_bytes())
-    report.write(tmp_path)
+    page.write(tmp_path)
     assert (tmp_path / "bench.md").read_text() == (folder / "bench.md").read_text()
 
 
 def test_instruments_are_timed_beside_a_step(monkeypatch):
-    from exp.bench import instruments, report
+    from exp.bench import instruments
     from exp.theory.training import built
 
     tiny = {"data": {"p": 11, "fraction": 0.5, "batch_size": 30},
@@ -173,9 +181,11 @@ def test_instruments_are_timed_beside_a_step(monkeypatch):
         ("spectrum", "updates", "alignment", "sharpness"), seen, strict=True)] == [True] * 4
     row = {"ms": 1.0, "ms_low": 1.0, "ms_high": 2.0, "ratio": 2.0, "ratio_low": 2.0,
            "ratio_high": 3.0}
-    table = report.instrument_tables({"toy": {"a training step": row,
-                                              "updates": {**row, "per_epoch": 0.25}}})
-    assert "| updates | 1.00 [1.00, 2.00] | 2.00 [2.00, 3.00] | 25.0% |" in table
+    _, table = page.instrument_tables({"toy": {"a training step": row,
+                                               "updates": {**row, "per_epoch": 0.25}}})
+    assert table.splitlines()[-1].split("|")[1:-1] == [
+        " updates         ", " 1.00 [1.00, 2.00] ", " 2.00 [2.00, 3.00] ",
+        f" {'25.0%':36} "]
 
 
 def test_the_training_benchmark_keeps_what_it_has_measured(tmp_path, monkeypatch):

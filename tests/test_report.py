@@ -83,3 +83,15 @@ def test_a_figure_depends_on_its_data_alone(tmp_path, monkeypatch):
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     assert not panels[0, 1].axison  # nothing was drawn there
     assert [text.get_text() for text in panels[0, 0].figure.legends[0].texts] == ["AdamW", "Muon"]
+
+
+def test_axes_are_named_and_their_numbers_are_readable(tmp_path):
+    with canvas(tmp_path / "x.png") as panels:
+        panels[0, 0].plot([1e-3, 1e2], [1e-6, 10])
+        panels[0, 0].set(xscale="log", yscale="log", xlabel="lr, 10^$x$", ylabel="loss")
+    figure = panels[0, 0].figure
+    figure.draw_without_rendering()
+    numbers = [text for text in (*panels[0, 0].get_xticklabels(), *panels[0, 0].get_yticklabels())
+               if text.get_text()]
+    assert len(numbers) > 4 and all(text.get_parse_math() for text in numbers)
+    assert not panels[0, 0].xaxis.label.get_parse_math()

@@ -1,21 +1,25 @@
 """What optimizers cost, ours beside torch's and the libraries', interleaved in one process.
 
-python -m exp.bench [steps] [polar] [training] [instruments] [sharding] [--rounds N] [--full]
-                    [--clock wall|thread] [--output DIR]
+python -m exp.bench [steps] [polar] [training] [instruments] [sharding] [--render] [--rounds N]
+                    [--full] [--clock wall|thread] [--output DIR]
 """
 
 import argparse
-import json
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from exp.bench import instruments, polar, report, sharding, steps, training
+from exp.bench import instruments, page, polar, sharding, steps, training
 from exp.bench.timing import CLOCKS
+from exp.harness.cli import BAD_INPUT, COMPLETED
 from exp.harness.facts import device_name, instruction_set, version_of
+from exp.report.jsonfile import write_json
 
 PARTS = ("steps", "polar", "training", "instruments", "sharding")
 PACKAGES = ("torch", "pytorch_optimizer", "heavyball")
+OUTPUT, PUBLISHED = Path("outputs/bench"), Path("outputs/paper/bench")
 
 
 def facts(device: torch.device, clock: str) -> dict:
@@ -25,48 +29,64 @@ def facts(device: torch.device, clock: str) -> dict:
             "versions": {name: version_of(name) for name in PACKAGES}}
 
 
-def write(path: Path, known: dict, results: dict) -> None:
-    """Write what was measured, and on what, as JSON."""
-    content = {"facts": known, "results": results}
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+def results(part: str, rounds: int, clock: str, device: torch.device, full: bool) -> Iterator[dict]:
+    """What a part has measured so far, the last time completely."""
+    if part == "training":
+        rows: dict = {}
+        for config, of_config in training.measure(rounds, clock, device, full):
+            rows[config] = of_config
+            yield rows
+    elif part == "sharding":
+        yield sharding.measure(rounds)
+    else:
+        modules = {"steps": steps, "polar": polar, "instruments": instruments}
+        yield modules[part].measure(rounds, clock, device)
 
 
-def main() -> None:
-    """Measure the parts asked for, write <part>.json each, then the report of all there are."""
-    parser = argparse.ArgumentParser(prog="python -m exp.bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART",
-                        help=f"of {PARTS}; default: all but sharding, which is for idle CPUs")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the parts asked for, write <part>_<kind>.json each, then the page of all there are;
+    the exit status: 0, or 2 for bad arguments or a damaged file."""
+    options = _parser().parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # Peers orthogonalize in bfloat16, which a CPU has in hardware or emulates: two worlds.
+    cpu = "cpu-bf16" if "bf16" in instruction_set() else "cpu"
+    for part in [] if options.render else options.parts or PARTS[:-1]:
+        name = "training-full" if part == "training" and options.full else part
+        kind = cpu if part == "sharding" or device.type == "cpu" else device.type
+        for measured in results(part, options.rounds, options.clock, device, options.full):
+            write_json(options.output / f"{name}_{kind}.json",
+                       {"facts": facts(device, options.clock), "results": measured}, depth=4)
+    try:
+        page.write(options.output)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    print(f"written to {options.output / 'bench.md'}")
+    return COMPLETED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m exp.bench",
+                                     description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", type=_part,
+                        help=f"of {', '.join(PARTS)}; default: all but sharding, which is for idle "
+                             "CPUs")
+    parser.add_argument("--render", action="store_true",
+                        help="make the page and the figures from the JSON in --output")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--full", action="store_true",
                         help="training: the models of the paper, in a file of their own")
-    parser.add_argument("--output", type=Path, default=Path("outputs/paper/bench"))
-    options = parser.parse_args()
-    for part in options.parts:
-        if part not in PARTS:
-            parser.error(f"unknown part {part!r}; known: {', '.join(PARTS)}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # Peers orthogonalize in bfloat16, which a CPU has in hardware or emulates: two worlds.
-    cpu = "cpu-bf16" if "bf16" in instruction_set() else "cpu"
-    options.output.mkdir(parents=True, exist_ok=True)
-    for part in options.parts or PARTS[:-1]:
-        name = "training-full" if part == "training" and options.full else part
-        kind = cpu if part == "sharding" or device.type == "cpu" else device.type
-        path = options.output / f"{name}_{kind}.json"
-        arguments = (options.rounds, options.clock, device)
-        if part == "training":
-            found = {}
-            for config, rows in training.measure(*arguments, options.full):
-                found[config] = rows
-                write(path, facts(device, options.clock), found)
-        elif part == "sharding":
-            write(path, facts(device, options.clock), sharding.measure(options.rounds))
-        else:
-            modules = {"steps": steps, "polar": polar, "instruments": instruments}
-            write(path, facts(device, options.clock), modules[part].measure(*arguments))
-    report.write(options.output)
-    print((options.output / "bench.md").read_text(encoding="utf-8"))
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="DIR",
+                        help=f"default {OUTPUT}; {PUBLISHED} are the published results")
+    return parser
+
+
+def _part(name: str) -> str:
+    if name not in PARTS:
+        raise argparse.ArgumentTypeError(f"unknown part {name!r}; known: {', '.join(PARTS)}")
+    return name
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -54,7 +54,7 @@ def canvas(path: Path, rows: int = 1, columns: int = 1, panel: tuple[float, floa
         _finish(axes)
     if legend:
         _legend(figure, panels)
-    figure.suptitle(_plain(title) or None, fontsize=12)
+    figure.suptitle(title or None, fontsize=12, parse_math=False)
     figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
 
 
@@ -102,7 +102,7 @@ def styles(labels: Iterable[str]) -> dict[str, dict]:
         seen[chosen] += 1
         result[label] = {"color": chosen, "linestyle": DASHES[number],
                          "marker": MARKERS[number], "markersize": 3.5, "linewidth": 1.6,
-                         "label": _plain(display_name(label))}
+                         "label": display_name(label)}
     return result
 
 
@@ -156,31 +156,47 @@ def _names() -> dict[str, str]:
     return names
 
 
-def _plain(text: str) -> str:
-    """Text in which "$" begins no formula: a folder may be named $x^$."""
-    return text.replace("$", r"\$")
-
-
 def _key(label: str) -> str:
     return re.sub(r"[^a-z0-9]", "", label.lower())
 
 
 def _finish(axes) -> None:
-    """Grid and spines of a panel; one without data is hidden."""
+    """Grid and spines of a panel, its texts as they are (a folder may be named $x^$); one without
+    data is hidden."""
     if not axes.has_data():
         axes.set_axis_off()
         return
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+    for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+        text.set_parse_math(False)
+    for axis in (axes.xaxis, axes.yaxis):
+        _log_ticks(axis)
+
+
+def _log_ticks(axis) -> None:
+    """Plain numbers on a logarithmic axis of less than two decades: matplotlib's 2 x 10^3 overlap
+    there. Ticks that were set are left alone."""
+    from matplotlib.ticker import AutoLocator, LogLocator, NullFormatter
+
+    low, high = sorted(axis.get_view_interval())
+    if isinstance(axis.get_major_locator(), LogLocator) and high < 100 * low:
+        subs = (1, 2, 5) if high > 4 * low else range(1, 10) if high > 1.5 * low else None
+        axis.set_major_locator(LogLocator(subs=subs) if subs else AutoLocator())
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure, panels: np.ndarray) -> None:
     """One legend under the panels; labels that several panels share are shown once."""
     handles = {label: handle for axes in panels.flat if axes.get_legend() is None
                for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    if handles:
-        inches = figure.get_figwidth()
-        widest = max(map(len, handles)) * 0.075 + 0.6
-        figure.legend(handles.values(), handles, loc="outside lower center", frameon=False,
-                      fontsize=8, ncols=max(1, min(len(handles), int(inches / widest))))
+    if not handles:
+        return
+    widest = max(map(len, handles)) * 0.075 + 0.6  # inches
+    legend = figure.legend(handles.values(), handles, loc="outside lower center", frameon=False,
+                           fontsize=8, ncols=max(1, min(len(handles), int(
+                               figure.get_figwidth() / widest))))
+    for text in legend.texts:
+        text.set_parse_math(False)

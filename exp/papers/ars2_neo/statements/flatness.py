@@ -107,4 +107,4 @@ def figure(rows: Rows) -> dict:
                 name: (axes[key], axes["gap"]) for name, axes in by_name.items()}
                 for task, by_name in rows.tree(*KEYS).items() for key in MEASURES},
             "xlabel": "curvature of the training loss", "ylabel": "gap (nats)", "points": True,
-            "symlog": {"x": 0.01}}
+            "xscale": "log"}

@@ -1,0 +1,142 @@
+"""bench.md and pareto_<kind>.png from the JSON files of the benchmarks; notes.md is put at its end.
+
+A file is <part>_<kind>.json; kind: cuda, cpu, or cpu-bf16, which has bfloat16 products in hardware.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from exp.report.canvas import curves
+from exp.report.jsonfile import read_json
+from exp.report.tables import page, table
+
+
+def write(folder: Path) -> None:
+    """Make the page and the figures anew from every JSON file in the folder."""
+    parts = ["# Benchmarks", "Medians over interleaved rounds, quartiles in brackets; a ratio is "
+             "the median over rounds of this / reference in the same round."]
+    for path in sorted(folder.glob("*_*.json")):
+        content = read_json(path)
+        part, kind = path.stem.split("_", 1)
+        parts += [f"## {TITLES[part]}", _facts(content["facts"]), *PARTS[part](content["results"])]
+        if part == "polar":
+            draw(folder / f"pareto_{kind}.png", content["results"])
+    if (notes := folder / "notes.md").exists():
+        parts.append(notes.read_text(encoding="utf-8").strip())
+    (folder / "bench.md").write_text(page(*parts), encoding="utf-8")
+
+
+def _facts(facts: dict) -> str:
+    versions = ", ".join(f"{name} {known}" for name, known in facts["versions"].items() if known)
+    return (f"{facts['device']}, {facts['processor']}, {facts['threads']} thread(s), clock: "
+            f"{facts['clock']}; {versions}.")
+
+
+def spread(row: dict, key: str, digits: str) -> str:
+    """A median with its quartiles."""
+    return f"{row[key]:{digits}} [{row[key + '_low']:{digits}}, {row[key + '_high']:{digits}}]"
+
+
+def tables(*columns: tuple[str, Callable[[dict], str]]) -> Callable[[dict], Iterator[str]]:
+    """A maker of one table for each of {title: {label: row}}; columns: (title, cell of a row), the
+    first one the title of the labels and None."""
+    (corner, _), *rest = columns
+
+    def make(results: dict) -> Iterator[str]:
+        for title, rows in results.items():
+            yield f"### {title}"
+            yield table([(corner, *(name for name, _ in rest)),
+                         *((label, *(cell(row) for _, cell in rest))
+                           for label, row in rows.items())])
+    return make
+
+
+# Ratios are to our Muon; memory beside the weights' own.
+step_tables = tables(
+    ("optimizer", None), ("ms per step", lambda row: spread(row, "ms", ".2f")),
+    ("/ our Muon", lambda row: spread(row, "ratio", ".3g")),
+    ("state / weight", lambda row: f"{row['state_per_weight']:.2f}"),
+    ("transient memory / weight", lambda row: f"{row['extra_per_weight']:.2f}"))
+
+# Ratios are to AdamW, the claim the paper's. Memory: weights, gradients, state, activations and
+# what a step needs, at the worst moment.
+training_tables = tables(
+    ("mode", None), ("ms per step", lambda row: spread(row, "ms", ".1f")),
+    ("/ AdamW", lambda row: spread(row, "ratio", ".2f")),
+    ("claim", lambda row: f"{row['claim']:.2f}" if row["claim"] else "–"),
+    ("evaluations per step", lambda row: f"{row['evaluations']:.2f}"),
+    ("state / weight", lambda row: f"{row['state_per_weight']:.2f}"),
+    ("peak memory, MB", lambda row: f"{row['memory'] / 1e6:.0f}"),
+    ("/ AdamW", lambda row: f"{row['memory_ratio']:.2f}"))
+
+# A measurement over a training step of the same round.
+instrument_tables = tables(
+    ("", None), ("ms", lambda row: spread(row, "ms", ".2f")),
+    ("/ training step", lambda row: spread(row, "ratio", ".2f")),
+    ("of the training time, once per epoch",
+     lambda row: f"{row['per_epoch']:.1%}" if "per_epoch" in row else "–"))
+
+
+def polar_tables(results: dict) -> Iterator[str]:
+    """One table per size; errors are relative distances from the exact polar factor."""
+    size, best = results.get("peak_size", 1024), results["peak_gflops"]
+    wide = results.get("float32_peak_gflops", best)
+    yield (f"Peak of a {size} x {size} product: {best:.0f} GFLOP/s"
+           + (f", in float32 {wide:.0f}." if wide != best else "."))
+    kinds = next(iter(next(iter(results["sizes"].values())).values()))["error"]
+    yield from tables(
+        ("method", None), ("ms", lambda row: spread(row, "ms", ".2f")),
+        ("/ keller", lambda row: f"{row['ratio']:.2f}"),
+        ("share of peak", lambda row: f"{row['share_of_peak']:.0%}" if row["gflops"] else "–"),
+        *((kind, lambda row, kind=kind: f"{row['error'][kind]:.2g}") for kind in kinds),
+    )(results["sizes"])
+
+
+def sharding_tables(results: dict) -> Iterator[str]:
+    """Shared steps beside those of one process, then the projection."""
+    yield ("Hidden matrices of the published Qwen3, one thread per process, "
+           f"{results['cores']} cores; a larger number of processes shares them.")
+
+    def megabytes(row: dict, key: str) -> str:
+        return ", ".join(f"{size / 1e6:.1f}" for size in row[key])
+
+    lines = [("optimizer, processes", "alone, ms", "all at once, ms", "shared, ms",
+              "alone / shared", "predicted, ms", "state of each, MB",
+              "received by each, MB (least)")]
+    for count in filter(str.isdigit, results):
+        for name, row in results[count].items():
+            lines.append((
+                f"{name}, {count}", *(spread(row[key], "ms", ".0f") for key in (
+                    "alone", "crowded", "shared")), f"{1 / row['shared']['ratio']:.2f}",
+                f"{row['predicted_ms']:.0f}", megabytes(row, "state_bytes"),
+                f"{megabytes(row, 'received_bytes')} ({row['least_received_bytes'] / 1e6:.1f})"))
+    yield table(lines)
+    p = results["projection"]
+    yield (f"Projected to {p['parameters'] / 1e9:.2f} B parameters in matrices on 128 "
+           "processes (4e14 operations, 5e10 bytes a second and 20 microseconds a message "
+           f"assumed): every process orthogonalizing all of them {1e3 * p['alone_s']:.0f} ms per "
+           f"step, its share {1e3 * p['shared_s']:.1f} ms and {1e3 * p['exchange_s']:.0f} ms to "
+           "exchange weights. Traffic per "
+           f"step: gradients {p['gradient_bytes'] / 1e9:.1f} GB, weights "
+           f"{p['weight_bytes'] / 1e9:.1f} GB. Row statistics as a tensor-parallel NorMuon would "
+           f"sum them: {p['normuon_row_bytes'] / 1e6:.1f} MB, {p['normuon_share']:.2%} of it; for "
+           "the paper's own m = 16384 and factor log2 128, against one exchange of the matrix, "
+           f"{p['normuon_share_as_stated']:.2%}. The paper says 15 to 20 %: does not hold.")
+
+
+def draw(path: Path, results: dict) -> None:
+    """Time against error on the Gaussian matrix, one panel per size; lower left is better."""
+    curves(path, {size: {name: ([row["ms"]], [max(row["error"]["gaussian"], 1e-8)])
+                         for name, row in rows.items()}
+                  for size, rows in results["sizes"].items()},
+           most=2, xlabel="ms per matrix", ylabel="distance from the exact polar factor",
+           xscale="log", yscale="log", points=True)
+
+
+TITLES = {"steps": "Optimizer steps", "polar": "Orthogonalization", "training": "Training steps",
+          "training-full": "Training steps, the paper's models",
+          "instruments": "Instruments (`[experiment] diagnostics`)",
+          "sharding": "Steps shared out over processes"}
+PARTS = {"steps": step_tables, "polar": polar_tables, "training": training_tables,
+         "training-full": training_tables, "instruments": instrument_tables,
+         "sharding": sharding_tables}
