@@ -12,6 +12,8 @@ import torch
 import data
 import data.cifar10
 import data.wikitext2
+from exp.harness.task import task_named, tasks
+from exp.harness.toml import read_toml, to_toml
 
 torch.set_num_threads(1)  # the shapes are tiny: a second thread only waits
 
@@ -19,17 +21,19 @@ REAL_DATA = os.environ.get("ARS_DATA")
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "3.14", "<unk>",
          "naïve", "of", "in", "1984")
 
-# What makes any config of a task small enough to take a second; two steps an epoch.
-TINY = {
-    "grokking": ["data.p=11", "data.fraction=0.5", "data.batch_size=30", "model.d_model=16",
-                 "model.d_head=4", "model.d_mlp=32"],
-    "cifar": ["data.batch_size=20", "data.subset=0.4", "data.epochs_per_pass=1", "model.width=2"],
-    "wikitext2": ["data.batch_size=4", "data.vocab_size=300", "data.sequence_length=15",
-                  "data.subset=1.0", "model.hidden_size=16", "model.num_hidden_layers=1",
-                  "model.num_attention_heads=2", "model.num_key_value_heads=2",
-                  "model.head_dim=8", "model.intermediate_size=32",
-                  "model.max_position_embeddings=32"],
-}
+# What makes any config of a task small enough to take a second; two steps per epoch.
+TINY = {name: task_named(name).scale("tiny") for name in tasks()}
+
+
+def aga_config(name: str, folder: Path) -> Path:
+    """The task's baseline with ARS2-Neo in its adaptive mode, written to a file beside `folder`."""
+    settings = read_toml(task_named(name).config)
+    settings["optimizer"] = {"name": "ars2_neo", "lr": 1e-3, "betas": [0.9, 0.95], "k": 10,
+                             "weight_decay": 0.1, "adaptive_sync": True}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.parent / f"{name}_aga.toml"
+    path.write_text(to_toml(settings), encoding="utf-8")
+    return path
 
 
 def pytest_addoption(parser):

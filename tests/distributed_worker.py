@@ -3,12 +3,12 @@
 ROOT holds the tiny data sets and checksums.json; OUT gets the trajectories of every case as out.pt.
 """
 
-import importlib
 import json
 import sys
-import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from conftest import TINY
@@ -33,14 +33,12 @@ from exp.harness.distributed import (
 )
 from exp.harness.errors import ConfigError
 from exp.harness.folder import RunFolder
-from exp.harness.toml import apply_override
+from exp.harness.task import task_named
+from exp.harness.toml import apply_override, read_toml
 from optimizer import build_optimizer
 from optimizer.parts.sharded import Sharded
 
 STEPS = 6
-CONFIG = {"grokking": "config/lrp_grok_adamw_600e.toml",
-          "cifar": "config/mini_cifar10_muon.toml",
-          "wikitext2": "config/mini_wikitext2_muon.toml"}
 ARS = {"name": "ars2_neo", "lr": 1e-3, "rho": 0.1}
 RULES = {
     "adamw": {"name": "adamw", "lr": 1e-2},
@@ -82,11 +80,11 @@ def trajectory(task: str, rule: str, sharding: str, steps: int = STEPS) -> dict:
             if rule == "soap" and task != "wikitext2" and len(losses) == 1:
                 fix_bases(run.optimizer.state)
         epoch += 1
-    module = importlib.import_module(f"exp.{task}.train")
-    held_out = {"grokking": lambda: module.evaluate(run.objective, *run.data.eval),
-                "wikitext2": lambda: module.evaluate(run.objective, run.data, "test"),
-                "cifar": lambda: module.evaluate(run.objective, run.data.eval[0].double(),
-                                                 run.data.eval[1])}
+    evaluate = run.task.evaluate
+    held_out = {"grokking": lambda: evaluate(run.objective, run.data),
+                "wikitext2": lambda: evaluate(run.objective, run.data, "test"),
+                "cifar": lambda: evaluate(run.objective, SimpleNamespace(eval=(
+                    run.data.eval[0].double(), run.data.eval[1])))}
     return {"losses": losses, "evaluation": held_out[task](),
             "train_loss": run.objective.means()["train_loss"],
             "weights": whole(run.model.state_dict()),
@@ -97,8 +95,8 @@ def trajectory(task: str, rule: str, sharding: str, steps: int = STEPS) -> dict:
 
 def built(task: str, optimizer: dict, experiment: dict, data: dict) -> Built:
     """The tiny task with these settings; images as precise as the weights are."""
-    module = importlib.import_module(f"exp.{task}.train")
-    settings = tomllib.loads(Path(CONFIG[task]).read_text(encoding="utf-8"))
+    of_task = task_named(task)
+    settings = read_toml(of_task.config)
     for override in TINY[task]:
         apply_override(settings, override)
     settings["experiment"] |= {"device": "cpu", **experiment}
@@ -108,9 +106,9 @@ def built(task: str, optimizer: dict, experiment: dict, data: dict) -> Built:
     def loss_fn(model, inputs, targets):
         if inputs.is_floating_point():
             inputs = inputs.to(torch.get_default_dtype())
-        return module.loss_fn(model, inputs, targets)
+        return of_task.loss_fn(model, inputs, targets)
 
-    return build(complete(settings, module.TASK), module.TASK, loss_fn)
+    return build(complete(settings, of_task), replace(of_task, loss_fn=loss_fn))
 
 
 def local_sam() -> list[torch.Tensor]:

@@ -9,7 +9,7 @@ from conftest import TINY
 
 from exp.harness import cli
 from exp.harness.config import complete
-from exp.jobs.queue import task_named
+from exp.harness.task import task_named, train_function
 from exp.tune import __main__ as command
 from exp.tune import ablation as page
 from exp.tune import cells, space, study
@@ -108,8 +108,8 @@ def test_a_small_ablation_from_end_to_end(tmp_path, monkeypatch):
 
     def run_here(jobs, launcher):
         task = task_named("grokking")
-        train = __import__("exp.grokking.train", fromlist=["train"]).train
-        return {job: cli.launch(task, train, job.command("--overwrite")[3:]) for job in jobs}
+        return {job: cli.launch(task, train_function("grokking"), job.command("--overwrite")[3:])
+                for job in jobs}
 
     monkeypatch.setattr(command, "run_jobs", run_here)
     options = ["grokking", "--ablation", "--budget", "1", "--studies", "1", "--fresh-seeds", "2",

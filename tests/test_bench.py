@@ -208,7 +208,7 @@ def test_a_step_is_a_step_whether_timed_singly_or_a_cycle_at_a_time(monkeypatch)
             function()
         return {"AdamW": [2.0, 4.0], training.BARE: [1.0, None], "Lazy k=5": [15.0, 30.0]}
 
-    monkeypatch.setattr(training, "FULL", {"grokking": "lrp_grok_adamw_600e"})
+    monkeypatch.setattr(training, "tasks", lambda: ["grokking"])
     monkeypatch.setattr(training, "FULL_MODES", ("AdamW", training.BARE, "Lazy k=5"))
     monkeypatch.setattr(training, "interleaved", interleaved)
     ((_, rows),) = training.measure(2, "wall", torch.device("cpu"), full=True)

@@ -230,14 +230,14 @@ def test_a_batch_scaling_needs_its_base_and_a_base_its_scaling(settings):
 
 
 def test_the_batch_size_of_the_data_scales_the_rate_of_a_run():
-    from exp.grokking.train import TASK, loss_fn
+    from exp.grokking.train import TASK
 
     settings = grok("data.batch_size=32", "optimizer.lr=0.01", "optimizer.adamw.lr=0.02",
                     "schedule.batch_scaling='linear'", "schedule.base_batch_size=64",
                     "data.p=11", "experiment.device='cpu'")
     assert settings["schedule"]["batch_scaling"] == "linear"
     assert settings["schedule"]["base_batch_size"] == 64
-    groups = build(settings, TASK, loss_fn).optimizer.param_groups
+    groups = build(settings, TASK).optimizer.param_groups
     assert [group["lr"] for group in groups] == pytest.approx([0.005, 0.01])
 
 
@@ -313,6 +313,6 @@ def test_only_tf32_lets_cuda_round_the_operands_of_products():
 
 
 def build_tiny_grokking(*overrides):
-    from exp.grokking.train import TASK, loss_fn
+    from exp.grokking.train import TASK
 
-    return build(grok("data.p=7", "model.d_model=16", *overrides), TASK, loss_fn)
+    return build(grok("data.p=7", "model.d_model=16", *overrides), TASK)

@@ -6,29 +6,25 @@ import tomllib
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, aga_config
 from torch import nn
 from torch.nn import functional as F
 
+from exp.harness import cli
 from exp.harness.curvature import curvature, sam_sharpness
 from exp.harness.diagnostics import adam_direction, cosine, spectrum
+from exp.harness.task import task_named, train_function
 from model import build_model
 
 DOUBLE = torch.float64
 
 
 def launch(task, folder, *overrides):
-    import importlib
-
-    from exp.harness import cli
-
-    configs = {"grokking": "lrp_grok_ars2_neo_aga_400e", "cifar": "lrp_cifar10_ars2_neo_aga_20e",
-               "wikitext2": "lrp_wikitext2_ars2_neo_aga_10e"}
-    module = importlib.import_module(f"exp.{task}.train")
+    config = aga_config(task, folder)
     options = [word for item in (*TINY[task], "experiment.epochs=2", *overrides)
                for word in ("--set", item)]
-    return cli.launch(module.TASK, module.train, [
-        "--config", f"config/{configs[task]}.toml", "--output", str(folder), *options])
+    return cli.launch(task_named(task), train_function(task), [
+        "--config", str(config), "--output", str(folder), *options])
 
 
 def test_the_spectrum_of_known_matrices_by_hand():

@@ -8,9 +8,9 @@ import pytest
 from exp.harness import recipes as recipes_module
 from exp.harness.config import complete
 from exp.harness.recipes import recipe, recipes
+from exp.harness.task import task_named
 from exp.harness.toml import to_toml
 from exp.jobs.freshness import Identity, folder_identity, identity, kept_identity, kept_recipes
-from exp.jobs.queue import task_named
 
 TASK = task_named("grokking")
 

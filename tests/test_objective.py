@@ -1,11 +1,9 @@
 """The closure: what it counts, averages, freezes and repeats; and the tasks' evaluations."""
 
-import importlib
 import math
 import subprocess
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,10 +14,12 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.batches import Batches
-from exp.cifar.train import evaluate as evaluate_cifar
+from exp.cifar.train import EVAL_BATCH
 from exp.harness.build import build
+from exp.harness.classification import evaluate as evaluate_cifar
 from exp.harness.config import load_settings
 from exp.harness.objective import Objective
+from exp.harness.task import task_named, tasks
 from exp.wikitext2.train import evaluate as evaluate_wikitext2
 
 
@@ -128,7 +128,7 @@ def test_cifar_evaluation_counts_every_image_once():
     logits = torch.tensor([2.0, 1.0, 0.0])
     objective = Objective(Fixed(logits), None, nullcontext)
     images, labels = torch.zeros(1203, 3, 2, 2), torch.arange(1203) % 3
-    found = evaluate_cifar(objective, images, labels)
+    found = evaluate_cifar(objective, images, labels, EVAL_BATCH)
     assert found["eval_accuracy"] == pytest.approx(401 / 1203)
     expected = F.cross_entropy(logits.expand(1203, -1), labels)
     assert found["eval_loss"] == pytest.approx(float(expected), rel=1e-6)
@@ -166,17 +166,13 @@ class Questions(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize("task, config, rows", [
-    ("grokking", "lrp_grok_adamw_600e", "EVAL_BATCH"),
-    ("cifar", "mini_cifar10_adamw", "EVAL_BATCH"),
-    ("wikitext2", "mini_wikitext2_adamw", "EVAL_TOKENS")])
-def test_passes_ask_for_no_value_and_evaluation_only_in_the_end(task, config, rows, tiny_data,
-                                                                monkeypatch):
+@pytest.mark.parametrize("name", tasks())
+def test_passes_ask_for_no_value_and_evaluation_only_in_the_end(name, tiny_data, monkeypatch):
     """With real tensors: libraries spare fake ones the questions that they ask of real ones."""
-    script = importlib.import_module(f"exp.{task}.train")
-    settings = load_settings(Path(f"config/{config}.toml"), TINY[task], script.TASK)
-    built = build(settings, script.TASK, script.loss_fn)
-    data = (built.data,) if task == "wikitext2" else built.data.eval
+    task = task_named(name)
+    built = build(load_settings(task.config, TINY[name], task), task)
+    script = sys.modules[task.evaluate.__module__]
+    (batches,) = (value for key, value in vars(script).items() if key.startswith("EVAL_"))
     closure = built.objective.on(next(iter(built.data.train.epoch(0))))
     with Questions() as questions:
         closure()
@@ -184,8 +180,8 @@ def test_passes_ask_for_no_value_and_evaluation_only_in_the_end(task, config, ro
     assert questions.asked == []
     counts = []
     for size in (1, 10**6):
-        monkeypatch.setitem(getattr(script, rows), "cpu", size)
+        monkeypatch.setitem(batches, "cpu", size)
         with Questions() as questions:
-            script.evaluate(built.objective, *data)
+            task.evaluate(built.objective, built.data)
         counts.append(len(questions.asked))
     assert counts[0] == counts[1]

@@ -1,6 +1,5 @@
 """Whole runs through the command line: records, resuming bit for bit, and failing without loss."""
 
-import importlib
 import json
 import math
 import os
@@ -19,11 +18,13 @@ import pytest
 import torch
 from conftest import TINY
 
+from data import DataError
 from exp.harness import cli
 from exp.harness.config import complete
 from exp.harness.device import peak_memory
 from exp.harness.folder import RunFolder
 from exp.harness.objective import Objective
+from exp.harness.task import task_named, train_function
 from exp.harness.toml import to_toml
 from exp.jobs.queue import Job, state
 from model import build_model
@@ -35,16 +36,11 @@ AGA = {"grokking": "config/lrp_grok_ars2_neo_aga_400e.toml",
        "wikitext2": "config/mini_wikitext2_ars2_neo_aga.toml"}
 
 
-def script(task):
-    return importlib.import_module(f"exp.{task}.train")
-
-
 def launch(task, output, *options, config=None, epochs=3):
-    module = script(task)
     tiny = [word for override in [*TINY[task], f"experiment.epochs={epochs}"]
             for word in ("--set", override)]
     arguments = ["--config", str(config or AGA[task]), "--output", str(output), "--device", "cpu"]
-    return cli.launch(module.TASK, module.train, [*arguments, *tiny, *options])
+    return cli.launch(task_named(task), train_function(task), [*arguments, *tiny, *options])
 
 
 def lines(folder):
@@ -74,7 +70,7 @@ def same(a, b):
 def test_every_config_builds_in_full_and_trains_two_steps(path, tiny_data, tmp_path):
     settings = tomllib.loads(path.read_text())
     task = settings["experiment"]["task"]
-    settings = complete(settings, script(task).TASK)
+    settings = complete(settings, task_named(task))
     sizes = {"grokking": {"vocab_size": 114}, "cifar": {"num_classes": 10},
              "wikitext2": {"vocab_size": settings["data"].get("vocab_size")}}[task]
     model = build_model(settings["model"], **sizes)
@@ -88,15 +84,15 @@ def test_every_config_builds_in_full_and_trains_two_steps(path, tiny_data, tmp_p
 
 
 def test_the_best_epoch_is_tested_once_on_data_that_did_not_choose_it(tiny_data, tmp_path):
-    from exp.cifar.train import TASK, evaluate, loss_fn
+    from exp.cifar.train import TASK, evaluate
     from exp.harness.build import build
 
     folder = tmp_path / "run"
     assert launch("cifar", folder, "--set", "data.validation=0.2", epochs=4) == 0
     best = json.loads((folder / "summary.json").read_text())["best"]
-    built = build(tomllib.loads((folder / "config.toml").read_text()), TASK, loss_fn)
+    built = build(tomllib.loads((folder / "config.toml").read_text()), TASK)
     built.model.load_state_dict(checkpoint(folder, "best.pt")["model"])
-    found = evaluate(built.objective, *built.data.test)
+    found = evaluate(built.objective, built.data, "test")
     assert best["test_accuracy"] == found["eval_accuracy"]
     assert best["test_loss"] == pytest.approx(found["eval_loss"], rel=1e-5)
     assert launch("cifar", folder, "--resume", "--set", "data.validation=0.2", epochs=4) == 0
@@ -118,10 +114,10 @@ def test_a_run_may_leave_the_test_split_alone(tiny_data, tmp_path):
 def test_evaluation_of_text_is_the_same_however_many_rows_at_a_time(tiny_data, monkeypatch):
     from exp.harness.build import build
     from exp.harness.config import load_settings
-    from exp.wikitext2.train import EVAL_TOKENS, TASK, evaluate, loss_fn
+    from exp.wikitext2.train import EVAL_TOKENS, TASK, evaluate
 
     settings = load_settings(Path(AGA["wikitext2"]), TINY["wikitext2"], TASK)
-    built = build(settings, TASK, loss_fn)
+    built = build(settings, TASK)
     found = []
     for tokens in (1, 100, 2**12):
         monkeypatch.setitem(EVAL_TOKENS, "cpu", tokens)
@@ -237,7 +233,8 @@ def test_a_checkpoint_of_before_instruments_and_processes_were_in_it_resumes(tmp
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     """SIGKILL of a real process at an arbitrary moment, checkpoints after every epoch."""
     code = ("import sys; import exp.harness.checkpoint as c; c.CHECKPOINT_SECONDS = 0;"
-            "from exp.grokking.train import main; sys.exit(main())")
+            "from exp.harness.cli import launch; from exp.grokking.train import TASK, train;"
+            "sys.exit(launch(TASK, train))")
     options = ["--config", AGA["grokking"], "--device", "cpu"]
     for override in [*TINY["grokking"], "experiment.epochs=400"]:
         options += ["--set", override]
@@ -335,7 +332,7 @@ def test_missing_data_is_one_clear_message(tmp_path, monkeypatch, capsys, tiny_d
 
 
 def refuse(*arguments):
-    raise script("cifar").cifar10.__globals__["DataError"]("put the folder there")
+    raise DataError("put the folder there")
 
 
 def test_cuda_is_refused_where_there_is_none(tmp_path, capsys, tiny_data, monkeypatch):
@@ -448,7 +445,7 @@ def test_bad_places_and_sizes_are_refused_before_anything_is_written(tiny_data, 
 
 
 def test_what_diverges_keeps_the_weights_of_its_best_epoch(tiny_data, tmp_path):
-    from exp.grokking.train import TASK, evaluate, loss_fn
+    from exp.grokking.train import TASK, evaluate
     from exp.harness.build import build
 
     folder = tmp_path / "run"
@@ -457,15 +454,15 @@ def test_what_diverges_keeps_the_weights_of_its_best_epoch(tiny_data, tmp_path):
                   "--set", "model.d_model=8", epochs=60) == 3
     best = json.loads((folder / "summary.json").read_text())["best"]
     assert best and not (folder / "latest.pt").exists()
-    built = build(tomllib.loads((folder / "config.toml").read_text()), TASK, loss_fn)
+    built = build(tomllib.loads((folder / "config.toml").read_text()), TASK)
     built.model.load_state_dict(checkpoint(folder, "best.pt")["model"])
-    assert evaluate(built.objective, *built.data.eval)["eval_accuracy"] == best["eval_accuracy"]
+    assert evaluate(built.objective, built.data)["eval_accuracy"] == best["eval_accuracy"]
 
 
 @pytest.mark.parametrize("routing", [{}, {"routing": "role"}], ids=["alone", "beside AdamW"])
 def test_a_schedule_free_optimizer_is_evaluated_at_its_averaged_weights(routing, tiny_data,
                                                                        tmp_path):
-    from exp.grokking.train import TASK, evaluate, loss_fn
+    from exp.grokking.train import TASK, evaluate
     from exp.harness.build import build
 
     folder, config = tmp_path / "run", tmp_path / "free.toml"
@@ -474,15 +471,15 @@ def test_a_schedule_free_optimizer_is_evaluated_at_its_averaged_weights(routing,
                              **routing}
     config.write_text(to_toml(settings))
     assert launch("grokking", folder, config=config, epochs=3) == 0
-    built = build(tomllib.loads((folder / "config.toml").read_text()), TASK, loss_fn)
+    built = build(tomllib.loads((folder / "config.toml").read_text()), TASK)
     state = checkpoint(folder)
     built.model.load_state_dict(state["model"])
     built.optimizer.load_state_dict(state["optimizer"])
     logged = lines(folder)[-1]["eval_loss"]
-    assert evaluate(built.objective, *built.data.eval)["eval_loss"] == pytest.approx(logged)
+    assert evaluate(built.objective, built.data)["eval_loss"] == pytest.approx(logged)
     schedule_free, *_ = getattr(built.optimizer, "parts", [built.optimizer])
     schedule_free.train()  # where the next step would be taken: elsewhere
-    other = evaluate(built.objective, *built.data.eval)["eval_loss"]
+    other = evaluate(built.objective, built.data)["eval_loss"]
     assert other != pytest.approx(logged, rel=1e-6)
     assert launch("grokking", folder, "--resume", config=config, epochs=4) == 0
     whole = tmp_path / "whole"

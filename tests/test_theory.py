@@ -73,10 +73,9 @@ def test_the_identity_is_exact_on_a_matrix_of_full_rank():
 
 
 def test_a_short_run_of_both_is_written_and_reads_back(tiny_data, tmp_path, monkeypatch, capsys):
-    tables = training.SMALL
-    monkeypatch.setattr(sign_spectrum, "TASKS", {"grokking": ((1, 3), {}),
-                                                 "wikitext2": ((1,), tables["wikitext2"])})
-    monkeypatch.setattr(update_spectrum, "TASKS", {"grokking": {}, "cifar": tables["cifar"]})
+    monkeypatch.setattr(sign_spectrum, "TASKS", {"grokking": ((1, 3), "full"),
+                                                 "wikitext2": ((1,), "small")})
+    monkeypatch.setattr(update_spectrum, "TASKS", {"grokking": "full", "cifar": "small"})
     monkeypatch.setattr(update_spectrum, "STEPS", 3)
     monkeypatch.setattr(update_spectrum, "GRID", {"task": ("grokking", "cifar"), "optimizer": [
         name for name in update_spectrum.RULES if "ARS2" in name or name == "AdamW"]})

@@ -115,7 +115,7 @@ def test_the_autocorrelation_of_a_series_that_turns():
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_the_shear_force_is_the_one_that_ars2_neo_stores(k):
-    run = training.built({"name": "ars2_neo", "k": 2, "lr": 1e-2}, 1, **TINY)
+    run = training.built({"name": "ars2_neo", "k": 2, "lr": 1e-2}, 1, scale="tiny")
     for _ in training.steps(run, 2 * k):
         pass
     params = list(run.model.parameters())
@@ -235,15 +235,15 @@ def test_a_tiny_run_of_each_is_written_and_reads_back(tiny_data, tmp_path, monke
     small(learning_rate_width, STEPS=4, GRID={"optimizer": ars, "width": (8, 16)})
     small(natural_gradient, POINTS=(2, 3), EXAMPLES=40, DAMPINGS=(0.01, 0.1))
     small(slow_sharpness, LAGS=(1, 2), PERIODS=(0, 2), RUN_STEPS=2, WINDOWS={
-        "grokking": ((0,), 3, TINY), "wikitext2": ((0, 2), 3, training.SMALL["wikitext2"])})
+        "grokking": ((0,), 3, "tiny"), "wikitext2": ((0, 2), 3, "small")})
     small(whitened_perturbation, TASKS={"grokking": (1, 2)}, GRID={"task": ("grokking",)},
           LENGTHS=(0.1, 1.0))
-    small(flatness, TASKS={"grokking": TINY, "cifar": training.SMALL["cifar"]}, MAX_EPOCHS=1,
+    small(flatness, TASKS={"grokking": TINY, "cifar": {}}, MAX_EPOCHS=1,
           EXAMPLES=8, HELD_OUT=20,
           GRID={"task": ("grokking", "cifar"), "optimizer": ("AdamW", "SAM-AdamW", "Muon")})
     small(fisher_diagonal, TASKS={
-        "grokking": ((1,), 8, TINY), "cifar": ((1, 2), 4, training.SMALL["cifar"]),
-        "wikitext2": ((1,), 4, training.SMALL["wikitext2"])})
+        "grokking": ((1,), 8, "tiny"), "cifar": ((1, 2), 4, "small"),
+        "wikitext2": ((1,), 4, "small")})
     names = ["learning_rate_width", "natural_gradient", "slow_sharpness", "whitened_perturbation",
              "flatness", "fisher_diagonal"]
     assert command.main([*names, "--seeds", "2", "--output", str(tmp_path)]) == 0

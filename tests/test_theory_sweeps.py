@@ -67,9 +67,7 @@ def test_arrivals_and_speed_ups_by_hand():
 
 def test_a_curve_is_the_training_it_says(tiny_data):
     found = sweeps.curve(sweeps.sgd(0.1), 1, count=4, batch_size=2, warmup=0.5, every=2)
-    small = sweeps.SMALL["wikitext2"]
-    run = training.built(sweeps.sgd(0.1), 1, "wikitext2",
-                         data={**small["data"], "batch_size": 2}, model=small["model"])
+    run = training.built(sweeps.sgd(0.1), 1, "wikitext2", "small", data={"batch_size": 2})
     by_hand = torch.optim.SGD(run.model.parameters(), lr=1.0, momentum=0.9)
     batches, expected = training.batches(run), []
     # Half and all of the rate while it warms up over two steps, less a quarter for each one done.

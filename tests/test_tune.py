@@ -21,8 +21,8 @@ from optuna.trial import TrialState
 from exp.harness.config import complete
 from exp.harness.errors import ConfigError
 from exp.harness.run import Interrupted
+from exp.harness.task import task_named
 from exp.jobs import launch
-from exp.jobs.queue import task_named
 from exp.report.statistics import Estimate
 from exp.report.tables import between_marks
 from exp.tune import __main__ as command

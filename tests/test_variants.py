@@ -15,7 +15,7 @@ from test_ars_family import MATRICES, SHAPES, groups_of, trace
 from test_collection import nesterov
 from torch import nn
 
-from exp.grokking.train import TASK, loss_fn
+from exp.grokking.train import TASK
 from exp.harness.build import build
 from exp.harness.config import complete
 from exp.harness.errors import ConfigError
@@ -331,7 +331,7 @@ def test_8bit_adamw_says_what_to_install(monkeypatch):
         "data": {"batch_size": 8, "p": 5}, "model": {"name": "grokking_transformer"},
         "optimizer": {"name": "adamw_8bit"}}, TASK)
     with pytest.raises(ConfigError, match=r"\[optimizer\] adamw_8bit needs bitsandbytes"):
-        build(settings, TASK, loss_fn)
+        build(settings, TASK)
 
 
 @pytest.mark.parametrize(("shape", "share"), [((1024, 8), 0.05), ((64, 8), 1e-5)])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
 from exp.harness.errors import ConfigError
-from exp.harness.facts import ROOT
+from exp.harness.task import task_named
 from exp.harness.toml import apply_override, read_toml, to_toml
 from exp.jobs.launch import Local
 from exp.jobs.queue import LOG, Job, Stopped, run_jobs, state
@@ -23,9 +23,8 @@ from optimizer import available_optimizers, is_wrapper, optimizer_class
 OUTPUTS = Path("outputs")
 SEED = 1
 TASKS = {
-    "grokking": ("lrp_grok_adamw_600e", ("experiment.epochs=40",)),
-    "cifar": ("mini_cifar10_adamw", ("experiment.epochs=2", "data.subset=0.05",
-                                     "data.batch_size=64", 'schedule.name="constant"')),
+    "grokking": ("full", ("experiment.epochs=40",)),
+    "cifar": ("mini", ("experiment.epochs=2", 'schedule.name="constant"')),
 }
 BESIDE = ("adamw", "sgd")  # torch.optim's own, to compare with
 # Where there is no default, or one for batches of thousands.
@@ -50,9 +49,9 @@ def settings_of(name: str) -> dict:
 def job(name: str, task: str, folder: Path) -> Job:
     """The run of one optimizer on one task; its config is written to `folder`/<task>/<name>.toml.
     """
-    config, overrides = TASKS[task]
-    settings = read_toml(ROOT / "config" / f"{config}.toml")
-    for override in overrides:
+    scale, overrides = TASKS[task]
+    settings = read_toml(task_named(task).config)
+    for override in (*task_named(task).scale(scale), *overrides):
         apply_override(settings, override)
     settings["optimizer"] = settings_of(name)
     path = folder / task / f"{name}.toml"

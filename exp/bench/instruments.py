@@ -1,16 +1,15 @@
 """What each instrument of `[experiment] diagnostics` costs, as a share of a training step."""
 
-import importlib
-from pathlib import Path
 from typing import get_args
 
 import torch
 
 from exp.bench.timing import interleaved, summary
-from exp.bench.training import CONFIGS, endless
+from exp.bench.training import endless
 from exp.harness.build import Built, build
-from exp.harness.config import load_settings
-from exp.harness.diagnostics import Instrument, Instruments
+from exp.harness.config import Instrument, load_settings
+from exp.harness.diagnostics import Instruments
+from exp.harness.task import task_named
 
 REFERENCE = "a training step"
 TASKS = ("grokking", "cifar")
@@ -20,16 +19,14 @@ def measure(rounds: int, clock: str, device: torch.device) -> dict[str, dict]:
     """Per configuration: a training step, and one measurement of each instrument over it;
     "per_epoch": its share of the training time when it measures once an epoch, the default."""
     results = {}
-    for task in TASKS:
-        config = CONFIGS[task]
-        module = importlib.import_module(f"exp.{task}.train")
-        path = Path(__file__).parents[2] / "config" / f"{config}.toml"
-        settings = load_settings(path, [f'experiment.device="{device.type}"'], module.TASK)
-        built = build(settings, module.TASK, module.loss_fn)
+    for task in map(task_named, TASKS):
+        path = task.config
+        settings = load_settings(path, [f'experiment.device="{device.type}"'], task)
+        built = build(settings, task)
         rows = summary(interleaved(functions(built), rounds, clock), REFERENCE)
         for name in get_args(Instrument):
             rows[name]["per_epoch"] = rows[name]["ratio"] / len(built.data.train)
-        results[config] = rows
+        results[path.stem] = rows
     return results
 
 

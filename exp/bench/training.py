@@ -1,9 +1,7 @@
 """Whole training steps of each task in each mode of ARS2-Neo, over AdamW's: the overhead table."""
 
-import importlib
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 
@@ -12,12 +10,9 @@ from exp.bench.memory import peak_bytes
 from exp.bench.timing import interleaved, summary
 from exp.harness.build import Built, build
 from exp.harness.config import load_settings
+from exp.harness.task import task_named, tasks
 from optimizer.parts.state import state_of, state_per_weight
 
-CONFIGS = {"grokking": "lrp_grok_adamw_600e", "wikitext2": "mini_wikitext2_adamw",
-           "cifar": "mini_cifar10_adamw"}
-FULL = {"grokking": "lrp_grok_adamw_600e", "wikitext2": "lrp_wikitext2_adamw_20e",
-        "cifar": "lrp_cifar10_adamw_100e"}
 BARE = "AdamW, bare loop"  # forward, backward and step alone: what our loop is measured against
 MODES = {
     "AdamW": {"name": "adamw"},
@@ -52,13 +47,12 @@ def measure(rounds: int, clock: str, device: torch.device, full: bool
     minutes, so that what is measured is handed out at once.
     """
     modes = FULL_MODES if full else tuple(MODES)
-    for task, config in (FULL if full else CONFIGS).items():
-        module = importlib.import_module(f"exp.{task}.train")
-        path = Path(__file__).parents[2] / "config" / f"{config}.toml"
+    for task in map(task_named, tasks()):
+        path = task.published if full else task.config
         overrides = [f'experiment.device="{device.type}"', *(PAPERS_PRECISION if full else ())]
-        settings = load_settings(path, overrides, module.TASK)
+        settings = load_settings(path, overrides, task)
         runs = {mode: build({**settings, "optimizer": {**MODES[mode], "routing": "role"}},
-                            module.TASK, module.loss_fn) for mode in modes}
+                            task) for mode in modes}
         functions = {mode: (bare if mode == BARE else steps)(
             built, 1 if full and mode not in UNEVEN else PERIOD) for mode, built in runs.items()}
         memory = {mode: needed_bytes(functions[mode], built, device)
@@ -73,7 +67,7 @@ def measure(rounds: int, clock: str, device: torch.device, full: bool
             rows[mode]["memory_ratio"] = memory[mode] / memory["AdamW"]
             taken = functions[mode].period * functions[mode].calls
             rows[mode]["evaluations"] = built.objective.gradient_evaluations / taken
-        yield config, rows
+        yield path.stem, rows
 
 
 def needed_bytes(function: Callable[[], None], built: Built, device: torch.device) -> int:

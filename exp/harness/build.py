@@ -10,12 +10,12 @@ from torch.optim import Optimizer
 from data import DataError
 from data.batches import Batches
 from exp.harness.batch_norm import synchronized
-from exp.harness.config import Task
 from exp.harness.device import autocast, pick_device, seed_everything, set_tf32
 from exp.harness.distributed import data_parallel, main_first, rank, size, together
 from exp.harness.errors import ConfigError
-from exp.harness.objective import LossFunction, Objective
+from exp.harness.objective import Objective
 from exp.harness.schedule import Schedule
+from exp.harness.task import Task
 from model import build_model
 from optimizer import build_optimizer
 from optimizer.parts.gathered import Gathered
@@ -27,6 +27,8 @@ from optimizer.parts.wrapper import Wrapper
 class Built:
     """Everything a training loop needs, made from one configuration."""
 
+    task: Task
+    settings: dict
     device: torch.device
     data: Any
     model: nn.Module
@@ -35,7 +37,7 @@ class Built:
     schedule: Schedule
 
 
-def build(settings: dict, task: Task, loss_fn: LossFunction) -> Built:
+def build(settings: dict, task: Task) -> Built:
     """Seed, then build in the order in which things depend on each other; nothing is written.
 
     Raises ConfigError for a value that a constructor refuses, DataError for missing data.
@@ -45,7 +47,7 @@ def build(settings: dict, task: Task, loss_fn: LossFunction) -> Built:
     set_tf32(experiment["precision"] == "tf32")
     seed_everything(experiment["seed"])
     with together():
-        data, model, optimizer, schedule = _parts(settings, task, loss_fn, device)
+        data, model, optimizer, schedule = _parts(settings, task, device)
     if experiment["compile"]:
         model.compile()
     whole = list(model.parameters())
@@ -53,14 +55,14 @@ def build(settings: dict, task: Task, loss_fn: LossFunction) -> Built:
     if size() > 1:
         shards = dict(zip(whole, model.parameters(), strict=True))
         optimizer = over_processes(optimizer, experiment["sharding"], shards)
-    objective = Objective(model, loss_fn, autocast(device, experiment["precision"]), applied)
+    objective = Objective(model, task.loss_fn, autocast(device, experiment["precision"]), applied)
     # The weights are the same everywhere, the random numbers of training (dropout) need not be.
     if rank():
         torch.manual_seed(experiment["seed"] + rank())
-    return Built(device, data, model, optimizer, objective, schedule)
+    return Built(task, settings, device, data, model, optimizer, objective, schedule)
 
 
-def _parts(settings: dict, task: Task, loss_fn: LossFunction, device: torch.device) -> tuple:
+def _parts(settings: dict, task: Task, device: torch.device) -> tuple:
     experiment = settings["experiment"]
     table = "data"
     try:
@@ -70,7 +72,7 @@ def _parts(settings: dict, task: Task, loss_fn: LossFunction, device: torch.devi
         table = "model"
         sizes = {name: getattr(data, name) for name in task.sizes}
         model = build_model(settings["model"], **sizes).to(device)
-        _require_fit(model, loss_fn, data.train)
+        _require_fit(model, task, data.train)
         if size() > 1:
             model = synchronized(model, device)
         table = "optimizer"
@@ -93,11 +95,11 @@ def _parts(settings: dict, task: Task, loss_fn: LossFunction, device: torch.devi
 
 
 @torch.no_grad()
-def _require_fit(model: nn.Module, loss_fn: LossFunction, train: Batches) -> None:
+def _require_fit(model: nn.Module, task: Task, train: Batches) -> None:
     """One example, before anything is written: a model too small for the data refuses it."""
     example = (part[:1] for part in next(train.epoch(0)))
     model.eval()
-    loss_fn(model, *example)
+    task.loss_fn(model, *example)
     model.train()
 
 

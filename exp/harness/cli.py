@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data import DataError
-from exp.harness.config import Task, load_settings
+from exp.harness.config import load_settings
 from exp.harness.device import keep_freed_memory
 from exp.harness.distributed import (
     from_main,
@@ -20,6 +20,7 @@ from exp.harness.distributed import (
 from exp.harness.errors import ConfigError
 from exp.harness.folder import RunFolder
 from exp.harness.run import Diverged, Interrupted
+from exp.harness.task import Task
 
 COMPLETED, FAILED, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Literal
 
 from exp.harness import schema
-from exp.harness.diagnostics import Instrument
 from exp.harness.errors import ConfigError
 from exp.harness.schedule import Schedule
+from exp.harness.task import Task
 from exp.harness.toml import apply_override, read_toml
 from model import available_models, model_class
 from optimizer import GIVEN_BY_CODE, available_optimizers, is_wrapper, optimizer_class
 from optimizer.parts.matrix import ADAMW_KEYS, MatrixOptimizer
 from optimizer.parts.split import Routing
 
+Instrument = Literal["spectrum", "updates", "alignment", "sharpness"]
 Sharding = Literal["none", "optimizer", "model"]
 
 TABLES = ("experiment", "data", "model", "optimizer", "schedule")
@@ -47,15 +48,6 @@ class Experiment:
             raise ValueError(f"diagnostics_every must be >= 1, got {self.diagnostics_every}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2**63), got {self.seed}")
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a training script says of itself: its name, its data, what the data tells the model."""
-
-    name: str
-    data: Callable
-    sizes: tuple[str, ...]
 
 
 def load_settings(path: Path, overrides: Iterable[str], task: Task) -> dict[str, dict]:

@@ -7,17 +7,15 @@ measurements. Off by default and then free; the time they take is no training ti
 import math
 import time
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from exp.harness.config import Instrument
 from exp.harness.device import wait_for
 from exp.harness.objective import Objective
 from optimizer.parts.polar import as_matrices
-
-Instrument = Literal["spectrum", "updates", "alignment", "sharpness"]
 
 
 class Instruments:

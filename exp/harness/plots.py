@@ -1,15 +1,20 @@
 """curves.png: the learning curves of one run, drawn from its metrics.jsonl."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
-LABELS = {"eval_accuracy": "accuracy", "eval_perplexity": "perplexity"}
+from exp.harness.task import FRACTION, LOSS, Metric
+
 TRAIN, EVAL, MARK = "#8a8f98", "#1f5fbf", "#c2410c"
 
 
 def plot_curves(
-    path: Path, lines: list[dict], metric: str, milestones: dict[str, int | None], title: str
+    path: Path, lines: list[dict], metrics: Sequence[Metric], milestones: dict[str, int | None],
+    title: str,
 ) -> None:
-    """Loss on the left, the metric on the right, milestones as dashed lines; a PNG at `path`.
+    """A panel for the loss and one for each metric, the primary one first and with the milestones
+    as dashed lines; a PNG at `path`.
 
     lines: the objects of metrics.jsonl; null entries (not finite) leave a gap.
     """
@@ -18,30 +23,17 @@ def plot_curves(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    metrics = [LOSS, *sorted(metrics, key=lambda metric: not metric.primary)]
+    figure, axes = plt.subplots(1, len(metrics), figsize=(5 * len(metrics), 3.8),
+                                layout="constrained")
     epochs = [line["epoch"] for line in lines]
-    style = {"linewidth": 1.8, "marker": "o" if len(lines) <= 25 else "", "markersize": 3.5}
-    _curve(left, epochs, lines, "train_loss", "train", TRAIN, style)
-    _curve(left, epochs, lines, "eval_loss", "evaluation", EVAL, style)
-    left.set(ylabel="loss (nats)", yscale="log")
-    _curve(right, epochs, lines, metric.replace("eval", "train"), "train", TRAIN, style)
-    _curve(right, epochs, lines, metric, "evaluation", EVAL, style)
-    right.set_ylabel(LABELS.get(metric, metric))
-    if metric == "eval_accuracy":
-        right.set_ylim(-0.02, 1.02)
-    else:
-        right.set_yscale("log")
+    for metric, panel in zip(metrics, axes, strict=True):
+        _panel(panel, epochs, lines, metric)
     for name, epoch in milestones.items():
         if epoch is not None:
-            right.axvline(epoch, color=MARK, linestyle="--", linewidth=1)
-            right.annotate(f"{name} {epoch}", (epoch, 0.5), xycoords=("data", "axes fraction"),
-                           rotation=90, ha="right", va="center", fontsize=8, color=MARK)
-    for axes in (left, right):
-        axes.set_xlabel("epoch")
-        axes.grid(color="#e3e5e8", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
-        if axes.lines:
-            axes.legend(frameon=False)
+            axes[1].axvline(epoch, color=MARK, linestyle="--", linewidth=1)
+            axes[1].annotate(f"{name} {epoch}", (epoch, 0.5), xycoords=("data", "axes fraction"),
+                             rotation=90, ha="right", va="center", fontsize=8, color=MARK)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -92,9 +84,21 @@ def plot_diagnostics(path: Path, lines: list[dict]) -> None:
     plt.close(figure)
 
 
-def _curve(axes, epochs: list[int], lines: list[dict], key: str, label: str, color: str,
-           style: dict) -> None:
-    values = [line.get(key) for line in lines]
-    if any(value is not None for value in values):
-        numbers = [float("nan") if value is None else value for value in values]
-        axes.plot(epochs, numbers, label=label, color=color, **style)
+def _panel(axes, epochs: list[int], lines: list[dict], metric: Metric) -> None:
+    """The curves of a metric on training and evaluation data."""
+    style = {"linewidth": 1.8, "marker": "o" if len(lines) <= 25 else "", "markersize": 3.5}
+    unit = f" ({metric.unit})" if metric.unit not in ("", FRACTION) else ""
+    axes.set(xlabel="epoch", ylabel=metric.label + unit)
+    for key, label, color in ((metric.name.replace("eval_", "train_", 1), "train", TRAIN),
+                              (metric.name, "evaluation", EVAL)):
+        values = [math.nan if line.get(key) is None else line[key] for line in lines]
+        if not all(map(math.isnan, values)):
+            axes.plot(epochs, values, label=label, color=color, **style)
+    if metric.unit == FRACTION:
+        axes.set_ylim(-0.02, 1.02)
+    elif all(value > 0 for curve in axes.lines for value in curve.get_ydata() if value == value):
+        axes.set_yscale("log")
+    axes.grid(color="#e3e5e8", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.lines:
+        axes.legend(frameon=False)

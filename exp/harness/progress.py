@@ -7,23 +7,23 @@ from pathlib import Path
 from tqdm import tqdm
 
 from exp.harness.distributed import is_main
+from exp.harness.task import Metric
 
 BAR_SECONDS = 0.2  # between updates on a terminal
 LINE_SECONDS = 10.0  # between lines in a log file
-SHOWN = ("eval_accuracy", "eval_perplexity")
 
 
 class Progress:
-    """Shows epoch, loss, last metric and time left over all steps of a run.
+    """Shows epoch, loss, last value of `metric` and time left over all steps of a run.
 
     A terminal gets one bar, cut to its width; anything else a line every ten seconds. Of several
     processes only the main one shows anything.
     """
 
-    def __init__(self, steps: int, epochs: int, step: int) -> None:
+    def __init__(self, steps: int, epochs: int, step: int, metric: Metric) -> None:
         self.steps, self.epochs, self.first_step = steps, epochs, step
         self.started = self.shown = time.perf_counter()
-        self.metric = ""
+        self.metric, self.evaluation = metric, ""
         self.bar = None
         if is_main() and sys.stderr.isatty():
             self.bar = tqdm(total=steps, initial=step, dynamic_ncols=True, leave=False,
@@ -35,14 +35,13 @@ class Progress:
         return is_main() and time.perf_counter() - self.shown >= pause
 
     def evaluated(self, line: dict) -> None:
-        """Remember the metric of a finished epoch."""
-        name = next((name for name in SHOWN if line.get(name) is not None), None)
-        self.metric = f"{name.removeprefix('eval_')} {line[name]:.4g}" if name else ""
+        """Remember the primary metric of a finished epoch."""
+        self.evaluation = f"{self.metric.label} {line[self.metric.name]:.4g}"
 
     def show(self, epoch: int, step: int, loss: float) -> None:
         """Show that epoch `epoch` (1-based) has reached `step` with this training loss."""
         self.shown = time.perf_counter()
-        text = f"epoch {epoch}/{self.epochs} loss {loss:.4g} {self.metric}".rstrip()
+        text = f"epoch {epoch}/{self.epochs} loss {loss:.4g} {self.evaluation}".rstrip()
         if self.bar is not None:
             self.bar.set_description_str(text, refresh=False)
             self.bar.update(step - self.bar.n)

@@ -9,7 +9,8 @@ and the number does not.
 import re
 from pathlib import Path
 
-from exp.harness.config import Task, wrappers
+from exp.harness.config import wrappers
+from exp.harness.task import Task
 from model import model_class
 from optimizer import optimizer_class
 

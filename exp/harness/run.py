@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from data.batches import Batches
 from exp.harness.board import Board
+from exp.harness.build import Built
 from exp.harness.checkpoint import Checkpoints, Position
 from exp.harness.config import Experiment
 from exp.harness.device import peak_memory, restart_peak_memory, wait_for
@@ -20,7 +20,6 @@ from exp.harness.distributed import Consensus, is_main, load_whole, size, togeth
 from exp.harness.facts import run_facts
 from exp.harness.folder import RunFolder
 from exp.harness.interrupts import Interrupts
-from exp.harness.objective import Objective
 from exp.harness.plots import plot_curves, plot_diagnostics
 from exp.harness.progress import Progress, final_table
 
@@ -38,32 +37,27 @@ class Interrupted(Exception):
 class Run:
     """The record of a run and the bookkeeping of its loop:
 
-        with Run(folder, settings, ..., metric="eval_accuracy", mode="max") as run:
+        with Run(folder, built) as run:
             for _ in run.epochs():
-                for batch in run.batches(train):
-                    schedule.set_lr(run.step)
-                    optimizer.step(objective.on(batch))
+                for batch in run.batches(built.data.train):
+                    built.schedule.set_lr(run.step)
+                    built.optimizer.step(built.objective.on(batch))
                 run.log(evaluate(...))
-            run.test(lambda: evaluate(...))  # where there is a split that chose nothing
+            run.test(lambda: evaluate(...))  # where there is a test split
 
-    metric, mode: what best.pt and `stop_at` go by, "max" or "min" is better.
-    milestones: name -> (metric, threshold); the first epoch that reaches it is recorded.
+    best.pt and `stop_at` go by the task's primary metric; the first epoch that reaches each of
+    the task's milestones is recorded.
     Leaving the block writes summary.json and curves.png, however it is left.
     With several processes the main one writes, and all of them stop at the same step.
     Raises ConfigError on entry for a checkpoint of another configuration.
     """
 
-    def __init__(
-        self, folder: RunFolder, settings: dict, model: nn.Module, optimizer: Optimizer,
-        objective: Objective, *, metric: str, mode: Literal["max", "min"],
-        milestones: dict[str, tuple[str, float]] | None = None,
-    ) -> None:
-        self.folder, self.settings = folder, settings
-        self.experiment = Experiment(**settings["experiment"])
-        self.model, self.optimizer, self.objective = model, optimizer, objective
-        self.metric, self.mode, self.thresholds = metric, mode, milestones or {}
-        self.at = Position(milestones=dict.fromkeys(self.thresholds))
-        self.device = next(model.parameters()).device
+    def __init__(self, folder: RunFolder, built: Built) -> None:
+        self.folder, self.task, self.settings = folder, built.task, built.settings
+        self.experiment = Experiment(**built.settings["experiment"])
+        self.model, self.optimizer, self.objective = built.model, built.optimizer, built.objective
+        self.at = Position(milestones=dict.fromkeys(self.task.milestones))
+        self.device = built.device
         self.stopped = False
         self.interrupts = Interrupts()
         self.consensus = Consensus()
@@ -73,10 +67,10 @@ class Run:
         self.tested: dict[str, float] = {}
         self.peak_memory = 0
         asked = self.experiment.diagnostics
-        self.instruments = Instruments(() if isinstance(asked, bool) else asked, model, optimizer,
-                                       objective)
-        self.checkpoints = Checkpoints(folder, settings, model, optimizer, objective,
-                                       self.instruments)
+        self.instruments = Instruments(() if isinstance(asked, bool) else asked, self.model,
+                                       self.optimizer, self.objective)
+        self.checkpoints = Checkpoints(folder, self.settings, self.model, self.optimizer,
+                                       self.objective, self.instruments)
         self.board = self.progress = None  # made when it is known where the run begins
 
     @property
@@ -145,7 +139,8 @@ class Run:
             self.objective.reset()
         if self.progress is None:
             epochs = self.experiment.epochs
-            self.progress = Progress(epochs * len(train), epochs, self.at.step)
+            self.progress = Progress(epochs * len(train), epochs, self.at.step,
+                                     self.task.primary)
         self.instruments.every = self.experiment.diagnostics_every or len(train)
         self.instruments.steps = self.at.step
         restart_peak_memory(self.device)
@@ -186,8 +181,9 @@ class Run:
         self.board.write(line)
         self._require_finite(self.at.epoch, {k: v for k, v in line.items() if isinstance(v, float)})
         self._update_best(line)
-        for name, (metric, threshold) in self.thresholds.items():
-            if self.at.milestones[name] is None and line[metric] >= threshold:
+        for name, (metric, threshold) in self.task.milestones.items():
+            reached = self.task.metric(metric).reaches(line[metric], threshold)
+            if self.at.milestones[name] is None and reached:
                 self.at.milestones[name] = self.at.epoch
         due = self.checkpoints.is_due()
         pending = self.consensus.hear(INTERRUPTED if self.interrupts.pending else 0)
@@ -216,13 +212,14 @@ class Run:
             raise Interrupted
 
     def _update_best(self, line: dict) -> None:
-        value, best = line[self.metric], self.at.best.get(self.metric)
-        sign = 1 if self.mode == "max" else -1
-        if best is None or sign * value > sign * best:
-            self.at.best = {"epoch": self.at.epoch, self.metric: value}
+        metric = self.task.primary
+        value, best = line[metric.name], self.at.best.get(metric.name)
+        if best is None or metric.is_better(value, best):
+            self.at.best = {"epoch": self.at.epoch, metric.name: value}
             self.checkpoints.keep_best()
         target = self.experiment.stop_at
-        self.stopped = target is not None and sign * value >= sign * target or self._is_spent()
+        reached = target is not None and metric.reaches(value, target)
+        self.stopped = reached or self._is_spent()
 
     def _is_spent(self) -> bool:
         limit = self.experiment.max_evaluations
@@ -248,8 +245,9 @@ class Run:
         self.folder.write_json("summary.json", summary)
         lines = self.folder.metrics()
         if lines:
-            plot_curves(self.folder.path / "curves.png", lines, self.metric, self.at.milestones,
-                        f"{self.folder.path.parent.name} · seed {self.experiment.seed}")
+            title = f"{self.folder.path.parent.name} · seed {self.experiment.seed}"
+            plot_curves(self.folder.path / "curves.png", lines, self.task.metrics,
+                        self.at.milestones, title)
             plot_diagnostics(self.folder.path / "diagnostics.png", lines)
         print(final_table(summary, self.folder.path))
 

@@ -35,6 +35,13 @@ def apply_override(settings: dict, override: str) -> None:
     settings[key] = value
 
 
+def overrides_of(settings: dict[str, Any], prefix: str = "") -> tuple[str, ...]:
+    """Settings as `table.key=value` overrides, in order."""
+    return tuple(word for key, value in settings.items() for word in (
+        overrides_of(value, f"{prefix}{key}.") if isinstance(value, dict)
+        else (f"{prefix}{key}={_toml_value(value)}",)))
+
+
 def to_toml(settings: dict[str, Any], prefix: str = "") -> str:
     """Settings as TOML text: numbers, strings, booleans, arrays, and tables of these."""
     lines = [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in settings.items()

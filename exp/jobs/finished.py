@@ -3,11 +3,10 @@
 import json
 from pathlib import Path
 
-from exp.harness.config import Task
+from exp.harness.task import Task
 from exp.jobs.freshness import Identity, folder_identity
 
-CURVES = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy", "eval_perplexity",
-          "eval_perplexity_padded", "gradient_evaluations", "seconds")
+NO_CURVES = ("epoch", "step", "lr", "peak_memory_bytes", "diagnostics")  # of a metrics line
 DIGITS = 5  # of a curve's values: seeds differ in the third
 
 
@@ -24,8 +23,9 @@ def finished_run(folder: Path, task: Task) -> tuple[dict, Identity, dict] | None
     identity = folder_identity(folder, task)
     lines = [json.loads(line)
              for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    curve = {key: [_rounded(line.get(key)) for line in lines] for key in CURVES
-             if any(line.get(key) is not None for line in lines)}
+    names = dict.fromkeys(key for line in lines for key in line if key not in NO_CURVES)
+    curve = {name: [_rounded(line.get(name)) for line in lines] for name in names
+             if any(line.get(name) is not None for line in lines)}
     record = {
         **{key: summary[key] for key in ("status", "epochs", "milestones", "best",
                                          "wall_seconds")},

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from exp.harness.config import Task, complete, wrappers
+from exp.harness.config import complete, wrappers
 from exp.harness.errors import ConfigError
 from exp.harness.recipes import recipes
+from exp.harness.task import Task
 from exp.harness.toml import read_toml
 
 # [experiment] keys that do not change a result.

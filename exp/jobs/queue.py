@@ -1,6 +1,5 @@
 """Many runs: training commands given to a launcher, resumable, with one progress view."""
 
-import importlib
 import json
 import sys
 import time
@@ -12,8 +11,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, INTERRUPTED
-from exp.harness.config import Task, load_settings
+from exp.harness.config import load_settings
 from exp.harness.lock import holder
+from exp.harness.task import task_named
 from exp.jobs.freshness import Identity, folder_identity, identity
 from exp.jobs.launch import LOG, Launcher, Local, Orphan, Process, Work, stop, stoppable
 from exp.jobs.states import ENDS, State
@@ -75,11 +75,6 @@ class Job:
         options = [word for override in self.overrides for word in ("--set", override)]
         return [sys.executable, "-m", f"exp.{self.task}.train", "--config", str(self.config),
                 "--seed", str(self.seed), "--output", str(self.folder), *options, mode]
-
-
-def task_named(name: str) -> Task:
-    """The Task of exp.<name>.train."""
-    return importlib.import_module(f"exp.{name}.train").TASK
 
 
 def state(job: Job) -> State:

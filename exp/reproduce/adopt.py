@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from exp.harness.errors import ConfigError
+from exp.harness.task import task_named
 from exp.harness.toml import read_toml
 from exp.jobs.freshness import Identity, folder_identity
-from exp.jobs.queue import Job, task_named
+from exp.jobs.queue import Job
 from exp.reproduce.plan import Table
 from exp.reproduce.records import collect, is_done, kept_path, read_kept, write_kept
 

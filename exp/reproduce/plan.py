@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from exp.harness.facts import ROOT
-from exp.harness.toml import read_toml
+from exp.harness.task import task_named
+from exp.harness.toml import overrides_of, read_toml
 from exp.jobs.queue import Job
 from optimizer import optimizer_class
 from optimizer.parts.matrix import MatrixOptimizer
@@ -56,10 +57,10 @@ class Table:
     metric, mode: what rows are compared by, and whether "max" or "min" is better; milestone: the
     threshold whose time is compared instead, or "": one of the task's, or with `threshold` the
     first epoch whose metric is at least that. baseline: the row that others are paired with.
-    seeds: scale -> how many. scales, protocols: name -> overrides; a table without a mini scale
-    runs in full on a CPU. grid: factor -> level -> overrides. note: printed on the table's page.
-    other_data: why published numbers are not comparable, where the data set here is another one;
-    orders still are.
+    seeds: scale -> how many. scales, protocols: name -> overrides, a scale's after the task's own
+    of that name; a table without a mini scale runs in full on a CPU. grid: factor -> level ->
+    overrides. note: printed on the table's page. other_data: why published numbers are not
+    comparable, where the data set here is another one; orders still are.
     """
 
     name: str
@@ -104,7 +105,8 @@ class Table:
 
     def overrides(self, row: Row, cell: Cell) -> tuple[str, ...]:
         """The `--set` options that turn the row's config into this cell."""
-        chosen = self.scales[cell.scale] + self.protocols[cell.protocol]
+        of_task = overrides_of(task_named(self.task).scales.get(cell.scale, {}))
+        chosen = of_task + self.scales[cell.scale] + self.protocols[cell.protocol]
         for factor, level in zip(self.grid.values(), cell.levels, strict=True):
             chosen += factor[level]
         if cell.protocol == "fixed":

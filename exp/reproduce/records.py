@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from exp.harness.errors import ConfigError
+from exp.harness.task import task_named
 from exp.jobs.finished import finished_run
 from exp.jobs.freshness import Identity, kept_identity
-from exp.jobs.queue import Job, task_named
+from exp.jobs.queue import Job
 from exp.report.jsonfile import read_json, write_json
 from exp.reproduce.plan import Cell, Table
 

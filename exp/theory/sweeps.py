@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from exp.harness.schedule import Schedule
+from exp.harness.task import task_named
 from exp.report.rows import Row, Rows, rows_of
 from exp.report.statistics import Estimate, mean
-from exp.theory.training import SMALL, built, steps
+from exp.theory.training import built, steps
 
 FACTOR, LONGEST = 2.0, 16  # of a grid: the ratio of neighbours, and its most points
 STEPS, WARMUP = 150, 0.1
 EVERY = 5  # steps between the points of a curve
-BATCH = SMALL["wikitext2"]["data"]["batch_size"]
 HELD_OUT = {"wikitext2": 128, "cifar": 2000, "grokking": 1000}  # sequences, images, pairs
 MODEL_TEXT = ("Wikitext-2 with a vocabulary of 1024, a Qwen3 of one layer, width 64, sequences of "
-              f"64 tokens, {BATCH} to a batch where no other size is named; held-out loss (nats a "
+              "64 tokens, 16 to a batch where no other size is named; held-out loss (nats a "
               f"token) of {HELD_OUT['wikitext2']} sequences.")
 
 Grid = dict[float, list[float | None]]
@@ -64,16 +64,16 @@ def curve(optimizer: dict, seed: int, task: str = "wikitext2", *, count: int = S
     """Held-out losses (nats; measure="accuracy": shares) after each `every` steps, by default after
     the last alone; infinite from where a run diverged. The rate rises over the share `warmup` of
     the `count` steps, and falls to zero ("linear") or stays ("constant"). Runs are remembered."""
-    run = (json.dumps(optimizer, sort_keys=True), seed, task, count,
-           batch_size or SMALL[task]["data"]["batch_size"], warmup, schedule, every or count)
+    batch_size = batch_size or task_named(task).scales["small"]["data"]["batch_size"]
+    run = (json.dumps(optimizer, sort_keys=True), seed, task, count, batch_size, warmup, schedule,
+           every or count)
     return [point[measure] for point in _points(*run)]
 
 
 @functools.cache
 def _points(optimizer: str, seed: int, task: str, count: int, batch_size: int, warmup: float,
             schedule: str, every: int) -> list[dict[str, float]]:
-    run = built(json.loads(optimizer), seed, task, model=SMALL[task]["model"],
-                data={**SMALL[task]["data"], "batch_size": batch_size})
+    run = built(json.loads(optimizer), seed, task, "small", data={"batch_size": batch_size})
     rates = Schedule(run.optimizer, 1, count, schedule, warmup_epochs=warmup)
     held_out = tuple(tensor[:HELD_OUT[task]] for tensor in run.data.eval)
     points: list[dict[str, float]] = []

@@ -1,9 +1,8 @@
 """Real tensors for the experiments: a model of one of the tasks, trained for a few steps."""
 
-import importlib
 import math
-import tomllib
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -11,35 +10,23 @@ from torch import Tensor, nn
 from data.cifar10 import normalize
 from exp.harness.build import Built, build
 from exp.harness.config import complete
-from exp.harness.facts import ROOT
-
-CONFIGS = {"grokking": "lrp_grok_adamw_600e", "cifar": "mini_cifar10_adamw",
-           "wikitext2": "mini_wikitext2_adamw"}
-# Tables for `built` with which a task runs hundreds of times.
-SMALL = {
-    "wikitext2": {
-        "data": {"vocab_size": 1024, "sequence_length": 64, "subset": 1.0, "batch_size": 16},
-        "model": {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 2,
-                  "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 192,
-                  "max_position_embeddings": 64}},
-    "cifar": {"data": {"subset": 0.05, "batch_size": 64}, "model": {"width": 4}},
-    "grokking": {"data": {"p": 31, "fraction": 0.5, "batch_size": 128},
-                 "model": {"d_model": 64, "d_head": 16, "d_mlp": 256}},
-}
+from exp.harness.task import task_named
+from exp.harness.toml import read_toml
 
 
-def built(optimizer: dict, seed: int, task: str = "grokking", **changes: dict) -> Built:
-    """A task (grokking as published, the mini ones of the others) with another `[optimizer]`
-    table, at a constant rate, on the CPU. changes: table -> keys that replace the config's."""
-    module = importlib.import_module(f"exp.{task}.train")
-    text = (ROOT / "config" / f"{CONFIGS[task]}.toml").read_text(encoding="utf-8")
-    settings = tomllib.loads(text)
+def built(optimizer: dict, seed: int, task: str = "grokking", scale: str = "full",
+          **changes: dict) -> Built:
+    """The baseline config of a task at a scale of it, with another `[optimizer]` table, at a
+    constant rate, on the CPU. changes: table -> keys that replace the config's."""
+    of_task = task_named(task)
+    settings = read_toml(of_task.config)
     settings["experiment"] |= {"seed": seed, "device": "cpu"}
     settings.pop("schedule", None)
     settings["optimizer"] = optimizer
-    for table, keys in changes.items():
-        settings[table] |= keys
-    return build(complete(settings, module.TASK), module.TASK, module.loss_fn)
+    for tables in (of_task.scales[scale], changes):
+        for table, keys in tables.items():
+            settings[table] |= keys
+    return build(complete(settings, of_task), of_task)
 
 
 def examples(run: Built, count: int | None = None) -> tuple[Tensor, Tensor]:
@@ -47,6 +34,11 @@ def examples(run: Built, count: int | None = None) -> tuple[Tensor, Tensor]:
     (inputs, targets)."""
     inputs, targets = (tensor[:count] for tensor in run.data.train.tensors)
     return (normalize(inputs) if inputs.dtype == torch.uint8 else inputs), targets
+
+
+def evaluate(run: Built, inputs: Tensor, targets: Tensor) -> dict[str, float]:
+    """The metrics of the run's task on these examples, where it is a classification task."""
+    return run.task.evaluate(run.objective, SimpleNamespace(eval=(inputs, targets)))
 
 
 def batches(run: Built) -> Iterator[tuple[Tensor, ...]]:

@@ -204,10 +204,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m exp.tune",
         description="Search every optimizer's SEARCH_SPACE with the same budget.")
-    parser.add_argument("task", metavar="TASK", help="grokking, cifar or wikitext2")
+    parser.add_argument("task", metavar="TASK", help="a folder of exp/ that holds a task.toml")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--optimizers", default=",".join(DEFAULT_ARMS), metavar="A,B",
-                       help="names, arms of exp/tune/tasks.toml, or all (default: "
+                       help="names, arms of exp/tune/arms.toml, or all (default: "
                             f"{','.join(DEFAULT_ARMS)})")
     which.add_argument("--ablation", action="store_true",
                        help="one arm for every combination of ARS2-Neo's parts; writes "
@@ -228,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=positive, default=1, metavar="N",
                         help="trials at a time")
     add_launcher_options(parser)
-    parser.add_argument("--target", type=float, help="another target than tasks.toml's")
+    parser.add_argument("--target", type=float, help="another target than task.toml's")
     parser.add_argument("--cap", type=positive, metavar="N",
                         help="another cap on a trial's gradient evaluations")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",

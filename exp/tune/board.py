@@ -13,7 +13,7 @@ from exp.harness.facts import ROOT, device_name
 from exp.report.tables import between_marks
 from exp.tune import pace, report, score
 from exp.tune.page import render_html
-from exp.tune.space import Goal, task_entries
+from exp.tune.space import Goal
 
 README, PAPER, BOARD = ROOT / "README.md", ROOT / "outputs" / "paper", "leaderboard.json"
 AMOUNTS = {"budget": 10, "studies": 3, "fresh_seeds": 10}  # of a task that was never tuned
@@ -78,8 +78,6 @@ def write_leaderboard(goal: Goal, terms: dict, records: dict, fresh: dict, paper
                 study["pace"] = old["pace"]
         task["arms"][arm] = entry
     task |= facts_of({arm: entry["fresh"] for arm, entry in task["arms"].items()})
-    in_order = {name: board["tasks"][name] for name in task_entries() if name in board["tasks"]}
-    board["tasks"] = in_order | board["tasks"]  # nor is one lost that is no longer tuned for
     path.write_text(board_text(board), encoding="utf-8")
     write_pages(paper)
 

@@ -1,4 +1,4 @@
-"""The cells of the ablation: `[ablation]` of tasks.toml as arms, one for every combination.
+"""The cells of the ablation: `[ablation]` of arms.toml as arms, one for every combination.
 
 A cell is one level of every factor, {"whitening": "yes", "energy": "none", ...}. What two levels
 settle alike is one cell: the other borrows its runs.
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from exp.harness.toml import read_toml
 
-TASKS = Path(__file__).parent / "tasks.toml"
+ARMS = Path(__file__).parent / "arms.toml"
 PREFIX = "ablation"
 
 Cell = dict[str, str]
@@ -62,8 +62,8 @@ class Ablation:
 
 
 def read_ablation() -> Ablation:
-    """The `[ablation]` of tasks.toml."""
-    content = read_toml(TASKS)[PREFIX]
+    """The `[ablation]` of arms.toml."""
+    content = read_toml(ARMS)[PREFIX]
     return Ablation(content["settings"], content["factors"], tuple(content["special"]))
 
 

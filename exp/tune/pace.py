@@ -3,7 +3,6 @@
 The fresh runs come from several machines and days, so that their own seconds compare arms badly.
 """
 
-import importlib
 import tomllib
 from collections.abc import Callable, Sequence
 
@@ -11,6 +10,7 @@ from exp.bench.timing import interleaved, spread
 from exp.bench.training import steps
 from exp.harness.build import Built, build
 from exp.harness.config import complete
+from exp.harness.task import task_named
 
 STEPS = 20  # timed together: whole cycles of what is done at every second, fifth or tenth step
 ROUNDS = 9
@@ -25,9 +25,8 @@ def measure(task: str, texts: Sequence[str], rounds: int = ROUNDS) -> list[dict[
     texts: the configs that run the winners. Raises ConfigError for one that is no longer
     understood.
     """
-    module = importlib.import_module(f"exp.{task}.train")
-    functions = [Counted(build(complete(tomllib.loads(text), module.TASK), module.TASK,
-                               module.loss_fn)) for text in texts]
+    functions = [Counted(build(complete(tomllib.loads(text), task_named(task)), task_named(task)))
+                 for text in texts]
     found = []
     for function, seconds in zip(
             functions, interleaved(dict(enumerate(functions)), rounds).values(), strict=True):

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import optuna
 
+from exp.harness.task import task_named
 from exp.harness.toml import to_toml
 from exp.jobs.finished import finished_run
 from exp.jobs.freshness import kept_identity
-from exp.jobs.queue import Job, task_named
+from exp.jobs.queue import Job
 from exp.tune.space import (
     Goal,
     Range,

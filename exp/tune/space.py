@@ -12,8 +12,9 @@ from scipy.stats import qmc
 
 from exp.harness.errors import ConfigError
 from exp.harness.facts import ROOT
+from exp.harness.task import task_named
 from exp.harness.toml import read_toml
-from exp.tune.cells import TASKS, read_ablation
+from exp.tune.cells import ARMS, read_ablation
 from optimizer import available_optimizers, is_wrapper, optimizer_class
 
 
@@ -67,24 +68,19 @@ class Choice:
 Space = dict[str, Range | Choice]
 
 
-def task_entries() -> dict[str, dict]:
-    """What tasks.toml says of each task, in its order."""
-    return {name: entry for name, entry in read_toml(TASKS).items()
-            if name not in ("arms", "spaces", "ablation")}
-
-
 def goal_of(
-    task: str, target: float | None = None, cap: int | None = None, overrides: Iterable[str] = ()
+    name: str, target: float | None = None, cap: int | None = None, overrides: Iterable[str] = ()
 ) -> Goal:
-    """What `task` is tuned for: as tasks.toml has it, where nothing else is given.
+    """The tuning goal of a task: `[tuning]` of its task.toml, where nothing else is given.
 
-    Raises ConfigError for a task that is not in tasks.toml.
+    Raises ConfigError for a task that does not exist or has no `[tuning]`.
     """
-    tasks = task_entries()
-    if task not in tasks:
-        raise ConfigError(f"no task {task!r}; there are: {', '.join(tasks)}")
-    entry = tasks[task]
-    return Goal(task, ROOT / "config" / f"{entry['config']}.toml", entry["metric"], entry["mode"],
+    task = task_named(name)
+    if "tuning" not in task.table:
+        raise ConfigError(f"task {name} has no tuning goal: add [tuning] to exp/{name}/task.toml")
+    entry = task.table["tuning"]
+    metric = task.metric(entry.get("metric", task.primary.name))
+    return Goal(name, task.config, metric.name, metric.mode,
                 entry["target"] if target is None else target, cap or entry["cap"],
                 (*entry["set"], *overrides))
 
@@ -94,7 +90,7 @@ def arm_settings(arm: str) -> dict:
 
     Raises ConfigError for a name that is neither an arm nor an optimizer.
     """
-    arms = read_toml(TASKS)["arms"]
+    arms = read_toml(ARMS)["arms"]
     if arm in arms:
         return arms[arm]
     ablation = read_ablation()
@@ -109,8 +105,8 @@ def arm_settings(arm: str) -> dict:
 
 
 def all_arms() -> list[str]:
-    """Every arm that has a search space: the modes of tasks.toml and all optimizers besides."""
-    content = read_toml(TASKS)
+    """Every arm that has a search space: the modes of arms.toml and all optimizers besides."""
+    content = read_toml(ARMS)
     staged = {entry["name"] for arm, entry in content["arms"].items() if arm.startswith(
         entry["name"])}  # searched in its modes
     own = [name for name in available_optimizers() if name not in staged
@@ -124,11 +120,11 @@ def search_space(arm: str) -> Space:
     Raises ConfigError for an optimizer without a search space.
     """
     settings = arm_settings(arm)
-    spaces = read_toml(TASKS)["spaces"]
+    spaces = read_toml(ARMS)["spaces"]
     space = _declared(settings["name"], spaces)
     if not space:
         raise ConfigError(f"{settings['name']} has no search space: add [spaces.{arm}] to "
-                          f"{TASKS.relative_to(ROOT)}")
+                          f"{ARMS.relative_to(ROOT)}")
     for wrapper in (key for key, value in settings.items() if isinstance(value, dict)):
         space |= {f"{wrapper}.{key}": value for key, value in _declared(wrapper, spaces).items()}
     ablation = read_ablation()
@@ -157,14 +153,14 @@ def with_point(settings: dict, point: dict) -> dict:
 
 
 def _declared(name: str, spaces: dict) -> dict:
-    """SEARCH_SPACE of a file of ours, or the space that tasks.toml gives one of torch.optim's."""
+    """SEARCH_SPACE of a file of ours, or the space that arms.toml gives one of torch.optim's."""
     cls = optimizer_class(name)
     module = importlib.import_module(cls.__module__)
     return dict(getattr(module, "SEARCH_SPACE", None) or spaces.get(name, {}))
 
 
 def axis_of(value: Any) -> Range | Choice:
-    """One searched key as SEARCH_SPACE and tasks.toml have it."""
+    """One searched key as SEARCH_SPACE and arms.toml have it."""
     if isinstance(value, dict):
         return Choice(tuple(value["choices"]))
     if isinstance(value, list | tuple) and len(value) == 3 and value[2] in ("log", "linear"):

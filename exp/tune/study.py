@@ -7,7 +7,6 @@ win nor count as near the best, so that the rule changes no score and favours no
 
 import contextlib
 import hashlib
-import importlib
 import inspect
 import json
 import math
@@ -24,8 +23,8 @@ from exp.harness.device import keep_freed_memory
 from exp.harness.errors import ConfigError
 from exp.harness.folder import RunFolder
 from exp.harness.run import Diverged, Interrupted
+from exp.harness.task import task_named, train_function
 from exp.harness.toml import apply_override, read_toml
-from exp.jobs.queue import task_named
 from exp.tune.space import Goal, arm_settings, points, search_space, with_point
 from exp.tune.storage import quiet
 from optimizer import optimizer_class
@@ -170,12 +169,11 @@ def run_trial(goal: Goal, arm: str, study: optuna.Study, trial: optuna.Trial, fo
     settings = trial_settings(goal, arm, point, seed, limit)
     settings["experiment"]["test"] = False  # tuning never sees it
     folder.mkdir(parents=True, exist_ok=True)
-    train = importlib.import_module(f"exp.{goal.task}.train").train
     run = RunFolder(folder, overwrite=True)
     with open(folder / "train.log", "w", encoding="utf-8") as log, \
             contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), \
             contextlib.suppress(Diverged):
-        train(settings, run)
+        train_function(goal.task)(settings, run)
     for name in CHECKPOINTS:
         (folder / name).unlink(missing_ok=True)
     lines = run.metrics()

@@ -1,4 +1,4 @@
-"""Wikitext-2 with a small Qwen3; metric eval_perplexity, on the validation split.
+"""Wikitext-2 with a small Qwen3, evaluated on the validation split.
 
 python -m exp.wikitext2.train --config config/lrp_wikitext2_ars2_neo_sync_10e.toml
 """
@@ -15,18 +15,14 @@ from data.batches import IGNORED
 from data.wikitext2 import Wikitext2, wikitext2
 from exp.harness.build import build
 from exp.harness.cli import launch
-from exp.harness.config import Task
 from exp.harness.distributed import all_sum, my_batches
 from exp.harness.folder import RunFolder
 from exp.harness.objective import Objective
 from exp.harness.run import Run
+from exp.harness.task import Metric, Task
 from exp.wikitext2.loss import linear_cross_entropy, token_losses
 
-TASK = Task("wikitext2", data=wikitext2, sizes=("vocab_size",))
-EVAL_TOKENS = {"cpu": 2**12, "cuda": 2**15}  # at a time: a CPU's cache, enough to fill a card
-
-
-# --- task
+EVAL_TOKENS = {"cpu": 2**12, "cuda": 2**15}  # at a time: fit a CPU's cache, fill a GPU
 
 
 def loss_fn(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -78,27 +74,25 @@ def exp(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-# --- run
+TASK = Task(
+    "wikitext2", data=wikitext2, sizes=("vocab_size",), loss_fn=loss_fn, evaluate=evaluate,
+    metrics=(Metric("eval_perplexity", "min", "ppl", "perplexity", primary=True),
+             Metric("eval_perplexity_padded", "min", "ppl", "perplexity, padding counted"),
+             Metric("eval_bits_per_byte", "min", "bits", "bits per byte")))
 
 
 def train(settings: dict, folder: RunFolder) -> None:
-    """Train as the checked `settings` say and record the run in `folder`."""
-    built = build(settings, TASK, loss_fn)
-    optimizer, objective = built.optimizer, built.objective
-    with Run(folder, settings, built.model, optimizer, objective, metric="eval_perplexity",
-             mode="min") as run:
+    """Train with checked `settings` and record the run in `folder`."""
+    built = build(settings, TASK)
+    data, optimizer, objective = built.data, built.optimizer, built.objective
+    with Run(folder, built) as run:
         for _ in run.epochs():
-            for batch in run.batches(built.data.train):
+            for batch in run.batches(data.train):
                 built.schedule.set_lr(run.step)
                 optimizer.step(objective.on(batch))
-            run.log(evaluate(objective, built.data))
-        run.test(lambda: evaluate(objective, built.data, "test"))
-
-
-def main() -> int:
-    """Run the command line; the exit status."""
-    return launch(TASK, train)
+            run.log(evaluate(objective, data))
+        run.test(lambda: evaluate(objective, data, "test"))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(launch(TASK, train))

@@ -5,11 +5,10 @@ from collections.abc import Iterable
 from torch import Tensor
 from torch.optim import Optimizer
 
-from exp.grokking.train import evaluate
 from exp.report.rows import Row, Rows
 from exp.theory.statement import Verdict, verdict
 from exp.theory.sweeps import average
-from exp.theory.training import built, matrices, steps
+from exp.theory.training import built, evaluate, matrices, steps
 from optimizer.parts.polar import as_matrices, exact_polar, newton_schulz
 
 OPTIMIZER = {"name": "ars2_neo", "k": 0, "lr": 1e-3, "betas": [0.95, 0.98], "weight_decay": 1.0}
@@ -59,8 +58,8 @@ def short_run(optimizer: dict, seed: int) -> dict[str, float]:
     run = built(optimizer, seed)
     for _ in steps(run, RUN_STEPS):
         pass
-    return {"training loss": evaluate(run.objective, *run.data.train.tensors)["eval_loss"],
-            "held-out loss": evaluate(run.objective, *run.data.eval)["eval_loss"]}
+    return {"training loss": evaluate(run, *run.data.train.tensors)["eval_loss"],
+            "held-out loss": evaluate(run, *run.data.eval)["eval_loss"]}
 
 
 def judge(rows: Rows) -> Verdict:

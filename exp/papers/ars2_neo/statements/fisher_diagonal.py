@@ -11,13 +11,13 @@ from torch.nn import functional as F
 from exp.report.rows import Row, Rows
 from exp.theory.statement import Verdict, verdict
 from exp.theory.sweeps import average
-from exp.theory.training import SMALL, built, examples, steps
+from exp.theory.training import built, examples, steps
 
-# Task -> steps at which it is looked at, examples, tables for `built`.
+# Task -> steps at which it is looked at, examples, scale.
 TASKS = {
-    "grokking": ((8, 40, 160, 400), 512, {}),
-    "cifar": ((8, 40, 160), 256, SMALL["cifar"]),
-    "wikitext2": ((8, 40, 160), 128, SMALL["wikitext2"]),
+    "grokking": ((8, 40, 160, 400), 512, "full"),
+    "cifar": ((8, 40, 160), 256, "small"),
+    "wikitext2": ((8, 40, 160), 128, "small"),
 }
 OPTIMIZER = {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.98], "weight_decay": 1.0}
 AGAINST = ("Fisher", "empirical Fisher")
@@ -66,9 +66,9 @@ def agreement(second_moment: Tensor, diagonal: Tensor) -> dict[str, float]:
 
 def measure(seeds: list[int], task: str) -> Iterable[Row]:
     """AdamW on the task: at each point the agreement with both diagonals."""
-    points, count, tables = TASKS[task]
+    points, count, scale = TASKS[task]
     for seed in seeds:
-        run = built(OPTIMIZER, seed, task, **tables)
+        run = built(OPTIMIZER, seed, task, scale)
         inputs, labels = examples(run, count)
         generator = torch.Generator().manual_seed(seed)
         for step in steps(run, points[-1]):

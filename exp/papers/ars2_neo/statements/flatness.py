@@ -1,6 +1,5 @@
 """Do flatter end points generalise better? Curvature against the generalisation gap."""
 
-import importlib
 from collections.abc import Iterable
 
 from scipy.stats import spearmanr
@@ -8,7 +7,7 @@ from scipy.stats import spearmanr
 from exp.harness.curvature import curvature
 from exp.report.rows import Row, Rows
 from exp.theory.statement import Verdict, verdict
-from exp.theory.training import built, examples
+from exp.theory.training import built, evaluate, examples
 
 MEASURES = ("top_eigenvalue", "trace", "sam_sharpness")
 REST = {"lr": 3e-3, "betas": [0.9, 0.98]}
@@ -23,10 +22,8 @@ RULES = {
     "ARS2-Neo AGA": {**ARS, "k": 10, "adaptive_sync": True},
 }
 TASKS = {
-    "grokking": {"data": {"p": 31, "fraction": 0.5, "batch_size": 128},
-                 "model": {"d_model": 64, "d_head": 16, "d_mlp": 256}},
-    "cifar": {"data": {"subset": 0.005, "batch_size": 50, "crop": 0, "flip": False},
-              "model": {"width": 4}},
+    "grokking": {},
+    "cifar": {"data": {"subset": 0.005, "batch_size": 50, "crop": 0, "flip": False}},
 }
 TARGET, MAX_EPOCHS = 0.1, 30  # training loss (nats) at which a run ends
 EXAMPLES, HELD_OUT = 50, 500  # of curvature; of the held-out loss
@@ -44,17 +41,16 @@ def measure(seeds: list[int], task: str, optimizer: str) -> Iterable[Row]:
 
 def end_point(rule: str, task: str, seed: int) -> dict[str, float]:
     """Train to TARGET or for MAX_EPOCHS; losses, gap, epochs and curvature at the end."""
-    run = built(RULES[rule], seed, task, **TASKS[task])
-    evaluate = importlib.import_module(f"exp.{task}.train").evaluate
+    run = built(RULES[rule], seed, task, "small", **TASKS[task])
     trained_on = examples(run)
     for epoch in range(MAX_EPOCHS):
         for batch in run.data.train.epoch(epoch):
             run.optimizer.step(run.objective.on(batch))
-        train = evaluate(run.objective, *trained_on)["eval_loss"]
+        train = evaluate(run, *trained_on)["eval_loss"]
         run.model.train()
         if train <= TARGET:
             break
-    held_out = evaluate(run.objective, *(t[:HELD_OUT] for t in run.data.eval))["eval_loss"]
+    held_out = evaluate(run, *(t[:HELD_OUT] for t in run.data.eval))["eval_loss"]
     run.model.train()
     batch = tuple(tensor[:EXAMPLES] for tensor in trained_on)
     params = [p for p in run.model.parameters() if p.requires_grad]

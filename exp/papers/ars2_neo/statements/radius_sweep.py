@@ -32,14 +32,9 @@ RULES = {
     "TR-Muon slope, line": {**TR, "rule": "slope", "interval": 1, **LINE},
 }
 DEFAULT = "TR-Muon curvature, line"
-TASKS = {
-    "grokking": {"data": {"p": 31, "fraction": 0.5, "batch_size": 128},
-                 "model": {"d_model": 64, "d_head": 16, "d_mlp": 256}},
-    "cifar": {"data": {"subset": 0.02, "batch_size": 32}, "model": {"width": 4}},
-    "wikitext2": {"data": {"subset": 0.05, "batch_size": 4},
-                  "model": {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2,
-                            "head_dim": 32, "intermediate_size": 192}},
-}
+# Task -> scale, [data] keys.
+TASKS = {"grokking": ("small", {}), "cifar": ("small", {"subset": 0.02, "batch_size": 32}),
+         "wikitext2": ("mini", {"batch_size": 4})}
 GRID = {"task": TASKS, "optimizer": RULES, "factor": FACTORS}
 KEYS = ("task", "optimizer", "factor")
 EVALUATIONS, EXAMPLES = 100, 128
@@ -63,7 +58,8 @@ def final_losses(seeds: list[int], task: str, optimizer: str, factor: float) -> 
 def final_loss(task: str, settings: dict, seed: int) -> float:
     """Mean training loss, nats, over batches of EXAMPLES examples in all (rows of text) once
     EVALUATIONS gradients are taken; infinite if it diverged."""
-    run = built({**settings, "weight_decay": 0.0}, seed, task=task, **TASKS[task])
+    scale, data = TASKS[task]
+    run = built({**settings, "weight_decay": 0.0}, seed, task, scale, data=data)
     for batch in batches(run):
         if run.objective.gradient_evaluations >= EVALUATIONS:
             break

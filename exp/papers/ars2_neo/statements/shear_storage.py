@@ -7,7 +7,7 @@ from exp.report.statistics import mean
 from exp.report.tables import interval, number
 from exp.theory import sweeps
 from exp.theory.statement import Verdict, verdict
-from exp.theory.training import SMALL, built, steps
+from exp.theory.training import built, steps
 from optimizer.parts.state import state_per_weight
 
 BOUND = 0.005
@@ -37,7 +37,7 @@ def measure(seeds: list[int], task: str, mode: str) -> Iterable[Row]:
 
 def state(task: str, optimizer: dict) -> float:
     """Bytes of state over bytes of weights after a step that leaves a shear force behind."""
-    run = built(optimizer, 1, task, **SMALL[task])
+    run = built(optimizer, 1, task, "small")
     list(steps(run, 1))
     return state_per_weight(run.optimizer)
 

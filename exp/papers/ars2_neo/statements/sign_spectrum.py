@@ -9,11 +9,11 @@ from exp.harness.diagnostics import spectrum
 from exp.report.rows import Row, Rows
 from exp.theory.statement import Verdict, verdict
 from exp.theory.sweeps import average
-from exp.theory.training import SMALL, built, matrices, steps
+from exp.theory.training import built, matrices, steps
 
-# Task -> steps at which it is looked at, tables for `built`.
-TASKS = {"grokking": ((1, 8, 40, 160, 400), {}), "cifar": ((1, 8, 40, 160), SMALL["cifar"]),
-         "wikitext2": ((1, 8, 40, 160), SMALL["wikitext2"])}
+# Task -> steps at which it is looked at, scale.
+TASKS = {"grokking": ((1, 8, 40, 160, 400), "full"), "cifar": ((1, 8, 40, 160), "small"),
+         "wikitext2": ((1, 8, 40, 160), "small")}
 OPTIMIZER = {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.98], "weight_decay": 1.0}
 SIZE, RANK = 128, 4
 # Rule -> settings, and what its state calls the momentum that goes in.
@@ -37,8 +37,8 @@ def measure(seeds: list[int]) -> Iterable[Row]:
                              f"rank {RANK} plus 10 % noise": low + 0.1 * RANK**0.5 * gaussian
                              }.items():
             yield from entropies(seed, [matrix], [matrix.sign()], matrix=name)
-        for task, (points, tables) in TASKS.items():
-            run = built(OPTIMIZER, seed, task, **tables)
+        for task, (points, scale) in TASKS.items():
+            run = built(OPTIMIZER, seed, task, scale)
             for step in steps(run, points[-1]):
                 if step in points:
                     momenta = [run.optimizer.state[p]["exp_avg"]

@@ -6,18 +6,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from exp.grokking.train import evaluate
 from exp.report.rows import Row, Rows
 from exp.report.statistics import mean
 from exp.theory.perturbations import gradient_and_shear
 from exp.theory.statement import Verdict, verdict
 from exp.theory.sweeps import average
-from exp.theory.training import SMALL, batches, built, examples, steps
+from exp.theory.training import batches, built, evaluate, examples, steps
 
 OPTIMIZER = {"name": "ars2_neo", "lr": 1e-3, "betas": [0.9, 0.98], "weight_decay": 1.0, "k": 1}
-# Task -> the step before each window, its length, tables for `built`.
-WINDOWS = {"grokking": ((40, 180), 60, {}), "cifar": ((20, 100), 40, SMALL["cifar"]),
-           "wikitext2": ((20, 100), 40, SMALL["wikitext2"])}
+# Task -> the step before each window, its length, scale.
+WINDOWS = {"grokking": ((40, 180), 60, "full"), "cifar": ((20, 100), 40, "small"),
+           "wikitext2": ((20, 100), 40, "small")}
 LAGS = (1, 2, 5, 10, 20)
 KINDS = ("gradient", "shear force")
 PERIODS = (0, 1, 2, 5, 10, 20)  # k; 0 is Base
@@ -47,8 +46,8 @@ def measure(seeds: list[int]) -> Iterable[Row]:
 
 def windows(task: str, seed: int) -> dict[str, dict[tuple[str, str], list[Tensor]]]:
     """Window -> (batches, kind) -> the vectors of its steps, on the way of ARS2-Neo Sync."""
-    starts, length, tables = WINDOWS[task]
-    run = built(OPTIMIZER, seed, task, **tables)
+    starts, length, scale = WINDOWS[task]
+    run = built(OPTIMIZER, seed, task, scale)
     params = list(run.model.parameters())
     again = next(run.data.train.epoch(0))
     series: dict = {}
@@ -70,8 +69,8 @@ def short_run(k: int, seed: int) -> dict[str, float]:
     run = built({**OPTIMIZER, "k": k}, seed)
     for _ in steps(run, RUN_STEPS):
         pass
-    ends = {"training loss": evaluate(run.objective, *examples(run))["eval_loss"],
-            "held-out loss": evaluate(run.objective, *run.data.eval)["eval_loss"]}
+    ends = {"training loss": evaluate(run, *examples(run))["eval_loss"],
+            "held-out loss": evaluate(run, *run.data.eval)["eval_loss"]}
     return {**ends, "evaluations": run.objective.gradient_evaluations}
 
 
