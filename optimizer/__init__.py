@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from optimizer.parts.joint import Joint
-from optimizer.parts.matrix import MatrixOptimizer
-from optimizer.parts.split import split
+from .parts.joint import Joint
+from .parts.matrix import MatrixOptimizer
+from .parts.split import split
 
 __all__ = ["GIVEN_BY_CODE", "available_optimizers", "build_optimizer", "is_wrapper",
            "optimizer_class"]
@@ -37,7 +37,7 @@ def optimizer_class(name: str) -> type[Optimizer]:
     key = _key(name)
     own = {_key(stem): stem for stem in _own()}
     if key in own:
-        module = importlib.import_module(f"optimizer.{own[key]}")
+        module = importlib.import_module(f"{__name__}.{own[key]}")
         return getattr(module, module.__all__[0])
     library = {_key(stem): cls for stem, cls in _torch().items()}
     if key not in library:

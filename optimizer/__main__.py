@@ -8,7 +8,7 @@ import importlib
 import inspect
 import sys
 
-from optimizer import available_optimizers, optimizer_class
+from . import available_optimizers, optimizer_class
 
 
 def table() -> str:
@@ -19,7 +19,7 @@ def table() -> str:
         module = importlib.import_module(cls.__module__)
         cost = getattr(module, "COST", {})
         source = (module.__doc__ or "").split("\n")[0].split(": ")[0]
-        if not cls.__module__.startswith("optimizer."):
+        if not cls.__module__.startswith(f"{__package__}."):
             source = "torch.optim"
         rows.append((name, f"{cost.get('gradient_evaluations', '')}",
                      f"{cost.get('state_tensors', '')}", source, _defaults(cls)))

@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from optimizer.parts import checks
-from optimizer.parts.adam import whitened
-from optimizer.parts.first_order import FirstOrder
+from .parts import checks
+from .parts.adam import whitened
+from .parts.first_order import FirstOrder
 
 __all__ = ["AdamMini"]
 

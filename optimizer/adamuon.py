@@ -5,10 +5,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from optimizer.muon import momentum_direction
-from optimizer.parts import checks
-from optimizer.parts.matrix import MatrixOptimizer
-from optimizer.parts.polar import Orthogonalizer, as_matrices, orthogonalize
+from .muon import momentum_direction
+from .parts import checks
+from .parts.matrix import MatrixOptimizer
+from .parts.polar import Orthogonalizer, as_matrices, orthogonalize
 
 __all__ = ["AdaMuon"]
 

@@ -10,8 +10,8 @@ from types import ModuleType
 
 import torch
 
-from optimizer.parts import checks
-from optimizer.parts.first_order import FirstOrder
+from .parts import checks
+from .parts.first_order import FirstOrder
 
 __all__ = ["AdamW8bit"]
 
@@ -64,9 +64,8 @@ class AdamW8bit(FirstOrder):
         for p, old in zip(doubles, before, strict=True):  # the kernels rounded these to float32
             p.copy_(old + (p - old.float()))
 
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Restore the moments, byte for byte."""
-        super().load_state_dict(state_dict)
+    def after_loading(self) -> None:
+        """Share groups and state with the kernels again."""
         self._share()
 
 

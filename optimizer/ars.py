@@ -5,12 +5,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from optimizer.ars2_neo import ARS2Neo
-from optimizer.parts import checks
-from optimizer.parts.adam import moments, update_moments, whitened
-from optimizer.parts.energy import EnergyScope
-from optimizer.parts.polar import Orthogonalizer
-from optimizer.parts.radius import RhoSchedule
+from .ars2_neo import ARS2Neo
+from .parts import checks
+from .parts.adam import moments, update_moments, whitened
+from .parts.energy import EnergyScope
+from .parts.polar import Orthogonalizer
+from .parts.radius import RhoSchedule
 
 __all__ = ["ARS"]
 
@@ -24,17 +24,17 @@ COST = {"gradient_evaluations": 2, "state_tensors": 2}
 
 
 class ARS(ARS2Neo):
-    """ARS2-Neo's sync and lazy modes with the older second moment and |W| scaling as a choice.
+    """ARS2-Neo's sync and lazy modes with the older second moment and optional |W| scaling.
 
     Differs from ARS2Neo in three points:
-    - on a lazy step v sees the raw gradient and only m the one with the shear force;
-    - that needs one rule for both tracks, so the AdamW track is updated here and not by torch's
-      AdamW (which gives both moments the same gradient); on sync steps the two agree;
-    - bias corrections count the optimizer's steps, not the tensor's.
+    - on a lazy step v uses the raw gradient and only m the one with the shear force;
+    - for that both tracks are updated here, without torch's AdamW (which uses one gradient for
+      both moments); on sync steps the two agree;
+    - bias corrections count the steps of the optimizer, not those of the tensor.
 
     `adaptive` scales the perturbation by |W|. Steps 1, k + 1, 2k + 1 ... are sync steps.
 
-    Cost: gradient evaluations a step 1 + 1/k; state tensors a parameter 2, 3 for k > 1.
+    Cost: gradient evaluations per step 1 + 1/k; state tensors per parameter 2, 3 for k > 1.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ARS(ARS2Neo):
         self.raw_gradients: dict[Tensor, Tensor] = {}
 
     def update(self) -> None:
-        """Both tracks by the same moments; only matrices are orthogonalized."""
+        """Update both tracks with the same moments; only matrices are orthogonalized."""
         for group in self.param_groups:
             params = self.with_gradient(group)
             if not params:
@@ -82,6 +82,7 @@ class ARS(ARS2Neo):
                 torch._foreach_add_(params, u, alpha=-group["lr"])
         self.raw_gradients.clear()
 
-    def _inject_shear(self) -> None:
-        self.raw_gradients.update({p: p.grad for p in self._sheared()})
-        super()._inject_shear()
+    def inject_shear(self, alpha: float) -> None:
+        """Inject the shear forces, and keep the raw gradients for v."""
+        self.raw_gradients.update({p: p.grad for p in self.sheared()})
+        super().inject_shear(alpha)

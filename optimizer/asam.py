@@ -1,14 +1,13 @@
-"""ASAM, Kwon et al. 2021, arXiv 2102.11600, Algorithm 1: SAM at a radius that scales with W."""
-
-from collections.abc import Callable
+"""ASAM, Kwon et al. 2021, arXiv 2102.11600, Algorithm 1: SAM with a radius that scales with W."""
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optimizer.parts import checks
-from optimizer.parts.radius import RhoSchedule, SharpnessWrapper
-from optimizer.parts.sharpness import EPS, gradients_at, norm_of_all
+from .parts import checks
+from .parts.radius import RhoSchedule
+from .parts.sharpness import EPS, norm_of_all
+from .parts.sharpness_aware import SharpnessWrapper
 
 __all__ = ["ASAM"]
 
@@ -21,11 +20,11 @@ class ASAM(SharpnessWrapper):
 
         T = |W| + eta for tensors of two or more dimensions, 1 for vectors
 
-    (the authors' code asks whether the parameter's name contains "weight", which takes in norm
-    gains). One norm over all parameters.
-    `rho_schedule` "lr" and "gap" (towards the rise of the loss `rho_gap`): parts/radius.py.
+    (the authors' code checks whether the parameter's name contains "weight", which includes the
+    gains of norms). One norm over all parameters.
+    `rho_schedule` "lr" and "gap" (target loss rise `rho_gap`): parts/radius.py.
 
-    Cost: 2 gradient evaluations for each one of `base`; no state.
+    Cost: 2 gradient evaluations per gradient of `base`; no state.
     """
 
     def __init__(self, base: Optimizer, rho: float = 0.5, eta: float = 0.01,
@@ -34,16 +33,10 @@ class ASAM(SharpnessWrapper):
         super().__init__(base, rho, rho_schedule, rho_gap)
         self.eta = eta
 
-    def gradient(self, closure: Callable[[], Tensor]) -> Tensor:
-        """Leave in p.grad the gradient of the class docstring; the loss at the weights."""
-        loss = closure()
-        with torch.no_grad():
-            params = [p for p in self.parameters if p.grad is not None]
-            self.see(loss, gradients_at(params, self._offsets(params), closure))
-        return loss
-
-    def _offsets(self, params: list[Tensor]) -> list[Tensor]:
+    def ascend(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The offsets of the class docstring; the second gradient is used as it is."""
         scales = [p.abs() + self.eta if p.ndim > 1 else torch.ones_like(p) for p in params]
         scaled = [t * p.grad for t, p in zip(scales, params, strict=True)]
         norm = norm_of_all(scaled)
-        return [t * s * (self.radius / (norm + EPS)) for t, s in zip(scales, scaled, strict=True)]
+        rho = self.radius
+        return [t * s * (rho / (norm + EPS)) for t, s in zip(scales, scaled, strict=True)], []

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from optimizer.parts import checks
-from optimizer.parts.kronecker import eigh
-from optimizer.parts.matrix import ADAMW_KEYS, BOOKKEEPING, MatrixOptimizer, by_track
+from .parts import checks
+from .parts.kronecker import eigh
+from .parts.matrix import ADAMW_KEYS, BOOKKEEPING, MatrixOptimizer, by_track
 
 __all__ = ["KFAC"]
 
@@ -102,7 +102,7 @@ class KFAC(MatrixOptimizer):
         super().__init__(routed(params, self.layers), {
             "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "damping": damping,
             "tikhonov": tikhonov})
-        self.scalars = {"steps": 0}
+        self.keep_scalars(steps=0)
 
     @property
     def diagnostics(self) -> dict[str, float]:
@@ -208,9 +208,9 @@ class KFAC(MatrixOptimizer):
         for weight, recorder in self.recorders.items():
             recorder.active = due or "input_factor" not in self.state.get(weight, {})
 
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Restore both tracks, the factors and the step count."""
-        super().load_state_dict(state_dict)
+    def after_loading(self) -> None:
+        """Schedule the recording by the restored step count."""
+        super().after_loading()
         self._schedule_recording()
 
 

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from optimizer.parts import checks
-from optimizer.parts.adam import moments, update_moments, whitened
-from optimizer.parts.first_order import FirstOrder
+from .parts import checks
+from .parts.adam import moments, update_moments, whitened
+from .parts.first_order import FirstOrder
 
 __all__ = ["LAMB"]
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from optimizer.parts import checks
-from optimizer.parts.first_order import FirstOrder
+from .parts import checks
+from .parts.first_order import FirstOrder
 
 __all__ = ["LARS"]
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optimizer.parts import checks
-from optimizer.parts.wrapper import Wrapper
+from .parts import checks
+from .parts.wrapper import Wrapper
 
 __all__ = ["Lookahead"]
 
@@ -18,13 +18,13 @@ COST = {"gradient_evaluations": 1, "state_tensors": 1}
 class Lookahead(Wrapper):
     """Every k steps of `base`: slow <- slow + alpha (fast - slow), fast <- slow.
 
-    The slow weights start as the weights at construction (the paper; timm takes those of the
-    first synchronization). The state of `base` is kept as it is.
+    The slow weights start as the weights at the first step (as in the paper; timm takes those of
+    the first synchronization). The state of `base` is kept as it is.
 
-    Cost: no gradient evaluation of its own; 1 state tensor a parameter.
+    Cost: no gradient evaluation of its own; 1 state tensor per parameter.
     """
 
-    moves_all = True  # parameters without a gradient too
+    whole_model = True  # copies every weight, with or without a gradient
 
     def __init__(self, base: Optimizer, k: int = 6, alpha: float = 0.5) -> None:
         checks.at_least(1, k=k)
@@ -32,31 +32,36 @@ class Lookahead(Wrapper):
         if alpha > 1:
             raise ValueError(f"alpha must be <= 1, got {alpha!r}")
         super().__init__(base)
-        self.k, self.alpha, self.steps = k, alpha, 0
-        self.slow = [p.detach().clone() for p in self.parameters]
+        self.k, self.alpha = k, alpha
+        self.start: dict[Tensor, Tensor] = {}  # of weights that have no slow weight yet
+        self.keep_scalars(steps=0)
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """One step of `base`, and every k-th time the step back; what `base` returns."""
-        loss = self.base.step() if closure is None else self.base.step(closure)
-        self.steps += 1
-        if self.steps % self.k == 0:
-            with torch.no_grad():
-                torch._foreach_lerp_(self.slow, self.parameters, self.alpha)
-                torch._foreach_copy_(self.parameters, self.slow)
-        return loss
+        self._note_starts()
+        return super().step(closure)
 
-    def add_param_group(self, group: dict) -> None:
-        """Add a group to `base`; its slow weights start here."""
-        super().add_param_group(group)
-        if hasattr(self, "slow"):
-            self.slow += [p.detach().clone() for p in self.parameters[len(self.slow):]]
+    @torch.compiler.disable  # it would lose what is kept by tensor
+    @torch.no_grad()
+    def _note_starts(self) -> None:
+        for p in self.parameters:
+            if p not in self.start and "slow_weight" not in self.state.get(p, {}):
+                self.start[p] = p.detach().clone()
 
-    def get_extra_state(self) -> dict:
-        """The step count and the slow weights."""
-        return {"steps": self.steps, "slow": self.slow}
+    @torch.compiler.disable
+    def after_step(self) -> None:
+        """Keep the slow weight of what has moved, and every k-th time step back to it."""
+        for p in [p for p in self.start if p.grad is not None]:
+            # Not before `base` has its own state: torch takes any state for an initialized one.
+            self.state[p]["slow_weight"] = self.start.pop(p)
+        self.scalars["steps"] += 1
+        if self.scalars["steps"] % self.k == 0:
+            fast = [p for p in self.parameters if "slow_weight" in self.state.get(p, {})]
+            slow = [self.state[p]["slow_weight"] for p in fast]
+            if fast:
+                torch._foreach_lerp_(slow, fast, self.alpha)
+                torch._foreach_copy_(fast, slow)
 
-    def set_extra_state(self, state: dict) -> None:
-        """Put back what `get_extra_state` returned."""
-        self.steps = state["steps"]
-        self.slow = [slow.to(p.device, copy=True)
-                     for slow, p in zip(state["slow"], self.parameters, strict=True)]
+    def after_loading(self) -> None:
+        """Weights without a slow weight start from what they are at the next step."""
+        self.start.clear()

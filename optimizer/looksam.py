@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optimizer.parts import checks
-from optimizer.parts.radius import RhoSchedule, SharpnessWrapper
-from optimizer.parts.sharpness import gradients_at, perturbation, shear_force, with_shear
+from .parts import checks
+from .parts.radius import RhoSchedule
+from .parts.sharpness import perturbation
+from .parts.sharpness_aware import SharpnessWrapper
 
 __all__ = ["LookSAM"]
 
@@ -21,50 +22,34 @@ class LookSAM(SharpnessWrapper):
 
         g + alpha (||g|| / ||f||) f,   f = g2 - (<g2, g1> / ||g1||^2) g1 of the last such step.
 
-    The perturbation has one norm over all parameters, the shear force f is taken tensor by
+    The perturbation has one norm over all parameters, the shear force f is computed tensor by
     tensor. A step here is one gradient that `base` asks for.
-    `rho_schedule` "lr" and "gap" (towards the rise of the loss `rho_gap`): parts/radius.py.
+    `rho_schedule` "lr" and "gap" (target loss rise `rho_gap`): parts/radius.py.
 
-    Cost: 1 + 1/k gradient evaluations for each one of `base`; 1 state tensor a parameter.
+    Cost: 1 + 1/k gradient evaluations per gradient of `base`; 1 state tensor per parameter.
     """
 
     def __init__(self, base: Optimizer, rho: float = 0.1, k: int = 10, alpha: float = 0.7,
                  rho_schedule: RhoSchedule = "constant", rho_gap: float = 0.0) -> None:
         checks.non_negative(alpha=alpha)
         checks.at_least(1, k=k)
-        super().__init__(base, rho, rho_schedule, rho_gap)
+        super().__init__(base, rho, rho_schedule, rho_gap, steps=0)
         self.k, self.alpha = k, alpha
-        self.steps = 0
-        self.shear: dict[Tensor, Tensor] = {}
 
     @torch.compiler.disable  # it would lose the step count and the shear forces
-    def gradient(self, closure: Callable[[], Tensor]) -> Tensor:
+    def gradient(self, closure: Callable[[], Tensor] | None) -> Tensor | None:
         """Leave in p.grad the gradient of the class docstring; the loss at the weights."""
-        loss = closure()
-        with torch.no_grad():
-            params = [p for p in self.parameters if p.grad is not None]
-            if self.steps % self.k == 0:
-                base = [p.grad for p in params]
-                offsets = perturbation(params, base, self.radius, "global", "none")
-                self.see(loss, gradients_at(params, offsets, closure))
-                self.shear = {p: shear_force(p.grad, g) for p, g in zip(params, base, strict=True)
-                              if p.grad is not None}
-            else:
-                for p in params:
-                    if p in self.shear:
-                        p.grad = with_shear(p.grad, self.shear[p], self.alpha)
-        self.steps += 1
-        return loss
+        return super().gradient(closure)
 
-    def get_extra_state(self) -> dict:
-        """The step count and the shear forces, None for a parameter that has none; the radius."""
-        return {**super().get_extra_state(), "steps": self.steps,
-                "shear": [self.shear.get(p) for p in self.parameters]}
+    def ascend(self, params: list[Tensor]) -> tuple[list[Tensor] | None, list[Tensor]]:
+        """SAM's offsets every k steps; on the others the shear force is injected here."""
+        step, self.scalars["steps"] = self.scalars["steps"], self.scalars["steps"] + 1
+        if step % self.k:
+            self.inject_shear(self.alpha)
+            return None, []
+        base = [p.grad for p in params]
+        return perturbation(params, base, self.radius, "global", "none"), base
 
-    def set_extra_state(self, state: dict) -> None:
-        """Put back what `get_extra_state` returned."""
-        super().set_extra_state(state)
-        self.steps = state["steps"]
-        self.shear = {p: f.to(p.device, copy=True)
-                      for p, f in zip(self.parameters, state["shear"], strict=True)
-                      if f is not None}
+    def combine(self, params: list[Tensor], base: list[Tensor]) -> None:
+        """Keep the shear force; the second gradient is used as it is."""
+        self.keep_shear(params, base)

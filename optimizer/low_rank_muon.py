@@ -9,10 +9,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from optimizer.muon import Scale, momentum_direction, step_scale
-from optimizer.parts import checks
-from optimizer.parts.matrix import MatrixOptimizer
-from optimizer.parts.polar import as_matrices
+from .muon import Scale, momentum_direction, step_scale
+from .parts import checks
+from .parts.matrix import MatrixOptimizer
+from .parts.polar import as_matrices
 
 __all__ = ["LowRankMuon"]
 

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from optimizer.parts import checks
-from optimizer.parts.matrix import MatrixOptimizer
-from optimizer.parts.polar import Orthogonalizer, as_matrices, orthogonalize
+from .parts import checks
+from .parts.matrix import MatrixOptimizer
+from .parts.polar import Orthogonalizer, as_matrices, orthogonalize
 
 __all__ = ["Muon"]
 

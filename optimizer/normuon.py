@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from optimizer.muon import momentum_direction, step_scale
-from optimizer.parts import checks
-from optimizer.parts.matrix import MatrixOptimizer
-from optimizer.parts.polar import Orthogonalizer, orthogonalize
+from .muon import momentum_direction, step_scale
+from .parts import checks
+from .parts.matrix import MatrixOptimizer
+from .parts.polar import Orthogonalizer, orthogonalize
 
 __all__ = ["NorMuon"]
 

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optimizer.parts import checks
-from optimizer.parts.wrapper import Wrapper
+from .parts import checks
+from .parts.wrapper import Wrapper
 
 __all__ = ["QKClip"]
 
@@ -60,19 +60,20 @@ class QKClip(Wrapper):
         return {**super().diagnostics, "max_logit": float(self.largest),
                 "clipped_heads": float(self.clipped)}
 
-    @torch.compiler.disable(recursive=False)  # what it sees would be lost; `base` is compiled
+    @torch.compiler.disable(recursive=False)  # it would lose the logits; `base` is compiled
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """One step of `base`, then the clip; what `base` returns."""
-        loss = self.base.step() if closure is None else self.base.step(closure)
-        with torch.no_grad():
-            for layer in self.layers:
-                if dist.is_initialized():
-                    dist.all_reduce(layer.max_logits, dist.ReduceOp.MAX)
-                self._clip(layer)
-            logits = torch.cat([layer.max_logits for layer in self.layers])
-            self.largest, self.clipped = logits.max(), (logits > self.tau).sum()
+        return super().step(closure)
+
+    def after_step(self) -> None:
+        """Clip each head by the largest logit of the step, and start recording again."""
+        for layer in self.layers:
+            if dist.is_initialized():
+                dist.all_reduce(layer.max_logits, dist.ReduceOp.MAX)
+            self._clip(layer)
+        logits = torch.cat([layer.max_logits for layer in self.layers])
+        self.largest, self.clipped = logits.max(), (logits > self.tau).sum()
         self._record_anew()
-        return loss
 
     def _clip(self, layer: nn.Module) -> None:
         s = layer.max_logits

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from optimizer.parts import checks
-from optimizer.parts.adam import moments, update_moments, whitened
-from optimizer.parts.energy import EnergyScope, with_energy
-from optimizer.parts.matrix import MatrixOptimizer
-from optimizer.parts.polar import Orthogonalizer, as_matrices, orthogonalize
+from .parts import checks
+from .parts.adam import moments, update_moments, whitened
+from .parts.energy import EnergyScope, with_energy
+from .parts.matrix import MatrixOptimizer
+from .parts.polar import Orthogonalizer, as_matrices, orthogonalize
 
 __all__ = ["RMSuon"]
 

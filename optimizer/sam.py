@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optimizer.parts.radius import RhoSchedule, SharpnessWrapper
-from optimizer.parts.sharpness import gradients_at, perturbation
+from .parts.radius import RhoSchedule
+from .parts.sharpness import perturbation
+from .parts.sharpness_aware import SharpnessWrapper
 
 __all__ = ["SAM"]
 
@@ -18,16 +18,16 @@ COST = {"gradient_evaluations": 2, "state_tensors": 0}
 class SAM(SharpnessWrapper):
     """Gives `base` the gradient at W + rho g / ||g|| instead of g (Algorithm 1, eq. 2).
 
-    The norm is taken over all parameters together. SAM is a change of the closure: each time
-    `base` asks for a gradient it gets the one at the perturbed weights, with the weights
-    restored and the loss at the weights themselves; so it goes around any optimizer.
-    `rho_schedule` "lr" and "gap" (towards the rise of the loss `rho_gap`): parts/radius.py.
+    The norm is taken over all parameters together. Each time `base` asks for a gradient it gets
+    the one at the perturbed weights, with the weights restored and the loss at the weights
+    themselves; so SAM wraps any optimizer.
+    `rho_schedule` "lr" and "gap" (target loss rise `rho_gap`): parts/radius.py.
 
-    local: with several processes each perturbs by the gradient of its own part of the batch
-    (m-sharpness, section 4.1), which is not sent: half the traffic, another result. The closure
-    must take `synchronize=False` for it.
+    local: with several processes each one perturbs by the gradient of its own part of the batch
+    (m-sharpness, section 4.1), which is not communicated: half the traffic, a different result.
+    The closure must accept `synchronize=False`.
 
-    Cost: 2 gradient evaluations for each one of `base`; no state.
+    Cost: 2 gradient evaluations per gradient of `base`; no state.
     """
 
     def __init__(self, base: Optimizer, rho: float = 0.05, rho_schedule: RhoSchedule = "constant",
@@ -35,11 +35,11 @@ class SAM(SharpnessWrapper):
         super().__init__(base, rho, rho_schedule, rho_gap)
         self.local = local
 
-    def gradient(self, closure: Callable[[], Tensor]) -> Tensor:
-        """Leave in p.grad the gradient of the class docstring; the loss at the weights."""
-        loss = closure(synchronize=False) if self.local else closure()
-        with torch.no_grad():
-            params = [p for p in self.parameters if p.grad is not None]
-            offsets = perturbation(params, [p.grad for p in params], self.radius, "global", "none")
-            self.see(loss, gradients_at(params, offsets, closure))
-        return loss
+    def first_loss(self, closure: Callable[[], Tensor]) -> Tensor:
+        """Leave the gradient at the weights in `p.grad`, this process's own if `local`."""
+        return closure(synchronize=False) if self.local else closure()
+
+    def ascend(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The offsets of the class docstring; the second gradient is used as it is."""
+        grads = [p.grad for p in params]
+        return perturbation(params, grads, self.radius, "global", "none"), []

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from optimizer.parts import checks
-from optimizer.parts.kronecker import accumulate, inverse_root, matrix_gradient, sides
-from optimizer.parts.matrix import MatrixOptimizer
+from .parts import checks
+from .parts.kronecker import accumulate, inverse_root, matrix_gradient, sides
+from .parts.matrix import MatrixOptimizer
 
 __all__ = ["Shampoo"]
 

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from optimizer.parts import checks
-from optimizer.parts.kronecker import adam_in_eigenbasis
-from optimizer.parts.matrix import MatrixOptimizer
+from .parts import checks
+from .parts.kronecker import adam_in_eigenbasis
+from .parts.matrix import MatrixOptimizer
 
 __all__ = ["SOAP"]
 

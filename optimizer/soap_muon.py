@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from optimizer.muon import Scale, step_scale
-from optimizer.parts import checks
-from optimizer.parts.kronecker import adam_in_eigenbasis
-from optimizer.parts.matrix import MatrixOptimizer
-from optimizer.parts.polar import Orthogonalizer, orthogonalize
+from .muon import Scale, step_scale
+from .parts import checks
+from .parts.kronecker import adam_in_eigenbasis
+from .parts.matrix import MatrixOptimizer
+from .parts.polar import Orthogonalizer, orthogonalize
 
 __all__ = ["SOAPMuon"]
 

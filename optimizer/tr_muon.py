@@ -12,12 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from optimizer.parts import checks
-from optimizer.parts.energy import EnergyScope
-from optimizer.parts.matrix import MatrixOptimizer
-from optimizer.parts.polar import Orthogonalizer
-from optimizer.parts.sharded import total
-from optimizer.rmsuon import rmsuon_updates
+from .parts import checks
+from .parts.base import inner_step
+from .parts.distributed.collective import total
+from .parts.energy import EnergyScope
+from .parts.matrix import MatrixOptimizer
+from .parts.polar import Orthogonalizer
+from .rmsuon import rmsuon_updates
 
 __all__ = ["TRMuon"]
 
@@ -102,9 +103,8 @@ class TRMuon(MatrixOptimizer):
         super().__init__(params, {
             "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
             "ns_steps": ns_steps, "energy_scope": energy_scope, "orthogonalizer": orthogonalizer})
-        self.scalars = {"step": 0, "radius": 1.0, "predicted": 0.0, "found": 0.0,
-                        "rejected": 0, "rho": 1.0, "kappa": 0.0, "kappa_ratio": 0.0,
-                        "slope": 0.0, "bend": 0.0, "promised": 0.0}
+        self.keep_scalars(step=0, radius=1.0, predicted=0.0, found=0.0, rejected=0, rho=1.0,
+                          kappa=0.0, kappa_ratio=0.0, slope=0.0, bend=0.0, promised=0.0)
 
     @property
     def diagnostics(self) -> dict[str, float]:
@@ -146,7 +146,7 @@ class TRMuon(MatrixOptimizer):
             if due and self.rule == "slope":
                 self._remember(moves)
         if self.adamw is not None:
-            self.adamw.step()
+            inner_step(self.adamw)
 
     def _look(self, moves: list, closure: Callable[[], Tensor] | None, loss: Tensor | None) -> bool:
         """Evaluate the loss and gradient at the end of the step, adapt r; whether to take it.

@@ -36,7 +36,7 @@ from exp.harness.folder import RunFolder
 from exp.harness.task import task_named
 from exp.harness.toml import apply_override, read_toml
 from optimizer import build_optimizer
-from optimizer.parts.sharded import Sharded
+from optimizer.parts.distributed.sharded import Sharded
 
 STEPS = 6
 ARS = {"name": "ars2_neo", "lr": 1e-3, "rho": 0.1}

@@ -16,8 +16,8 @@ from distributed_worker import CASES
 from exp.grokking import train
 from exp.harness import cli, distributed
 from exp.harness.errors import ConfigError
-from optimizer.parts.gathered import _rows
-from optimizer.parts.sharded import _merged, balanced
+from optimizer.parts.distributed.gathered import _rows
+from optimizer.parts.distributed.sharded import balanced
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 GROKKING = ["-m", "exp.grokking.train", "--config", "config/lrp_grok_ars2_neo_aga_400e.toml",
@@ -133,11 +133,6 @@ def test_all_processes_know_what_one_knows(found):
 def test_the_dearest_items_are_dealt_first():
     assert balanced([1, 5, 3, 3], 2) == [0, 0, 1, 1]
     assert balanced([2, 2], 4) == [0, 1]  # two processes without work
-
-
-def test_merging_takes_each_parameters_entry_from_its_owner():
-    parts = [{"steps": 3, "shear": ["a", None]}, {"steps": 3, "shear": [None, "b"]}]
-    assert _merged(parts, [0, 1]) == {"steps": 3, "shear": ["a", "b"]}
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 7, 8])

@@ -12,7 +12,7 @@ from optimizer.ars2_neo import ARS2Neo
 from optimizer.asam import ASAM
 from optimizer.gsam import GSAM
 from optimizer.looksam import LookSAM
-from optimizer.parts.radius import START, radius, see_gap
+from optimizer.parts.radius import START, observe_losses, radius
 from optimizer.sam import SAM
 
 DOUBLE = torch.float64
@@ -57,7 +57,8 @@ def radii(rule, steps, change=lambda optimizer, step: None, **settings):
 
 
 def see(state, gap, target=0.0):
-    see_gap(state, torch.tensor(1.0, dtype=DOUBLE), torch.tensor(1.0 + gap, dtype=DOUBLE), target)
+    losses = (torch.tensor(loss, dtype=DOUBLE) for loss in (1.0, 1.0 + gap))
+    observe_losses(state, *losses, target)
     return state["rho_factor"]
 
 

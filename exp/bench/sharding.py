@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from exp.bench.timing import CLOCKS, seconds_of, summary
 from optimizer import optimizer_class
-from optimizer.parts.sharded import Sharded
+from optimizer.parts.distributed.sharded import Sharded
 
 QWEN3 = ([(512, 512)] * 4 + [(2048, 512)] * 2 + [(512, 2048)]) * 3  # hidden, published model
 PROBE = 4_000_000  # elements of the message that measures the bandwidth

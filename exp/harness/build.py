@@ -18,8 +18,8 @@ from exp.harness.schedule import Schedule
 from exp.harness.task import Task
 from model import build_model
 from optimizer import build_optimizer
-from optimizer.parts.gathered import Gathered
-from optimizer.parts.sharded import Sharded
+from optimizer.parts.distributed.gathered import Gathered
+from optimizer.parts.distributed.sharded import Sharded
 from optimizer.parts.wrapper import Wrapper
 
 

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from exp.harness.distributed import size
 from exp.harness.recipes import ROOT, SOURCES
-from optimizer.parts.sharded import Sharded
+from optimizer.parts.distributed.sharded import Sharded
 
 PACKAGES = ("torch", "torchvision", "numpy", "transformers", "tokenizers", "pytorch_optimizer")
 
@@ -81,7 +81,8 @@ def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict]:
     names = {id(p): name for name, p in model.named_parameters()}
     held = getattr(optimizer, "shards", {})  # what a sharded model holds of each parameter
     return [{
-        **{key: _plain(value) for key, value in group.items() if key != "params"},
+        **{key: _plain(value) for key, value in group.items()
+           if key not in ("params", "scalars")},
         "elements": sum(p.numel() for p in group["params"]),
         "params": {names[id(held.get(p, p))]: list(p.shape) for p in group["params"]},
     } for group in optimizer.param_groups]

@@ -4,7 +4,8 @@ from itertools import islice
 
 from torch.optim import Optimizer
 
-from optimizer.parts.first_order import FirstOrder
+from .base import inner_step
+from .first_order import FirstOrder
 
 
 class Joint(FirstOrder):
@@ -38,9 +39,8 @@ class Joint(FirstOrder):
     def update(self) -> None:
         """One step of every part."""
         for part in self.parts:
-            part.step()
+            inner_step(part)
 
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Restore all parts."""
-        super().load_state_dict(state_dict)
+    def after_loading(self) -> None:
+        """Share groups and state with the parts again."""
         self._share()

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from optimizer.parts.adam import update_moments, whitened
-from optimizer.parts.polar import as_matrices
+from .adam import update_moments, whitened
+from .polar import as_matrices
 
 
 def matrix_gradient(p: Tensor) -> Tensor:

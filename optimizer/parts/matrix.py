@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from optimizer.parts.first_order import FirstOrder
-from optimizer.parts.sharded import publish
+from .base import inner_step
+from .distributed.collective import publish
+from .first_order import FirstOrder
 
 ADAMW_KEYS = ("lr", "betas", "eps", "weight_decay")
-BOOKKEEPING = ("params", "param_names", "track", "initial_lr")
+BOOKKEEPING = ("params", "param_names", "track", "initial_lr", "scalars")
 
 
 class MatrixOptimizer(FirstOrder):
     """Subclasses give `update_group(params, group)` for matrices; `defaults` are that track's.
 
     An AdamW group takes lr and weight_decay from `defaults` where it has none of its own, betas
-    and eps from torch.optim.AdamW. `scalars` holds run-level numbers and is part of state_dict.
+    and eps from torch.optim.AdamW.
 
     Raises ValueError for a group with an unknown key or track, a parameter in two groups, or a
     vector on the matrix track.
@@ -30,13 +31,7 @@ class MatrixOptimizer(FirstOrder):
 
     def __init__(self, params: Iterable, defaults: dict) -> None:
         self.adamw: AdamW | None = None
-        self.scalars: dict[str, float] = {}
         super().__init__(params, defaults)
-
-    @property
-    def diagnostics(self) -> dict[str, float]:
-        """Numbers worth logging; none unless a rule has something to say."""
-        return {}
 
     def is_matrix(self, tensor: Tensor) -> bool:
         """Whether the matrix track takes it: two or more dimensions."""
@@ -51,8 +46,8 @@ class MatrixOptimizer(FirstOrder):
         publish(self, (p for group in self.param_groups if group["track"] == "matrix"
                        for p in group["params"]))
         if self.adamw is not None:
-            # A kernel of its own already, and torch.compile trips over step counts that are ints.
-            torch.compiler.disable(self.adamw.step)()
+            # Fused already, and torch.compile fails on step counts that are ints.
+            torch.compiler.disable(inner_step)(self.adamw)
 
     def add_param_group(self, group: dict) -> None:
         """Add a group, split into a matrix and an AdamW group unless it names its track."""
@@ -88,17 +83,12 @@ class MatrixOptimizer(FirstOrder):
             self.adamw.add_param_group(group)
         self.param_groups.append(group)
 
-    def state_dict(self) -> dict:
-        """torch's state_dict, with the run-level `scalars` beside it."""
-        return {**super().state_dict(), "scalars": dict(self.scalars)}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Restore both tracks and the scalars."""
-        super().load_state_dict(state_dict)
-        self.scalars = dict(state_dict["scalars"])
+    def after_loading(self) -> None:
+        """Share the groups and the state of the AdamW track with torch's AdamW."""
         if self.adamw is not None:
-            self.adamw.param_groups = [g for g in self.param_groups if g["track"] == "adamw"]
-            self.adamw.state = self.state
+            groups = [group for group in self.param_groups if group["track"] == "adamw"]
+            # Also puts a step count that is a plain number where the fused kernel needs it.
+            self.adamw.__setstate__({"state": self.state, "param_groups": groups})
 
 
 def by_track(group: dict) -> list[dict]:

@@ -1,11 +1,11 @@
-"""The radius of a sharpness-aware perturbation: constant, or after the learning rate or the gap.
+"""The radius of a sharpness-aware perturbation: constant, or following learning rate or loss gap.
 
 "lr":  rho_t = rho lr_t / initial lr       (GSAM, Zhuang et al. 2022, arXiv 2203.08065, with
                                             rho_min = 0 where the schedule ends at 0)
 "gap": the surrogate gap of GSAM, h_t = loss(W + e_t) - loss(W), is steered to a target: a budget
-       of loss instead of one of distance (LE-SAM, Wang et al. 2026, arXiv 2605.10183). LE-SAM
-       takes h for rho ||g||; here it is what the second pass measures anyway, which also holds for
-       a norm of each tensor and for |W| in the perturbation. After each perturbed step
+       of loss instead of distance (LE-SAM, Wang et al. 2026, arXiv 2605.10183). LE-SAM estimates
+       h as rho ||g||; here it is the difference that the second pass measures, which is right for
+       per-tensor norms and |W| in the perturbation too. After each perturbed step
 
            H <- 0.9 H + 0.1 h_t,   H_hat = H / (1 - 0.9^n)           (n perturbed steps so far)
            rho_{t+1} = rho_t clip(target / H_hat, 1/2, 2)^0.1,  kept within [rho / 10, 10 rho]
@@ -13,17 +13,15 @@
        H_hat <= 0, no rise at all, counts as the upper clip. h grows as rho^p, p = 1 on a slope and
        2 in a minimum, so that log rho is under integral control, stable for p < 380 at these
        constants. A target of 0 is measured: H_hat of the first 5 perturbed steps, at radius rho.
-       Costs one host synchronisation a perturbed step.
+       Costs one host synchronization per perturbed step.
 """
 
 import math
 from typing import Literal
 
 from torch import Tensor
-from torch.optim import Optimizer
 
-from optimizer.parts import checks
-from optimizer.parts.wrapper import ClosureWrapper
+from . import checks
 
 RhoSchedule = Literal["constant", "lr", "gap"]
 
@@ -32,7 +30,7 @@ START = {"rho_factor": 1.0, "gap": 0.0, "gap_target": 0.0, "gaps": 0}  # the sta
 
 
 def radius(rho: float, schedule: str, group: dict, state: dict[str, float]) -> float:
-    """rho_t; `group` is asked for the learning rate, and the initial one a schedule noted there."""
+    """rho_t; the learning rates are `lr` and `initial_lr` of `group`."""
     if schedule == "gap":
         return rho * state["rho_factor"]
     if schedule == "lr":
@@ -41,8 +39,10 @@ def radius(rho: float, schedule: str, group: dict, state: dict[str, float]) -> f
     return rho
 
 
-def see_gap(state: dict[str, float], loss: Tensor, perturbed: Tensor, target: float) -> None:
-    """Take in the losses of one perturbed step, in place: H, and the factor of the next radius.
+def observe_losses(
+    state: dict[str, float], loss: Tensor, perturbed: Tensor, target: float
+) -> None:
+    """Update in place H and the factor of the next radius from the losses of a perturbed step.
 
     A loss that is not finite changes nothing.
     """
@@ -63,40 +63,6 @@ def see_gap(state: dict[str, float], loss: Tensor, perturbed: Tensor, target: fl
 
 
 def check_radius(rho: float, rho_schedule: str, rho_gap: float) -> None:
-    """Raise ValueError for a value that is none."""
+    """Raise ValueError for an invalid value."""
     checks.non_negative(rho=rho, rho_gap=rho_gap)
     checks.choice(RhoSchedule, rho_schedule=rho_schedule)
-
-
-class SharpnessWrapper(ClosureWrapper):
-    """A wrapper that perturbs the weights by `radius` and lets `see` have both losses."""
-
-    def __init__(self, base: Optimizer, rho: float, rho_schedule: str, rho_gap: float) -> None:
-        check_radius(rho, rho_schedule, rho_gap)
-        super().__init__(base)
-        self.rho, self.rho_schedule, self.rho_gap = rho, rho_schedule, rho_gap
-        self.scalars = dict(START)
-
-    @property
-    def radius(self) -> float:
-        """rho_t of this step."""
-        return radius(self.rho, self.rho_schedule, self.param_groups[0], self.scalars)
-
-    def see(self, loss: Tensor, perturbed: Tensor) -> None:
-        """Take in both losses of a step."""
-        if self.rho_schedule == "gap":
-            see_gap(self.scalars, loss, perturbed, self.rho_gap)
-
-    @property
-    def diagnostics(self) -> dict[str, float]:
-        """rho_t where it is not constant, beside what the wrapped optimizer has to say."""
-        own = {} if self.rho_schedule == "constant" else {"rho": self.radius}
-        return {**super().diagnostics, **own}
-
-    def get_extra_state(self) -> dict:
-        """What the radius has learned."""
-        return {"radius": dict(self.scalars)}
-
-    def set_extra_state(self, state: dict) -> None:
-        """Put back what `get_extra_state` returned."""
-        self.scalars = dict(state["radius"])

@@ -1,4 +1,4 @@
-"""Sharpness-aware passes: perturbing and restoring weights, and what to do with both gradients."""
+"""Sharpness-aware gradients: perturbed weights, shear force, and their products over parameters."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from optimizer.parts.sharded import total, total_norm
+from .distributed.collective import total, total_norm
 
 PerturbNorm = Literal["tensor", "global"]
 ElementwiseScale = Literal["abs", "none", "asam"]
@@ -17,10 +17,10 @@ EPS = 1e-12  # added to norms that may be zero, as in the released code
 
 @contextmanager
 def perturbed(params: Sequence[Tensor], offsets: list[Tensor]) -> Iterator[None]:
-    """Inside, each parameter is moved by its offset; afterwards it is back bit for bit.
+    """Inside, each parameter is moved by its offset; afterwards it is restored bit for bit.
 
-    Restored from a copy, also when the body raises: subtracting would leave rounding behind.
-    `offsets` is emptied: what was added is not held while the body runs.
+    Restored from a copy, also when the body raises: subtracting would leave rounding errors.
+    `offsets` is emptied, so that it takes no memory while the body runs.
     """
     if not params:  # torch's foreach functions refuse an empty list
         yield
@@ -37,10 +37,10 @@ def perturbed(params: Sequence[Tensor], offsets: list[Tensor]) -> Iterator[None]
 def gradients_at(
     params: Sequence[Tensor], offsets: list[Tensor], closure: Callable[[], Tensor]
 ) -> Tensor:
-    """Run `closure` at params + offsets; the gradients found there are left in `p.grad`. The loss.
+    """Run `closure` at params + offsets; its gradients are left in `p.grad`. The loss.
 
-    The gradients held before are let go first, not zeroed: the caller may still hold them. So are
-    the offsets, as soon as they are added.
+    Earlier gradients are released, not zeroed: the caller may still hold them. The offsets are
+    released as soon as they are added.
     """
     for p in params:
         p.grad = None
@@ -55,14 +55,14 @@ def perturbation(
     norm: str,
     scale: str,
 ) -> list[Tensor]:
-    """Offsets rho * q / ||q||, one a parameter, with q = the direction weighted by |W|.
+    """Offsets rho * q / ||q||, one per parameter, with q = the direction weighted by |W|.
 
     scale: "abs" q = |W| d (ARS2-Neo); "none" q = d; "asam" T^2 d / ||T d|| with T = |W|
     (ASAM, arXiv 2102.11600, with eta = 0). norm: taken over each "tensor" (ARS2-Neo) or over
     all of them, "global" (SAM, arXiv 2010.01412, eq. 2).
     """
     if not params:
-        if norm == "global":  # the processes that have some wait for this one's share
+        if norm == "global":  # processes that have parameters wait for this one's share
             norm_of_all([])
         return []
     weighted = list(directions)
@@ -77,14 +77,32 @@ def perturbation(
     return [w * (rho / (length + EPS)) for w, length in zip(weighted, lengths, strict=True)]
 
 
+def whitened_gradients(state: dict, params: Sequence[Tensor], group: dict, step: int
+                       ) -> list[Tensor]:
+    """g / (sqrt(v_hat) + eps) of each parameter, v as previous steps left it: zero at first.
+
+    step: the optimizer's, which corrects v (as in the released code of ARS2-Neo, with EPS added).
+    """
+    correction = 1 - group["betas"][1] ** max(1, step - 1) + EPS
+    directions = []
+    for p in params:
+        v = state.get(p, {}).get("exp_avg_sq")
+        # Without v nothing is whitened: the norm of the perturbation cancels eps, unless it is 0.
+        denominator = group["eps"] or 1.0
+        if v is not None:
+            denominator = (v / correction).sqrt_().add_(group["eps"])
+        directions.append((p.grad / denominator).to(p.dtype))
+    return directions
+
+
 def norm_of_all(tensors: Sequence[Tensor]) -> Tensor:
-    """The norm over all parameters, of one tensor each; 0 of none."""
+    """The norm over all parameters, given one tensor of each; 0 without any."""
     lengths = torch.stack(torch._foreach_norm(list(tensors))) if tensors else torch.zeros(0)
     return total_norm(torch.linalg.vector_norm(lengths))
 
 
 def shear_force(adversarial: Tensor, base: Tensor) -> Tensor:
-    """The part of the adversarial gradient orthogonal to the base gradient, of one tensor.
+    """The part of the adversarial gradient orthogonal to the base gradient, for one tensor.
 
     LookSAM (Liu et al. 2022, arXiv 2203.02714): f = g2 - (<g2, g1> / ||g1||^2) g1.
     """
@@ -93,13 +111,13 @@ def shear_force(adversarial: Tensor, base: Tensor) -> Tensor:
 
 
 def with_shear(grad: Tensor, shear: Tensor, alpha: float) -> Tensor:
-    """How LookSAM (arXiv 2203.02714) uses a shear force again: g + alpha (||g|| / ||f||) f."""
+    """LookSAM's reuse of a shear force (arXiv 2203.02714): g + alpha (||g|| / ||f||) f."""
     ratio = torch.linalg.vector_norm(grad) / (torch.linalg.vector_norm(shear) + EPS)
     return grad + shear * (alpha * ratio)
 
 
 def cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    """Cosine of two lists of tensors taken as two long vectors; one host synchronisation."""
+    """Cosine of two lists of tensors taken as two long vectors; one host synchronization."""
     sums = torch.zeros(3)
     if left:
         products = torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)])

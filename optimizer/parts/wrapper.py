@@ -1,23 +1,27 @@
-"""The base of optimizers that wrap another: SAM and its kin, Lookahead."""
+"""The base of optimizers that wrap another: SAM and its kin, Lookahead, QK-Clip."""
 
 from collections.abc import Callable
-from functools import partial
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .base import Base, inner_step
+from .checkpoint import upgraded
 
-class Wrapper(Optimizer):
+
+class Wrapper(Base):
     """An optimizer around `base`, sharing its param_groups, its state and its state_dict.
 
-    A wrapper's first argument is named `base`: that is how the configuration knows it for one.
-    Raises TypeError if `base` is no optimizer.
+    The first argument of a wrapper is named `base`: that is how a configuration recognizes one.
+    Raises TypeError if `base` is not an optimizer.
     """
 
     def __init__(self, base: Optimizer) -> None:
         if not isinstance(base, Optimizer):
             raise TypeError(f"{type(self).__name__} wraps an optimizer, got {type(base).__name__}")
         self.base = base
+        self.old_key = type(self).__name__
         super().__init__(base.param_groups, {})
         self._share()
 
@@ -26,8 +30,29 @@ class Wrapper(Optimizer):
 
     @property
     def diagnostics(self) -> dict[str, float]:
-        """What the wrapped optimizer has to say."""
+        """The diagnostics of the wrapped optimizer."""
         return getattr(self.base, "diagnostics", {})
+
+    def inner_closure(self, closure: Callable[[], Tensor] | None) -> Callable[[], Tensor] | None:
+        """The closure that `base` is given; None for a step of `base` without one."""
+        return closure
+
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One step of `base`, then `after_step`; what `base` returns."""
+        loss = inner_step(self.base, self.inner_closure(closure))
+        with torch.no_grad():
+            self.after_step()
+        return loss
+
+    def first_step(self, zero_grad: bool = False) -> bool:
+        """`first_step` of the sharpness-aware optimizer inside."""
+        return self.base.first_step(zero_grad)
+
+    def second_step(self, zero_grad: bool = False) -> None:
+        """The step after `first_step`: `step()`, then `zero_grad()` if asked for."""
+        self.step()
+        if zero_grad:
+            self.zero_grad()
 
     def add_param_group(self, group: dict) -> None:
         """Add a group to the wrapped optimizer."""
@@ -36,38 +61,33 @@ class Wrapper(Optimizer):
         else:  # torch's constructor lists the groups that the base has already
             self.param_groups.append(group)
 
-    def get_extra_state(self) -> dict:
-        """What the wrapper itself must remember; empty unless a subclass has something."""
-        return {}
-
-    def set_extra_state(self, state: dict) -> None:
-        """Put back what `get_extra_state` returned."""
+    def packed(self) -> dict:
+        """The state_dict of `base`, which includes what this wrapper keeps."""
+        return self.base.state_dict()
 
     def state_dict(self) -> dict:
-        """The wrapped optimizer's, and beside it the wrapper's own under its class name."""
-        return {**self.base.state_dict(), type(self).__name__: self.get_extra_state()}
+        """The state_dict of the wrapped optimizer, in torch's format."""
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        state_dict = self.packed()
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            replaced = hook(self, state_dict)
+            state_dict = state_dict if replaced is None else replaced
+        return state_dict
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Restore the wrapped optimizer and the wrapper; share groups and state again."""
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            replaced = hook(self, state_dict)
+            state_dict = state_dict if replaced is None else replaced
+        state_dict = upgraded(state_dict, self.old_key, self.scalars_key)
         self.base.load_state_dict(state_dict)
         self._share()
-        self.set_extra_state(state_dict[type(self).__name__])
+        self.restore(state_dict)
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
 
     @property
     def parameters(self) -> list[Tensor]:
         """All parameters, in the order of the groups."""
         return [p for group in self.param_groups for p in group["params"]]
-
-
-class ClosureWrapper(Wrapper):
-    """A wrapper that changes the gradient `base` is given: subclasses give `gradient(closure)`."""
-
-    def gradient(self, closure: Callable[[], Tensor]) -> Tensor:
-        """Leave in p.grad what `base` shall see; the loss at the unperturbed weights."""
-        raise TypeError(f"{type(self).__name__} defines no gradient")
-
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:
-        """One step of `base`; the loss at the weights before it. ValueError without a closure."""
-        if closure is None:
-            raise ValueError(f"{type(self).__name__} needs a closure: step(closure)")
-        return self.base.step(partial(self.gradient, closure))

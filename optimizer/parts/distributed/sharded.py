@@ -1,9 +1,8 @@
-"""One optimizer over several processes: each holds the state of its share of the parameters and
-updates them, and the others are sent the result (ZeRO stage 1, Rajbhandari et al. 2019, arXiv
-1910.02054; a matrix is never cut, since it is orthogonalized as a whole).
+"""An optimizer whose state and work are sharded over processes (ZeRO stage 1, Rajbhandari et al.
+2019, arXiv 1910.02054). A matrix is never cut, since it is orthogonalized as a whole.
 
-Any rule works unchanged that treats parameters one by one. One that sums over all of them says so
-with `total`, which is the identity outside a sharded step.
+A rule that treats parameters one by one works unchanged; one that sums over all of them uses
+`collective.total`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,34 +14,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from optimizer.parts.polar import as_matrices
-from optimizer.parts.wrapper import Wrapper
+from ..base import inner_step
+from ..polar import as_matrices
+from ..wrapper import Wrapper
+from .collective import running
 
 ELEMENTWISE = 8  # what an element costs besides orthogonalization, in rows of the shorter side
-
-_running: "Sharded | None" = None  # the one whose step this process is in
-
-
-def total(value: Tensor) -> Tensor:
-    """The sum over the processes that share out the parameters of the running step, in float64:
-    a process without parameters knows no dtype, and all must decide by the same number."""
-    if _running is None:
-        return value
-    value = value.to(_running.device, torch.float64, copy=True)
-    dist.all_reduce(value)
-    return value
-
-
-def total_norm(norm: Tensor) -> Tensor:
-    """The norm over all parameters from the norm over this process's share of them."""
-    return norm if _running is None else total(norm.square()).sqrt()
-
-
-def publish(rule: Optimizer, params: Iterable[Tensor]) -> None:
-    """Say that `rule` is done with these parameters: they are sent while it updates others, unless
-    it is inside another optimizer, which may yet change them."""
-    if _running is not None and _running.base is rule:
-        _running.send(params)
 
 
 def update_cost(p: Tensor, group: dict) -> int:
@@ -92,20 +69,22 @@ class Sharded(Wrapper):
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """One step of `base` on this process's share, and the others' results; its loss."""
-        global _running
-        outer, _running = _running, self
         try:
-            if closure is None:
-                self._take_gradients()
-                loss = self.base.step()
-            else:
-                self.passes = 0
-                loss = self.base.step(partial(self._pass, closure))
-            self._exchange()
+            with running(self):
+                if closure is None:
+                    self._take_gradients()
+                    loss = inner_step(self.base)
+                else:
+                    self.passes = 0
+                    loss = inner_step(self.base, partial(self._pass, closure))
+                self._exchange()
         finally:
-            _running = outer
             self._give_back_gradients()
         return loss
+
+    def first_step(self, zero_grad: bool = False) -> bool:
+        """Raises TypeError: with several processes a sharpness-aware step needs its closure."""
+        raise TypeError("first_step works in one process only: use step(closure)")
 
     def _pass(self, closure: Callable[[], Tensor], synchronize: bool = True) -> Tensor:
         if not synchronize:
@@ -157,23 +136,19 @@ class Sharded(Wrapper):
                                                in zip(parts, members, strict=True)])
         self.under_way, self.sent = [], set()
 
-    def state_dict(self) -> dict:
-        """`base`'s: complete on process 0, its own share on the others."""
-        mine = _on_cpu(self.base.state_dict())
-        found: list[dict | None] = [None] * dist.get_world_size()
-        dist.gather_object(mine, found if self.rank == 0 else None)
+    def packed(self) -> dict:
+        """The state_dict of `base`: complete on process 0, its own share on the others."""
+        mine = _on_cpu(super().packed())
+        parts: list[dict | None] = [None] * dist.get_world_size()
+        dist.gather_object(mine, parts if self.rank == 0 else None)
         if self.rank != 0:
             return mine
-        owners = list(self.owner.values())
-        states = {index: entry for part in found for index, entry in part["state"].items()}
-        rest = {key: _merged([part[key] for part in found], owners)
-                for key in mine if key not in ("state", "param_groups")}
-        return {**mine, "state": dict(sorted(states.items())), **rest}
+        states = {index: entry for part in parts for index, entry in part["state"].items()}
+        return {**mine, "state": dict(sorted(states.items()))}
 
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Restore `base` from a complete state_dict; keep this process's share of it."""
-        self.base.load_state_dict(state_dict)
-        self._share()
+    def after_loading(self) -> None:
+        """Keep this process's share of a complete state_dict."""
+        super().after_loading()
         self._drop_others_state()
 
     def _drop_others_state(self) -> None:
@@ -195,16 +170,6 @@ def _grouped(params: Iterable[Tensor], owner: dict[Tensor, int]
     for p in params:
         groups.setdefault((owner[p], p.dtype), []).append(p)
     return dict(sorted(groups.items(), key=lambda item: (item[0][0], str(item[0][1]))))
-
-
-def _merged(parts: list[Any], owners: list[int]) -> Any:
-    """One value from each process's: of a list with an entry a parameter, each owner's entry;
-    what is no such list is the same everywhere."""
-    if isinstance(parts[0], dict):
-        return {key: _merged([part[key] for part in parts], owners) for key in parts[0]}
-    if isinstance(parts[0], list) and len(parts[0]) == len(owners):
-        return [parts[owner][index] for index, owner in enumerate(owners)]
-    return parts[0]
 
 
 def _on_cpu(value: Any) -> Any:

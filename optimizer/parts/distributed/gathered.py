@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optimizer.parts.sharded import Sharded
-from optimizer.parts.wrapper import Wrapper
+from ..wrapper import Wrapper
+from .sharded import Sharded
 
 if TYPE_CHECKING:  # seconds to import, and here only a name
     from torch.distributed.tensor import DTensor
@@ -98,7 +98,7 @@ class Gathered(Sharded):
 
 def _require_whole_tensors(optimizer: Optimizer) -> None:
     cls = type(optimizer)
-    if "model" in inspect.signature(cls).parameters or getattr(cls, "moves_all", False):
+    if "model" in inspect.signature(cls).parameters or getattr(cls, "whole_model", False):
         raise ValueError(f"{type(optimizer).__name__} works on the model's own tensors, which "
                          'sharding = "model" cuts up: sharding = "optimizer" leaves them whole')
     if isinstance(optimizer, Wrapper):

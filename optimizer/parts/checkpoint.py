@@ -1,0 +1,45 @@
+"""Loading an optimizer's state: exactly, and from the form that version 0.1 wrote."""
+
+import torch
+from torch.optim import Optimizer
+
+# What version 0.1 kept as one list over all parameters, and its name in `state` now.
+PER_PARAMETER = {"shear": "shear_force", "slow": "slow_weight"}
+
+
+def upgraded(state_dict: dict, old_key: str, scalars_key: str | None) -> dict:
+    """A state_dict of version 0.1 in today's form; one of today as it is. The argument is kept.
+
+    Version 0.1 had scalars, and what a wrapper remembers, beside "state" under `old_key`. Now
+    numbers are in param_groups[0]["scalars"][scalars_key] and tensors in "state".
+    """
+    if old_key not in state_dict:
+        return state_dict
+    groups = [dict(group) for group in state_dict["param_groups"]]
+    state = {index: dict(entry) for index, entry in state_dict["state"].items()}
+    scalars = {}
+    for key, value in state_dict[old_key].items():
+        if key in PER_PARAMETER:
+            indices = [index for group in groups for index in group["params"]]
+            for index, tensor in zip(indices, value, strict=True):
+                # Without an entry the weight has had no gradient (SGD has no state at all).
+                if tensor is not None and (index in state or not state_dict["state"]):
+                    state.setdefault(index, {})[PER_PARAMETER[key]] = tensor
+        else:
+            scalars |= value if isinstance(value, dict) else {key: value}
+    if scalars_key is not None:
+        groups[0]["scalars"] = {**groups[0].get("scalars", {}), scalars_key: scalars}
+    rest = {key: value for key, value in state_dict.items() if key != old_key}
+    return {**rest, "state": state, "param_groups": groups}
+
+
+def restore_exactly(optimizer: Optimizer, state_dict: dict) -> None:
+    """Put copies of the tensors of `state_dict` into the state, in the dtype that they have."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    indices = [index for group in state_dict["param_groups"] for index in group["params"]]
+    for index, p in zip(indices, params, strict=True):
+        for key, value in state_dict["state"].get(index, {}).items():
+            if torch.is_tensor(value):
+                # torch knows where its AdamW needs the step count.
+                device = optimizer.state[p][key].device if key == "step" else p.device
+                optimizer.state[p][key] = value.to(device, copy=True)
