@@ -3,8 +3,6 @@
 Su 2025, "QK-Clip" (kexue.fm 11126), gives the reasoning.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -20,23 +18,23 @@ COST = {"gradient_evaluations": 1, "state_tensors": 0}
 
 
 class QKClip(Wrapper):
-    """After each step of `base`, head by head, with S the largest logit q.k / sqrt(d_head) of the
+    """After each step of `base`, per head, with S the largest logit q.k / sqrt(d_head) of the
     forward passes of that step (before the softmax, causal entries only, signed):
 
         gamma = min(1, tau / S)
         W_Q <- sqrt(gamma) W_Q,   W_K <- sqrt(gamma) W_K
 
     or W_Q <- gamma W_Q alone where query heads share a key head. Every logit of the head shrinks
-    by gamma; heads with S <= tau, the gradient and the state of `base` are left as they are.
+    by gamma; heads with S <= tau, the gradient and the state of `base` are not changed.
 
     `model` exposes its logits by a method `attention_layers()`, a list of objects with
         W_Q (heads, d_head, d_model), W_K (key heads, d_head, d_model), both without bias, and
         max_logits: None, or a tensor (heads,) that training passes raise to the largest logits.
-    It is None, and nothing is recorded, until a QKClip is there. ValueError for another model: one
-    with QK-norm (Qwen3) has no such method, because its logits do not follow the scale of W_Q.
+    It is None, and nothing is recorded, until a QKClip is built. Raises ValueError for another
+    model: one with QK-norm (Qwen3) has no such method, since its logits do not scale with W_Q.
 
-    With gradient accumulation and sharpness-aware passes S is the largest of all passes, where
-    torch.distributed is running of all processes.
+    With gradient accumulation and sharpness-aware passes S is the maximum over all passes, with
+    torch.distributed over all processes.
 
     Cost: no gradient evaluation of its own, no state; a maximum over the logits of each pass.
     """
@@ -56,15 +54,11 @@ class QKClip(Wrapper):
 
     @property
     def diagnostics(self) -> dict[str, float]:
-        """The largest logit of the last step and the heads clipped; what `base` has to say."""
+        """The largest logit of the last step, the number of clipped heads, and those of `base`."""
         return {**super().diagnostics, "max_logit": float(self.largest),
                 "clipped_heads": float(self.clipped)}
 
-    @torch.compiler.disable(recursive=False)  # it would lose the logits; `base` is compiled
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """One step of `base`, then the clip; what `base` returns."""
-        return super().step(closure)
-
+    @torch.compiler.disable  # it would lose the attributes
     def after_step(self) -> None:
         """Clip each head by the largest logit of the step, and start recording again."""
         for layer in self.layers:

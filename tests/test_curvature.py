@@ -15,8 +15,10 @@ from exp.harness.config import complete
 from exp.harness.errors import ConfigError
 from model import build_model
 from optimizer import build_optimizer
-from optimizer.kfac import KFAC, eigenbasis, rows_of
+from optimizer.kfac import KFAC
 from optimizer.muon import Muon
+from optimizer.parts.fisher import eigenbasis
+from optimizer.parts.layers import rows_of
 from optimizer.qk_clip import QKClip
 from optimizer.sam import SAM
 

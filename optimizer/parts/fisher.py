@@ -1,0 +1,65 @@
+"""Kronecker-factored Fisher matrix of a layer, F = A (x) G, and the natural gradient F^-1 g.
+
+Martens & Grosse 2015, arXiv 1503.05671, sections 4.2 (factored Tikhonov damping) and 4.3.
+"""
+
+import torch
+from torch import Tensor
+
+from .kronecker import eigh
+from .layers import Recorder
+
+SMALLEST_EIGENVALUE = 1e-10  # up to here an eigenvalue counts as zero, as in the reference code
+SIDES = ("input", "output")
+
+
+def update_factors(state: dict, recorder: Recorder, conv_norm: str, decay: float) -> None:
+    """Advance "input_factor" (A) and "output_factor" (G), which start as identities, by the
+    recorded passes: A <- decay A + (1 - decay) A_recorded; clears the recorder."""
+    factors = recorder.factors(conv_norm)
+    for side, factor in zip(SIDES, factors, strict=True):
+        if f"{side}_factor" not in state:
+            state[f"{side}_factor"] = torch.eye(len(factor)).to(factor)
+        state[f"{side}_factor"].lerp_(factor, 1 - decay)
+    recorder.reset()
+
+
+def update_eigenvectors(state: dict) -> None:
+    """Eigenvalues and eigenvectors of both factors."""
+    for side in SIDES:
+        values, vectors = eigenbasis(state[f"{side}_factor"])
+        state[f"{side}_eigenvalues"], state[f"{side}_eigenvectors"] = values, vectors
+
+
+def natural_gradient(state: dict, members: list[Tensor], damping: float, tikhonov: str
+                     ) -> dict[Tensor, Tensor]:
+    """P of one layer, as parameter -> its part; members: its weight, and its bias if recorded."""
+    basis_in, basis_out = state["input_eigenvectors"], state["output_eigenvectors"]
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in members]
+    v = torch.cat([g.reshape(len(g), -1) for g in grads], 1).to(basis_in.dtype)
+    rotated = basis_out.mT @ v @ basis_in
+    denominator = damped(state["output_eigenvalues"], state["input_eigenvalues"], damping, tikhonov)
+    rotated = torch.where(denominator == 0, 0, rotated / denominator)
+    parts = (basis_out @ rotated @ basis_in.mT).split([g[0].numel() for g in grads], 1)
+    return {p: part.reshape(p.shape) for p, part in zip(members, parts, strict=True)
+            if p.grad is not None}
+
+
+def eigenbasis(factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, the smallest set to zero, and eigenvectors of a symmetric matrix.
+
+    NaN for a matrix that is not finite, so that a diverging run is recorded as such.
+    """
+    if not factor.isfinite().all():
+        return factor.diagonal() * torch.nan, factor * torch.nan
+    values, vectors = eigh(factor)
+    return values * (values > SMALLEST_EIGENVALUE), vectors
+
+
+def damped(output: Tensor, inputs: Tensor, damping: float, tikhonov: str) -> Tensor:
+    """(out, in) eigenvalues of G (x) A with `damping` added as the class docstring says."""
+    if tikhonov == "exact":
+        return torch.outer(output, inputs) + damping
+    tiny = torch.finfo(inputs.dtype).tiny  # a factor may be zero
+    pi = inputs.mean().clamp_min(tiny).sqrt() / output.mean().clamp_min(tiny).sqrt()
+    return torch.outer(output + damping**0.5 / pi, inputs + damping**0.5 * pi)

@@ -1,0 +1,158 @@
+"""Optimizers of whole layers, Linear and Conv2d: their groups, hooks and recorded statistics."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .matrix import ADAMW_KEYS, BOOKKEEPING, MatrixOptimizer, by_track
+
+
+class LayerOptimizer(MatrixOptimizer):
+    """A matrix rule for the weight and bias of layers of `model`, with a `Recorder` on each.
+
+    Raises ValueError as MatrixOptimizer does.
+    """
+
+    one_process = "its factors are of the activations that this process has seen"
+
+    def __init__(self, params: Iterable, model: nn.Module, defaults: dict) -> None:
+        self.layers = layers_of(model)
+        self.recorders: dict[Tensor, Recorder] = {}
+        self.hooks = []
+        super().__init__(routed(params, self.layers), defaults)
+
+    def is_matrix(self, tensor: Tensor) -> bool:
+        """Whether it is the weight or the bias of one of the layers."""
+        return any(tensor is layer.weight or tensor is layer.bias
+                   for layer in self.layers.values())
+
+    def add_param_group(self, group: dict) -> None:
+        """Add a group: the layers in it to this track, with a hook each, the rest to AdamW's."""
+        for part in routed([group], self.layers):
+            super().add_param_group(part)
+            for p in self.param_groups[-1]["params"]:
+                if part["track"] == "matrix" and p in self.layers:
+                    layer = self.layers[p]
+                    has_bias = any(b is layer.bias for b in self.param_groups[-1]["params"])
+                    self.recorders[p] = Recorder(has_bias)
+                    self.hooks.append(layer.register_forward_hook(self.recorders[p]))
+
+    def record(self, due: bool) -> None:
+        """Switch recording on for the next step where due, and for layers without statistics."""
+        for weight, recorder in self.recorders.items():
+            recorder.active = due or "input_factor" not in self.state.get(weight, {})
+
+    def remove_hooks(self) -> None:
+        """Take the hooks off the model, when this optimizer is done with it."""
+        for hook in self.hooks:
+            hook.remove()
+
+
+class Recorder:
+    """The forward hook of one layer: sums of a a^T and d d^T since the gradient was last None.
+
+    Passes count in training mode only, once their backward pass runs. Passes that share a gradient
+    (accumulation of the mean loss) are added; a pass with the gradient at None starts anew (SAM's
+    second). It refers to no optimizer and holds plain tensors, so that its model can be copied and
+    pickled.
+    """
+
+    def __init__(self, bias: bool) -> None:
+        self.bias, self.active = bias, True
+        self.reset()
+
+    def reset(self) -> None:
+        """Clear all sums."""
+        self.rows = self.samples = 0
+        self.inputs = self.outputs = 0.0
+
+    @torch.compiler.disable
+    def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        """Record when the backward pass delivers the gradient of `output`."""
+        if not (self.active and layer.training and output.requires_grad):
+            return
+        if layer.weight.grad is None:  # the first pass of this gradient, not one more share
+            self.reset()
+        inputs = args[0].detach()
+        output.register_hook(lambda grad: self.add(layer, inputs, grad.detach()))
+
+    def add(self, layer: nn.Module, inputs: Tensor, grad: Tensor) -> None:
+        """Add one pass: the layer's inputs and the gradient of its outputs."""
+        dtype = torch.promote_types(layer.weight.dtype, torch.float32)
+        a, d = rows_of(layer, inputs.to(dtype), grad.to(dtype))
+        if self.bias:
+            a = F.pad(a, (0, 1), value=1.0)
+        self.rows += len(a)
+        self.samples += len(inputs) if isinstance(layer, nn.Conv2d) else len(a)
+        self.inputs = self.inputs + a.mT @ a
+        self.outputs = self.outputs + d.mT @ d
+
+    def factors(self, conv_norm: str) -> tuple[Tensor, Tensor]:
+        """A and G of the recorded passes; `samples` undoes the mean in the loss.
+
+        conv_norm, for a convolution of N samples and T positions: "kfc" (the paper) A = sum a a^T
+        / N and G = sum d d^T / (N T); "kfac_pytorch" (alecwangcq/KFAC-Pytorch) the first over T^2,
+        the second times T^2: the same product, another weight of the identity start.
+        """
+        if conv_norm == "kfc":
+            return self.inputs / self.samples, self.outputs * (self.samples**2 / self.rows)
+        return self.inputs * (self.samples / self.rows**2), self.outputs * self.rows
+
+
+def layers_of(model: nn.Module) -> dict[Tensor, nn.Module]:
+    """Trainable weight -> its Linear or Conv2d, where it multiplies that layer's inputs only."""
+    owners: dict[Tensor, int] = {}
+    for module in model.modules():
+        for p in module.parameters(recurse=False):
+            owners[p] = owners.get(p, 0) + 1
+    layers = {}
+    for module in model.modules():
+        plain = type(module) is nn.Linear or (
+            type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
+            and not isinstance(module.padding, str))
+        if plain and module.weight.requires_grad and owners[module.weight] == 1:
+            layers[module.weight] = module
+    return layers
+
+
+def routed(params: Iterable, layers: Mapping[Tensor, nn.Module]) -> list[dict]:
+    """`params` as groups that name their track: a tensor that is not a weight of `layers` moves
+    from the matrices to the first AdamW group, and the bias of a layer follows its weight."""
+    items = list(params)
+    groups = items if items and isinstance(items[0], dict) else [{"params": items}]
+    parts = [part for group in groups for part in by_track(group)]
+    given = {_tensor(p): p for part in parts for p in part["params"]}
+    weights = [_tensor(p) for part in parts if part["track"] == "matrix" for p in part["params"]
+               if _tensor(p) in layers]
+    bias_of = {w: given[layers[w].bias] for w in weights if layers[w].bias in given}
+    moved = {layers[w].bias for w in bias_of}
+    matrices, rest, strays = [], [], []
+    for part in parts:
+        mine = [p for p in part["params"] if _tensor(p) not in moved]
+        if part["track"] == "adamw":
+            rest.append({**part, "params": mine})
+            continue
+        strays += [p for p in mine if _tensor(p) not in layers]
+        kept = [p for p in mine if _tensor(p) in layers]
+        together = [q for p in kept for q in (p, bias_of.get(_tensor(p))) if q is not None]
+        matrices.append({**part, "params": together})
+    if strays and not rest:
+        shared = {key: parts[0][key] for key in parts[0] if key in ADAMW_KEYS + BOOKKEEPING}
+        rest.append({**shared, "params": [], "track": "adamw"})
+    if strays:
+        rest[0]["params"] = rest[0]["params"] + strays
+    return [part for part in matrices + rest if part["params"]]
+
+
+def rows_of(layer: nn.Module, inputs: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """a (rows, in) and d (rows, out): a Linear's rows, a convolution's patches (in * kernel)."""
+    if isinstance(layer, nn.Conv2d):
+        patches = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        inputs, grad = patches.mT, grad.flatten(2).mT
+    return inputs.reshape(-1, inputs.shape[-1]), grad.reshape(-1, grad.shape[-1])
+
+
+def _tensor(p: Tensor | tuple[str, Tensor]) -> Tensor:
+    return p[1] if isinstance(p, tuple) else p
