@@ -5,7 +5,7 @@ Su 2025, "QK-Clip" (kexue.fm 11126), gives the reasoning.
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from .parts import checks

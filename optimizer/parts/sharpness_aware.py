@@ -159,7 +159,7 @@ class SharpnessAware(Base):
         offsets, base = self.ascend(params)
         if offsets is None:
             return
-        if any(p.grad.any() for p in params):
+        if not params or any(p.grad.any() for p in params):
             self.scalars.update(before)
             raise ValueError(f"{type(self).__name__} needs a second gradient: step(closure), or "
                              "first_step() and second_step()")
