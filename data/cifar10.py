@@ -83,13 +83,14 @@ def cifar10(
     images, labels = _images(folder, [name for name in MD5 if name != TEST])
     # Shuffled with a fixed seed before cutting: the parts depend on nothing but their shares.
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    order, held_out = order.split([len(order) - (held := round(validation * len(order))), held])
+    count = round(validation * len(order))
+    order, held_out = order.split([len(order) - count, count])
     kept = order[: max(1, round(subset * len(order)))]
     train = (images[kept].to(device), labels[kept].to(device))
     change = partial(augment, crop=crop, flip=flip, cutout=cutout)
     batches = Batches(train, batch_size, seed, drop_last, change, epochs_per_pass)
     test = _evaluated(*_images(folder, [TEST]), device)
-    if not held:
+    if not count:
         return CIFAR10(batches, eval=test)
     return CIFAR10(batches, _evaluated(images[held_out], labels[held_out], device), test)
 

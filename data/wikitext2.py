@@ -1,6 +1,8 @@
 """Wikitext-2, Merity et al. 2016, arXiv 1609.07843, as byte-level BPE tokens in rows.
 
-Tokenizer and rows are cached under the hash of what they were computed from.
+The files are `wikitext-2/{train,valid,test}.txt` (variant "v1") and the same in `wikitext-2-raw/`
+("raw"), byte for byte those of the published archives. Tokenizer and rows are cached under the hash
+of what they were computed from.
 """
 
 import hashlib
@@ -37,7 +39,7 @@ VOCAB_SIZES = (256 + 2, 2**20)  # at least every byte and the two special tokens
 LONGEST_ROW = 2**16
 CACHE_FORMAT = 4  # part of every cached name: raise it when the code below changes its result
 SECONDS = 20  # that tokenizing takes on two CPU cores
-PIECES = 1000  # encoded at a time: an encoding needs a hundred times the memory of its text
+PIECES = 1000  # of text encoded at once: an encoding takes a hundred times the memory of its text
 
 Variant = Literal["v1", "raw"]
 Packing = Literal["contiguous", "sentence"]
@@ -70,7 +72,7 @@ def wikitext2(
 ) -> Wikitext2:
     """Wikitext-2 in rows of `sequence_length` inputs and as many targets, each one token later.
 
-    variant: "v1" has rare words as <unk>, "raw" (the published runs') has not. packing:
+    variant: "v1" has <unk> for rare words, "raw" (used by the published runs) keeps them. packing:
     "contiguous" is document order without a gap; "sentence" is the published one, see `pack`.
     subset, eval_subset: share of the training and of the validation rows, evenly spaced; the test
     split is always whole. epochs_per_pass: see Batches. Padding is left out of the training loss
@@ -239,8 +241,8 @@ def _from_hub(variant: str) -> Path:
 
     loaded = load_dataset("Salesforce/wikitext", HUB[variant])
     with new_folder(FOLDERS[variant]) as folder:
-        for split, theirs in SPLITS.items():
-            text = "".join(row or " \n" for row in loaded[theirs]["text"]).encode()
-            verify(text, SHA256[variant][split], f"the hub's {theirs} split")
+        for split, hub_split in SPLITS.items():
+            text = "".join(row or " \n" for row in loaded[hub_split]["text"]).encode()
+            verify(text, SHA256[variant][split], f"the hub's {hub_split} split")
             (folder / f"{split}.txt").write_bytes(text)
     return locate(FOLDERS[variant])
