@@ -208,6 +208,14 @@ def test_each_row_at_its_best_configuration_by_hand():
     assert (best.value, best.n) == (pytest.approx((4 / 3 * 9 / 2) ** 0.5), 2)  # x and y
 
 
+def test_a_page_names_the_data_of_runs_that_recorded_it():
+    runs = [run("AdamW", 1, [0.5]), run("AdamW", 2, [0.5]) | {"data": "b" * 7},
+            run("ARS2-Neo AGA", 1, [0.5]) | {"data": "a" * 7}]
+    pages = [render(TABLES["readme-3.3"], RUNS | {"runs": part}, []) for part in (runs, runs[:1])]
+    assert "; commit abcdef0; data aaaaaaa, bbbbbbb; seeds 1, 2." in pages[0]
+    assert "; commit abcdef0; seeds 1." in pages[1]
+
+
 def test_the_page_of_a_grid_has_every_configuration_and_level():
     page = render(GRID_TABLE, GRID_RUNS, [])
     assert "| c      | > 20         | 8                   |" in page

@@ -149,6 +149,7 @@ def test_a_run_folder_holds_what_the_contract_says(task, tiny_data, tmp_path, ca
     best = checkpoint(folder, "best.pt")
     assert best[metric] == summary["best"][metric]
     facts = json.loads((folder / "run.json").read_text())
+    assert all(len(checksum) == 64 for checksum in facts["data"].values()) and facts["data"]
     matrix, rest = facts["parameter_groups"]
     assert (matrix["track"], rest["track"]) == ("matrix", "adamw")
     assert matrix["elements"] + rest["elements"] == facts["parameters"]

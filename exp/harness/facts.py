@@ -21,8 +21,9 @@ from optimizer.parts.distributed.sharded import Sharded
 PACKAGES = ("torch", "torchvision", "numpy", "transformers", "tokenizers", "pytorch_optimizer")
 
 
-def run_facts(model: nn.Module, optimizer: Optimizer, device: torch.device) -> dict:
-    """Commit, versions, device, threads, and every parameter group with its real settings."""
+def run_facts(model: nn.Module, optimizer: Optimizer, data: Any, device: torch.device) -> dict:
+    """Commit, versions, device, threads, checksums of the data, and every parameter group with its
+    real settings."""
     unwrapped = optimizer.base if isinstance(optimizer, Sharded) else optimizer
     commit, uncommitted = code_version()
     return {
@@ -36,6 +37,7 @@ def run_facts(model: nn.Module, optimizer: Optimizer, device: torch.device) -> d
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "processes": size(),
+        "data": getattr(data, "digest", {}),
         "optimizer": type(unwrapped).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameter_groups": parameter_groups(model, optimizer),

@@ -56,6 +56,7 @@ class Run:
         self.folder, self.task, self.settings = folder, built.task, built.settings
         self.experiment = Experiment(**built.settings["experiment"])
         self.model, self.optimizer, self.objective = built.model, built.optimizer, built.objective
+        self.data = built.data
         self.at = Position(milestones=dict.fromkeys(self.task.milestones))
         self.device = built.device
         self.stopped = False
@@ -95,7 +96,7 @@ class Run:
         if resumed is not None:
             self.at, self.stopped, self.seconds_before = resumed
         if is_main():
-            facts = run_facts(self.model, self.optimizer, self.device)
+            facts = run_facts(self.model, self.optimizer, self.data, self.device)
             self.folder.begin(self.settings, facts, self.at.epoch)
             self.last_line = (self.folder.metrics() or [{}])[-1]
         wanted = self.experiment.tensorboard and is_main()

@@ -1,5 +1,6 @@
 """The folder of a finished run, read into a record."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -30,13 +31,21 @@ def finished_run(folder: Path, task: Task) -> tuple[dict, Identity, dict] | None
         **{key: summary[key] for key in ("status", "epochs", "milestones", "best",
                                          "wall_seconds")},
         "steps": lines[-1]["step"] if lines else 0,
-        "device": facts["device"], "threads": facts["threads"],
+        "device": facts["device"], "threads": facts["threads"], "data": data_digest(facts),
         "torch": facts["versions"]["torch"], "commit": facts["commit"],
         "uncommitted_changes": facts["uncommitted_changes"], "recipes": identity.recipes,
         "peak_memory_bytes": max((line["peak_memory_bytes"] for line in lines), default=0),
         "curve": curve,
     }
     return record, identity, facts.get("sources", {})
+
+
+def data_digest(facts: dict) -> str | None:
+    """Seven hex digits for all checksums of the data in a run.json; None where it has none."""
+    checksums = facts.get("data")
+    if not checksums:
+        return None
+    return hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()[:7]
 
 
 def _rounded(value: float | None) -> float | None:

@@ -67,8 +67,10 @@ def _provenance(runs: dict[str, list[dict]]) -> str:
                                 for run in every}))
     seeds = ", ".join(map(str, sorted({run["seed"] for run in every})))
     diverged = [f"{run['row']} seed {run['seed']}" for run in every if run["status"] == "diverged"]
+    digests = ", ".join(sorted({run["data"] for run in every if run.get("data")}))
+    data = f"data {digests}; " if digests else ""  # runs of old recorded none
     text = (f"Device {listed('device')}; {listed('threads')} thread(s) a run; torch "
-            f"{listed('torch')}; commit {commits}; seeds {seeds}.")
+            f"{listed('torch')}; commit {commits}; {data}seeds {seeds}.")
     return text + (f" Diverged: {', '.join(diverged)}." if diverged else "")
 
 

@@ -9,7 +9,7 @@ from exp.runs.records import Record, flat, is_number
 
 AXES = {"evaluations": "gradient_evaluations", "seconds": "seconds", "epochs": "epoch"}
 FINAL = ("gradient_evaluations", "seconds", "train_", "eval_")  # of the last epoch, if it has them
-FACTS = ("device", "threads", "commit", "versions")  # of run.json
+FACTS = ("device", "threads", "data", "commit", "versions")  # of run.json
 
 
 def comparison(runs: dict[str, Record]) -> str:
