@@ -21,6 +21,14 @@ __all__ = ["GIVEN_BY_CODE", "available_optimizers", "build_optimizer", "is_wrapp
 GIVEN_BY_CODE = ("params", "base", "model")
 
 
+def __getattr__(name: str) -> type[Optimizer]:
+    """Each of our classes by its name, imported on demand: `from optimizer import Muon`."""
+    stem = {_key(stem): stem for stem in _own()}.get(_key(name))
+    if stem is None or (cls := optimizer_class(stem)).__name__ != name:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return cls
+
+
 def available_optimizers() -> list[str]:
     """Every name that `optimizer_class` knows: our files, and torch.optim's in snake case."""
     return sorted({*_own(), *_torch()})

@@ -1,8 +1,12 @@
-"""The optimizer folder on its own: under another name, and with checkpoints of version 0.1."""
+"""The optimizers as the wheel ars-optim, its recipes, and checkpoints of version 0.1."""
 
-import shutil
+import os
+import re
+import socket
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ STEP_WITH_EVERY_CLASS = """
 import importlib.util, inspect, sys
 import torch
 from torch import nn
+import ars_optim
 from ars_optim import available_optimizers, is_wrapper, optimizer_class
 from ars_optim.muon import Muon
 
@@ -23,6 +28,7 @@ def gradients():
 names = [n for n in available_optimizers() if optimizer_class(n).__module__.startswith("ars_optim")]
 for name in names:
     cls = optimizer_class(name)
+    assert getattr(ars_optim, cls.__name__) is cls
     required = getattr(sys.modules[cls.__module__], "REQUIRES", None)
     if required and not importlib.util.find_spec(required):
         continue
@@ -43,15 +49,56 @@ print(len(names), ours, others)
 """
 
 
-def test_a_copy_under_another_name_steps_with_every_class(tmp_path):
-    """It imports nothing of this project and no library but torch."""
-    shutil.copytree("optimizer", tmp_path / "ars_optim",
-                    ignore=shutil.ignore_patterns("__pycache__"))
-    done = subprocess.run([sys.executable, "-W", "error", "-c", STEP_WITH_EVERY_CLASS],
-                          cwd=tmp_path, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder that holds what the wheel installs."""
+    folder = tmp_path_factory.mktemp("site")
+    build = "import sys, hatchling.build as b; print(b.build_wheel(sys.argv[1]))"
+    built = subprocess.run([sys.executable, "-c", build, str(folder)], capture_output=True,
+                           text=True, check=True)
+    with zipfile.ZipFile(folder / built.stdout.split()[-1]) as wheel:
+        wheel.extractall(folder)
+    return folder
+
+
+def run(site, folder, code, **environment):
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=folder,
+                          capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": str(site), **environment})
     assert done.returncode == 0, done.stderr
-    count, rest = done.stdout.strip().split(" ", 1)
+    return done.stdout.strip()
+
+
+def test_the_wheel_holds_the_optimizers_and_needs_torch_alone(site):
+    installed, source = ({path.relative_to(root) for path in root.glob("**/*.py")}
+                         for root in (site / "ars_optim", Path("optimizer")))
+    assert installed == source
+    assert {path.name.split("-")[0] for path in site.iterdir()} == {"ars_optim"}
+    metadata = next(site.glob("*.dist-info/METADATA")).read_text(encoding="utf-8")
+    required = [line for line in re.findall(r"^Requires-Dist: (.+)$", metadata, flags=re.MULTILINE)
+                if "extra ==" not in line]
+    assert len(required) == 1 and required[0].startswith("torch>=")
+
+
+def test_the_installed_package_steps_with_every_class(site, tmp_path):
+    """It imports nothing of this project and no library but torch."""
+    count, rest = run(site, tmp_path, STEP_WITH_EVERY_CLASS).split(" ", 1)
     assert int(count) >= 29 and rest == "[] []"
+
+
+def test_the_recipes_of_the_docs_run_as_they_stand(site, tmp_path):
+    """All that need torch alone, in one process, from top to bottom."""
+    text = Path("docs/using.md").read_text(encoding="utf-8")
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+              if not re.search(r"^(from|import) (transformers|lightning)", block, flags=re.M)]
+    assert len(blocks) == 9
+    quiet = "import warnings; warnings.filterwarnings('ignore', 'torch.distributed is disabled')\n"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shown = run(site, tmp_path, quiet + "".join(blocks) + "print(loss_fn(model(x), y).item())",
+                MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK="0", WORLD_SIZE="1")
+    assert 0 < float(shown) < 2
 
 
 def of_version_01(optimizer, own):
