@@ -20,12 +20,13 @@ from exp.jobs.queue import Job, run_jobs, state
 from exp.report.statistics import Estimate, logrank, mean, median_time, paired, speedup
 from exp.reproduce import __main__ as command
 from exp.reproduce.claims import Claim, judge
-from exp.reproduce.measures import MEASURES, Yardstick, estimate, overhead
+from exp.reproduce.measures import MEASURES, estimate, overhead
 from exp.reproduce.papers import read_papers, select_tables
 from exp.reproduce.plan import Cell
 from exp.reproduce.records import collect, is_done, read_kept, write_kept
-from exp.reproduce.report import best_within, render
+from exp.reproduce.report import render
 from exp.reproduce.verdicts import claims_table, render_verdicts
+from exp.reproduce.yardstick import Yardstick
 
 PAPER = Path("outputs/paper")
 PAPERS = read_papers()
@@ -257,10 +258,10 @@ def test_overheads_come_from_the_full_training_steps_of_the_benchmark():
 def test_the_best_within_a_budget_counts_whole_epochs_only():
     slow = run("AdamW", 1, [0.1, 0.3, 0.5, 0.4])
     by = Yardstick("eval_accuracy", "max")
-    assert best_within(slow, by, "epochs", 2) == 0.3
-    assert best_within(slow, by, "gradient_evaluations", 63) == 0.5
-    assert best_within(slow, by, "seconds", 9) == 0.5
-    assert math.isnan(best_within(slow, by, "seconds", 0.4))
+    assert by.best(slow, "epochs", 2) == 0.3
+    assert by.best(slow, "gradient_evaluations", 63) == 0.5
+    assert by.best(slow, "seconds", 9) == 0.5
+    assert math.isnan(by.best(slow, "seconds", 0.4))
 
 
 # --- registry

@@ -10,18 +10,11 @@ import numpy as np
 from exp.report import statistics
 from exp.report.canvas import ACCENT, NEUTRAL, OURS, canvas, styles
 from exp.reproduce.claims import Claim
-from exp.reproduce.measures import (
-    Yardstick,
-    by_configuration,
-    capped_epochs,
-    estimate,
-    first_share,
-    number_or_nan,
-    watched,
-)
+from exp.reproduce.measures import Comparison, by_configuration, estimate, first_share
 from exp.reproduce.plan import Table
 from exp.reproduce.report import sections, select
 from exp.reproduce.verdicts import deciding_scale
+from exp.reproduce.yardstick import Yardstick, number_or_nan
 
 LABEL_WIDTH = 36
 
@@ -73,7 +66,7 @@ def _configurations(axes, table: Table, by: Yardstick, runs: dict[str, list[dict
         ours = by_configuration(group)
         for number, level in enumerate(first if row != table.baseline else ()):
             shared = [key for key in ours if key in base and level in key]
-            x, y = (capped_epochs(by, {key: rows[key] for key in shared}) for rows in (base, ours))
+            x, y = (by.capped_epochs(rows[key] for key in shared) for rows in (base, ours))
             axes.plot(x, y, "o", color=f"C{number}", label=level, alpha=0.8)
     axes.axline((1, 1), slope=1, color=NEUTRAL, linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel=f"{table.baseline}, epochs to {by.milestone}",
@@ -88,7 +81,7 @@ def _first(axes, table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> No
         ours = by_configuration(group)
         for y, level in enumerate(levels if row != table.baseline else ()):
             chosen = {key: run for key, run in ours.items() if level in ("all", *key)}
-            share = first_share(by, chosen, base)
+            share = first_share(Comparison(by, chosen, base))
             axes.plot([share.low, share.high], [y, y], color=OURS, linewidth=2, alpha=0.5)
             axes.plot(share.value, y, "o", color=OURS, markersize=5)
     axes.axvline(50, color=NEUTRAL, linewidth=1)
@@ -100,7 +93,7 @@ def _first(axes, table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> No
 def _survival(axes, runs: dict[str, list[dict]], by: Yardstick, looks: dict) -> None:
     """The share of runs that have got there, over epochs (one minus Kaplan-Meier)."""
     for row, group in runs.items():
-        times, limits = [by.epoch(run) for run in group], watched(group)
+        times, limits = by.times(group)
         if all(time is None for time in times):
             axes.plot([0, max(limits)], [0, 0], **looks[row])
             continue

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 
 from exp.report import statistics
 from exp.report.tables import table as markdown
-from exp.reproduce.measures import Runs, Yardstick, by_configuration, capped_epochs, first_share
+from exp.reproduce.measures import Comparison, Runs, by_configuration, first_share
 from exp.reproduce.plan import Table
+from exp.reproduce.yardstick import Yardstick
 
 
 def render_grid(table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> list[str]:
@@ -50,11 +51,11 @@ def _levels(table: Table, by: Yardstick, row: str, ours: Runs, base: Runs) -> st
                         for group in (ours, base))
         if not mine or not theirs:
             continue
-        a, b = capped_epochs(by, theirs), capped_epochs(by, mine)
+        a, b = by.capped_epochs(theirs.values()), by.capped_epochs(mine.values())
         difference, t, p = statistics.welch(a, b)
         lines.append((name, f"{len(theirs)} + {len(mine)}", sum(a) / len(a), sum(b) / len(b),
                       difference, t, p, _reached(by, theirs), _reached(by, mine),
-                      first_share(by, mine, theirs)))
+                      first_share(Comparison(by, mine, theirs))))
     return markdown(lines)
 
 

@@ -2,61 +2,45 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from exp.report import statistics
 from exp.report.statistics import Estimate
 from exp.reproduce.claims import Claim
 from exp.reproduce.plan import Table
+from exp.reproduce.yardstick import PERCENT, Yardstick
 
 SCALE_FREE = ("lead", "speedup", "delay", "evaluations")  # measures that compare two of our rows
-PERCENT = 100.0
 LEAST_ROUNDS = 3  # that a time is a median of
-UNITS = {"eval_accuracy": "%", "eval_perplexity": "ppl", "eval_perplexity_padded": "ppl"}
 OVERHEADS = {"extra_compute": "ratio", "extra_memory": "memory_ratio"}  # in the benchmark's rows
 
 Runs = dict[tuple, dict]  # (seed, levels of the grid) -> run
 
 
 @dataclass(frozen=True)
-class Yardstick:
-    """What runs are compared by: a metric, or the epoch of a milestone (see Table)."""
+class Comparison:
+    """Our runs of a claim's row and of the row that it is compared with (empty if there is none),
+    by seed and levels. scale: what a metric is multiplied by to be in the claim's unit."""
 
-    metric: str
-    mode: str
-    milestone: str = ""
-    threshold: float | None = None
-
-    @classmethod
-    def of(cls, table: Table, protocol: str) -> "Yardstick":
-        """A table's, under a protocol."""
-        return cls(table.metric_of(protocol), table.mode, table.milestone, table.threshold)
+    by: Yardstick
+    ours: Runs
+    other: Runs
+    scale: float = 1.0
 
     @property
-    def unit(self) -> str:
-        """The unit of the metric on pages."""
-        return UNITS[self.metric]
+    def turned(self) -> "Comparison":
+        """The same with the rows exchanged."""
+        return replace(self, ours=self.other, other=self.ours)
 
-    @property
-    def scale(self) -> float:
-        """What a value is multiplied by to be in that unit."""
-        return PERCENT if self.unit == "%" else 1.0
+    def mean(self, value: Callable[[dict], float]) -> Estimate:
+        """The mean of a value of our runs, in the claim's unit."""
+        return statistics.mean([self.scale * value(run) for run in self.ours.values()])
 
-    def best(self, run: dict) -> float:
-        """The value of the best epoch; nan for a run that diverged before its first."""
-        return chosen(run, self.metric, self.mode)
-
-    def last(self, run: dict) -> float:
-        """The value of the last epoch."""
-        return number_or_nan(run["curve"].get(self.metric, [None])[-1])
-
-    def epoch(self, run: dict) -> int | None:
-        """The epoch of the milestone, None if it was not reached."""
-        if self.threshold is None:
-            return run["milestones"][self.milestone]
-        sign = 1 if self.mode == "max" else -1
-        return next((epoch for epoch, value in enumerate(run["curve"].get(self.metric, ()), 1)
-                     if value is not None and sign * value >= sign * self.threshold), None)
+    def pairs(self) -> list[tuple[float, float]]:
+        """(other row's epoch, our epoch) to the milestone of each configuration that both ran, in
+        order; infinite where it was not reached."""
+        return [(self.by.epoch(self.other[key]) or math.inf, self.by.epoch(run) or math.inf)
+                for key, run in self.ours.items() if key in self.other]
 
 
 def estimate(claim: Claim, table: Table, records: dict, scale: str, protocol: str
@@ -74,9 +58,11 @@ def estimate(claim: Claim, table: Table, records: dict, scale: str, protocol: st
         return None
     by = Yardstick.of(table, protocol)
     if claim.measure in MEASURES:
-        return MEASURES[claim.measure](claim, by, ours, other)
+        unit = PERCENT if claim.unit in ("%", "points") else 1.0
+        return MEASURES[claim.measure](Comparison(by, ours, other, unit))
     if claim.measure in next(iter(ours.values()))["milestones"]:
-        return _arrival(Yardstick(by.metric, by.mode, claim.measure), ours)
+        own = replace(by, milestone=claim.measure, threshold=None)
+        return statistics.median_time(*own.times(ours.values()))
     raise ValueError(f"claim {claim.id}: no measure {claim.measure!r}")
 
 
@@ -104,165 +90,94 @@ def by_configuration(runs: Iterable[dict]) -> Runs:
     return {(run["seed"], *run.get("levels", ())): run for run in runs}
 
 
-def chosen(run: dict, metric: str, mode: str) -> float:
-    """The value of the best epoch; nan for a run that diverged before its first."""
-    values = [value for value in run["curve"].get(metric, ()) if value is not None]
-    return (max if mode == "max" else min)(values) if values else math.nan
+def _epochs_to_best(c: Comparison) -> Estimate:
+    return replace(c, scale=1.0).mean(
+        lambda run: 1 + run["curve"][c.by.metric].index(c.by.best(run)))
 
 
-def watched(group: Iterable[dict], axis: str = "epochs") -> list[float]:
-    """How long each run was watched for a milestone, in epochs or a cost of its curve; one that
-    diverged as long as the longest: it would not have arrived later."""
-    group = list(group)
-    ends = [(along(run, axis) or [0])[-1] for run in group]
-    return [max(ends) if run["status"] == "diverged" else end
-            for run, end in zip(group, ends, strict=True)]
+def _rebound(c: Comparison) -> Estimate:
+    """The last epoch over the best one."""
+    return replace(c, scale=1.0).mean(lambda run: c.by.last(run) / c.by.best(run))
 
 
-def along(run: dict, axis: str) -> list[float]:
-    """What a run had spent at the end of each epoch, on an axis as in `watched`."""
-    return list(range(1, run["epochs"] + 1)) if axis == "epochs" else run["curve"].get(axis, [])
+def _speedup(c: Comparison) -> Estimate:
+    """How many times sooner our row reaches the milestone: the ratio of median times."""
+    slow, limits = c.by.times(c.other.values())
+    return statistics.speedup(slow, c.by.times(c.ours.values())[0], limits)
 
 
-def number_or_nan(value: float | None) -> float:
-    """The value, nan for None: what a run that diverged recorded."""
-    return math.nan if value is None else value
-
-
-def _best(claim: Claim, by: Yardstick, ours: Runs, other: Runs) -> Estimate:
-    return _mean(claim, [by.best(run) for run in ours.values()])
-
-
-def _final(claim: Claim, by: Yardstick, ours: Runs, other: Runs) -> Estimate:
-    return _mean(claim, [by.last(run) for run in ours.values()])
-
-
-def _train_loss(claim: Claim, by: Yardstick, ours: Runs, other: Runs) -> Estimate:
-    return _final(claim, Yardstick("train_loss", "min"), ours, other)
-
-
-def _epochs_to_best(claim: Claim, by: Yardstick, ours: Runs, other: Runs) -> Estimate:
-    return statistics.mean([1 + run["curve"][by.metric].index(by.best(run))
-                            for run in ours.values()])
-
-
-def _rebound(claim: Claim, by: Yardstick, ours: Runs, other: Runs) -> Estimate:
-    return statistics.mean([by.last(run) / by.best(run) for run in ours.values()])
-
-
-def _arrival(by: Yardstick, ours: Runs) -> Estimate:
-    return statistics.median_time([by.epoch(run) for run in ours.values()], watched(ours.values()))
-
-
-def _speedup(claim: Claim, by: Yardstick, ours: Runs, other: Runs) -> Estimate:
-    slow, fast = ([by.epoch(run) for run in runs.values()] for runs in (other, ours))
-    return statistics.speedup(slow, fast, watched(other.values()))
-
-
-def _delay(claim: Claim, by: Yardstick, ours: Runs, other: Runs) -> Estimate:
+def _delay(c: Comparison) -> Estimate:
     """How much later than the other row, in percent of its median time."""
-    ratio = _speedup(claim, by, other, ours)
+    ratio = _speedup(c.turned)
     return Estimate(*(PERCENT * (end - 1) for end in (ratio.value, ratio.low, ratio.high)), ratio.n)
 
 
-def _lead(claim: Claim, by: Yardstick, ours: Runs, other: Runs) -> Estimate:
+def _lead(c: Comparison) -> Estimate:
     """Mean paired difference of the best epochs, positive where our row is the better one."""
-    sign = _unit(claim) * (1 if by.mode == "max" else -1)
-    values = [{key: sign * by.best(run) for key, run in runs.items()} for runs in (ours, other)]
+    sign = c.scale * (1 if c.by.mode == "max" else -1)
+    values = [{key: sign * c.by.best(run) for key, run in runs.items()}
+              for runs in (c.ours, c.other)]
     return statistics.paired(*values)[0]
 
 
-def _lag(claim: Claim, by: Yardstick, ours: Runs, other: Runs) -> Estimate:
-    lead = _lead(claim, by, ours, other)
-    return Estimate(-lead.value, -lead.high, -lead.low, lead.n)
-
-
-def _evaluations(claim: Claim, by: Yardstick, ours: Runs, other: Runs) -> Estimate:
+def _evaluations(c: Comparison) -> Estimate:
     """How many times fewer second passes: the ratio of gradient evaluations beyond one per step."""
-    extra = [_extra_passes(run) for run in ours.values()]
-    base = [_extra_passes(run) for run in other.values()]
+    extra, base = ([run["curve"]["gradient_evaluations"][-1] / run["steps"] - 1
+                    for run in runs.values()] for runs in (c.ours, c.other))
     return statistics.mean([b / a for a, b in zip(extra, base, strict=False)])
 
 
-def _extra_passes(run: dict) -> float:
-    """Second passes per step: every step has one evaluation, a sharpness step two."""
-    return run["curve"]["gradient_evaluations"][-1] / run["steps"] - 1
-
-
-def _mean_epoch(claim: Claim, by: Yardstick, ours: Runs, other: Runs) -> Estimate:
+def _mean_epoch(c: Comparison) -> Estimate:
     """The mean epoch of the milestone over configurations; one that did not reach it counts at its
     last epoch."""
-    return statistics.mean(capped_epochs(by, ours))
+    return statistics.mean(c.by.capped_epochs(c.ours.values()))
 
 
-def _sooner_by(claim: Claim, by: Yardstick, ours: Runs, other: Runs) -> Estimate:
+def _sooner_by(c: Comparison) -> Estimate:
     """By how many epochs our mean is less than the other row's: Welch's unpaired interval over
     configurations, epochs as in _mean_epoch."""
-    return statistics.welch(capped_epochs(by, other), capped_epochs(by, ours))[0]
+    return statistics.welch(*map(c.by.capped_epochs, (c.other.values(), c.ours.values())))[0]
 
 
-def _paired_ratio(claim: Claim, by: Yardstick, ours: Runs, other: Runs) -> Estimate:
-    """The geometric mean, over the configurations in which both get there, of the other row's
-    epochs over ours."""
-    pairs = [(by.epoch(other[key]), by.epoch(ours[key])) for key in ours.keys() & other.keys()]
-    return _geometric_mean([theirs / mine for theirs, mine in pairs if theirs and mine])
+def first_share(c: Comparison) -> Estimate:
+    """The percentage of configurations in which our row reaches the milestone in fewer epochs, of
+    those in which one row does; reaching it at all is sooner than never."""
+    sooner = [ours < other for other, ours in c.pairs() if ours != other]
+    return statistics.share(sum(sooner), len(sooner), PERCENT)
 
 
-def _best_ratio(claim: Claim, by: Yardstick, ours: Runs, other: Runs) -> Estimate:
+def _paired_ratio(c: Comparison) -> Estimate:
+    """The geometric mean, over the configurations in which both reach the milestone, of the other
+    row's epochs over ours."""
+    return _geometric_mean(c.pairs())
+
+
+def _best_ratio(c: Comparison) -> Estimate:
     """As _paired_ratio, each row at its best configuration: per seed and level of the grid's first
     factor the least epochs over the configurations that both rows ran."""
-    least: dict[tuple, dict] = {}
-    for key in ours.keys() & other.keys():
-        for name, runs in (("ours", ours), ("other", other)):
-            best = least.setdefault(key[:2], {"ours": math.inf, "other": math.inf})
-            best[name] = min(best[name], by.epoch(runs[key]) or math.inf)
-    return _geometric_mean([best["other"] / best["ours"] for best in least.values()
-                            if math.isfinite(best["other"]) and math.isfinite(best["ours"])])
+    least: dict[tuple, tuple[float, float]] = {}
+    both = [key for key in c.ours if key in c.other]
+    for key, pair in zip(both, c.pairs(), strict=True):
+        least[key[:2]] = tuple(map(min, pair, least.get(key[:2], pair)))
+    return _geometric_mean(least.values())
 
 
-def _geometric_mean(ratios: list[float]) -> Estimate:
-    """With Student's t interval on the logarithms; nan of none."""
-    logs = statistics.mean(sorted(map(math.log, ratios)) or [math.nan])
-    return Estimate(*map(math.exp, (logs.value, logs.low, logs.high)), len(ratios))
+def _geometric_mean(pairs: Iterable[tuple[float, float]]) -> Estimate:
+    """Of the ratios of finite pairs, with Student's t interval on the logarithms; nan of none."""
+    logs = [math.log(a / b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
+    mean = statistics.mean(logs or [math.nan])
+    return Estimate(*map(math.exp, (mean.value, mean.low, mean.high)), len(logs))
 
 
-def capped_epochs(by: Yardstick, runs: Runs) -> list[float]:
-    """The epoch of the milestone of every run, its last epoch where it was not reached."""
-    ends = watched(runs.values())
-    return [end if (epoch := by.epoch(run)) is None else epoch
-            for run, end in zip(runs.values(), ends, strict=True)]
+def _negative(ours: Estimate) -> Estimate:
+    return Estimate(-ours.value, -ours.high, -ours.low, ours.n)
 
 
-def first_share(by: Yardstick, ours: Runs, other: Runs) -> Estimate:
-    """The percentage of configurations in which our row gets there first, of those in which one of
-    the two does; reaching the milestone counts as before never reaching it."""
-    decided = [answer for answer in who_is_first(by, ours, other) if answer]
-    return statistics.share(decided.count(1), len(decided), PERCENT)
-
-
-def who_is_first(by: Yardstick, ours: Runs, other: Runs) -> list[int]:
-    """Of each configuration that both rows ran: 1 if ours gets to the milestone in fewer epochs,
-    -1 if the other does, 0 for a tie or if neither does."""
-    never = math.inf
-    pairs = [(by.epoch(ours[key]) or never, by.epoch(other[key]) or never)
-             for key in ours if key in other]
-    return [(mine < theirs) - (theirs < mine) for mine, theirs in pairs]
-
-
-def _mean(claim: Claim, values: list[float]) -> Estimate:
-    return statistics.mean([_unit(claim) * value for value in values])
-
-
-def _unit(claim: Claim) -> float:
-    """What a metric is multiplied by to be in the claim's unit."""
-    return PERCENT if claim.unit in ("%", "points") else 1.0
-
-
-MEASURES: dict[str, Callable] = {
-    "best": _best, "final": _final, "train_loss": _train_loss,
+MEASURES: dict[str, Callable[[Comparison], Estimate]] = {
+    "best": lambda c: c.mean(c.by.best), "final": lambda c: c.mean(c.by.last),
+    "train_loss": lambda c: c.mean(Yardstick("train_loss", "min").last),
     "epochs_to_best": _epochs_to_best, "rebound": _rebound, "speedup": _speedup, "delay": _delay,
-    "lead": _lead, "lag": _lag, "evaluations": _evaluations, "mean_epoch": _mean_epoch,
-    "sooner_by": _sooner_by, "paired_ratio": _paired_ratio,
-    "best_ratio": _best_ratio,
-    "first_share": lambda claim, *rest: first_share(*rest),
+    "lead": _lead, "lag": lambda c: _negative(_lead(c)), "evaluations": _evaluations,
+    "mean_epoch": _mean_epoch, "sooner_by": _sooner_by, "first_share": first_share,
+    "paired_ratio": _paired_ratio, "best_ratio": _best_ratio,
 }

@@ -1,16 +1,16 @@
 """A table of a paper as Markdown, made from its kept records and nothing else."""
 
-import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 from exp.report import statistics
 from exp.report.tables import at_least, number, page
 from exp.report.tables import table as markdown
 from exp.reproduce.claims import Claim
 from exp.reproduce.grids import render_grid
-from exp.reproduce.measures import Yardstick, along, number_or_nan, watched
 from exp.reproduce.plan import PROTOCOLS, SCALES, Table
 from exp.reproduce.verdicts import claims_table
+from exp.reproduce.yardstick import Yardstick, number_or_nan, watched
 
 AXES = {"epochs": "epochs", "gradient_evaluations": "gradient evaluations", "seconds": "seconds"}
 PROTOCOL_WORDS = {"published": "as published, flaws included", "fixed": "flaws mended"}
@@ -104,18 +104,10 @@ def _equal_compute(by: Yardstick, runs: Groups) -> str:
                for axis in AXES}
     lines = [("at equal", *(f"{number(budgets[axis])} {word}" for axis, word in AXES.items()))]
     for row, group in runs.items():
-        lines.append((row, *(_mean(by.scale * best_within(run, by, axis, budgets[axis])
+        lines.append((row, *(_mean(by.scale * by.best(run, axis, budgets[axis])
                                    for run in group) for axis in AXES)))
     return (f"The best {by.unit} that each row has reached within the budget of the row that "
             "needs least:\n\n" + markdown(lines))
-
-
-def best_within(run: dict, by: Yardstick, axis: str, budget: float) -> float:
-    """The best value of the epochs that end within `budget` on an axis; nan if none does."""
-    values = [value for value, cost in zip(run["curve"].get(by.metric, []), along(run, axis),
-                                               strict=False)
-              if cost <= budget and value is not None]
-    return (max if by.mode == "max" else min)(values) if values else math.nan
 
 
 def _milestones(by: Yardstick, runs: Groups) -> str:
@@ -124,9 +116,9 @@ def _milestones(by: Yardstick, runs: Groups) -> str:
     lines = [("", "seeds", *(f"{name}, epoch" for name in names), f"{by.milestone} reached",
               *(f"{name}, evaluations" for name in names), f"{by.milestone}, seconds")]
     for row, group in runs.items():
-        medians = {axis: {name: statistics.median_time(*_in_axis(name, group, axis))
-                          for name in names} for axis in AXES}
-        reached = sum(run["milestones"][by.milestone] is not None for run in group)
+        medians = {axis: {name: statistics.median_time(
+            *replace(by, milestone=name).times(group, axis)) for name in names} for axis in AXES}
+        reached = sum(by.epoch(run) is not None for run in group)
         lines.append((row, len(group), *medians["epochs"].values(), f"{reached} of {len(group)}",
                       *medians["gradient_evaluations"].values(),
                       medians["seconds"][by.milestone].value))
@@ -138,23 +130,16 @@ def _sooner(baseline: str, by: Yardstick, runs: Groups) -> str:
     """How many times sooner than the baseline, on each axis, with the log-rank test."""
     if baseline not in runs:
         return ""
-    base = {axis: _in_axis(by.milestone, runs[baseline], axis) for axis in AXES}
+    base = {axis: by.times(runs[baseline], axis) for axis in AXES}
     lines = [("", *(f"times sooner than {baseline}, {word}" for word in AXES.values()),
               "log-rank p (epochs)")]
     for row, group in runs.items():
         if row != baseline:
-            ours = {axis: _in_axis(by.milestone, group, axis) for axis in AXES}
+            ours = {axis: by.times(group, axis) for axis in AXES}
             lines.append((row, *(at_least(statistics.speedup(
                 base[axis][0], ours[axis][0], base[axis][1])) for axis in AXES),
                 statistics.logrank(*ours["epochs"], *base["epochs"])))
     return f"Time to {by.milestone}, median over median:\n\n" + markdown(lines)
-
-
-def _in_axis(milestone: str, group: list[dict], axis: str) -> tuple[list, list]:
-    """Times to the milestone on an axis, None where not reached, and how far each was watched."""
-    times = [None if (epoch := run["milestones"][milestone]) is None
-             else along(run, axis)[epoch - 1] for run in group]
-    return times, watched(group, axis)
 
 
 def _mean(values: Iterable[float]) -> float:
