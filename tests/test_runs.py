@@ -399,9 +399,9 @@ def test_a_run_that_other_code_resumes_says_so_and_keeps_both(tiny_data, tmp_pat
 
 def test_what_ran_part_of_the_first_epoch_is_kept_too(tmp_path):
     facts = {"command": "first", "sources": {"model/a.py": "1"}}
-    RunFolder(tmp_path).begin({}, facts, 0)
+    RunFolder(tmp_path).begin({}, facts)
     (tmp_path / "latest.pt").write_bytes(b"")
-    RunFolder(tmp_path, resume=True).begin({}, {**facts, "command": "second"}, 0)
+    RunFolder(tmp_path, resume=True).begin({}, {**facts, "command": "second"})
     kept = json.loads((tmp_path / "run.json").read_text())
     assert kept["command"] == "second"
     assert [past["command"] for past in kept["resumed_from"]] == ["first"]

@@ -1,5 +1,6 @@
 """What a run resumes from: latest.pt, to the bit, and best.pt, the weights of its best epoch."""
 
+import json
 import time
 from dataclasses import asdict, dataclass, field
 
@@ -19,13 +20,16 @@ from exp.harness.distributed import (
     whole,
 )
 from exp.harness.errors import ConfigError
-from exp.harness.folder import RunFolder
+from exp.harness.folder import RunFolder, epochs_of
 from exp.harness.objective import Objective, rng_state, set_rng_state
 
 CHECKPOINT_SECONDS = 10.0  # at least so long between checkpoints: short epochs cost nothing
 MAY_CHANGE_ON_RESUME = ("epochs", "device", "tensorboard", "stop_at", "max_evaluations", "sharding",
                          "test")
 PERIOD = "period_epochs"  # of [schedule]: what is left out follows the epochs
+KINDS = {"settings": dict, "model": dict, "optimizer": dict, "objective": dict, "stopped": bool,
+         "wall_seconds": float, "epoch": int, "batch": int, "step": int, "seconds": float,
+         "best": dict, "milestones": dict}  # of what a checkpoint and its position hold
 
 
 @dataclass
@@ -74,6 +78,7 @@ class Checkpoints:
             "model": whole(self.model.state_dict()), "optimizer": self.optimizer.state_dict(),
             "objective": self.objective.state_dict(), "measured": self.instruments.found,
             "rng": from_all(rng_state(self.device)), "wall_seconds": wall_seconds,
+            "record": self.folder.record,
         }
         if is_main():
             self.folder.save_checkpoint("latest.pt", state)
@@ -87,10 +92,12 @@ class Checkpoints:
                 self.folder.save_checkpoint("best.pt", {"model": best, **at.best})
             self.best_weights = None
 
-    def load(self) -> tuple[Position, bool, float] | None:
-        """Put everything back as latest.pt has it; what `save` was given, None to begin anew.
+    def load(self) -> tuple[Position, bool, float, str] | None:
+        """Put everything back as latest.pt has it; what `save` was given and the text of
+        metrics.jsonl until then, None to begin anew. Only memory is written to.
 
-        Raises ConfigError for a damaged checkpoint and for one of another configuration.
+        Raises ConfigError for a damaged checkpoint, for one of another configuration, and for a
+        best.pt or metrics.jsonl that is damaged and not in latest.pt too.
         """
         with together():
             state = self.folder.checkpoint() if is_main() else None
@@ -98,16 +105,60 @@ class Checkpoints:
         if state is None:
             return None
         with together():
-            self._require_same(state["settings"])
-            load_whole(self.model, state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.objective.load_state_dict(state["objective"])
-            self.instruments.found = state.get("measured", {})
-            self._set_rng(state["rng"])
+            try:
+                at = self._restored(state)
+            except ConfigError:
+                raise
+            except Exception as error:  # a part is missing, or of another kind
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                raise ConfigError(f"{self.folder.path / 'latest.pt'} does not fit this run "
+                                  f"({reason}): it is damaged. --overwrite starts the run anew"
+                                  ) from error
+        with together():
+            record, best = self._record(state, at), self._has_best(state, at)
+        if not from_main(lambda: best):
+            self.keep_best()  # the weights are the same
         before, now = state["settings"]["experiment"], self.settings["experiment"]
         stopped = state["stopped"] and all(before.get(key) == now.get(key)
                                            for key in ("stop_at", "max_evaluations"))
-        return Position(**state["position"]), stopped, state["wall_seconds"]
+        return at, stopped, state["wall_seconds"], record
+
+    def _restored(self, state: dict) -> Position:
+        at = Position(**state["position"])
+        for name, kind in KINDS.items():
+            value = {**state, **state["position"]}[name]
+            if not isinstance(value, kind):
+                raise TypeError(f"{name} is of type {type(value).__name__}")
+        self._require_same(state["settings"])
+        load_whole(self.model, state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.objective.load_state_dict(state["objective"])
+        self.instruments.found = state.get("measured", {})
+        self._set_rng(state["rng"])
+        return at
+
+    def _record(self, state: dict, at: Position) -> str:
+        """The text of metrics.jsonl until the checkpoint."""
+        path = self.folder.path / "metrics.jsonl"
+        lines = max(self.folder.metrics(), epochs_of(state.get("record", "")), key=len)
+        if is_main() and len(lines) < at.epoch:
+            raise ConfigError(f"{path} is damaged: {len(lines)} whole epochs in order, latest.pt "
+                              f"has {at.epoch}. --overwrite starts the run anew")
+        return "".join(json.dumps(line) + "\n" for line in lines[:at.epoch])
+
+    def _has_best(self, state: dict, at: Position) -> bool:
+        """Whether best.pt holds weights of this model; ConfigError where they are lost."""
+        if not is_main() or not at.best:
+            return True
+        try:
+            weights = self.folder.load_checkpoint("best.pt")["model"]
+            fits = _shapes(weights) == _shapes(state["model"])
+        except (ConfigError, AttributeError):
+            fits = False
+        if not fits and (at.best["epoch"], 0) != (at.epoch, at.batch):
+            raise ConfigError(f"{self.folder.path / 'best.pt'} is missing or damaged, and latest.pt"
+                              " has other weights: --overwrite starts the run anew")
+        return fits
 
     def _set_rng(self, states: list[dict] | dict) -> None:
         """Each process goes on with its own random numbers; of another number of processes only
@@ -139,3 +190,7 @@ def _period(settings: dict) -> float | None:
     if schedule["name"] == schedule["weight_decay"] == "constant":
         return None
     return schedule.get(PERIOD, settings["experiment"]["epochs"])
+
+
+def _shapes(weights: dict) -> dict:
+    return {name: tensor.shape for name, tensor in weights.items()}

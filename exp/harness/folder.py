@@ -1,5 +1,6 @@
 """The run folder: its files, when it may be written to, and writing each of them whole or not."""
 
+import contextlib
 import io
 import json
 import math
@@ -20,6 +21,8 @@ FILES = ("config.toml", "run.json", "metrics.jsonl", "summary.json", "curves.png
 KEYS = {"latest.pt": "settings", "best.pt": "model"}  # that each checkpoint must have
 PAST = ("command", "commit", "uncommitted_changes", "recipes", "sources", "device",
         "versions")  # of run.json
+DAMAGED = "damaged"  # the status that a summary.json has which cannot be read
+UNKNOWN = {**dict.fromkeys(PAST), "recipes": {"exp.harness": 0}}  # counts as no RECIPE there was
 
 
 class RunFolder:
@@ -31,39 +34,49 @@ class RunFolder:
 
     def __init__(self, path: Path, resume: bool = False, overwrite: bool = False) -> None:
         self.path, self.resume, self.overwrite = path, resume, overwrite
+        self.record = ""  # the text of metrics.jsonl, once the run has begun
         self._lock: int | None = None
         try:
             if path.exists() and not path.is_dir():
                 raise ConfigError(f"{path} is a file: --output must name a folder")
         except OSError as error:  # a name that is too long, say
             raise ConfigError(f"--output {path}: {error}") from error
-        held = [name for name in FILES if (path / name).exists()]
         if (other := holder(path)) and not is_inherited(path):
             raise ConfigError(f"{path} is in use by {other}")
-        if held and not resume and not overwrite:
-            status = (self.summary() or {}).get("status", "unfinished")
-            raise ConfigError(f"{path} holds a run ({status}): --resume continues it,"
+        self._require_usable()
+
+    def _require_usable(self) -> None:
+        present = [name for name in FILES if (self.path / name).exists()]
+        status = (self.summary() or {}).get("status", "unfinished")
+        if present and not self.resume and not self.overwrite:
+            raise ConfigError(f"{self.path} holds a run ({status}): --resume continues it,"
                               " --overwrite starts it anew, --output goes elsewhere")
-        if resume and "latest.pt" not in held \
-                and (self.summary() or {}).get("status") == "completed":
-            raise ConfigError(f"{path} holds a completed run without latest.pt: nothing to resume"
-                              " from; --overwrite starts it anew")
+        if self.resume and "latest.pt" not in present and status in ("completed", DAMAGED):
+            raise ConfigError(f"{self.path} holds a {status} run without latest.pt: nothing to"
+                              " resume from; --overwrite starts it anew")
 
     def summary(self) -> dict | None:
-        """summary.json, or None while the run has not ended."""
+        """summary.json, or None while the run has not ended; of one that cannot be read only that
+        its status is "damaged"."""
         path = self.path / "summary.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return read_object(path) or {"status": DAMAGED} if path.exists() else None
 
     def lock(self) -> None:
         """Create the folder and keep every other process from writing to it until `unlock`.
 
-        Raises ConfigError if it cannot be created, or if another process has it.
+        Raises ConfigError if it cannot be created, if another process has it, or has just left a
+        run in it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = acquire(self.path)
         except OSError as error:
             raise ConfigError(f"cannot create the run folder {self.path}: {error}") from error
+        try:
+            self._require_usable()
+        except ConfigError:
+            self.unlock()
+            raise
 
     def unlock(self) -> None:
         """Let others write to the folder."""
@@ -71,24 +84,29 @@ class RunFolder:
             release(self._lock)
             self._lock = None
 
-    def begin(self, settings: dict, facts: dict, epochs: int) -> None:
-        """Say what runs; keep the record of the first `epochs` epochs, and in run.json what ran
-        until the checkpoint, as `resumed_from`."""
+    def begin(self, settings: dict, facts: dict, record: str = "") -> None:
+        """Write what runs, and the record so far: the text of metrics.jsonl. What ran until the
+        checkpoint goes into run.json as `resumed_from`. Temporary files of dead runs go."""
         if self.resume and (self.path / "latest.pt").exists():  # within the first epoch too
             facts = {**facts, "resumed_from": self._past(facts)}
         if self.overwrite:
             for name in FILES:
                 (self.path / name).unlink(missing_ok=True)
-        kept = [line for line in self.metrics() if line["epoch"] <= epochs]
-        self.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        for temporary in self.path.glob(".*.tmp"):
+            temporary.unlink(missing_ok=True)
+        self.record = record
+        self.write_text("metrics.jsonl", record)
         self.write_text("config.toml", to_toml(settings))
         self.write_json("run.json", facts)
         (self.path / "summary.json").unlink(missing_ok=True)
 
     def _past(self, facts: dict) -> list[dict]:
-        """What ran the epochs so far. Says so if it was other code than now."""
-        path = self.path / "run.json"
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        """What ran the epochs so far. Prints a warning if it was other code, or is unknown."""
+        before = read_object(self.path / "run.json")
+        if not before:
+            print(f"warning: {self.path / 'run.json'} is missing or damaged; which code ran before "
+                  "is unknown, and the run does not count as a result", file=sys.stderr)
+            return [UNKNOWN]
         sources = before.get("sources", {})
         changed = [name for name, digest in sources.items()
                    if facts["sources"].get(name, digest) != digest]
@@ -139,15 +157,22 @@ class RunFolder:
         self.write_text(name, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
 
     def append_metrics(self, line: dict) -> None:
-        """Add one line to metrics.jsonl."""
+        """Add one line to metrics.jsonl, on the disk when this returns."""
+        text = json.dumps(_finite(line), allow_nan=False) + "\n"
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        self.record += text
 
     def metrics(self) -> list[dict]:
-        """The lines of metrics.jsonl; one that a crash cut off is left out."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-        return [json.loads(line) for line in lines[:-1]]
+        """The objects of metrics.jsonl: epochs 1, 2, ... up to the first line that is cut off,
+        damaged or of another epoch."""
+        try:
+            text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return []
+        return epochs_of(text)
 
     def _replace(self, name: str, content: bytes | memoryview) -> None:
         temporary = self.path / f".{name}.{os.getpid()}.tmp"
@@ -159,6 +184,28 @@ class RunFolder:
             os.replace(temporary, self.path / name)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def epochs_of(text: str) -> list[dict]:
+    """The objects of a metrics.jsonl, as far as its epochs are 1, 2, ..., each once."""
+    epochs: list[dict] = []
+    for line in text.split("\n")[:-1]:
+        with contextlib.suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict) and found.get("epoch") == len(epochs) + 1:
+                epochs.append(found)
+                continue
+        break
+    return epochs
+
+
+def read_object(path: Path) -> dict:
+    """The object in a JSON file; empty if the file is missing, damaged or holds another value."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _finite(value: Any) -> Any:

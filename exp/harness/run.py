@@ -92,12 +92,13 @@ class Run:
         return self
 
     def _begin(self) -> None:
+        record = ""
         resumed = self.checkpoints.load()
         if resumed is not None:
-            self.at, self.stopped, self.seconds_before = resumed
+            self.at, self.stopped, self.seconds_before, record = resumed
         if is_main():
             facts = run_facts(self.model, self.optimizer, self.data, self.device)
-            self.folder.begin(self.settings, facts, self.at.epoch)
+            self.folder.begin(self.settings, facts, record)
             self.last_line = (self.folder.metrics() or [{}])[-1]
         wanted = self.experiment.tensorboard and is_main()
         self.board = Board(self.folder.path, wanted, self.at.epoch + 1)
