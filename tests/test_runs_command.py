@@ -77,6 +77,7 @@ def test_filters_are_patterns(tmp_path, capsys, options, seeds):
     ("config.toml", b'experiment = 1\noptimizer = "x"\n'), ("run.json", b""),
     ("run.json", b"[]"), ("metrics.jsonl", b'{"epoch": 1\n{"epoch": 2}\n'),
     ("metrics.jsonl", b"7\n"), ("summary.json", b"[" * 100_000), ("summary.json", b"null"),
+    ("summary.json", b'{"status": 3}'),
 ])
 def test_damaged_files_are_survived_and_named(tmp_path, capsys, name, content):
     folder = write_run(tmp_path / "damaged")
@@ -90,7 +91,7 @@ def test_damaged_files_are_survived_and_named(tmp_path, capsys, name, content):
 
 
 def test_a_line_that_a_crash_cut_off_is_no_damage_and_strange_values_are_left_out(tmp_path, capsys):
-    folder = write_run(tmp_path / "run", summary={"status": 3, "best": {"eval_accuracy": "high"}})
+    folder = write_run(tmp_path / "run", summary={"status": "?", "best": {"eval_accuracy": "high"}})
     with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"eval_loss": "low", "epoch": null}\n{"epoch": 4, "eval_lo')
     row, = listed(capsys, tmp_path)
@@ -116,7 +117,7 @@ def test_compare_names_runs_in_the_order_given_and_lists_only_what_differs(tmp_p
 
 def test_curves_are_drawn_over_the_axis_asked_for(tmp_path, monkeypatch):
     import exp.report.canvas
-    from exp.runs.compare import draw
+    from exp.runs.compare import _axis, draw
     from exp.runs.records import find_runs
 
     drawn = []
@@ -124,6 +125,9 @@ def test_curves_are_drawn_over_the_axis_asked_for(tmp_path, monkeypatch):
         (xs, ys, style["color"])))
     write_run(tmp_path / "run", "muon")
     runs = dict(zip("A", find_runs([tmp_path]), strict=True))
+    assert _axis("eval_perplexity", ["grokking", "wikitext2"]) == ("eval perplexity (ppl)", "log")
+    assert _axis("eval_accuracy", ["cifar", "outputs.evil"]) == ("eval accuracy", "linear")
+    assert _axis("eval_accuracy", ["outputs.evil"]) == ("eval_accuracy", "linear")
     for axis, xs in (("epochs", [1, 2]), ("evaluations", [20, 40]), ("seconds", [3.0, 6.0])):
         drawn.clear()
         draw(tmp_path / "x.png", runs, axis)

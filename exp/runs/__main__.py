@@ -18,6 +18,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from exp.harness.errors import ConfigError
+from exp.report.jsonfile import to_json, write_json
+from exp.report.tables import table
+from exp.runs.compare import AXES, comparison, draw
 from exp.runs.records import COLUMNS, Record, find_runs
 
 FILTERS = ("task", "optimizer", "state", "status", "path")
@@ -46,19 +49,12 @@ def list_runs(runs: list[Record], options: argparse.Namespace) -> None:
     rows = sorted((run.row() for run in runs), reverse=options.reverse, key=lambda row: [
         (row[key] is None, isinstance(row[key], str), row[key])  # numbers, text, None
         for key in (*options.sort, *COLUMNS)])
-    if options.json:
-        from exp.report.jsonfile import to_json
-        print(to_json(rows, depth=1))
-        return
-    from exp.report.tables import table
-    print(table([COLUMNS, *({**row, "age": str(timedelta(seconds=row["age"]))}.values()
-                            for row in rows)]))
+    text = [COLUMNS, *({**row, "age": str(timedelta(seconds=row["age"]))}.values() for row in rows)]
+    print(to_json(rows, depth=1) if options.json else table(text))
 
 
 def compare_runs(runs: list[Record], options: argparse.Namespace) -> None:
     """Print the final numbers of the runs and what differs in their settings; draw the curves."""
-    from exp.runs.compare import comparison, draw
-
     if not runs or len(runs) > len(string.ascii_uppercase):
         raise ConfigError(f"{len(runs)} runs to compare: choose 1 to 26, with --task for example")
     named = dict(zip(string.ascii_uppercase, runs, strict=False))
@@ -72,9 +68,7 @@ def export_runs(runs: list[Record], options: argparse.Namespace) -> None:
     """Write long rows: path, task, optimizer, seed, status, epoch, ..., metric, value."""
     rows = [row for run in runs for row in run.numbers()]
     if options.json:
-        from exp.report.jsonfile import write_json
-        write_json(options.json, rows, depth=1)
-        return
+        return write_json(options.json, rows, depth=1)
     with open(options.csv, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else [])
         writer.writeheader()
@@ -85,27 +79,26 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m exp.runs", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="list|compare|export")
-    parsers = {}
+    add = {}
     for command in (list_runs, compare_runs, export_runs):
-        sub = parsers[command] = commands.add_parser(command.__name__.removesuffix("_runs"),
-                                                     description=command.__doc__)
+        sub = commands.add_parser(command.__name__.removesuffix("_runs"),
+                                  description=command.__doc__)
         sub.set_defaults(command=command)
+        add[command] = sub.add_argument
         sub.add_argument("folders", nargs="*", type=Path, default=[Path("outputs")],
                          metavar="FOLDER", help="runs in and beneath it (default: outputs)")
         for key in FILTERS:
             sub.add_argument(f"--{key}", default="*", metavar="GLOB",
                              help=f"only runs whose {key} matches; quote a pattern like 'ars2*'")
-    parsers[list_runs].add_argument("--sort", action="append", default=[], choices=COLUMNS,
-                                    metavar="COLUMN", help=f"one of {', '.join(COLUMNS)}")
-    parsers[list_runs].add_argument("--reverse", action="store_true")
-    parsers[list_runs].add_argument("--json", action="store_true", help="JSON instead of a table")
-    draw = parsers[compare_runs].add_argument
-    draw("--axis", choices=("evaluations", "seconds", "epochs"), default="evaluations",
-         help="of the curves (default: evaluations)")
-    draw("--metric", action="append", default=[], metavar="NAME",
-         help="draw this one; repeatable (default: the losses and the task's metric)")
-    draw("--figure", type=Path, default=Path("outputs/compare.png"), metavar="PNG")
-    target = parsers[export_runs].add_mutually_exclusive_group(required=True)
+    add[list_runs]("--sort", action="append", default=[], choices=COLUMNS, metavar="COLUMN",
+                   help=f"one of {', '.join(COLUMNS)}; repeatable")
+    add[list_runs]("--reverse", action="store_true")
+    add[list_runs]("--json", action="store_true", help="JSON instead of a table")
+    add[compare_runs]("--axis", choices=AXES, default="evaluations", help="of the curves")
+    add[compare_runs]("--metric", action="append", default=[], metavar="NAME",
+                      help="to draw; repeatable (default: the losses and the task's metric)")
+    add[compare_runs]("--figure", type=Path, default=Path("outputs/compare.png"), metavar="PNG")
+    target = sub.add_mutually_exclusive_group(required=True)
     target.add_argument("--csv", type=Path, metavar="FILE")
     target.add_argument("--json", type=Path, metavar="FILE")
     return parser

@@ -1,9 +1,12 @@
 """Some runs beside each other: final numbers, differences of their settings, curves."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from exp.harness.errors import ConfigError
+from exp.harness.task import FRACTION, task_named, tasks
 from exp.report.tables import page, table
 from exp.runs.records import Record, flat, is_number
 
@@ -44,6 +47,16 @@ def draw(path: Path, runs: dict[str, Record], axis: str, metrics: Sequence[str] 
                 xs, ys = run.curve(metric, AXES[axis])
                 if xs:
                     panel.plot(xs, ys, **look | ({} if len(xs) < 40 else {"marker": ""}))
-            panel.set(xlabel=AXES[axis].replace("_", " "), ylabel=metric.replace("_", " "))
-            if metric.endswith(("loss", "perplexity")):
-                panel.set_yscale("log")
+            label, scale = _axis(metric, {run.row()["task"] for run in runs.values()})
+            panel.set(xlabel=AXES[axis].replace("_", " "), ylabel=label, yscale=scale)
+
+
+def _axis(name: str, names: Iterable[str]) -> tuple[str, str]:
+    """Label and scale of a metric, as the first of the tasks that declares it says."""
+    for task in set(tasks()).intersection(names):
+        with suppress(ConfigError):
+            metric = task_named(task).metric(name)
+            unit = "" if metric.unit in ("", FRACTION) else f" ({metric.unit})"
+            return (f"{name.split('_')[0]} {metric.label}{unit}",
+                    "log" if metric.mode == "min" else "linear")
+    return name, "linear"

@@ -4,7 +4,7 @@ import json
 import os
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from exp.harness.errors import ConfigError
 from exp.harness.lock import holder
 from exp.jobs.states import ENDS
 
-FILES = {"config.toml", "run.json", "metrics.jsonl", "summary.json"}
 COUNTERS = ("epoch", "step", "gradient_evaluations", "seconds")  # of a line of metrics.jsonl
 COLUMNS = ("task", "optimizer", "seed", "state", "status", "epochs", "metric", "best", "age",
            "path")
@@ -23,7 +22,7 @@ class Record:
     """One run folder; a file that is missing or damaged is empty here.
 
     settings: config.toml; facts: run.json; lines: metrics.jsonl; summary: summary.json.
-    damaged: the names of the files that cannot be read. running: whether a process writes to it.
+    damaged: the names of the files that cannot be read. state: as in exp.jobs.
     """
 
     path: Path
@@ -32,20 +31,18 @@ class Record:
     lines: list[dict]
     summary: dict
     damaged: tuple[str, ...]
-    running: bool
+    state: str
 
     def row(self) -> dict[str, str | float | None]:
-        """COLUMNS: state as in exp.jobs, status of the summary, metric and value of the best
-        epoch, age in seconds since the last epoch was recorded."""
+        """COLUMNS: status of the summary, metric and value of the best epoch, age in seconds since
+        the last epoch was recorded."""
         experiment, (metric, best) = self.settings.get("experiment", {}), self.best
-        status = str(self.summary["status"]) if "status" in self.summary else None
-        state = "damaged" if self.damaged else ENDS.get(status, "failed")
         record = self.path / "metrics.jsonl"
         age = time.time() - (record if record.exists() else self.path).stat().st_mtime
         return {"task": experiment.get("task"), "optimizer": self.optimizer,
-                "seed": experiment.get("seed"), "state": "running" if self.running else state,
-                "status": status, "epochs": len(self.lines), "metric": metric, "best": best,
-                "age": round(age), "path": str(self.path)}
+                "seed": experiment.get("seed"), "state": self.state,
+                "status": self.summary.get("status"), "epochs": len(self.lines),
+                "metric": metric, "best": best, "age": round(age), "path": str(self.path)}
 
     @property
     def optimizer(self) -> str:
@@ -90,7 +87,7 @@ def find_runs(roots: Iterable[Path]) -> list[Record]:
             raise ConfigError(f"no folder {root}")
         for folder, inside, files in os.walk(root):
             inside.sort()
-            if not FILES.isdisjoint(files):
+            if not FILES.keys().isdisjoint(files):
                 folders.append(Path(folder))
                 inside.clear()
     return [read_run(folder) for folder in dict.fromkeys(folders)]
@@ -98,19 +95,16 @@ def find_runs(roots: Iterable[Path]) -> list[Record]:
 
 def read_run(folder: Path) -> Record:
     """Read a run folder, whatever its files hold."""
-    damaged = []
-
-    def read(name: str, parse: Callable, empty: dict | list) -> dict | list:
+    contents, damaged = [], []
+    for name, (parse, empty) in FILES.items():
         try:
-            return parse((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            contents.append(parse((folder / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecursionError) as error:
+            contents.append(empty)
             if name != "summary.json" or not isinstance(error, FileNotFoundError):
                 damaged.append(name)  # only a run that has ended has a summary
-            return empty
-
-    contents = (read("config.toml", _settings, {}), read("run.json", _object, {}),
-                read("metrics.jsonl", _lines, []), read("summary.json", _object, {}))
-    return Record(folder, *contents, tuple(damaged), holder(folder) is not None)
+    state = "damaged" if damaged else ENDS.get(contents[-1].get("status"), "failed")
+    return Record(folder, *contents, tuple(damaged), "running" if holder(folder) else state)
 
 
 def flat(tables: dict, separator: str, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -127,21 +121,23 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _settings(text: str) -> dict:
-    settings = tomllib.loads(text)
-    experiment, optimizer = settings["experiment"], settings["optimizer"]
-    if not (isinstance(experiment["task"], str) and is_number(experiment["seed"])
-            and isinstance(optimizer["name"], str)):
-        raise ValueError("not a run's settings")
-    return settings
-
-
-def _object(text: str) -> dict:
-    content = json.loads(text)
-    if not isinstance(content, dict):
-        raise ValueError("no JSON object")
+def _checked(content: object, **types: type) -> dict:
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind)
+                                                for key, kind in types.items()):
+        raise ValueError("not what a run writes")
     return content
 
 
-def _lines(text: str) -> list[dict]:
-    return [_object(line) for line in text.split("\n")[:-1]]  # a crash cuts off the last one
+def _settings(text: str) -> dict:
+    settings = _checked(tomllib.loads(text), experiment=dict, optimizer=dict)
+    _checked(settings["experiment"], task=str, seed=int)
+    _checked(settings["optimizer"], name=str)
+    return settings
+
+
+FILES = {  # how each is read, and what stands for one that cannot be; a crash cuts off a line
+    "config.toml": (_settings, {}),
+    "run.json": (lambda text: _checked(json.loads(text)), {}),
+    "metrics.jsonl": (lambda text: [_checked(json.loads(line)) for line in text.split("\n")[:-1]],
+                      []),
+    "summary.json": (lambda text: _checked(json.loads(text), status=str), {})}
