@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from exp.harness.task import FRACTION
 from exp.report import statistics
 from exp.report.canvas import ACCENT, NEUTRAL, OURS, canvas, styles
 from exp.reproduce.claims import Claim
@@ -45,16 +46,16 @@ def draw(path: Path, table: Table, records: dict, claims: list[Claim]) -> None:
 def _curves(axes, runs: dict[str, list[dict]], by: Yardstick, axis: str, looks: dict) -> None:
     """Mean over seeds with the band from the worst to the best seed."""
     for row, group in runs.items():
-        length = min(len(run["curve"][by.metric]) for run in group)
-        every = by.scale * np.array([list(map(number_or_nan, run["curve"][by.metric][:length]))
+        length = min(len(by.curve(run)) for run in group)
+        every = by.scale * np.array([list(map(number_or_nan, by.curve(run)[:length]))
                                      for run in group])
         costs = np.arange(1, length + 1) if axis == "epochs" else np.mean(
             [run["curve"][axis][:length] for run in group], axis=0)
         axes.plot(costs, np.nanmean(every, axis=0), **looks[row])
         axes.fill_between(costs, np.nanmin(every, axis=0), np.nanmax(every, axis=0),
                           color=looks[row]["color"], alpha=0.13, linewidth=0)
-    axes.set(xlabel=axis.replace("_", " "), ylabel=f"{by.metric.replace('_', ' ')}, {by.unit}")
-    if by.unit != "%":
+    axes.set(xlabel=axis.replace("_", " "), ylabel=f"{by.metric.label}, {by.metric.unit}")
+    if by.metric.unit != FRACTION:
         axes.set_yscale("log")
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from exp.harness.task import LOSS
 from exp.report import statistics
 from exp.report.statistics import Estimate
 from exp.reproduce.claims import Claim
@@ -91,8 +92,7 @@ def by_configuration(runs: Iterable[dict]) -> Runs:
 
 
 def _epochs_to_best(c: Comparison) -> Estimate:
-    return replace(c, scale=1.0).mean(
-        lambda run: 1 + run["curve"][c.by.metric].index(c.by.best(run)))
+    return replace(c, scale=1.0).mean(lambda run: 1 + c.by.curve(run).index(c.by.best(run)))
 
 
 def _rebound(c: Comparison) -> Estimate:
@@ -114,7 +114,7 @@ def _delay(c: Comparison) -> Estimate:
 
 def _lead(c: Comparison) -> Estimate:
     """Mean paired difference of the best epochs, positive where our row is the better one."""
-    sign = c.scale * (1 if c.by.mode == "max" else -1)
+    sign = c.scale * (1 if c.by.metric.mode == "max" else -1)
     values = [{key: sign * c.by.best(run) for key, run in runs.items()}
               for runs in (c.ours, c.other)]
     return statistics.paired(*values)[0]
@@ -175,7 +175,7 @@ def _negative(ours: Estimate) -> Estimate:
 
 MEASURES: dict[str, Callable[[Comparison], Estimate]] = {
     "best": lambda c: c.mean(c.by.best), "final": lambda c: c.mean(c.by.last),
-    "train_loss": lambda c: c.mean(Yardstick("train_loss", "min").last),
+    "train_loss": lambda c: c.mean(Yardstick(replace(LOSS, name="train_loss")).last),
     "epochs_to_best": _epochs_to_best, "rebound": _rebound, "speedup": _speedup, "delay": _delay,
     "lead": _lead, "lag": lambda c: _negative(_lead(c)), "evaluations": _evaluations,
     "mean_epoch": _mean_epoch, "sooner_by": _sooner_by, "first_share": first_share,

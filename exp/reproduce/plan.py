@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from exp.harness.facts import ROOT
-from exp.harness.task import task_named
+from exp.harness.task import Metric, task_named
 from exp.harness.toml import overrides_of, read_toml
 from exp.jobs.queue import Job
 from optimizer import optimizer_class
@@ -54,20 +54,20 @@ class Row:
 class Table:
     """A table of a paper.
 
-    metric, mode: what rows are compared by, and whether "max" or "min" is better; milestone: the
-    threshold whose time is compared instead, or "": one of the task's, or with `threshold` the
-    first epoch whose metric is at least that. baseline: the row that others are paired with.
-    seeds: scale -> how many. scales, protocols: name -> overrides, a scale's after the task's own
-    of that name; a table without a mini scale runs in full on a CPU. grid: factor -> level ->
-    overrides. note: printed on the table's page. other_data: why published numbers are not
-    comparable, where the data set here is another one; orders still are.
+    Rows are compared by the task's primary metric, under the published protocol by
+    published_metric where there is one; with a milestone by the time to it: one of the task's, or
+    with `threshold` the first epoch whose metric reaches that. baseline: the row that others are
+    paired with.
+    scales, protocols: name -> overrides, a scale's after the task's own of that name; a table
+    without a mini scale runs in full on a CPU. seeds: scale -> how many. grid: factor -> level ->
+    overrides; needs a milestone.
+    note: printed on the table's page. other_data: why published numbers are not comparable, where
+    the data set here is another one; orders still are.
     """
 
     name: str
     title: str
     task: str
-    metric: str
-    mode: str
     baseline: str
     rows: tuple[Row, ...]
     scales: dict[str, tuple[str, ...]]
@@ -85,10 +85,12 @@ class Table:
         """The scale to run at when `asked` is asked for."""
         return asked if asked in self.scales else "full"
 
-    def metric_of(self, protocol: str) -> str:
+    def metric(self, protocol: str) -> Metric:
         """The metric that `protocol` counts in."""
-        return self.published_metric if protocol == "published" and self.published_metric \
-            else self.metric
+        task = task_named(self.task)
+        if protocol == "published" and self.published_metric:
+            return task.metric(self.published_metric)
+        return task.primary
 
     def cells(self) -> list[Cell]:
         """Everything that a row of the table can be run in."""

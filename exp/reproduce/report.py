@@ -77,11 +77,12 @@ def _provenance(runs: dict[str, list[dict]]) -> str:
 def _values(table: Table, by: Yardstick, runs: Groups) -> str:
     """Best and last epoch, the test split where one was kept apart, cost, and the difference from
     the baseline on equal seeds."""
-    tested = "test_" + table.metric.removeprefix("eval_")
+    primary, unit = table.metric("fixed"), by.metric.unit
+    tested = "test_" + primary.name.removeprefix("eval_")
     has_test = any(tested in run["best"] for group in runs.values() for run in group)
-    real = "" if by.metric == table.metric else ", padding not counted"
-    lines = [("", "seeds", f"best epoch, {by.unit}", "± sd", "last epoch",
-              *([f"test split, {by.unit}{real}"] if has_test else []),
+    real = "" if by.metric == primary else ", padding not counted"
+    lines = [("", "seeds", f"best epoch, {unit}", "± sd", "last epoch",
+              *([f"test split, {unit}{real}"] if has_test else []),
               "evaluations", "seconds", f"best minus {table.baseline}", "p")]
     best = {row: {run["seed"]: by.scale * by.best(run) for run in group}
             for row, group in runs.items()}
@@ -106,8 +107,8 @@ def _equal_compute(by: Yardstick, runs: Groups) -> str:
     for row, group in runs.items():
         lines.append((row, *(_mean(by.scale * by.best(run, axis, budgets[axis])
                                    for run in group) for axis in AXES)))
-    return (f"The best {by.unit} that each row has reached within the budget of the row that "
-            "needs least:\n\n" + markdown(lines))
+    return (f"The best {by.metric.unit} that each row has reached within the budget of the row "
+            "that needs least:\n\n" + markdown(lines))
 
 
 def _milestones(by: Yardstick, runs: Groups) -> str:

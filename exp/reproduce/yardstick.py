@@ -4,56 +4,52 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from exp.harness.task import FRACTION, Metric
 from exp.reproduce.plan import Table
 
 PERCENT = 100.0
-UNITS = {"eval_accuracy": "%", "eval_perplexity": "ppl", "eval_perplexity_padded": "ppl"}
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """A metric and whether "max" or "min" is better; a milestone: the task's own of that name, or
-    the first epoch whose metric reaches the threshold."""
+    """A metric, and a milestone: the task's own of that name, or the first epoch whose metric
+    reaches the threshold."""
 
-    metric: str
-    mode: str
+    metric: Metric
     milestone: str = ""
     threshold: float | None = None
 
     @classmethod
     def of(cls, table: Table, protocol: str) -> "Yardstick":
         """A table's, under a protocol."""
-        return cls(table.metric_of(protocol), table.mode, table.milestone, table.threshold)
-
-    @property
-    def unit(self) -> str:
-        """The unit of the metric on pages."""
-        return UNITS[self.metric]
+        return cls(table.metric(protocol), table.milestone, table.threshold)
 
     @property
     def scale(self) -> float:
-        """What a value is multiplied by to be in that unit."""
-        return PERCENT if self.unit == "%" else 1.0
+        """What a value is multiplied by to be in the metric's unit."""
+        return PERCENT if self.metric.unit == FRACTION else 1.0
+
+    def curve(self, run: dict) -> list[float | None]:
+        """The metric after each epoch, None where it was not finite."""
+        return run["curve"].get(self.metric.name, [])
 
     def best(self, run: dict, axis: str = "epochs", budget: float = math.inf) -> float:
         """The value of the best epoch of those that end within `budget` on an axis (see `spent`);
         nan if none does."""
-        values = [value for value, cost in zip(run["curve"].get(self.metric, ()), spent(run, axis),
-                                               strict=False)
+        values = [value for value, cost in zip(self.curve(run), spent(run, axis), strict=False)
                   if value is not None and cost <= budget]
-        return (max if self.mode == "max" else min)(values) if values else math.nan
+        return self.metric.best(values) if values else math.nan
 
     def last(self, run: dict) -> float:
         """The value of the last epoch."""
-        return number_or_nan(run["curve"].get(self.metric, [None])[-1])
+        return number_or_nan((self.curve(run) or [None])[-1])
 
     def epoch(self, run: dict) -> int | None:
         """The epoch of the milestone, None if it was not reached."""
         if self.threshold is None:
             return run["milestones"][self.milestone]
-        sign = 1 if self.mode == "max" else -1
-        return next((epoch for epoch, value in enumerate(run["curve"].get(self.metric, ()), 1)
-                     if value is not None and sign * value >= sign * self.threshold), None)
+        return next((epoch for epoch, value in enumerate(self.curve(run), 1)
+                     if self.metric.reaches(value, self.threshold)), None)
 
     def times(self, runs: Iterable[dict], axis: str = "epochs") -> tuple[list, list]:
         """What each run spent to reach the milestone, None if it did not, and how long each was
