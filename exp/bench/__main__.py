@@ -13,7 +13,7 @@ import torch
 
 from exp.bench import instruments, page, polar, sharding, steps, training
 from exp.bench.timing import CLOCKS
-from exp.harness.cli import BAD_INPUT, COMPLETED
+from exp.harness.arguments import BAD_INPUT, COMPLETED
 from exp.harness.facts import device_name, instruction_set, version_of
 from exp.report.jsonfile import write_json
 

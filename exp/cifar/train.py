@@ -5,6 +5,11 @@ python -m exp.cifar.train --config config/lrp_cifar10_ars2_neo_aga_20e.toml
 
 import sys
 
+from exp.harness.arguments import parse
+
+if __name__ == "__main__":
+    parse("cifar")  # answers --help and mistyped options before torch is imported
+
 from data.cifar10 import CIFAR10, cifar10
 from exp.harness import classification
 from exp.harness.build import build

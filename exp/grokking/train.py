@@ -5,6 +5,11 @@ python -m exp.grokking.train --config config/lrp_grok_ars2_neo_aga_400e.toml
 
 import sys
 
+from exp.harness.arguments import parse
+
+if __name__ == "__main__":
+    parse("grokking")  # answers --help and mistyped options before torch is imported
+
 from data.modular import Modular, modular
 from exp.harness import classification
 from exp.harness.build import build

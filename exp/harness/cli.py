@@ -7,6 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data import DataError
+from exp.harness.arguments import (
+    BAD_INPUT,
+    COMPLETED,
+    DIVERGED,
+    FAILED,
+    INTERRUPTED,
+    parse,
+)
 from exp.harness.config import load_settings
 from exp.harness.device import keep_freed_memory
 from exp.harness.distributed import (
@@ -22,8 +30,6 @@ from exp.harness.folder import RunFolder
 from exp.harness.run import Diverged, Interrupted
 from exp.harness.task import Task
 
-COMPLETED, FAILED, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
-
 
 def launch(
     task: Task, train: Callable[[dict, RunFolder], None], arguments: Sequence[str] | None = None
@@ -33,7 +39,7 @@ def launch(
     0 completed, 2 bad configuration, data, checkpoint or arguments (nothing written),
     3 diverged, 130 interrupted, 1 the disk failed.
     """
-    options = _parser(task).parse_args(arguments)
+    options = parse(task.name, arguments)
     overrides = list(options.set)
     if options.seed is not None:
         overrides.append(f"experiment.seed={options.seed}")
@@ -82,26 +88,3 @@ def _train(settings: dict, train: Callable[[dict, RunFolder], None], options: ar
         return FAILED, (f"error: another process of this run is gone; {path} is whole,"
                         " --resume continues from the last checkpoint")
     return COMPLETED, ""
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 on, as a type for argparse."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
-def _parser(task: Task) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m exp.{task.name}.train",
-                                     description=f"Train the {task.name} task from a TOML config.")
-    parser.add_argument("--config", type=Path, required=True, help="the experiment, a TOML file")
-    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
-                        help="override one setting, the value in TOML syntax; repeatable")
-    parser.add_argument("--seed", type=int, help="same as --set experiment.seed=N")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--output", type=Path, metavar="DIR",
-                        help="run folder (default: outputs/<config name>/seed<seed>)")
-    held = parser.add_mutually_exclusive_group()
-    held.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
-    held.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
-    return parser

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from exp.harness.cli import INTERRUPTED
+from exp.harness.arguments import INTERRUPTED
 from exp.jobs.launch import Launcher, Process, Work
 
 

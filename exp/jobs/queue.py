@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, INTERRUPTED
+from exp.harness.arguments import BAD_INPUT, COMPLETED, DIVERGED, INTERRUPTED
 from exp.harness.config import load_settings
 from exp.harness.lock import holder
 from exp.harness.task import task_named

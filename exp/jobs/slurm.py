@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from exp.harness.cli import FAILED, INTERRUPTED
+from exp.harness.arguments import FAILED, INTERRUPTED
 from exp.harness.errors import ConfigError
 from exp.jobs.launch import LOG, Launcher, Local, Process, Work, threads
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from exp.harness.cli import BAD_INPUT, COMPLETED
+from exp.harness.arguments import BAD_INPUT, COMPLETED
 from exp.landscape.functions import FUNCTIONS
 from exp.landscape.paths import CLOSE, COMMON_RATE, RATES, WRAPPED, Walk, best_walk, walk, walkers
 from exp.landscape.pictures import animate, draw

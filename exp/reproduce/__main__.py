@@ -9,7 +9,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED, positive
+from exp.harness.arguments import (
+    BAD_INPUT,
+    COMPLETED,
+    DIVERGED,
+    FAILED,
+    INTERRUPTED,
+    positive,
+)
 from exp.harness.errors import ConfigError
 from exp.jobs.deadline import InTime, stopped_after
 from exp.jobs.queue import Job, Stopped, run_jobs

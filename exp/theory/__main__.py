@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from exp.harness.cli import BAD_INPUT, COMPLETED
+from exp.harness.arguments import BAD_INPUT, COMPLETED
 from exp.harness.facts import device_name, short_commit, version_of
 from exp.report.rows import write_rows
 from exp.theory import statement

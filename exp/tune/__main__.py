@@ -15,7 +15,14 @@ from optuna import Study
 from optuna.storages import BaseStorage
 from tqdm import tqdm
 
-from exp.harness.cli import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED, positive
+from exp.harness.arguments import (
+    BAD_INPUT,
+    COMPLETED,
+    DIVERGED,
+    FAILED,
+    INTERRUPTED,
+    positive,
+)
 from exp.harness.errors import ConfigError
 from exp.harness.run import Interrupted
 from exp.jobs.launch import Launcher, Work, stop, stoppable

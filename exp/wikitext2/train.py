@@ -7,6 +7,11 @@ import math
 import sys
 from typing import Literal
 
+from exp.harness.arguments import parse
+
+if __name__ == "__main__":
+    parse("wikitext2")  # answers --help and mistyped options before torch is imported
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

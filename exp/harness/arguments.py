@@ -1,0 +1,32 @@
+"""What a command line needs before torch is imported: the options of the training scripts, the exit
+statuses of every command, types for argparse."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+COMPLETED, FAILED, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def parse(task: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of exp.<task>.train. Ends the process for --help and for wrong options."""
+    parser = argparse.ArgumentParser(prog=f"python -m exp.{task}.train",
+                                     description=f"Train the {task} task from a TOML config.")
+    parser.add_argument("--config", type=Path, required=True, help="the experiment, a TOML file")
+    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
+                        help="override one setting, the value in TOML syntax; repeatable")
+    parser.add_argument("--seed", type=int, help="same as --set experiment.seed=N")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--output", type=Path, metavar="DIR",
+                        help="run folder (default: outputs/<config name>/seed<seed>)")
+    held = parser.add_mutually_exclusive_group()
+    held.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
+    held.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
+    return parser.parse_args(arguments)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, as a type for argparse."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
