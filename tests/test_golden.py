@@ -20,7 +20,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from exp.harness import schema
-from exp.harness.recipes import optimizer_modules, recipe
+from exp.harness.build import build
+from exp.harness.config import complete
+from exp.harness.recipes import optimizer_modules, recipe, recipes
+from exp.harness.task import task_named, tasks
+from exp.harness.toml import apply_override, read_toml
 from model.grokking_transformer import GrokkingTransformer
 from optimizer import (
     GIVEN_BY_CODE,
@@ -167,6 +171,28 @@ def measured(name):
     return found
 
 
+def run_of(name):
+    """A task at its tiny scale with SGD: its settings, the loss of the first batch of STEPS epochs,
+    and its evaluation then. At this rate rounding does not grow, at 0.1 a ResNet's does."""
+    task = task_named(name)
+    settings = read_toml(task.config)
+    settings["experiment"] |= {"seed": 1, "device": "cpu"}
+    settings["optimizer"] = {"name": "sgd", "lr": 0.01, "momentum": 0.9}
+    for override in task.scale("tiny"):
+        apply_override(settings, override)
+    settings = complete(settings, task)
+    run = build(settings, task)
+    run.model.double().register_forward_pre_hook(lambda _, inputs: tuple(
+        part.double() if part.is_floating_point() else part for part in inputs))
+    found = {"train": []}
+    for epoch in range(STEPS):
+        run.schedule.set_lr(epoch * len(run.data.train))
+        run.optimizer.step(run.objective.on(next(run.data.train.epoch(epoch))))
+        found["train"].append(float(run.objective.last_loss))
+    return settings, found | {
+        key: [value] for key, value in task.evaluate(run.objective, run.data).items()}
+
+
 def check(path, numbers, found, tolerance, write):
     """Compare with the stored numbers; write them where they are new or a RECIPE was raised."""
     stored = json.loads(path.read_text()) if path.exists() else {"recipes": {}, "losses": {}}
@@ -235,3 +261,12 @@ def test_new_files_and_new_cases_must_be_written(kept, tmp_path):
             check(path, {"optimizer.rule": 1}, found, 1e-9, write=False)
         check(path, {"optimizer.rule": 1}, found, 1e-9, write=True)
         check(path, {"optimizer.rule": 1}, found, 1e-9, write=False)
+
+
+@pytest.mark.parametrize("name", tasks())
+def test_a_task_computes_what_it_did(name, tiny_data, request):
+    settings, found = run_of(name)
+    numbers = {module: number for module, number in recipes(settings, task_named(name)).items()
+               if not module.startswith("optimizer.")}
+    check(GOLDEN / f"task_{name}.json", numbers, found, TOLERANCE["task"],
+          request.config.getoption("--write-golden"))

@@ -149,6 +149,8 @@ def test_a_run_folder_holds_what_the_contract_says(task, tiny_data, tmp_path, ca
     best = checkpoint(folder, "best.pt")
     assert best[metric] == summary["best"][metric]
     facts = json.loads((folder / "run.json").read_text())
+    assert {"exp.harness": 1, f"exp.{task}.train": 1, "optimizer.ars2_neo": 1}.items() <= (
+        facts["recipes"].items())
     assert all(len(checksum) == 64 for checksum in facts["data"].values()) and facts["data"]
     matrix, rest = facts["parameter_groups"]
     assert (matrix["track"], rest["track"]) == ("matrix", "adamw")

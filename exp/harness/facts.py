@@ -14,30 +14,33 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from exp.harness.build import Built
 from exp.harness.distributed import size
-from exp.harness.recipes import ROOT, SOURCES
+from exp.harness.recipes import ROOT, SOURCES, recipes
 from optimizer.parts.distributed.sharded import Sharded
 
 PACKAGES = ("torch", "torchvision", "numpy", "transformers", "tokenizers", "pytorch_optimizer")
 
 
-def run_facts(model: nn.Module, optimizer: Optimizer, data: Any, device: torch.device) -> dict:
-    """Commit, versions, device, threads, checksums of the data, and every parameter group with its
-    real settings."""
+def run_facts(built: Built) -> dict:
+    """Commit, RECIPE numbers, versions, device, threads, checksums of the data, and every parameter
+    group with its real settings."""
+    model, optimizer = built.model, built.optimizer
     unwrapped = optimizer.base if isinstance(optimizer, Sharded) else optimizer
     commit, uncommitted = code_version()
     return {
         "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
         "commit": commit,
         "uncommitted_changes": uncommitted,
+        "recipes": recipes(built.settings, built.task),
         "sources": loaded_sources(),
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := version_of(name))},
         "platform": platform.platform(),
-        "device": device_name(device),
+        "device": device_name(built.device),
         "threads": torch.get_num_threads(),
         "processes": size(),
-        "data": getattr(data, "digest", {}),
+        "data": getattr(built.data, "digest", {}),
         "optimizer": type(unwrapped).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameter_groups": parameter_groups(model, optimizer),

@@ -53,10 +53,10 @@ class Run:
     """
 
     def __init__(self, folder: RunFolder, built: Built) -> None:
-        self.folder, self.task, self.settings = folder, built.task, built.settings
+        self.folder, self.built = folder, built
+        self.task, self.settings = built.task, built.settings
         self.experiment = Experiment(**built.settings["experiment"])
         self.model, self.optimizer, self.objective = built.model, built.optimizer, built.objective
-        self.data = built.data
         self.at = Position(milestones=dict.fromkeys(self.task.milestones))
         self.device = built.device
         self.stopped = False
@@ -97,7 +97,7 @@ class Run:
         if resumed is not None:
             self.at, self.stopped, self.seconds_before, record = resumed
         if is_main():
-            facts = run_facts(self.model, self.optimizer, self.data, self.device)
+            facts = run_facts(self.built)
             self.folder.begin(self.settings, facts, record)
             self.last_line = (self.folder.metrics() or [{}])[-1]
         wanted = self.experiment.tensorboard and is_main()
