@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-COMMANDS = ["grokking.train", "cifar.train", "wikitext2.train", "runs"]
+COMMANDS = ["grokking.train", "cifar.train", "wikitext2.train", "runs", "theory"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -122,7 +122,7 @@ def test_curves_are_drawn_over_the_axis_asked_for(tmp_path, monkeypatch):
 
     drawn = []
     monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda axes, xs, ys, **style: drawn.append(
-        (xs, ys, style["color"])))
+        (xs, ys, style["color"], style["label"])))
     write_run(tmp_path / "run", "muon")
     runs = dict(zip("A", find_runs([tmp_path]), strict=True))
     assert _axis("eval_perplexity", ["grokking", "wikitext2"]) == ("eval perplexity (ppl)", "log")
@@ -131,8 +131,8 @@ def test_curves_are_drawn_over_the_axis_asked_for(tmp_path, monkeypatch):
     for axis, xs in (("epochs", [1, 2]), ("evaluations", [20, 40]), ("seconds", [3.0, 6.0])):
         drawn.clear()
         draw(tmp_path / "x.png", runs, axis)
-        color = exp.report.canvas.color("muon")
-        assert drawn == [(xs, [2.0, 1.0], color)] * 2 + [(xs, [0.25, 0.5], color)]
+        style = (exp.report.canvas.color("muon"), "A: Muon")
+        assert drawn == [(xs, [2.0, 1.0], *style)] * 2 + [(xs, [0.25, 0.5], *style)]
 
 
 def test_export_writes_one_long_row_per_number(tmp_path, capsys):

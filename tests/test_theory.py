@@ -113,7 +113,7 @@ def test_wrong_arguments_and_damaged_files_are_one_line(tmp_path, capsys):
 
 
 def test_results_go_elsewhere_than_the_published_ones_unless_told():
-    assert command._parser().parse_args([]).output == Path("outputs/theory") != KEPT
+    assert command.parse([]).output == Path("outputs/theory") != KEPT
 
 
 def test_steps_counts_across_epochs():

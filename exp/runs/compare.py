@@ -36,14 +36,16 @@ def draw(path: Path, runs: dict[str, Record], axis: str, metrics: Sequence[str] 
 
     axis: one of AXES. metrics: by default the losses, and what the best epoch is chosen by.
     """
-    from exp.report.canvas import canvas, grid_of, styles
+    from exp.report.canvas import canvas, display_name, grid_of, styles
 
     metrics = metrics or ("train_loss", "eval_loss", *(run.best[0] for run in runs.values()))
     metrics = list(filter(None, dict.fromkeys(metrics)))
-    looks = styles(f"{run.optimizer}, {name}" for name, run in runs.items())
+    looks = styles(f"{run.optimizer}, {name}" for name, run in runs.items()).values()
+    looks = [look | {"label": f"{name}: {display_name(run.optimizer)}"}
+             for look, (name, run) in zip(looks, runs.items(), strict=True)]
     with canvas(path, **grid_of(len(metrics))) as panels:
         for metric, panel in zip(metrics, panels.flat, strict=False):
-            for run, look in zip(runs.values(), looks.values(), strict=True):
+            for run, look in zip(runs.values(), looks, strict=True):
                 xs, ys = run.curve(metric, AXES[axis])
                 if xs:
                     panel.plot(xs, ys, **look | ({} if len(xs) < 40 else {"marker": ""}))

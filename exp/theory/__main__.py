@@ -3,10 +3,14 @@
 python -m exp.theory [STATEMENT ...] [--render | --list] [--seeds N] [--output DIR]
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from exp.theory.options import PUBLISHED, parse
+
+if __name__ == "__main__":
+    parse()  # answers --help and mistyped options before torch is imported
 
 import torch
 
@@ -15,13 +19,12 @@ from exp.harness.facts import device_name, short_commit, version_of
 from exp.report.rows import write_rows
 from exp.theory import statement
 
-OUTPUT, PUBLISHED = Path("outputs/theory"), Path("outputs/paper/theory")
 SUMMARY = Path("docs/theory.md")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0, or 2 for bad arguments or damaged files."""
-    options = _parser().parse_args(arguments)
+    options = parse(arguments)
     names = options.names or list(statement.statement_files())
     try:
         unknown = [name for name in names if name not in statement.statement_files()]
@@ -58,19 +61,6 @@ def render(folder: Path, names: Sequence[str]) -> None:
         print(f"{name}: {statement.render(folder, name)}, written to {folder / name}.md")
     if folder == PUBLISHED:
         SUMMARY.write_text(statement.summary(folder), encoding="utf-8")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m exp.theory",
-                                     description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="STATEMENT", help="default: all")
-    parser.add_argument("--render", action="store_true",
-                        help="make pages and figures from the JSON in --output, measure nothing")
-    parser.add_argument("--list", action="store_true", help="name the statements")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="DIR",
-                        help=f"default {OUTPUT}; {PUBLISHED} are the published results")
-    return parser
 
 
 if __name__ == "__main__":
