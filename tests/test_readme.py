@@ -1,7 +1,10 @@
 """The README's commands exist and are what CI runs."""
 
 import re
+import tomllib
 from pathlib import Path
+
+import yaml
 
 README = Path("README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^uv run (.+)$", README, flags=re.MULTILINE)
@@ -14,6 +17,16 @@ def test_ci_runs_the_first_two_commands():
     assert second.split()[0] == "pytest"
     assert f"uv run {first}" in ci
     assert f"uv run {second}" in ci
+
+
+def test_the_hosted_ci_runs_the_same_and_the_citation_names_this_version():
+    workflow = yaml.safe_load(Path(".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    commands = [step.get("run") for job in workflow["jobs"].values() for step in job["steps"]]
+    assert ".ci/run" in commands
+    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load(Path("CITATION.cff").read_text(encoding="utf-8"))
+    assert [citation[key] for key in ("version", "license")] == [
+        project[key] for key in ("version", "license")]
 
 
 def test_it_is_short_and_its_links_lead_somewhere():
