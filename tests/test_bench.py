@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from exp.bench import __main__ as bench
-from exp.bench import page, polar, sharding, steps, timing, training
+from exp.bench import page, polar, sharding, smoke, steps, timing, training
 from exp.bench.memory import peak_bytes
 from exp.bench.timing import interleaved, summary
 
@@ -121,6 +121,36 @@ def test_the_command_writes_numbers_tables_and_a_plot(monkeypatch, tmp_path):
     (tmp_path / "steps_x.json").write_text("{")
     assert bench.main(["--render", "--output", str(tmp_path)]) == 2
     assert bench._parser().parse_args([]).output == Path("outputs/bench")
+
+
+def test_smoke_names_what_is_far_from_the_cpu_what_raises_and_what_is_left_out(
+    monkeypatch, tmp_path, tiny_data, capsys
+):
+    names = ("muon", "soap", "lion", "signum", "qk_clip")
+    assert set(names) | {"sam", "ars2_neo, sync"} <= smoke.candidates().keys()
+    monkeypatch.setattr(smoke, "candidates", lambda: {name: {"name": name} for name in names})
+    monkeypatch.setattr(smoke, "PRECISIONS", ("bf16",))
+    honest, calls = smoke.weights_after, []
+
+    def of_a_device_that_is_wrong(settings, device, **more):
+        calls.append(settings["name"])
+        if settings["name"] == "signum":
+            raise RuntimeError("no such kernel")
+        weights, optimizer = honest(settings, device, **more)
+        third = calls.count("lion") == 3  # after the exact and the rounded weights
+        return (1.5 * weights if settings["name"] == "lion" and third else weights), optimizer
+
+    monkeypatch.setattr(smoke, "weights_after", of_a_device_that_is_wrong)
+    assert bench.main(["smoke", "--output", str(tmp_path)]) == 1
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "lion: far from the CPU's weights", "signum: RuntimeError: no such kernel"]
+    rows = json.loads(next(tmp_path.glob("smoke_*.json")).read_text())["results"]
+    assert rows["optimizers"]["muon"]["distance"] == 0
+    assert 0.01 < rows["optimizers"]["muon"]["rounding"] < rows["optimizers"]["soap"]["rounding"]
+    assert "attention" in rows["optimizers"]["qk_clip"]["left_out"]
+    assert {"cifar, bf16", "grokking, bf16", "wikitext2, bf16"} <= rows["tasks"].keys()
+    assert not smoke.problems({"tasks": rows["tasks"]})
+    assert "| signum " in (tmp_path / "bench.md").read_text()
 
 
 def test_the_collection_has_every_file_with_settings_that_resolve(tmp_path):

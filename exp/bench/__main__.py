@@ -2,6 +2,7 @@
 
 python -m exp.bench [steps] [polar] [training] [instruments] [sharding] [--render] [--rounds N]
                     [--full] [--clock wall|thread] [--output DIR]
+python -m exp.bench smoke    a minute on a new device: what fails there, or waits for the host
 """
 
 import argparse
@@ -11,13 +12,14 @@ from pathlib import Path
 
 import torch
 
-from exp.bench import instruments, page, polar, sharding, steps, training
+from exp.bench import instruments, page, polar, sharding, smoke, steps, training
 from exp.bench.timing import CLOCKS
-from exp.harness.arguments import BAD_INPUT, COMPLETED
+from exp.harness.arguments import BAD_INPUT, COMPLETED, FAILED
 from exp.harness.facts import device_name, instruction_set, version_of
 from exp.report.jsonfile import write_json
 
-PARTS = ("steps", "polar", "training", "instruments", "sharding")
+PARTS = ("steps", "polar", "training", "instruments", "sharding", "smoke")
+BY_DEFAULT = PARTS[:-2]
 PACKAGES = ("torch", "pytorch_optimizer", "heavyball")
 OUTPUT, PUBLISHED = Path("outputs/bench"), Path("outputs/paper/bench")
 
@@ -38,6 +40,8 @@ def results(part: str, rounds: int, clock: str, device: torch.device, full: bool
             yield rows
     elif part == "sharding":
         yield sharding.measure(rounds)
+    elif part == "smoke":
+        yield smoke.measure(device)
     else:
         modules = {"steps": steps, "polar": polar, "instruments": instruments}
         yield modules[part].measure(rounds, clock, device)
@@ -45,32 +49,35 @@ def results(part: str, rounds: int, clock: str, device: torch.device, full: bool
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the parts asked for, write <part>_<kind>.json each, then the page of all there are;
-    the exit status: 0, or 2 for bad arguments or a damaged file."""
+    the exit status: 0, 1 where smoke found a problem, 2 for bad arguments or a damaged file."""
     options = _parser().parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Peers orthogonalize in bfloat16, which a CPU has in hardware or emulates: two worlds.
     cpu = "cpu-bf16" if "bf16" in instruction_set() else "cpu"
-    for part in [] if options.render else options.parts or PARTS[:-1]:
+    problems = {}
+    for part in [] if options.render else options.parts or BY_DEFAULT:
         name = "training-full" if part == "training" and options.full else part
         kind = cpu if part == "sharding" or device.type == "cpu" else device.type
         for measured in results(part, options.rounds, options.clock, device, options.full):
             write_json(options.output / f"{name}_{kind}.json",
                        {"facts": facts(device, options.clock), "results": measured}, depth=4)
+        if part == "smoke":
+            problems = smoke.problems(measured)
+            print("\n".join(f"{subject}: {problem}" for subject, problem in problems.items()))
     try:
         page.write(options.output)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     print(f"written to {options.output / 'bench.md'}")
-    return COMPLETED
+    return FAILED if problems else COMPLETED
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m exp.bench",
                                      description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", type=_part,
-                        help=f"of {', '.join(PARTS)}; default: all but sharding, which is for idle "
-                             "CPUs")
+                        help=f"of {', '.join(PARTS)}; default: {', '.join(BY_DEFAULT)}")
     parser.add_argument("--render", action="store_true",
                         help="make the page and the figures from the JSON in --output")
     parser.add_argument("--rounds", type=int, default=15)

@@ -4,6 +4,7 @@ A file is <part>_<kind>.json; kind: cuda, cpu, or cpu-bf16, which has bfloat16 p
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from exp.report.canvas import curves
@@ -35,6 +36,10 @@ def _facts(facts: dict) -> str:
 def spread(row: dict, key: str, digits: str) -> str:
     """A median with its quartiles."""
     return f"{row[key]:{digits}} [{row[key + '_low']:{digits}}, {row[key + '_high']:{digits}}]"
+
+
+def _measured(key: str, row: dict) -> str:
+    return f"{row[key]:.2g}" if key in row else ""
 
 
 def tables(*columns: tuple[str, Callable[[dict], str]]) -> Callable[[dict], Iterator[str]]:
@@ -75,6 +80,15 @@ instrument_tables = tables(
     ("/ training step", lambda row: spread(row, "ratio", ".2f")),
     ("of the training time, once per epoch",
      lambda row: f"{row['per_epoch']:.1%}" if "per_epoch" in row else "–"))
+
+
+# A device beside the CPU: see exp/bench/smoke.py.
+smoke_tables = tables(
+    ("", None), *((title, partial(_measured, key)) for title, key in (
+        ("distance", "distance"), ("of rounding", "rounding"), ("loss", "loss"),
+        ("waits per step", "waits"))),
+    ("remark", lambda row: row.get("problem") or row.get("left_out")
+     or ", ".join(row.get("places", ()))))
 
 
 def polar_tables(results: dict) -> Iterator[str]:
@@ -136,7 +150,8 @@ def draw(path: Path, results: dict) -> None:
 TITLES = {"steps": "Optimizer steps", "polar": "Orthogonalization", "training": "Training steps",
           "training-full": "Training steps, the paper's models",
           "instruments": "Instruments (`[experiment] diagnostics`)",
-          "sharding": "Steps shared out over processes"}
+          "sharding": "Steps shared out over processes",
+          "smoke": "A device beside the CPU"}
 PARTS = {"steps": step_tables, "polar": polar_tables, "training": training_tables,
          "training-full": training_tables, "instruments": instrument_tables,
-         "sharding": sharding_tables}
+         "sharding": sharding_tables, "smoke": smoke_tables}

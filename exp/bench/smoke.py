@@ -1,0 +1,181 @@
+"""Everything takes a few steps on a device and on the CPU: what is broken there, within a minute.
+
+An optimizer's distance is ||w - w_cpu|| / ||w_cpu - w_0|| after STEPS steps. Rounding alone makes
+some: the same share is taken on the CPU with every gradient rounded to bfloat16, and a distance is
+suspicious when it is FAR times that. A rule that takes signs or eigenvectors of a nearly singular
+statistic has both large.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from exp.bench.training import MODES, endless
+from exp.harness.build import Built, build
+from exp.harness.config import load_settings
+from exp.harness.facts import ROOT
+from exp.harness.task import task_named
+from exp.harness.task import tasks as task_names
+from optimizer import available_optimizers, build_optimizer, is_wrapper, optimizer_class
+
+STEPS = 4
+FAR, LEAST = 4.0, 1e-3  # times the distance of rounding, and what no rounding explains away
+WAIT_STEPS = 5
+PRECISIONS = ("fp32", "tf32", "bf16")
+NEO = {"base": {"k": 0}, "sync": {"k": 1}, "lazy": {"k": 2}, "aga": {"k": 2, "adaptive_sync": True},
+       "lazy, 8bit": {"k": 2, "shear_storage": "8bit"}, "svd": {"k": 0, "orthogonalizer": "svd"}}
+
+
+class SmallNet(nn.Sequential):
+    """images (batch, 3, 8, 8) -> logits (batch, 10): a convolution, a batch norm, two layers."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
+                         nn.Linear(8 * 36, 40), nn.ReLU(), nn.Linear(40, 10))
+
+    def roles(self) -> dict[str, str]:
+        """Parameter name -> "hidden", "head" or "vector"."""
+        return {name: "vector" if p.ndim < 2 else "head" if name.startswith("6") else "hidden"
+                for name, p in self.named_parameters()}
+
+
+def candidates() -> dict[str, dict]:
+    """Display name -> `[optimizer]` table: every file of ours, wrappers around AdamW, and the
+    modes of ARS2-Neo."""
+    ours = [name for name in available_optimizers()
+            if optimizer_class(name).__module__ == f"optimizer.{name}"]
+    tables = {name: {"name": "adamw", name: {}} if is_wrapper(optimizer_class(name))
+              else {"name": name} for name in ours}
+    return tables | {f"ars2_neo, {mode}": {"name": "ars2_neo", **keys}
+                     for mode, keys in NEO.items()}
+
+
+def weights_after(settings: dict, device: torch.device, steps: int = STEPS,
+                  change: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Optimizer]:
+    """All weights (n,), float64 on the CPU, after `steps` steps on data that is the same on every
+    device; `change` is applied to every gradient. And the optimizer."""
+    torch.manual_seed(0)
+    model = SmallNet().to(device)
+    optimizer = build_optimizer(settings, model)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        images = torch.randn(32, 3, 8, 8, generator=generator).to(device)
+        labels = torch.randint(10, (32,), generator=generator).to(device)
+
+        def closure(images: Tensor = images, labels: Tensor = labels) -> Tensor:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(images), labels)
+            loss.backward()
+            for p in model.parameters():
+                if change is not None and p.grad is not None:
+                    p.grad = change(p.grad)
+            return loss.detach()
+
+        optimizer.step(closure)
+    return torch.cat([p.detach().double().cpu().flatten() for p in model.parameters()]), optimizer
+
+
+def optimizers(device: torch.device) -> dict[str, dict]:
+    """Per candidate: its distance, the distance of rounding, and `problem` where there is one."""
+    rows = {}
+    for name, settings in candidates().items():
+        try:
+            rows[name] = _compared(settings, device)
+        except ImportError as error:
+            rows[name] = {"left_out": str(error)}
+        except Exception as error:  # whatever it is, it is what this command is there to find
+            rows[name] = {"problem": f"{type(error).__name__}: {error}"}
+    return rows
+
+
+def _compared(settings: dict, device: torch.device) -> dict:
+    cpu = torch.device("cpu")
+    start, _ = weights_after({"name": "sgd"}, cpu, steps=0)
+    try:
+        exact, _ = weights_after(settings, cpu)
+    except ValueError as error:  # a rule that wants another kind of model
+        return {"left_out": str(error)}
+    rounded, _ = weights_after(settings, cpu, change=lambda g: g.bfloat16().to(g.dtype))
+    ours, optimizer = weights_after(settings, device)
+    way = (exact - start).norm()
+    row = {"distance": float((ours - exact).norm() / way),
+           "rounding": float((rounded - exact).norm() / way)}
+    strays = [key for state in optimizer.state.values() for key, value in state.items()
+              if torch.is_tensor(value) and value.ndim and value.device.type != device.type]
+    if strays:
+        row["problem"] = f"state off the device: {', '.join(sorted(set(strays)))}"
+    elif not row["distance"] <= FAR * max(row["rounding"], LEAST):
+        row["problem"] = "far from the CPU's weights"
+    return row
+
+
+def tasks(device: torch.device) -> dict[str, dict]:
+    """Per task at tiny scale: a step of Sync and an evaluation in each precision, and how often
+    the steps of each mode made the host wait for the device."""
+    rows = {}
+    for name in task_names():
+        for precision in PRECISIONS:
+            rows[f"{name}, {precision}"] = _attempt(partial(_trained, name, precision, device))
+        for mode in MODES if device.type == "cuda" else ():
+            rows[f"{name}, {mode}"] = _attempt(partial(_waits, name, mode, device))
+    return rows
+
+
+def _attempt(measure: Callable[[], dict]) -> dict:
+    try:
+        return measure()
+    except Exception as error:  # as above
+        return {"problem": f"{type(error).__name__}: {error}"}
+
+
+def _built(name: str, mode: str, precision: str, device: torch.device) -> Built:
+    task = task_named(name)
+    overrides = [*task.scale("tiny"), f'experiment.device="{device.type}"',
+                 f'experiment.precision="{precision}"']
+    settings = load_settings(task.config, overrides, task)
+    return build({**settings, "optimizer": {**MODES[mode], "routing": "role"}}, task)
+
+
+def _trained(name: str, precision: str, device: torch.device) -> dict:
+    run = _built(name, "Sync", precision, device)
+    loss = float(run.optimizer.step(run.objective.on(next(endless(run)))))
+    numbers = {"loss": loss, **task_named(name).evaluate(run.objective, run.data)}
+    strange = [key for key, value in numbers.items() if not math.isfinite(value)]
+    return numbers | ({"problem": f"not finite: {', '.join(strange)}"} if strange else {})
+
+
+def _waits(name: str, mode: str, device: torch.device) -> dict:
+    run = _built(name, mode, "fp32", device)
+    batches = endless(run)
+    run.model.train()
+    for _ in range(2):  # the first makes the state
+        run.optimizer.step(run.objective.on(next(batches)))
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(WAIT_STEPS):
+                run.optimizer.step(run.objective.on(next(batches)))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    places = [f"{warning.filename}:{warning.lineno}".removeprefix(f"{ROOT}/")
+              for warning in caught if "synchron" in str(warning.message)]
+    return {"waits": len(places) / WAIT_STEPS, "places": sorted(set(places))}
+
+
+def measure(device: torch.device) -> dict[str, dict[str, dict]]:
+    """Part -> subject -> what was measured; `problem` where something is broken, `left_out` where
+    it cannot be tried."""
+    return {"optimizers": optimizers(device), "tasks": tasks(device)}
+
+
+def problems(results: dict[str, dict[str, dict]]) -> dict[str, str]:
+    """Subject -> what is broken."""
+    return {subject: row["problem"] for rows in results.values() for subject, row in rows.items()
+            if "problem" in row}
