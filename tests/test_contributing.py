@@ -9,6 +9,7 @@ from pathlib import Path
 
 PAGE = Path("CONTRIBUTING.md").read_text(encoding="utf-8")
 EXAMPLE = re.search(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+STATEMENT = re.search(r"## Add a statement.*?```python\n(.*?)```", PAGE, flags=re.DOTALL)
 TABLE = re.search(r"## Add a paper's table.*?```toml\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
@@ -93,3 +94,20 @@ unit = "%"
     tested = run(tmp_path, "-m", "pytest", "-q", "tests/test_reproduce.py", "-k",
                  "every_claim or every_row")
     assert tested.returncode == 0, tested.stdout
+
+
+def test_a_statement_is_one_file(tmp_path):
+    copy_of_the_project(tmp_path, textwrap.dedent(EXAMPLE.group(1)))
+    folder = tmp_path / "exp" / "papers" / "ars2_neo" / "statements"
+    (folder / "decay_fits.py").write_text(STATEMENT.group(1), encoding="utf-8")
+    measured = run(tmp_path, "-m", "exp.theory", "decay_fits", "--seeds", "2")
+    assert re.match(r"decay_fits: (holds|does not)", measured.stdout), measured.stderr
+    page = (tmp_path / "outputs" / "theory" / "decay_fits.md").read_text(encoding="utf-8")
+    assert page.startswith("# AdamW fits modular addition sooner with weight decay\n\nSource: an")
+    assert "written before the run: holds if the training loss after 20 steps" in page
+    assert re.search(r"\| AdamW +\| 0.0 +\| [0-9.]+ \[", page)
+    again = run(tmp_path, "-m", "exp.theory", "--render")
+    assert again.stdout == measured.stdout, again.stderr
+    assert (tmp_path / "outputs" / "theory" / "decay_fits.md").read_text(encoding="utf-8") == page
+    listed = run(tmp_path, "-m", "exp.theory", "--list")
+    assert re.search(r"decay_fits +AdamW fits modular addition", listed.stdout), listed.stderr

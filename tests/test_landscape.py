@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from exp.landscape.__main__ import main, render
+from exp.landscape.__main__ import _parser, main, page_of
 from exp.landscape.functions import DOUBLE, FUNCTIONS
 from exp.landscape.paths import Walk, best_walk, walk, walkers
 
@@ -51,11 +51,10 @@ def test_the_matrix_quadratic_is_as_ill_conditioned_as_it_says():
 
 
 def test_a_walk_of_sgd_by_hand_and_when_it_arrives():
-    found = walk(FUNCTIONS["quadratic"], "sgd", 0.0, 3)
-    assert found.points == [found.points[0]] * 4 and found.evaluations == 3
-    assert found.arrival is None
-    made = Walk("x", 1.0, [], [100.0, 1e-3, 5.0, 1e-3, 1e-4], 4)
-    assert made.arrival == 3
+    still = walk(FUNCTIONS["quadratic"], "sgd", 0.0, 3)
+    assert still.points == [still.points[0]] * 4 and still.evaluations == 3
+    assert still.arrival is None
+    assert Walk("x", 1.0, [], [100.0, 1e-3, 5.0, 1e-3, 1e-4], 4).arrival == 3
     assert walk(FUNCTIONS["rosenbrock"], "sgd", 3.0, 50).final == math.inf
 
 
@@ -78,9 +77,17 @@ def test_the_command_writes_a_picture_an_animation_and_numbers(tmp_path, capsys)
     assert main(options) == 0
     numbers = json.loads((tmp_path / "beale.json").read_text())
     assert [entry["optimizer"] for entry in numbers["best"]] == ["sgd", "muon"]
-    assert (tmp_path / "beale.md").read_text() == render(numbers)
-    assert (tmp_path / "beale.png").stat().st_size > 20_000
-    assert (tmp_path / "beale.gif").read_bytes()[:4] == b"GIF8"
+    assert (tmp_path / "beale.md").read_text() == page_of(numbers)
+    files = {name: (tmp_path / name).read_bytes()
+             for name in ("beale.png", "beale.gif", "beale.md")}
+    assert len(files["beale.png"]) > 20_000 and files["beale.gif"][:4] == b"GIF8"
+    for name in files:
+        (tmp_path / name).unlink()
+    assert main(["--render", "--function", "beale", "--output", str(tmp_path)]) == 0
+    assert {name: (tmp_path / name).read_bytes() for name in files} == files
+    assert main(["--render", "--function", "matrix", "--output", str(tmp_path)]) == 2
+    assert "without --render" in capsys.readouterr().err
+    assert _parser().parse_args([]).output == Path("outputs/landscape")
     assert main(["--optimizers", "kfac"]) == 2
     assert "'kfac' cannot walk here" in capsys.readouterr().err
 
@@ -88,5 +95,5 @@ def test_the_command_writes_a_picture_an_animation_and_numbers(tmp_path, capsys)
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
 def test_committed_pages_are_what_their_json_says(path):
     numbers = json.loads(path.read_text(encoding="utf-8"))
-    assert path.with_suffix(".md").read_text(encoding="utf-8") == render(numbers)
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == page_of(numbers)
     assert path.with_suffix(".png").exists() and path.with_suffix(".gif").exists()

@@ -82,7 +82,7 @@ def build(name: str, weight: nn.Parameter, lr: float) -> torch.optim.Optimizer:
 
 def best_walk(function: Function, name: str, steps: int) -> Walk:
     """The walk of the rate of RATES that ends lowest."""
-    return min((walk(function, name, lr, steps) for lr in RATES), key=lambda found: found.final)
+    return min((walk(function, name, lr, steps) for lr in RATES), key=lambda walk: walk.final)
 
 
 def walkers() -> list[str]:

@@ -42,13 +42,7 @@ def canvas(path: Path, rows: int = 1, columns: int = 1, panel: tuple[float, floa
 
     subplots: for `Figure.subplots`, as sharey=True.
     """
-    os.environ["MPLBACKEND"] = "agg"  # a notebook's own may not be installed here
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(panel[0] * columns, panel[1] * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, columns, squeeze=False, **subplots)
+    figure, panels = blank(rows, columns, panel, **subplots)
     yield panels
     for axes in panels.flat:
         _finish(axes)
@@ -56,6 +50,17 @@ def canvas(path: Path, rows: int = 1, columns: int = 1, panel: tuple[float, floa
         _legend(figure, panels)
     figure.suptitle(title or None, fontsize=12, parse_math=False)
     figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
+
+
+def blank(rows: int, columns: int, panel: tuple[float, float], **subplots: object) -> tuple:
+    """(figure, array of its panels), for what `canvas` does not save, as an animation."""
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's own may not be installed here
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(panel[0] * columns, panel[1] * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, **subplots)
 
 
 def grid_of(count: int, most: int = 3) -> dict[str, int]:
