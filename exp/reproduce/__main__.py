@@ -26,7 +26,14 @@ from exp.reproduce.claims import Claim
 from exp.reproduce.outlook import Outlook
 from exp.reproduce.papers import read_papers, select_tables
 from exp.reproduce.plan import PROTOCOLS, SCALES, Table
-from exp.reproduce.records import collect, is_done, kept_path, read_kept, write_kept
+from exp.reproduce.records import (
+    collect,
+    has_same_runs,
+    is_done,
+    kept_path,
+    read_kept,
+    write_kept,
+)
 from exp.reproduce.report import render
 from exp.reproduce.verdicts import render_verdicts
 
@@ -67,11 +74,11 @@ def reproduce(options: argparse.Namespace) -> int:
         print(f"{len(missing)} runs planned in {options.plan}")
         return COMPLETED
     status = _run(missing, options) if missing else COMPLETED
-    for table in tables:
-        claims = [claim for paper in papers for claim in paper.claims_of(table.name)]
-        write_table(table, claims, options.outputs)
+    kept.mkdir(parents=True, exist_ok=True)
+    claims = [claim for paper in papers for claim in paper.claims]
+    written = [table.name for table in tables if write_table(table, claims, options.outputs)]
     (kept / "verdicts.md").write_text(render_verdicts(papers, kept), encoding="utf-8")
-    print(f"written to {kept}: {', '.join(table.name for table in tables)}, verdicts.md")
+    print(f"written to {kept}: {', '.join([*written, 'verdicts.md'])}")
     return status
 
 
@@ -85,16 +92,21 @@ def jobs(table: Table, options: argparse.Namespace) -> list[Job]:
             if options.only is None or row.config in options.only]
 
 
-def write_table(table: Table, claims: list[Claim], outputs: Path) -> None:
-    """<table>.json from run folders and kept records, and <table>.md and .png from the JSON."""
+def write_table(table: Table, claims: Iterable[Claim], outputs: Path) -> bool:
+    """<table>.json from run folders and kept records, and <table>.md and .png from the JSON, which
+    is left as it is where it has the same runs. Nothing, and False, without any run."""
     from exp.reproduce.figures import draw
 
-    path = kept_path(table, outputs)
-    write_kept(path, _collected(table, outputs))
+    path, own = kept_path(table, outputs), [claim for claim in claims if claim.table == table.name]
+    records = _collected(table, outputs)
+    if not records["runs"]:
+        return False
+    if not has_same_runs(records, read_kept(path)):
+        write_kept(path, records)
     records = read_kept(path)
-    path.with_suffix(".md").write_text(render(table, records, claims), encoding="utf-8")
-    if records["runs"]:
-        draw(path.with_suffix(".png"), table, records, claims)
+    path.with_suffix(".md").write_text(render(table, records, own), encoding="utf-8")
+    draw(path.with_suffix(".png"), table, records, own)
+    return True
 
 
 def _missing(tables: Sequence[Table], records: dict[str, dict], options: argparse.Namespace

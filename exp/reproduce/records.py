@@ -61,6 +61,13 @@ def collect(table: Table, outputs: Path, kept: dict) -> dict:
     return _deduplicated(run for _, run in ranked)
 
 
+def has_same_runs(records: dict, kept: dict) -> bool:
+    """Whether both hold the same runs, whatever defaults their settings were completed with."""
+    first, second = ([{**run, "settings": "", "sources": ""} for run in each["runs"]]
+                     for each in (records, kept))
+    return first == second
+
+
 def cell_of(record: dict) -> Cell:
     """The cell that a record was run in."""
     return Cell(record["scale"], record["protocol"], tuple(record.get("levels", ())))

@@ -1,6 +1,6 @@
 """A table of a paper as Markdown, made from its kept records and nothing else."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from exp.report import statistics
@@ -18,14 +18,14 @@ PROTOCOL_WORDS = {"published": "as published, flaws included", "fixed": "flaws m
 Groups = dict[str, list[dict]]  # row label -> its runs of one scale and protocol
 
 
-def render(table: Table, records: dict, claims: Iterable[Claim]) -> str:
-    """The whole page of one table."""
+def render(table: Table, records: dict, claims: Sequence[Claim]) -> str:
+    """The whole page of one table; claims: those that it answers."""
     scales = " or ".join(f"`--scale {scale}`" for scale in table.scales)
     parts = [f"# {table.title}", table.note,
              f"`python -m exp.reproduce {table.name}` with {scales}.",
              "Made by `exp.reproduce` from the JSON beside this page. Intervals are 95 % over "
              "seeds; p values are two-sided.",
-             f"![{table.name}]({table.name}.png)" if records["runs"] else "Nothing was run yet."]
+             f"![{table.name}]({table.name}.png)"]
     for scale, protocol in sections(table, records):
         runs, by = select(records, scale, protocol), Yardstick.of(table, protocol)
         parts += [f"## {scale.capitalize()} scale, {PROTOCOL_WORDS[protocol]}", _provenance(runs)]
@@ -35,9 +35,8 @@ def render(table: Table, records: dict, claims: Iterable[Claim]) -> str:
             parts += [_milestones(by, runs), _sooner(table.baseline, by, runs)]
         else:
             parts += [_values(table, by, runs), _equal_compute(by, runs)]
-    own = [claim for claim in claims if claim.table == table.name]
-    if own:
-        parts += ["## Claims", claims_table(own, table, records)]
+    if claims:
+        parts += ["## Claims", claims_table(claims, table, records)]
     return page(*parts)
 
 
