@@ -11,6 +11,10 @@ from torch.nn import functional as F
 
 __all__ = ["GrokkingTransformer"]
 
+# For tests.
+TINY = {"vocab_size": 12, "d_model": 8, "d_head": 3, "num_heads": 2, "d_mlp": 16,
+        "num_layers": 2}
+
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
 
 

@@ -4,6 +4,11 @@ from torch import Tensor, nn
 
 __all__ = ["Qwen3"]
 
+# For tests.
+TINY = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 4, "intermediate_size": 24,
+        "max_position_embeddings": 16}
+
 
 class Qwen3(nn.Module):
     """inputs (batch, sequence) token ids -> logits (batch, sequence, vocab_size); causal, RoPE.

@@ -6,6 +6,8 @@ from torch.nn import functional as F
 
 __all__ = ["ResNet18"]
 
+TINY = {"width": 2}  # for tests
+
 
 class ResNet18(nn.Module):
     """images (batch, 3, 32, 32) -> logits (batch, num_classes).

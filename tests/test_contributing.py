@@ -1,5 +1,7 @@
-"""A new optimizer is one file, a new paper one folder: CONTRIBUTING's examples, in a copy."""
+"""A new optimizer, data set or model is one file, a new task or paper one folder, a new metric two
+lines of its task: CONTRIBUTING's examples, carried out in a copy of the project."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,6 +12,9 @@ from pathlib import Path
 PAGE = Path("CONTRIBUTING.md").read_text(encoding="utf-8")
 EXAMPLE = re.search(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 STATEMENT = re.search(r"## Add a statement.*?```python\n(.*?)```", PAGE, flags=re.DOTALL)
+DATA, MODEL, TASK, METRIC = (re.findall(r"```(?:python|toml)\n(.*?)```", section, flags=re.DOTALL)
+                             for section in re.split(r"\n## ", PAGE)
+                             if re.match("Add a (data set|model|task|metric)\n", section))
 TABLE = re.search(r"## Add a paper's table.*?```toml\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
@@ -111,3 +116,76 @@ def test_a_statement_is_one_file(tmp_path):
     assert (tmp_path / "outputs" / "theory" / "decay_fits.md").read_text(encoding="utf-8") == page
     listed = run(tmp_path, "-m", "exp.theory", "--list")
     assert re.search(r"decay_fits +AdamW fits modular addition", listed.stdout), listed.stderr
+
+
+def add_the_task(folder):
+    """The data set, the model and the task of CONTRIBUTING, in a copy of the project."""
+    copy_of_the_project(folder, textwrap.dedent(EXAMPLE.group(1)))
+    (folder / "data" / "majority.py").write_text(DATA[0], encoding="utf-8")
+    (folder / "model" / "bag_of_tokens.py").write_text(MODEL[0], encoding="utf-8")
+    script = (folder / "exp" / "grokking" / "train.py").read_text(encoding="utf-8")
+    script = script.replace("from data.modular import Modular, modular",
+                            "from data.majority import Majority, majority")
+    script = script.replace("data: Modular", "data: Majority")
+    script, replaced = re.subn(r"TASK = Task\(.*?\n\n", f"{TASK[0]}\n", script, count=1,
+                               flags=re.DOTALL)
+    assert replaced and " modular" not in script.split('"""', 2)[2]
+    (folder / "exp" / "majority").mkdir()
+    for name, text in (("__init__.py", ""), ("train.py", script), ("task.toml", TASK[1])):
+        (folder / "exp" / "majority" / name).write_text(text, encoding="utf-8")
+    (folder / "config" / "majority_adamw.toml").write_text(TASK[2], encoding="utf-8")
+
+
+def test_a_new_task_model_and_data_set_are_their_own_files_and_nothing_else(tmp_path):
+    add_the_task(tmp_path)
+    tested = run(tmp_path, "-m", "pytest", "-q", *(f"tests/test_{name}.py" for name in (
+        "models", "data", "config", "objective", "diagnostics", "runs")),
+        "-k", "majority or bag_of_tokens")
+    assert tested.returncode == 0, tested.stdout
+    assert int(re.search(r"(\d+) passed", tested.stdout).group(1)) == 11
+    tuned = run(tmp_path, "-c", "from exp.tune.space import goal_of; print(goal_of('majority'))")
+    assert "target=0.9" in tuned.stdout, tuned.stderr
+    trained = run(tmp_path, "-m", "exp.majority.train", "--config", "config/majority_adamw.toml")
+    assert trained.returncode == 0, trained.stderr
+    assert re.search(r"best eval_accuracy +0\.9", trained.stdout), trained.stdout
+
+
+def test_a_new_metric_is_written_in_its_task_alone(tmp_path):
+    add_the_task(tmp_path)
+    path = tmp_path / "exp" / "majority" / "train.py"
+    script = path.read_text(encoding="utf-8")
+    script = re.sub(r"    return classification.evaluate\(.*\n", METRIC[0], script)
+    script = script.replace("primary=True),))", "primary=True),\n" + METRIC[1].rstrip(",\n") + "))")
+    path.write_text(script, encoding="utf-8")
+    tested = run(tmp_path, "-m", "pytest", "-q", "tests/test_runs.py",
+                 "-k", "majority and (contract or complete)")
+    assert tested.returncode == 0 and "2 passed" in tested.stdout, tested.stdout
+    code = """
+import json
+from pathlib import Path
+import exp.harness.plots as plots
+from exp.harness.cli import launch
+from exp.harness.task import task_named, train_function
+from exp.reproduce.measures import Yardstick
+from exp.reproduce.plan import Table
+from exp.tune.space import goal_of
+
+shown = []
+panel = plots._panel
+plots._panel = lambda axes, *given: (panel(axes, *given), shown.append(axes.get_ylabel()))
+launch(task_named("majority"), train_function("majority"),
+       ["--config", "config/majority_adamw.toml", "--output", "run",
+        "--set", "experiment.epochs=2"])
+goal = goal_of("majority")
+table = Table("t", "T", "majority", "eval_error", "AdamW", (), {}, {})
+by = Yardstick.of(table, "published")
+print(json.dumps([shown, goal.metric, goal.mode, by.metric, by.mode, by.scale]))
+"""
+    toml = tmp_path / "exp" / "majority" / "task.toml"
+    toml.write_text(toml.read_text().replace("target = 0.9", 'metric = "eval_error"\ntarget = 0.1'))
+    (tmp_path / "check.py").write_text(code)
+    checked = run(tmp_path, "check.py")
+    assert checked.returncode == 0, checked.stderr
+    *_, last = checked.stdout.splitlines()
+    assert json.loads(last) == [["loss (nats)", "accuracy", "error"], "eval_error", "min",
+                                "eval_error", "min", 100.0]

@@ -1,8 +1,10 @@
 """Data: hand-made packings, the augmentation's distribution, purity of the order, clear errors."""
 
 import hashlib
+import importlib
 import json
 import pickle
+import pkgutil
 import random
 import resource
 
@@ -21,6 +23,8 @@ from data.modular import modular
 from data.wikitext2 import chunk, encode, lines, pack, sentences, wikitext2
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+NAMES = sorted(module.name for module in pkgutil.iter_modules(data.__path__)
+               if module.name != "batches")
 CPU = {"seed": 3, "device": torch.device("cpu")}
 
 
@@ -201,6 +205,24 @@ def drawn(count=4000, **settings):
     result = augment(image.expand(count, -1, -1, -1), generator, **settings)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.cifar10.MEAN, data.cifar10.STD))
     return result, ((result * std + mean) * 255).round().int()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_data_set_is_a_pure_function_of_its_settings_and_seed(name, tiny_data):
+    """Every file of data/: tensors to train and to evaluate on, the same ones for the same seed."""
+    load = getattr(importlib.import_module(f"data.{name}"), name)
+    small = {"sequence_length": 9, "vocab_size": 300} if name == "wikitext2" else {}
+    one, again = (load(batch_size=7, **CPU, **small) for _ in range(2))
+    for split in ("eval", "test"):
+        tensors = getattr(one, split, None)
+        if tensors is not None:
+            assert len({len(tensor) for tensor in tensors}) == 1
+            assert all(map(torch.equal, tensors, getattr(again, split)))
+    epochs = [[list(d.train.epoch(epoch)) for epoch in (0, 1)] for d in (one, again)]
+    first, second = epochs[0]
+    assert len(first) == len(one.train) and all(len(batch[0]) <= 7 for batch in first)
+    assert all(map(torch.equal, sum(first, ()), sum(epochs[1][0], ())))
+    assert not all(map(torch.equal, (b[0] for b in first), (b[0] for b in second)))
 
 
 def test_crop_and_flip_have_the_published_distribution():

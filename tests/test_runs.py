@@ -16,17 +16,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, aga_config
 
 from data import DataError
 from exp.harness import cli
-from exp.harness.config import complete
+from exp.harness.config import complete, load_settings
 from exp.harness.device import peak_memory
+from exp.harness.errors import ConfigError
 from exp.harness.folder import RunFolder
 from exp.harness.objective import Objective
-from exp.harness.task import task_named, train_function
+from exp.harness.task import task_named, tasks, train_function
 from exp.harness.toml import to_toml
+from exp.jobs.finished import finished_run
 from exp.jobs.queue import Job, state
+from exp.tune.space import goal_of
 from model import build_model
 from optimizer import build_optimizer
 
@@ -39,7 +42,8 @@ AGA = {"grokking": "config/lrp_grok_ars2_neo_aga_400e.toml",
 def launch(task, output, *options, config=None, epochs=3):
     tiny = [word for override in [*TINY[task], f"experiment.epochs={epochs}"]
             for word in ("--set", override)]
-    arguments = ["--config", str(config or AGA[task]), "--output", str(output), "--device", "cpu"]
+    config = config or aga_config(task, output)
+    arguments = ["--config", str(config), "--output", str(output), "--device", "cpu"]
     return cli.launch(task_named(task), train_function(task), [*arguments, *tiny, *options])
 
 
@@ -71,9 +75,7 @@ def test_every_config_builds_in_full_and_trains_two_steps(path, tiny_data, tmp_p
     settings = tomllib.loads(path.read_text())
     task = settings["experiment"]["task"]
     settings = complete(settings, task_named(task))
-    sizes = {"grokking": {"vocab_size": 114}, "cifar": {"num_classes": 10},
-             "wikitext2": {"vocab_size": settings["data"].get("vocab_size")}}[task]
-    model = build_model(settings["model"], **sizes)
+    model = build_model(settings["model"], **dict.fromkeys(task_named(task).sizes, 114))
     optimizer = build_optimizer(settings["optimizer"], model)
     routed = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(routed) == sorted(map(id, model.parameters()))
@@ -113,7 +115,6 @@ def test_a_run_may_leave_the_test_split_alone(tiny_data, tmp_path):
 
 def test_evaluation_of_text_is_the_same_however_many_rows_at_a_time(tiny_data, monkeypatch):
     from exp.harness.build import build
-    from exp.harness.config import load_settings
     from exp.wikitext2.train import EVAL_TOKENS, TASK, evaluate
 
     settings = load_settings(Path(AGA["wikitext2"]), TINY["wikitext2"], TASK)
@@ -126,7 +127,7 @@ def test_evaluation_of_text_is_the_same_however_many_rows_at_a_time(tiny_data, m
         assert other == pytest.approx(found[0], rel=1e-6)
 
 
-@pytest.mark.parametrize("task", list(AGA))
+@pytest.mark.parametrize("task", tasks())
 def test_a_run_folder_holds_what_the_contract_says(task, tiny_data, tmp_path, capsys):
     folder = tmp_path / "run"
     assert launch(task, folder, "--set", "experiment.tensorboard=true") == 0
@@ -136,16 +137,16 @@ def test_a_run_folder_holds_what_the_contract_says(task, tiny_data, tmp_path, ca
     assert not [name for name in names if name.endswith(".tmp")]
     record = lines(folder)
     assert [line["epoch"] for line in record] == [1, 2, 3]
-    metric = "eval_perplexity" if task == "wikitext2" else "eval_accuracy"
+    primary, metrics = task_named(task).primary, {m.name for m in task_named(task).metrics}
     for line in record:
-        assert {"step", "gradient_evaluations", "train_loss", "eval_loss", "lr", "seconds", metric,
-                "peak_memory_bytes", "diagnostics"} <= line.keys()
+        assert {"step", "gradient_evaluations", "train_loss", "eval_loss", "lr", "seconds",
+                "peak_memory_bytes", "diagnostics"} | metrics <= line.keys()
         assert line["gradient_evaluations"] >= line["step"]
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "completed"
     assert summary["epochs"] == 3
-    choose = min if task == "wikitext2" else max
-    assert summary["best"][metric] == choose(line[metric] for line in record)
+    metric = primary.name
+    assert summary["best"][metric] == primary.best([line[metric] for line in record])
     best = checkpoint(folder, "best.pt")
     assert best[metric] == summary["best"][metric]
     facts = json.loads((folder / "run.json").read_text())
@@ -157,12 +158,34 @@ def test_a_run_folder_holds_what_the_contract_says(task, tiny_data, tmp_path, ca
     assert matrix["elements"] + rest["elements"] == facts["parameters"]
     resolved = tomllib.loads((folder / "config.toml").read_text())
     assert resolved["optimizer"]["eps"] == matrix["eps"] == 1e-8
-    assert metric in capsys.readouterr().out
-    if task == "grokking":
-        assert set(summary["milestones"]) == {"fit", "grok", "converged"}
+    assert set(summary["milestones"]) == set(task_named(task).milestones)
+    printed = capsys.readouterr().out
+    kept, *_ = finished_run(folder, task_named(task))
+    events = b"".join(path.read_bytes() for path in (folder / "tensorboard").iterdir())
+    for name in metrics:
+        assert name in printed and name in kept["curve"] and name.encode() in events
 
 
-@pytest.mark.parametrize("task", list(AGA))
+@pytest.mark.parametrize("name", tasks())
+def test_a_task_is_complete(name):
+    """What every task declares beside its training script, and that all of it fits together."""
+    task = task_named(name)
+    assert task.name == name and train_function(name).__module__ == f"exp.{name}.train"
+    assert task.scales["full"] == {} and task.scales["tiny"]
+    assert all(metric.name.startswith("eval_") and metric.label for metric in task.metrics)
+    assert {task.metric(metric).mode for metric, _ in task.milestones.values()} <= {"max", "min"}
+    for config in {task.config, task.published}:
+        for scale in task.scales:
+            assert load_settings(config, task.scale(scale), task)["experiment"]["task"] == name
+    if "tuning" in task.table:
+        assert goal_of(name).metric in {metric.name for metric in task.metrics}
+    with pytest.raises(ConfigError, match=f"task {name} has no metric"):
+        task.metric("eval_nothing")
+    with pytest.raises(ConfigError, match="no task 'nothing'"):
+        task_named("nothing")
+
+
+@pytest.mark.parametrize("task", tasks())
 def test_resuming_after_an_epoch_is_bit_exact(task, tiny_data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     constant = ("--set", "schedule.name='constant'", "--set", "schedule.warmup_epochs=0.0")
@@ -175,7 +198,7 @@ def test_resuming_after_an_epoch_is_bit_exact(task, tiny_data, tmp_path):
         assert same(checkpoint(whole)[part], checkpoint(parts)[part])
 
 
-@pytest.mark.parametrize("task", list(AGA))
+@pytest.mark.parametrize("task", tasks())
 def test_an_interrupt_in_mid_epoch_writes_a_checkpoint_and_resumes_bit_exactly(
         task, tiny_data, tmp_path, monkeypatch, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
