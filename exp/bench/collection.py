@@ -1,12 +1,11 @@
 """Every optimizer of the collection, with its defaults, on two small tasks: a broken one shows.
 
-python -m exp.bench.collection [NAME ...] [--workers N]
+python -m exp.bench.collection [NAME ...] [--workers N] [--render] [--output DIR]
 
 One seed and nothing tuned: the numbers say that a rule learns, not how well it could.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +16,11 @@ from exp.harness.task import task_named
 from exp.harness.toml import apply_override, read_toml, to_toml
 from exp.jobs.launch import Local
 from exp.jobs.queue import LOG, Job, Stopped, run_jobs, state
-from exp.report.tables import markdown, number
+from exp.report.jsonfile import read_json, write_json
+from exp.report.tables import page, table
 from optimizer import available_optimizers, is_wrapper, optimizer_class
 
-OUTPUTS = Path("outputs")
+OUTPUT, PUBLISHED = Path("outputs/bench"), Path("outputs/paper/bench")
 SEED = 1
 TASKS = {
     "grokking": ("full", ("experiment.epochs=40",)),
@@ -60,18 +60,16 @@ def job(name: str, task: str, folder: Path) -> Job:
     return Job(task, path, SEED, folder / task / name / f"seed{SEED}")
 
 
-def result(made: Job) -> dict:
+def result(run: Job) -> dict:
     """What a run has to say; only "status" if it wrote no summary: "refused" with the reason where
     the rule does not go with the task, else "failed"."""
-    path = made.folder / "summary.json"
-    if not path.exists():
-        log = made.folder / LOG
+    summary = read_json(run.folder / "summary.json")
+    if summary is None:
+        log = run.folder / LOG
         last = log.read_text(encoding="utf-8").strip().splitlines()[-1:] if log.exists() else []
         refused = bool(last) and last[0].startswith("error:")
         return {"status": "refused", "reason": last[0]} if refused else {"status": "failed"}
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    facts = json.loads((made.folder / "run.json").read_text(encoding="utf-8"))
-    final = summary["final"]
+    facts, final = read_json(run.folder / "run.json"), summary["final"]
     return {"status": summary["status"], "fit": summary["milestones"].get("fit"),
             **{key: final.get(key) for key in ("train_loss", "train_accuracy", "eval_accuracy",
                                                "gradient_evaluations", "step", "seconds")},
@@ -80,74 +78,85 @@ def result(made: Job) -> dict:
 
 
 def render(results: dict[str, dict[str, dict]]) -> str:
-    """The page: one line an optimizer."""
+    """The page: one line per optimizer."""
     grok, cifar = (overrides for _, overrides in TASKS.values())
-    lines = [("", "grokking: training loss", "accuracy", "fit, epoch", "evaluations a step",
-              "ms a step", "CIFAR-10: training loss", "eval accuracy", "ms a step")]
+    lines = [("", "grokking: training loss", "accuracy", "fit, epoch", "evaluations per step",
+              "ms per step", "CIFAR-10: training loss", "eval accuracy", "ms per step")]
     for name, tasks in results.items():
         first, second = tasks["grokking"], tasks["cifar"]
         lines.append((name, _shown(first, "train_loss"), _shown(first, "train_accuracy"),
-                      "–" if first.get("fit") is None else str(first["fit"]),
-                      number(first["gradient_evaluations"] / first["step"])
-                      if first.get("step") else "–", _pace(first),
-                      _shown(second, "train_loss"), _shown(second, "eval_accuracy"),
-                      _pace(second)))
+                      first.get("fit"), _per_step(first, "gradient_evaluations"),
+                      _per_step(first, "seconds", 1000), _shown(second, "train_loss"),
+                      _shown(second, "eval_accuracy"), _per_step(second, "seconds", 1000)))
     refused = [f"{name}: {run['reason'].removeprefix('error: [optimizer] ')}"
                for name, tasks in results.items() for run in tasks.values() if "reason" in run]
     known = [run for tasks in results.values() for run in tasks.values() if "device" in run]
     facts = "; ".join(", ".join(sorted({str(run[key])[:40] for run in known}))
                       for key in ("device", "torch", "commit"))
-    return "\n\n".join([
+    return page(
         "# The collection on two small tasks",
         f"`python -m exp.bench.collection`: defaults, one seed ({SEED}), nothing tuned, wrappers "
         f"around {WRAPPED}; {STATED}. Grokking with {', '.join(grok)}; mini CIFAR-10 with "
         f"{', '.join(cifar)}. {facts}. Milliseconds are of whole training steps on a machine with "
-        "other work on it.", markdown(lines), *refused]) + "\n"
+        "other work on it.", table(lines), *refused)
 
 
-def _shown(run: dict, key: str) -> str:
-    if run["status"] != "completed":
-        return run["status"]
-    return number(run[key])
+def _shown(run: dict, key: str) -> str | float:
+    return run[key] if run["status"] == "completed" else run["status"]
 
 
-def _pace(run: dict) -> str:
-    return number(1000 * run["seconds"] / run["step"]) if run.get("step") else "–"
+def _per_step(run: dict, key: str, unit: float = 1.0) -> float | None:
+    return unit * run[key] / run["step"] if run.get("step") else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0, 2 bad arguments, 1 a run failed, 130 Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m exp.bench.collection",
-                                     description="Train with every optimizer for a short while.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="default: the whole collection")
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
-    parser.add_argument("--outputs", type=Path, default=OUTPUTS, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     names = options.names or collection()
+    path, failed = options.output / "collection.json", False
     try:
-        unknown = [name for name in names if name not in collection()]
-        if unknown:
-            raise ConfigError(f"no optimizer {unknown[0]!r}; the collection: "
-                              f"{', '.join(collection())}")
-        jobs = {(name, task): job(name, task, options.outputs / "collection")
-                for name in names for task in TASKS}
-        ended = run_jobs([made for made in jobs.values() if state(made) != "finished"],
-                         Local(options.workers))
-    except ConfigError as error:
+        if not options.render:
+            results, failed = measure(names, options.outputs / "collection", options.workers)
+            write_json(path, results, depth=1)
+        results = read_json(path)
+        if results is None:
+            raise ConfigError(f"{path} is not there: measure it, without --render")
+    except (ConfigError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except Stopped:
         return INTERRUPTED
-    results = {name: {task: result(jobs[name, task]) for task in TASKS} for name in names}
-    paper = options.outputs / "paper" / "bench"
-    paper.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(tasks)}"
-                       for name, tasks in results.items())
-    (paper / "collection.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
-    (paper / "collection.md").write_text(render(results), encoding="utf-8")
-    print(f"written to {paper}: collection.md, collection.json")
-    failed = any(code not in (COMPLETED, DIVERGED, BAD_INPUT) for code in ended.values())
+    path.with_suffix(".md").write_text(render(results), encoding="utf-8")
+    print(f"written to {options.output}: collection.md, collection.json")
     return FAILED if failed else COMPLETED
+
+
+def measure(names: Sequence[str], folder: Path, workers: int) -> tuple[dict, bool]:
+    """{name: {task: result}} of every run, those that are finished not run again, and whether one
+    failed. Raises ConfigError for a name that is not of the collection."""
+    unknown = [name for name in names if name not in collection()]
+    if unknown:
+        raise ConfigError(f"no optimizer {unknown[0]!r}; the collection: "
+                          f"{', '.join(collection())}")
+    jobs = {name: {task: job(name, task, folder) for task in TASKS} for name in names}
+    ended = run_jobs([run for runs in jobs.values() for run in runs.values()
+                      if state(run) != "finished"], Local(workers))
+    results = {name: {task: result(run) for task, run in runs.items()}
+               for name, runs in jobs.items()}
+    return results, any(code not in (COMPLETED, DIVERGED, BAD_INPUT) for code in ended.values())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m exp.bench.collection",
+                                     description="Train with every optimizer for a short while.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="default: the whole collection")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
+    parser.add_argument("--render", action="store_true",
+                        help="make the page from the JSON in --output, run nothing")
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="DIR",
+                        help=f"default {OUTPUT}; {PUBLISHED} are the published results")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help=argparse.SUPPRESS)
+    return parser
 
 
 if __name__ == "__main__":
