@@ -120,7 +120,7 @@ def test_the_command_writes_numbers_tables_and_a_plot(monkeypatch, tmp_path):
     assert (tmp_path / "bench.md").read_text() == text
     (tmp_path / "steps_x.json").write_text("{")
     assert bench.main(["--render", "--output", str(tmp_path)]) == 2
-    assert bench._parser().parse_args([]).output == Path("outputs/bench")
+    assert bench.parse([]).output == Path("outputs/bench")
 
 
 def test_smoke_names_what_is_far_from_the_cpu_what_raises_and_what_is_left_out(

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-COMMANDS = ["grokking.train", "cifar.train", "wikitext2.train", "runs", "theory"]
+COMMANDS = ["grokking.train", "cifar.train", "wikitext2.train", "runs", "theory", "landscape",
+            "bench", "reproduce"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

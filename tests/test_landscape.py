@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from exp.landscape.__main__ import _parser, main, page_of
+from exp.landscape.__main__ import main, page_of, parse
 from exp.landscape.functions import DOUBLE, FUNCTIONS
 from exp.landscape.paths import Walk, best_walk, walk, walkers
 
@@ -87,8 +87,9 @@ def test_the_command_writes_a_picture_an_animation_and_numbers(tmp_path, capsys)
     assert {name: (tmp_path / name).read_bytes() for name in files} == files
     assert main(["--render", "--function", "matrix", "--output", str(tmp_path)]) == 2
     assert "without --render" in capsys.readouterr().err
-    assert _parser().parse_args([]).output == Path("outputs/landscape")
+    assert parse([]).output == Path("outputs/landscape")
     assert main(["--optimizers", "kfac"]) == 2
+    assert main(["--function", "kfac"]) == 2
     assert "'kfac' cannot walk here" in capsys.readouterr().err
 
 

@@ -22,7 +22,7 @@ from exp.jobs import launch, queue
 from exp.jobs.launch import LOG, Local, Work
 from exp.jobs.queue import Job, Stopped, run_jobs
 from exp.jobs.slurm import Submitit, _parameter, _Submitted, launcher_of
-from exp.reproduce.__main__ import _parser as reproduce_parser
+from exp.reproduce.options import parse
 from exp.tune import __main__ as tune
 
 submitit = pytest.importorskip("submitit")
@@ -282,7 +282,7 @@ def test_ctrl_c_cancels_what_runs_and_what_waits(slurm, tmp_path, monkeypatch):
 
 
 def options(*words):
-    return reproduce_parser().parse_args(words)
+    return parse(words)
 
 
 def test_options_choose_the_launcher(tmp_path):

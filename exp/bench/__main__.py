@@ -5,23 +5,22 @@ python -m exp.bench [steps] [polar] [training] [instruments] [sharding] [--rende
 python -m exp.bench smoke    a minute on a new device: what fails there, or waits for the host
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+
+from exp.bench.options import BY_DEFAULT, parse
+
+if __name__ == "__main__":
+    parse()  # answers --help and mistyped options before torch is imported
 
 import torch
 
 from exp.bench import instruments, page, polar, sharding, smoke, steps, training
-from exp.bench.timing import CLOCKS
 from exp.harness.arguments import BAD_INPUT, COMPLETED, FAILED
 from exp.harness.facts import device_name, instruction_set, version_of
 from exp.report.jsonfile import write_json
 
-PARTS = ("steps", "polar", "training", "instruments", "sharding", "smoke")
-BY_DEFAULT = PARTS[:-2]
 PACKAGES = ("torch", "pytorch_optimizer", "heavyball")
-OUTPUT, PUBLISHED = Path("outputs/bench"), Path("outputs/paper/bench")
 
 
 def facts(device: torch.device, clock: str) -> dict:
@@ -50,7 +49,7 @@ def results(part: str, rounds: int, clock: str, device: torch.device, full: bool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the parts asked for, write <part>_<kind>.json each, then the page of all there are;
     the exit status: 0, 1 where smoke found a problem, 2 for bad arguments or a damaged file."""
-    options = _parser().parse_args(arguments)
+    options = parse(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Peers orthogonalize in bfloat16, which a CPU has in hardware or emulates: two worlds.
     cpu = "cpu-bf16" if "bf16" in instruction_set() else "cpu"
@@ -71,28 +70,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     print(f"written to {options.output / 'bench.md'}")
     return FAILED if problems else COMPLETED
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m exp.bench",
-                                     description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", type=_part,
-                        help=f"of {', '.join(PARTS)}; default: {', '.join(BY_DEFAULT)}")
-    parser.add_argument("--render", action="store_true",
-                        help="make the page and the figures from the JSON in --output")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--full", action="store_true",
-                        help="training: the models of the paper, in a file of their own")
-    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="DIR",
-                        help=f"default {OUTPUT}; {PUBLISHED} are the published results")
-    return parser
-
-
-def _part(name: str) -> str:
-    if name not in PARTS:
-        raise argparse.ArgumentTypeError(f"unknown part {name!r}; known: {', '.join(PARTS)}")
-    return name
 
 
 if __name__ == "__main__":

@@ -7,14 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data import DataError
-from exp.harness.arguments import (
-    BAD_INPUT,
-    COMPLETED,
-    DIVERGED,
-    FAILED,
-    INTERRUPTED,
-    parse,
-)
+from exp.harness.arguments import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED, parse
 from exp.harness.config import load_settings
 from exp.harness.device import keep_freed_memory
 from exp.harness.distributed import (

@@ -4,11 +4,15 @@ python -m exp.landscape [--optimizers a,b] [--function rosenbrock|beale|himmelbl
                         [--render] [--steps N] [--output DIR]
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from exp.landscape.options import parse
+
+if __name__ == "__main__":
+    parse()  # answers --help and mistyped options before torch is imported
 
 import torch
 
@@ -19,18 +23,20 @@ from exp.landscape.pictures import animate, draw
 from exp.report.jsonfile import read_json, write_json
 from exp.report.tables import page, table
 
-OUTPUT, PUBLISHED = Path("outputs/landscape"), Path("outputs/paper/landscape")
-SHOWN = ("sgd", "adamw", "lion", "muon", "rmsuon", "ada_rmsuon", "ars2_neo", "soap")
 DIGITS = 4  # of the numbers that are kept
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0, or 2 for bad arguments or damaged files."""
-    options = _parser().parse_args(arguments)
+    options = parse(arguments)
     names = walkers() if options.optimizers == "all" else options.optimizers.split(",")
     unknown = [name for name in names if name not in walkers()]
     if unknown:
         print(f"error: {unknown[0]!r} cannot walk here; these can: {', '.join(walkers())}",
+              file=sys.stderr)
+        return BAD_INPUT
+    if options.function not in (None, *FUNCTIONS):
+        print(f"error: no function {options.function!r}; there are: {', '.join(FUNCTIONS)}",
               file=sys.stderr)
         return BAD_INPUT
     torch.set_num_threads(1)
@@ -103,20 +109,6 @@ def _rounded(value: float) -> float | None:
 
 def _shown(value: float | None) -> str:
     return "diverged" if value is None else f"{value:.2e}"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m exp.landscape",
-                                     description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--optimizers", default=",".join(SHOWN), metavar="A,B",
-                        help=f"names, or all (default: {','.join(SHOWN)})")
-    parser.add_argument("--function", choices=FUNCTIONS, help="default: all of them")
-    parser.add_argument("--render", action="store_true",
-                        help="make pages and pictures from the JSON in --output, measure nothing")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="DIR",
-                        help=f"default {OUTPUT}; {PUBLISHED} are the published results")
-    return parser
 
 
 if __name__ == "__main__":

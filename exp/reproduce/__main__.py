@@ -9,23 +9,21 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from exp.harness.arguments import (
-    BAD_INPUT,
-    COMPLETED,
-    DIVERGED,
-    FAILED,
-    INTERRUPTED,
-    positive,
-)
+from exp.reproduce.options import PROTOCOLS, parse
+
+if __name__ == "__main__":
+    parse()  # answers --help and mistyped options before torch is imported
+
+from exp.harness.arguments import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
 from exp.harness.errors import ConfigError
 from exp.jobs.deadline import InTime, stopped_after
 from exp.jobs.queue import Job, Stopped, run_jobs
-from exp.jobs.slurm import add_launcher_options, launcher_of
+from exp.jobs.slurm import launcher_of
 from exp.reproduce.adopt import adopt
 from exp.reproduce.claims import Claim
 from exp.reproduce.outlook import Outlook
 from exp.reproduce.papers import read_papers, select_tables
-from exp.reproduce.plan import PROTOCOLS, SCALES, Table
+from exp.reproduce.plan import Table
 from exp.reproduce.records import (
     collect,
     has_same_runs,
@@ -37,13 +35,11 @@ from exp.reproduce.records import (
 from exp.reproduce.report import render
 from exp.reproduce.verdicts import render_verdicts
 
-OUTPUTS = Path("outputs")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0, 2 bad arguments, 1 a run failed, 130 Ctrl-C."""
     try:
-        return reproduce(_parser().parse_args(arguments))
+        return reproduce(parse(arguments))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -154,39 +150,6 @@ def _check_configs(names: Iterable[str], tables: Sequence[Table]) -> None:
 
 def _collected(table: Table, outputs: Path) -> dict:
     return collect(table, outputs, read_kept(kept_path(table, outputs)))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m exp.reproduce",
-        description="Run what tables of papers need and write tables, figures, verdicts.")
-    names = ", ".join(table.name for table in select_tables(read_papers()))
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"default: all of {names}")
-    parser.add_argument("--scale", choices=SCALES, default="mini",
-                        help="full: the paper's sizes; mini (default): two CPU cores")
-    parser.add_argument("--protocol", choices=(*PROTOCOLS, "both"), default="both")
-    parser.add_argument("--only", type=lambda text: text.split(","), metavar="CONFIG,CONFIG",
-                        help="run only the rows with these configs (default: all)")
-    parser.add_argument("--seeds", type=positive, metavar="N",
-                        help="seeds 1 to N (default: the table's own number)")
-    parser.add_argument("--workers", type=positive, default=1, metavar="N",
-                        help="runs at a time; here they share the cores")
-    add_launcher_options(parser)
-    parser.add_argument("--until", type=positive, metavar="SECONDS",
-                        help="start no run that would not end by then, and stop then")
-    parser.add_argument("--any-version", action="store_true",
-                        help="accept finished runs of any RECIPE instead of running them again")
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--list", action="store_true", help="say what is missing, run nothing")
-    instead.add_argument("--plan", type=Path, metavar="FILE",
-                         help="write the missing runs as JSON for another machine, run nothing")
-    instead.add_argument("--adopt", type=Path, metavar="RESULTS",
-                         help="take runs made elsewhere, a folder or tar file of run folders, into "
-                              "the records, and render")
-    instead.add_argument("--render", action="store_true",
-                         help="write the pages from the records that are there, run nothing")
-    parser.add_argument("--outputs", type=Path, default=OUTPUTS, help=argparse.SUPPRESS)
-    return parser
 
 
 if __name__ == "__main__":

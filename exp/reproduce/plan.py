@@ -14,11 +14,9 @@ from exp.harness.facts import ROOT
 from exp.harness.task import Metric, task_named
 from exp.harness.toml import overrides_of, read_toml
 from exp.jobs.queue import Job
+from exp.reproduce.options import PROTOCOLS, SCALES
 from optimizer import optimizer_class
 from optimizer.parts.matrix import MatrixOptimizer
-
-SCALES = ("full", "mini")
-PROTOCOLS = ("published", "fixed")
 
 
 @dataclass(frozen=True)

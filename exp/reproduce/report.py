@@ -8,7 +8,8 @@ from exp.report.tables import at_least, number, page
 from exp.report.tables import table as markdown
 from exp.reproduce.claims import Claim
 from exp.reproduce.grids import render_grid
-from exp.reproduce.plan import PROTOCOLS, SCALES, Table
+from exp.reproduce.options import PROTOCOLS, SCALES
+from exp.reproduce.plan import Table
 from exp.reproduce.verdicts import claims_table
 from exp.reproduce.yardstick import Yardstick, number_or_nan, watched
 
