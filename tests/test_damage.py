@@ -2,13 +2,17 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from test_runs import checkpoint, launch, lines, timeless
 
 from exp.harness.folder import RunFolder
+from exp.harness.task import task_named
+from exp.jobs.finished import finished_run
 from exp.jobs.freshness import kept_recipes
+from exp.jobs.queue import Job, state
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +125,7 @@ def test_a_checkpoint_of_another_structure_is_one_line(part, value, folder, caps
 
 @pytest.mark.parametrize(("part", "key", "value"), [
     ("position", "epoch", "2"), ("position", "spam", 1), ("position", "best", None),
-    ("settings", "optimizer", None), ("settings", "schedule", "gone"),
+    ("settings", "optimizer", None), ("settings", "model", "gone"),
     ("objective", "sums", []), ("objective", "gradient_evaluations", "gone"),
     ("optimizer", "param_groups", []), ("model", "W_U", torch.ones(1)), ("model", "W_U", "gone")])
 def test_a_part_of_a_checkpoint_of_another_structure_is_one_line(part, key, value, folder, capsys):
@@ -158,3 +162,23 @@ def test_a_run_that_another_process_has_just_finished_is_not_begun_anew(tmp_path
     third = RunFolder(tmp_path / "run", resume=True)
     third.lock()  # the one before has left no lock
     third.unlock()
+
+
+@pytest.mark.parametrize(("name", "change"), [
+    ("metrics.jsonl", lambda text: text.splitlines(True)[0]),
+    ("metrics.jsonl", lambda text: text + text.splitlines(True)[1]),
+    ("metrics.jsonl", lambda text: text + "spam\n"), ("metrics.jsonl", lambda text: ""),
+    ("run.json", lambda text: ""), ("run.json", lambda text: "[]")])
+def test_a_finished_run_counts_only_as_a_whole_and_the_queue_sets_others_aside(
+        name, change, folder):
+    (folder / "again.toml").write_text((folder / "config.toml").read_text())
+    job = Job("grokking", folder / "again.toml", 42, folder)
+    assert state(job) == "finished" and job.outcome() == 0
+    assert finished_run(folder, task_named("grokking"))[0]["epochs"] == 2
+    (folder / name).write_text(change((folder / name).read_text()))
+    assert state(job) == "damaged" and job.outcome() is None
+    assert finished_run(folder, task_named("grokking")) is None
+    (folder.parent / "again.toml").write_text((folder / "again.toml").read_text())
+    work = replace(job, config=folder.parent / "again.toml").work()
+    assert "--resume" in work.command
+    assert not folder.exists() and (folder.parent / "run.other1" / name).exists()

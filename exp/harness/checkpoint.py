@@ -4,10 +4,8 @@ import json
 import time
 from dataclasses import asdict, dataclass, field
 
-from torch import nn
-from torch.optim import Optimizer
-
-from exp.harness.config import wrappers
+from exp.harness.build import Built
+from exp.harness.config import complete_recorded, wrappers
 from exp.harness.diagnostics import Instruments
 from exp.harness.distributed import (
     from_all,
@@ -21,7 +19,7 @@ from exp.harness.distributed import (
 )
 from exp.harness.errors import ConfigError
 from exp.harness.folder import RunFolder, epochs_of
-from exp.harness.objective import Objective, rng_state, set_rng_state
+from exp.harness.objective import rng_state, set_rng_state
 
 CHECKPOINT_SECONDS = 10.0  # at least so long between checkpoints: short epochs cost nothing
 MAY_CHANGE_ON_RESUME = ("epochs", "device", "tensorboard", "stop_at", "max_evaluations", "sharding",
@@ -47,12 +45,10 @@ class Position:
 class Checkpoints:
     """The checkpoints of one run. Of several processes all take part, and the main one writes."""
 
-    def __init__(self, folder: RunFolder, settings: dict, model: nn.Module, optimizer: Optimizer,
-                 objective: Objective, instruments: Instruments) -> None:
-        self.folder, self.settings = folder, settings
-        self.model, self.optimizer, self.objective = model, optimizer, objective
-        self.instruments = instruments
-        self.device = next(model.parameters()).device
+    def __init__(self, folder: RunFolder, built: Built, instruments: Instruments) -> None:
+        self.folder, self.task, self.settings = folder, built.task, built.settings
+        self.model, self.optimizer, self.objective = built.model, built.optimizer, built.objective
+        self.instruments, self.device = instruments, built.device
         self.saved_at = time.perf_counter()
         self.best_weights: dict | None = None  # better than those of best.pt
 
@@ -129,7 +125,11 @@ class Checkpoints:
             value = {**state, **state["position"]}[name]
             if not isinstance(value, kind):
                 raise TypeError(f"{name} is of type {type(value).__name__}")
-        self._require_same(state["settings"])
+        try:
+            settings = complete_recorded(state["settings"], self.task)
+        except ConfigError as error:
+            raise ValueError(f"settings: {error}") from error
+        self._require_same(settings)
         load_whole(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.objective.load_state_dict(state["objective"])

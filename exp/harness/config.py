@@ -100,6 +100,20 @@ def complete(settings: dict[str, dict], task: Task) -> dict[str, dict]:
     return {table: done[table] for table in TABLES}
 
 
+def complete_recorded(settings: dict[str, dict], task: Task) -> dict[str, dict]:
+    """The settings of a record with today's defaults for keys that came later.
+
+    An optimizer of a library ("package:Class") is left as it was recorded, with the defaults of
+    that day: nothing that a record names is imported. Raises ConfigError as `complete`.
+    """
+    optimizer = settings.get("optimizer")
+    if isinstance(optimizer, dict) and any(":" in str(name) for name in (
+            optimizer.get("name"), *optimizer)):
+        return {**complete({**settings, "optimizer": {"name": "adamw"}}, task),
+                "optimizer": optimizer}
+    return complete(settings, task)
+
+
 def wrappers(optimizer: dict) -> list[str]:
     """The names of the wrappers of an `[optimizer]` table, innermost first."""
     return [key for key, table in optimizer.items() if isinstance(table, dict) and key != "adamw"]

@@ -70,8 +70,7 @@ class Run:
         asked = self.experiment.diagnostics
         self.instruments = Instruments(() if isinstance(asked, bool) else asked, self.model,
                                        self.optimizer, self.objective)
-        self.checkpoints = Checkpoints(folder, self.settings, self.model, self.optimizer,
-                                       self.objective, self.instruments)
+        self.checkpoints = Checkpoints(folder, built, self.instruments)
         self.board = self.progress = None  # made when it is known where the run begins
 
     @property

@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from exp.harness.folder import epochs_of, read_object
 from exp.harness.task import Task
 from exp.jobs.freshness import Identity, folder_identity
 
@@ -13,21 +14,26 @@ DIGITS = 5  # of a curve's values: seeds differ in the third
 
 def finished_run(folder: Path, task: Task) -> tuple[dict, Identity, dict] | None:
     """The record, identity and source hashes of the run in a folder, diverged ones included; None
-    if there is none that has ended."""
+    if there is none that has ended, or if its files are damaged: epochs are 1, 2, ..., each once.
+    """
+    summary, facts = (read_object(folder / name) for name in ("summary.json", "run.json"))
+    if summary.get("status") not in ("completed", "diverged"):
+        return None
     try:
-        summary, facts = (json.loads((folder / name).read_text(encoding="utf-8"))
-                          for name in ("summary.json", "run.json"))
-    except (OSError, ValueError):
+        text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+        lines, identity = epochs_of(text), folder_identity(folder, task)
+        if not len(lines) == text.count("\n") == summary["epochs"]:
+            return None
+        return _record(summary, facts, lines, identity), identity, facts.get("sources", {})
+    except (OSError, KeyError, TypeError, AttributeError, ValueError):
         return None
-    if summary["status"] not in ("completed", "diverged"):
-        return None
-    identity = folder_identity(folder, task)
-    lines = [json.loads(line)
-             for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _record(summary: dict, facts: dict, lines: list[dict], identity: Identity) -> dict:
     names = dict.fromkeys(key for line in lines for key in line if key not in NO_CURVES)
     curve = {name: [_rounded(line.get(name)) for line in lines] for name in names
              if any(line.get(name) is not None for line in lines)}
-    record = {
+    return {
         **{key: summary[key] for key in ("status", "epochs", "milestones", "best",
                                          "wall_seconds")},
         "steps": lines[-1]["step"] if lines else 0,
@@ -37,7 +43,6 @@ def finished_run(folder: Path, task: Task) -> tuple[dict, Identity, dict] | None
         "peak_memory_bytes": max((line["peak_memory_bytes"] for line in lines), default=0),
         "curve": curve,
     }
-    return record, identity, facts.get("sources", {})
 
 
 def data_digest(facts: dict) -> str | None:

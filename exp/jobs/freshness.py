@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from exp.harness.config import complete, wrappers
+from exp.harness.config import complete_recorded, wrappers
 from exp.harness.errors import ConfigError
 from exp.harness.recipes import recipes
 from exp.harness.task import Task
@@ -50,7 +50,7 @@ def identity(settings: dict[str, dict], task: Task) -> Identity:
 def kept_identity(settings: dict, recipes: Mapping[str, int] | None, task: Task) -> Identity:
     """The identity of a kept run, from its settings and RECIPE numbers as they were recorded."""
     try:
-        return Identity(essential(_completed(settings, task)), recipes)
+        return Identity(essential(complete_recorded(settings, task)), recipes)
     except ConfigError:
         return Identity({}, recipes)
 
@@ -81,17 +81,3 @@ def kept_recipes(path: Path) -> dict[str, int] | None:
     names = sorted({name for part in parts for name in part})
     numbers = {name: {part.get(name, 1) for part in parts} for name in names}
     return {name: min(values) if len(values) == 1 else 0 for name, values in numbers.items()}
-
-
-def _completed(settings: dict, task: Task) -> dict[str, dict]:
-    """A record's settings with today's defaults for keys that came later.
-
-    An optimizer of a library ("package:Class") is left as it was recorded, complete: only an
-    import would tell today's defaults.
-    """
-    optimizer = settings.get("optimizer")
-    if isinstance(optimizer, dict) and any(":" in str(name) for name in (
-            optimizer.get("name"), *optimizer)):
-        return {**complete({**settings, "optimizer": {"name": "adamw"}}, task),
-                "optimizer": optimizer}
-    return complete(settings, task)

@@ -12,8 +12,10 @@ from tqdm import tqdm
 
 from exp.harness.arguments import BAD_INPUT, COMPLETED, DIVERGED, INTERRUPTED
 from exp.harness.config import load_settings
+from exp.harness.folder import read_object
 from exp.harness.lock import holder
 from exp.harness.task import task_named
+from exp.jobs.finished import finished_run
 from exp.jobs.freshness import Identity, folder_identity, identity
 from exp.jobs.launch import LOG, Launcher, Local, Orphan, Process, Work, stop, stoppable
 from exp.jobs.states import ENDS, State
@@ -51,21 +53,22 @@ class Job:
         return identity(load_settings(self.config, self.overrides, task), task)
 
     def work(self) -> Work:
-        """What runs it, or continues what its folder holds; a run of other settings is renamed."""
+        """What runs it, or continues what its folder holds; a run of other settings and a damaged
+        one are renamed."""
         before = state(self)
-        if before == "other":
+        if before in ("other", "damaged"):
             self.folder.rename(_free_name(self.folder))
-        mode = "--overwrite" if before in ("outdated", "damaged") else "--resume"
+        mode = "--overwrite" if before == "outdated" else "--resume"
         return Work(self.folder, self.command(mode), self.command("--resume"))
 
     def outcome(self) -> int | None:
         """The exit status of the finished run in the folder, None if there is none."""
-        summary = _json(self.folder / "summary.json")
+        summary = read_object(self.folder / "summary.json")
         return OUTCOMES.get(summary.get("status")) if state(self) == "finished" else None
 
     def position(self) -> str:
         """How far it is, from the last line of its record."""
-        with suppress(OSError, ValueError, IndexError):
+        with suppress(OSError, ValueError, IndexError, KeyError, TypeError):
             last = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
             return f"{self.name} epoch {json.loads(last)['epoch']}"
         return f"{self.name} starting"
@@ -80,7 +83,7 @@ class Job:
 def state(job: Job) -> State:
     """What the job's folder holds: nothing ("missing"), this run while it is "running", "waiting"
     to be resumed after an interruption, "finished", or "failed": killed or ended by an error. Else
-    this run with another RECIPE ("outdated") or a "damaged" run.json, or a run of "other" settings.
+    this run with another RECIPE ("outdated"), a "damaged" record, or a run of "other" settings.
     """
     if holder(job.folder):
         return "running"
@@ -91,7 +94,10 @@ def state(job: Job) -> State:
         return "other"
     if not kept.counts_as(wanted):
         return "damaged" if kept.recipes is None else "outdated"
-    return ENDS.get(_json(job.folder / "summary.json").get("status"), "failed")
+    ended = ENDS.get(read_object(job.folder / "summary.json").get("status"), "failed")
+    if ended == "finished" and finished_run(job.folder, task_named(job.task)) is None:
+        return "damaged"
+    return ended
 
 
 def run_jobs(
@@ -174,10 +180,3 @@ def _free_name(folder: Path) -> Path:
     while (other := folder.with_name(f"{folder.name}.other{number}")).exists():
         number += 1
     return other
-
-
-def _json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
