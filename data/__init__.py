@@ -80,7 +80,7 @@ def new_folder(folder: str) -> Iterator[Path]:
                 raise
 
 
-def cached(name: str, compute: Callable[[], bytes]) -> bytes:
+def cached(name: str, compute: Callable[[], bytes]) -> bytes | memoryview:
     """The bytes that `compute` returned when data/cache/<name> was written, or returns now.
 
     The file begins with the SHA-256 of its name and bytes; a damaged one is computed again.
@@ -89,16 +89,22 @@ def cached(name: str, compute: Callable[[], bytes]) -> bytes:
     path = CACHE / name
     with suppress(FileNotFoundError):
         kept = path.read_bytes()
-        checksum, content = kept[:32], kept[32:]
-        if hashlib.sha256(name.encode() + content).digest() == checksum:
+        content = memoryview(kept)[32:]
+        if kept[:32] == _checksum(name, content):
             return content
         print(f"{path} is damaged: computing it again", file=sys.stderr)
     content = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(hashlib.sha256(name.encode() + content).digest() + content)
+        temporary.write_bytes(_checksum(name, content) + content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return content
+
+
+def _checksum(name: str, content: bytes | memoryview) -> bytes:
+    digest = hashlib.sha256(name.encode())
+    digest.update(content)
+    return digest.digest()

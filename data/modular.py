@@ -4,7 +4,6 @@ Power et al. 2022, arXiv 2201.02177. The parity of n bits is addition with p = 2
 """
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
@@ -47,7 +46,7 @@ def modular(
         raise ValueError(f"operation must be one of {list(OPERATIONS)}, got {operation!r}")
     if p < 2 or terms < 2:
         raise ValueError(f"p and terms must be >= 2, got p = {p}, terms = {terms}")
-    if terms * math.log2(p) > math.log2(LARGEST):
+    if terms > LARGEST.bit_length() or p**terms > LARGEST:
         raise ValueError(f"p**terms must be <= {LARGEST}, got {p}**{terms}")
     if operation == "division" and any(p % n == 0 for n in range(2, int(p**0.5) + 1)):
         raise ValueError(f"division needs a prime p, got {p}")

@@ -10,6 +10,7 @@ import io
 import json
 import re
 import sys
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -18,6 +19,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from data import cached, download, locate, new_folder, read, verify
@@ -81,10 +83,10 @@ def wikitext2(
     """
     _check(variant, packing, sequence_length, vocab_size, subset, eval_subset)
     packed = _packed(_texts(variant), SHA256[variant], packing, sequence_length, vocab_size)
-    rows = {split: packed[split].long().to(device) for split in SPLITS}
-    if not all(map(len, rows.values())):
+    if not all(len(packed[split]) for split in SPLITS):
         raise ValueError(f"sequence_length {sequence_length} leaves a split without rows")
-    rows["train"], rows["valid"] = _thin(rows["train"], subset), _thin(rows["valid"], eval_subset)
+    shares = {"train": subset, "valid": eval_subset, "test": 1.0}
+    rows = {split: _thin(packed[split], share).long().to(device) for split, share in shares.items()}
     pad, length = packed["pad_id"], packed["token_bytes"].to(device)
     padded = {split: row.masked_fill(row == IGNORED, pad) for split, row in rows.items()}
     pairs = {split: (padded[split][:, :-1], row[:, 1:]) for split, row in rows.items()}
@@ -126,17 +128,18 @@ def pack(pieces: list[list[int]], length: int, pad: int = IGNORED) -> Tensor:
     return _padded(rows, length, pad)
 
 
-def chunk(tokens: list[int], length: int, pad: int = IGNORED) -> Tensor:
-    """Tokens in order as rows (rows, length), int32, each starting with the last token of the one
+def chunk(tokens: Tensor, length: int, pad: int = IGNORED) -> Tensor:
+    """Tokens (n,) in order as rows (rows, length), each starting with the last token of the one
     before, so that every token but the first is a target once; the last row is padded."""
     stride = length - 1
-    rows = [tokens[start:start + length] for start in range(0, len(tokens) - 1, stride)]
-    return _padded(rows, length, pad)
+    rows = max(0, -(-(len(tokens) - 1) // stride))
+    padded = F.pad(tokens, (0, 1 + rows * stride - len(tokens)), value=pad)
+    return torch.cat([padded[:-1].view(rows, stride), padded[stride::stride, None]], dim=1)
 
 
 def _thin(rows: Tensor, share: float) -> Tensor:
     count = max(1, round(share * len(rows)))
-    return rows[torch.arange(count, device=rows.device) * len(rows) // count]
+    return rows[torch.arange(count) * len(rows) // count]
 
 
 def _padded(rows: list[list[int]], length: int, pad: int) -> Tensor:
@@ -175,8 +178,8 @@ def _packed(texts: dict[str, str], sums: dict[str, str], packing: str, sequence_
         packed = {"pad_id": tokenizer.token_to_id(PAD), "token_bytes": _token_bytes(tokenizer)}
         for split, text in texts.items():
             if packing == "contiguous":
-                pieces = encode(tokenizer, lines(text), split)
-                packed[split] = chunk(list(chain.from_iterable(pieces)), sequence_length + 1)
+                ids = array("i", chain.from_iterable(encode(tokenizer, lines(text), split)))
+                packed[split] = chunk(torch.asarray(ids, dtype=torch.int32), sequence_length + 1)
             else:
                 pieces = [ids + [eot] for ids in encode(tokenizer, sentences(text), split)]
                 packed[split] = pack(pieces, sequence_length + 1)
@@ -203,7 +206,7 @@ def _tokenizer(text: str, checksum: str, vocab_size: int):
 
     name = f"tokenizer_{_key(vocab_size, checksum)}"
     content = cached(name, lambda: _trained(text, vocab_size).to_str().encode())
-    tokenizer = Tokenizer.from_str(content.decode())
+    tokenizer = Tokenizer.from_str(str(content, "utf-8"))
     tokenizer.encode_special_tokens = True
     return tokenizer
 

@@ -184,8 +184,8 @@ def test_the_parity_of_bits_is_addition_of_ten_terms_mod_2():
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"operation": "division", "p": 9}, "prime"), ({"terms": 1}, "terms"),
-    ({"terms": 9}, "113"), ({"terms": 10**9}, "1000000000"), ({"p": 10**400}, "10000"),
-    ({"operation": "xor"}, "xor")])
+    ({"terms": 9}, "113"), ({"terms": 10**9}, "1000000000"), ({"terms": 10**400}, "10000"),
+    ({"p": 10**400}, "10000"), ({"operation": "xor"}, "xor")])
 def test_modular_arithmetic_refuses_what_it_cannot_label(settings, message):
     with pytest.raises(ValueError, match=message):
         modular(**settings, **CPU)
@@ -398,8 +398,13 @@ def test_packing_by_hand():
 
 
 def test_chunks_by_hand():
-    assert chunk([1, 2, 3, 4, 5, 6], 3, 0).tolist() == [[1, 2, 3], [3, 4, 5], [5, 6, 0]]
-    assert chunk([1, 2, 3, 4, 5], 3, 0).tolist() == [[1, 2, 3], [3, 4, 5]]
+    def rows(*tokens):
+        return chunk(torch.tensor(tokens, dtype=torch.int32), 3, 0).tolist()
+
+    assert rows(1, 2, 3, 4, 5, 6) == [[1, 2, 3], [3, 4, 5], [5, 6, 0]]
+    assert rows(1, 2, 3, 4, 5) == [[1, 2, 3], [3, 4, 5]]
+    assert rows(1, 2) == [[1, 2, 0]]
+    assert rows(1) == rows() == []
 
 
 @pytest.mark.parametrize("variant", ["v1", "raw"])
