@@ -69,7 +69,7 @@ def _configurations(axes, table: Table, by: Yardstick, runs: dict[str, list[dict
             shared = [key for key in ours if key in base and level in key]
             x, y = (by.capped_epochs(rows[key] for key in shared) for rows in (base, ours))
             axes.plot(x, y, "o", color=f"C{number}", label=level, alpha=0.8)
-    axes.axline((1, 1), slope=1, color=NEUTRAL, linewidth=1)
+    axes.axline((10, 10), (100, 100), color=NEUTRAL, linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel=f"{table.baseline}, epochs to {by.milestone}",
              ylabel="others, epochs (not reached: last epoch)")
 

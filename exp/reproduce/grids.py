@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from exp.report import statistics
 from exp.report.tables import table as markdown
-from exp.reproduce.measures import Comparison, Runs, by_configuration, first_share
+from exp.reproduce.measures import Comparison, Runs, by_configuration, first_share, shared
 from exp.reproduce.plan import Table
 from exp.reproduce.yardstick import Yardstick
 
@@ -16,9 +16,10 @@ def render_grid(table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> lis
     base = keyed.pop(table.baseline, {})
     parts = [_factors(table)]
     for row, ours in keyed.items():
-        parts += [f"{row} against {table.baseline}, in epochs to {table.milestone}. Mean: what did "
-                  "not get there counts at its last epoch. First: of the configurations that one "
-                  "of the two reaches.", _levels(table, by, row, ours, base)]
+        parts += [f"{row} against {table.baseline} in the configurations that both ran, in epochs "
+                  f"to {table.milestone}. Mean: a run that did not reach it counts at its last "
+                  "epoch. First: of the configurations in which one of the two reached it.",
+                  _levels(table, by, row, *shared(ours, base))]
     return [*parts, _configurations(table, by, {table.baseline: base, **keyed})]
 
 
@@ -43,17 +44,18 @@ def _without_empty_columns(lines: list[tuple[str, ...]]) -> list[tuple[str, ...]
 
 def _levels(table: Table, by: Yardstick, row: str, ours: Runs, base: Runs) -> str:
     """One line for all configurations and one per level."""
-    lines = [("", "runs", f"{table.baseline}, mean epoch", f"{row}, mean epoch", "difference", "t",
-              "p", f"reached, {table.baseline}", f"reached, {row}", f"{row} first, %")]
+    lines = [("", "configurations", f"{table.baseline}, mean epoch", f"{row}, mean epoch",
+              "difference", "t", "p", f"reached, {table.baseline}", f"reached, {row}",
+              f"{row} first, %")]
     names = ["all", *(level for levels in table.grid.values() for level in levels)]
     for name in names:
         mine, theirs = ({key: run for key, run in group.items() if name in ("all", *key)}
                         for group in (ours, base))
-        if not mine or not theirs:
+        if not mine:
             continue
         a, b = by.capped_epochs(theirs.values()), by.capped_epochs(mine.values())
         difference, t, p = statistics.welch(a, b)
-        lines.append((name, f"{len(theirs)} + {len(mine)}", sum(a) / len(a), sum(b) / len(b),
+        lines.append((name, len(mine), sum(a) / len(a), sum(b) / len(b),
                       difference, t, p, _reached(by, theirs), _reached(by, mine),
                       first_share(Comparison(by, mine, theirs))))
     return markdown(lines)

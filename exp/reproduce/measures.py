@@ -40,21 +40,24 @@ class Comparison:
     def pairs(self) -> list[tuple[float, float]]:
         """(other row's epoch, our epoch) to the milestone of each configuration that both ran, in
         order; infinite where it was not reached."""
-        return [(self.by.epoch(self.other[key]) or math.inf, self.by.epoch(run) or math.inf)
-                for key, run in self.ours.items() if key in self.other]
+        both = zip(*(runs.values() for runs in shared(self.other, self.ours)), strict=True)
+        return [tuple(self.by.epoch(run) or math.inf for run in pair) for pair in both]
 
 
 def estimate(claim: Claim, table: Table, records: dict, scale: str, protocol: str
              ) -> Estimate | None:
     """What our runs of one scale and protocol say about the claim, in its unit; None without any.
 
-    Raises ValueError for a measure that does not exist.
+    Of a grid, rows are compared on the configurations that both ran. Raises ValueError for a
+    measure that does not exist.
     """
     runs = [run for run in records["runs"]
             if (run["scale"], run["protocol"]) == (scale, protocol)
             and set(claim.where) <= set(run.get("levels", ()))]
     ours, other = (by_configuration(run for run in runs if run["row"] == row)
                    for row in (claim.row, claim.against))
+    if table.grid and claim.against:
+        ours, other = shared(ours, other)
     if not ours or (claim.against and not other):
         return None
     by = Yardstick.of(table, protocol)
@@ -89,6 +92,12 @@ def overhead(claim: Claim, bench: dict, configs: Iterable[str]) -> Estimate | No
 def by_configuration(runs: Iterable[dict]) -> Runs:
     """Runs of one row by their seed and levels: what two rows are paired on."""
     return {(run["seed"], *run.get("levels", ())): run for run in runs}
+
+
+def shared(ours: Runs, other: Runs) -> tuple[Runs, Runs]:
+    """Both limited to the configurations that both have, in the order of the first."""
+    keys = [key for key in ours if key in other]
+    return {key: ours[key] for key in keys}, {key: other[key] for key in keys}
 
 
 def _epochs_to_best(c: Comparison) -> Estimate:
@@ -156,8 +165,7 @@ def _best_ratio(c: Comparison) -> Estimate:
     """As _paired_ratio, each row at its best configuration: per seed and level of the grid's first
     factor the least epochs over the configurations that both rows ran."""
     least: dict[tuple, tuple[float, float]] = {}
-    both = [key for key in c.ours if key in c.other]
-    for key, pair in zip(both, c.pairs(), strict=True):
+    for key, pair in zip(shared(c.other, c.ours)[0], c.pairs(), strict=True):
         least[key[:2]] = tuple(map(min, pair, least.get(key[:2], pair)))
     return _geometric_mean(least.values())
 
