@@ -5,16 +5,16 @@ import math
 from pathlib import Path
 
 import pytest
-from conftest import TINY
 
-from exp.harness import cli
-from exp.harness.config import complete
-from exp.harness.task import task_named, train_function
+from exp.harness.task import task_named
 from exp.tune import __main__ as command
-from exp.tune import ablation as page
-from exp.tune import cells, space, study
-from exp.tune.cells import Ablation, read_ablation
-from exp.tune.space import Range, arm_settings, goal_of, points, search_space
+from exp.tune import arms, chain
+from exp.tune.arms import arm_named
+from exp.tune.cells import ADAMW_CELL, Ablation, read_ablation
+from exp.tune.check import check_board
+from exp.tune.published import ablation as page
+from exp.tune.space import AXES
+from exp.tune.terms import settings_of, terms_of
 
 REAL = read_ablation()
 
@@ -31,23 +31,26 @@ def test_of_48_combinations_36_are_distinct_and_the_others_borrow_from_one_of_th
     assert REAL.run_as({**plain, "energy": "literal"}) == {**plain, "energy": "frobenius"}
 
 
-@pytest.mark.parametrize("arm", REAL.arms())
-def test_every_cell_can_be_run_and_searches_as_many_keys_as_its_neighbours(arm):
-    goal = goal_of("grokking")
-    point, = points(search_space(arm), 1, seed=1)
-    settings = study.trial_settings(goal, arm, point, seed=7, limit=100)
-    assert settings == complete(settings, task_named("grokking"))
-    own = {"adamw.lr", "adamw.weight_decay"} if "-no-no-none-" in arm else set()
-    rho = set() if arm.endswith("-none") else {"rho"}
-    assert set(search_space(arm)) == {"lr", "weight_decay", "betas"} | own | rho
-    assert "space" not in arm_settings(arm)
+@pytest.mark.parametrize("name", REAL.arms())
+def test_every_cell_can_be_run_and_searches_as_many_axes_as_its_neighbours(name, grokking):
+    arm = arm_named(name, grokking["cap"])
+    settings_of(grokking, arm, arm.settings(arm.defaults, grokking["cap"]), 1, 100)
+    assert set(arm.axes) == {*AXES} | (set() if name.endswith("-none") else {"rho"})
 
 
-def test_a_cell_searches_its_own_range():
-    assert search_space("ablation-yes-yes-literal-sync")["lr"] == Range(1e-5, 1e-2, True)
-    assert search_space("ablation-yes-yes-frobenius-sync")["lr"] == Range(1e-4, 3e-2, True)
-    assert search_space("ablation-no-no-none-sync")["lr"] == Range(1e-2, 3.0, True)
-    assert search_space("ars2_neo_sync")["lr"] == Range(1e-4, 3e-2, True)
+@pytest.fixture(scope="module")
+def grokking():
+    task = task_named("grokking")
+    asked = dict.fromkeys(("target", "cap", "studies", "trials", "fresh_seeds"))
+    return terms_of(task, asked, task.scale("tiny"))
+
+
+def test_a_cell_is_searched_around_its_own_rate():
+    rates = {name: arm_named(name, 100).defaults["lr"] for name in (
+        "ablation-yes-yes-literal-sync", "ablation-yes-yes-frobenius-sync",
+        "ablation-no-no-none-sync", "ablation-yes-no-none-none")}
+    assert list(rates.values()) == [3e-4, 1e-3, 0.1, 1e-3]
+    assert list(rates)[-1] == ADAMW_CELL and REAL.known_as(REAL.arms()[ADAMW_CELL]) == "AdamW"
 
 
 # --- effects by hand
@@ -98,39 +101,25 @@ def test_effects_are_paired_ratios_with_misses_at_the_cap():
 # --- the whole command
 
 
-def test_a_small_ablation_from_end_to_end(tmp_path, monkeypatch):
-    """Two parts, tiny, in this process: trials, fresh seeds, the page."""
+def test_the_ablation_is_a_board_of_its_own_against_the_cell_that_is_adamw(tmp_path, monkeypatch):
     two = Ablation(SMALL.settings, {"orthogonalization": SMALL.factors["orthogonalization"],
                                     "energy": {"frobenius": {"energy_norm": "frobenius"}},
                                     "sharpness": {"none": {"k": 0}}}, ())
-    for module in (command, cells, space):
+    for module in (command, arms):
         monkeypatch.setattr(module, "read_ablation", lambda: two)
-
-    def run_here(jobs, launcher):
-        task = task_named("grokking")
-        return {job: cli.launch(task, train_function("grokking"), job.command("--overwrite")[3:])
-                for job in jobs}
-
-    monkeypatch.setattr(command, "run_jobs", run_here)
-    options = ["grokking", "--ablation", "--budget", "1", "--studies", "1", "--fresh-seeds", "2",
-               "--target", "0.02", "--cap", "40", "--outputs", str(tmp_path / "outputs")]
-    options += [word for item in TINY["grokking"] for word in ("--set", item)]
-    assert command.main([*options, "--worker"]) == 0
-    assert command.main(options) == 0
-    paper = tmp_path / "outputs" / "paper"
-    content = json.loads((paper / "ablation_grokking.json").read_text())
-    assert set(content["arms"]) == {"ablation-no-frobenius-none", "ablation-yes-frobenius-none"}
-    for arm in content["arms"].values():
-        assert len(arm["studies"][0]["trials"]) == 1
-        assert arm["studies"][0]["defaults"] is None  # an arm of the search, not of a user
-        assert [run["seed"] for run in arm["fresh"]] in ([101, 102], [])
-    assert any(arm["fresh"] for arm in content["arms"].values())
-    assert (paper / "ablation_grokking.png").stat().st_size > 5_000
-    text = (paper / "ablation_grokking.md").read_text()
-    assert text == page.render(content)
-    assert "| orthogonalization: yes |" in text and "studies x trials 1 x 1" in text
-    assert not (paper / "leaderboard.json").exists()
-    assert not list((tmp_path / "outputs" / "tune").rglob("tuned_*.toml"))
+    monkeypatch.setattr(command, "ADAMW_CELL", "ablation-no-frobenius-none")
+    monkeypatch.setattr(command, "run_jobs", lambda jobs, _: {
+        job: chain.main([job.work().command[-1]]) for job in jobs})
+    outputs = tmp_path / "outputs"
+    words = [word for item in task_named("grokking").scale("tiny") for word in ("--set", item)]
+    assert command.main(["grokking", "--ablation", "--trials", "1", "--studies", "2",
+                         "--fresh-seeds", "1", "--target", "0.02", "--cap", "40", "--outputs",
+                         str(outputs), *words]) == 0
+    (path,) = (outputs / "paper" / "arena").glob("*.json")
+    board = json.loads(path.read_text())
+    assert path.stem == "grokking_ablation" and set(board["arms"]) == set(two.arms())
+    assert "ratio" in board["results"]["arms"]["ablation-yes-frobenius-none"]
+    assert check_board(board) == []
 
 
 @pytest.mark.parametrize("path", sorted(Path("outputs/paper").glob("ablation_*.json")),

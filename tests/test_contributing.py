@@ -39,8 +39,8 @@ def test_the_example_is_tested_listed_and_trained_with_no_other_edit(tmp_path):
     assert int(re.search(r"(\d+) passed", tested.stdout).group(1)) >= 9
     listed = run(tmp_path, "-m", "optimizer")
     assert re.search(r"normalized_sgd +1 +0 +Normalized SGD, Hazan et al. 2015", listed.stdout)
-    found = run(tmp_path, "-c", "from exp.tune.space import all_arms, search_space;"
-                " print('normalized_sgd' in all_arms(), search_space('normalized_sgd'))")
+    found = run(tmp_path, "-c", "from exp.tune.arms import all_arms, arm_named;"
+                " print('normalized_sgd' in all_arms(), arm_named('normalized_sgd', 9).axes)")
     assert re.search(r"True .*'lr': Range", found.stdout), found.stderr
     benchmarked = run(tmp_path, "-c", "import exp.bench.collection as c; c.TASKS = {k: (v[0], ("
                       "*v[1], 'experiment.epochs=1', 'data.p=11')) for k, v in c.TASKS.items()"

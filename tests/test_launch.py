@@ -23,7 +23,6 @@ from exp.jobs.launch import LOG, Local, Work
 from exp.jobs.queue import Job, Stopped, run_jobs
 from exp.jobs.slurm import Submitit, _parameter, _Submitted, launcher_of
 from exp.reproduce.options import parse
-from exp.tune import __main__ as tune
 
 submitit = pytest.importorskip("submitit")
 # Told to end, it takes a moment, says so and leaves with training's status.
@@ -312,10 +311,3 @@ def test_without_submitit_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ConfigError, match="uv sync --extra slurm"):
         launcher_of(options("--launcher", "slurm"), tmp_path)
-
-
-def test_workers_on_many_hosts_are_not_given_an_sqlite_file(tmp_path, capsys):
-    words = ["grokking", "--launcher", "slurm", "--outputs", str(tmp_path)]
-    assert tune.main(words) == 2
-    assert "--storage" in (said := capsys.readouterr().err) and "sqlite" in said
-    assert not list(tmp_path.iterdir())

@@ -40,6 +40,7 @@ class Position:
     seconds: float = 0.0  # of training: neither evaluation nor writing
     best: dict[str, float] = field(default_factory=dict)
     milestones: dict[str, int | None] = field(default_factory=dict)
+    held: int = 0  # epochs in a row, up to the last one, whose metric reached `stop_at`
 
 
 class Checkpoints:

@@ -35,7 +35,8 @@ class Experiment:
     tensorboard: bool = False
     diagnostics: bool | list[Instrument] = True  # the optimizer's own numbers, and instruments
     diagnostics_every: int | None = None  # steps between measurements; once an epoch by default
-    stop_at: float | None = None  # end after the first epoch whose metric is at least this good
+    stop_at: float | None = None  # end when the metric has been at least this good
+    hold: int = 1  # in so many epochs in a row
     max_evaluations: int | None = None  # end after the first epoch with so many gradients taken
     test: bool = True  # in the end, measure the best weights on the test split where there is one
 
@@ -44,6 +45,8 @@ class Experiment:
             raise ValueError(f"epochs must be >= 1, got {self.epochs}")
         if self.max_evaluations is not None and self.max_evaluations < 1:
             raise ValueError(f"max_evaluations must be >= 1, got {self.max_evaluations}")
+        if self.hold < 1:
+            raise ValueError(f"hold must be >= 1, got {self.hold}")
         if self.diagnostics_every is not None and self.diagnostics_every < 1:
             raise ValueError(f"diagnostics_every must be >= 1, got {self.diagnostics_every}")
         if not 0 <= self.seed < 2**63:

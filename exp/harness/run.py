@@ -220,7 +220,8 @@ class Run:
             self.checkpoints.keep_best()
         target = self.experiment.stop_at
         reached = target is not None and metric.reaches(value, target)
-        self.stopped = reached or self._is_spent()
+        self.at.held = self.at.held + 1 if reached else 0
+        self.stopped = self.at.held >= self.experiment.hold or self._is_spent()
 
     def _is_spent(self) -> bool:
         limit = self.experiment.max_evaluations

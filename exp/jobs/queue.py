@@ -57,7 +57,7 @@ class Job:
         one are renamed."""
         before = state(self)
         if before in ("other", "damaged"):
-            self.folder.rename(_free_name(self.folder))
+            self.folder.rename(free_name(self.folder))
         mode = "--overwrite" if before == "outdated" else "--resume"
         return Work(self.folder, self.command(mode), self.command("--resume"))
 
@@ -175,7 +175,8 @@ def _ending(job: Job, status: int) -> str:
     return f"{word}: {reason} (all of it in {job.folder / LOG})"
 
 
-def _free_name(folder: Path) -> Path:
+def free_name(folder: Path) -> Path:
+    """What a folder is renamed to, to keep what it holds: the first free folder.otherN."""
     number = 1
     while (other := folder.with_name(f"{folder.name}.other{number}")).exists():
         number += 1

@@ -1,152 +1,167 @@
-"""leaderboard.json, and what is made from it: pages, figures, tuned configs, the README's table."""
+"""Boards: outputs/paper/arena/<name>.json, what is added to one, and its page.
 
-import json
-import zlib
-from collections.abc import Sequence
+A board holds its terms, every study of every arm, and results that follow from these alone.
+"""
+
+from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-
-from exp.harness.device import pick_device
 from exp.harness.errors import ConfigError
-from exp.harness.facts import ROOT, device_name
-from exp.report.tables import between_marks
-from exp.tune import pace, report, score
-from exp.tune.page import render_html
-from exp.tune.space import Goal
+from exp.harness.toml import to_toml
+from exp.report.jsonfile import read_json, write_json
+from exp.report.tables import markdown, number, page
+from exp.tune.arms import Arm
+from exp.tune.chain import Chain
+from exp.tune.estimate import results, study_values
+from exp.tune.space import Range, axis_of
+from exp.tune.terms import SCHEMA, code_of, settings_of
 
-README, PAPER, BOARD = ROOT / "README.md", ROOT / "outputs" / "paper", "leaderboard.json"
-AMOUNTS = {"budget": 10, "studies": 3, "fresh_seeds": 10}  # of a task that was never tuned
-
-
-def agreed_terms(goal: Goal, asked: dict[str, int | None], arms: Sequence[str],
-                 standing: dict | None, replace: bool = False) -> dict:
-    """What must be equal for results to be comparable: the goal, and how much each arm is given.
-
-    asked: `budget`, `studies` and `fresh_seeds`, None where nothing was said: then as `standing`
-    has it, the task's entry in what was published before, if there is one. `point_seeds`, a study
-    each, are those that stand there too: what is added is tried at the same points.
-    Raises ConfigError if other terms would drop arms that stand there, unless they `replace` them.
-    """
-    usual = standing["terms"] if standing else AMOUNTS
-    terms = {"task": goal.task, "metric": goal.metric, "mode": goal.mode, "target": goal.target,
-             "cap": goal.cap, "set": list(goal.overrides),
-             **{key: usual[key] if asked[key] is None else asked[key] for key in AMOUNTS}}
-    seeds = usual.get("point_seeds", [])
-    terms["point_seeds"] = [seeds[number - 1] if number <= len(seeds)
-                            else zlib.crc32(f"{goal.task}/{number}".encode())
-                            for number in range(1, terms["studies"] + 1)]
-    if standing and not replace and terms != standing["terms"]:
-        changed = [f"{key} {standing['terms'].get(key)} -> {value}" for key, value in terms.items()
-                   if standing["terms"].get(key) != value]
-        lost = [arm for arm in standing["arms"] if arm not in arms]
-        if lost:
-            raise ConfigError(
-                f"the leaderboard of {goal.task} stands on other terms ({', '.join(changed)}) and "
-                f"would lose {', '.join(lost)}: name these too, keep its terms, or --replace it")
-    return terms
+EDGE = 0.1  # the outermost part of an axis
+LEGEND = Path(__file__).with_name("legend.md").read_text(encoding="utf-8").strip()
 
 
-def facts_of(fresh: dict[str, list[dict]]) -> dict[str, str]:
-    """Device, torch and commit of all these runs; "+" after one with uncommitted changes."""
-    every = [run for runs in fresh.values() for run in runs]
-    facts = {key: {str(run[key]) for run in every} for key in ("device", "torch")}
-    facts["commit"] = {str(run["commit"])[:7] + "+" * bool(run["uncommitted_changes"])
-                       for run in every}
-    return {key: ("; " if key == "device" else ", ").join(sorted(found)) or "–"
-            for key, found in facts.items()}
+def board_path(outputs: Path, name: str) -> Path:
+    """Where a board is: its JSON; the page lies beside it."""
+    return outputs / "paper" / "arena" / f"{name}.json"
 
 
-def write_leaderboard(goal: Goal, terms: dict, records: dict, fresh: dict, paper: Path) -> None:
-    """Put the task into leaderboard.json, beside what other tasks and arms have there, write the
-    pages from it, and config/tuned_<task>_<arm>.toml for every arm with a winner."""
-    paper.mkdir(parents=True, exist_ok=True)
-    path = paper / BOARD
-    board = read_board(path)
-    task = board["tasks"].setdefault(goal.task, {"terms": terms, "arms": {}})
-    before = task["arms"]
-    if task["terms"] != terms:
-        task |= {"terms": terms, "arms": {}}  # other terms are another leaderboard, see above
-    for arm, studies in records.items():
-        text = score.shown_text(studies)
-        entry = {"studies": studies, "fresh": fresh[arm], "config": ""}
-        if text:
-            entry["config"] = f"config/{score.config_name(goal, arm)}.toml"
-            path_of(entry["config"], paper).write_text(text, encoding="utf-8")
-        for study, old in zip(studies, before.get(arm, {}).get("studies", []), strict=False):
-            if "pace" in old and old["text"] == study["text"]:
-                study["pace"] = old["pace"]
-        task["arms"][arm] = entry
-    task |= facts_of({arm: entry["fresh"] for arm, entry in task["arms"].items()})
-    path.write_text(board_text(board), encoding="utf-8")
-    write_pages(paper)
-
-
-def write_pace(task: str, paper: Path) -> None:
-    """Time every winner of a task's leaderboard side by side, here and now; write the pages.
-
-    Raises ConfigError where there is none, or where a config is no longer understood.
-    """
-    board = read_board(paper / BOARD)
-    entry = board["tasks"].get(task, {"arms": {}})
-    won = [study for arm in entry["arms"].values() for study in arm["studies"] if study["text"]]
-    if not won:
-        raise ConfigError(f"{paper / BOARD} has no winner of {task} yet: tune for it first")
-    entry["pace"] = {"device": device_name(pick_device("auto")), "torch": torch.__version__,
-                     "threads": torch.get_num_threads()}
-    for study, found in zip(won, pace.measure(task, [s["text"] for s in won]), strict=True):
-        study["pace"] = found
-    (paper / BOARD).write_text(board_text(board), encoding="utf-8")
-    write_pages(paper)
-
-
-def path_of(config: str, paper: Path) -> Path:
-    """Where a tuned config goes: among the project's own, or into another outputs folder."""
-    path = (ROOT if paper.resolve() == PAPER else paper.parent) / config
-    path.parent.mkdir(exist_ok=True)
-    return path
-
-
-def read_board(path: Path) -> dict:
-    """leaderboard.json, or an empty one. Raises ConfigError for a damaged file."""
-    return read_published(path) or {"tasks": {}}
-
-
-def read_published(path: Path) -> dict | None:
-    """A JSON file among the results, None if there is none. Raises ConfigError if damaged."""
-    if not path.exists():
-        return None
+def read_board(path: Path) -> dict | None:
+    """A board, None if there is none. Raises ConfigError for a damaged file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}): restore it or delete it") from error
+        raise ConfigError(str(error)) from error
 
 
-def write_pages(paper: Path) -> None:
-    """leaderboard.md, leaderboard.html, the figures and, where these are the project's own, the
-    README's table, from leaderboard.json."""
-    board = read_board(paper / BOARD)
-    (paper / "leaderboard.md").write_text(report.render(board), encoding="utf-8")
-    (paper / "leaderboard.html").write_text(render_html(board), encoding="utf-8")
-    for name, task in board["tasks"].items():
-        report.draw(paper / f"leaderboard_{name}.png", task)
-    if paper.resolve() == PAPER:
-        README.write_text(with_headline(README.read_text(encoding="utf-8"), board),
-                          encoding="utf-8")
+def require_terms(board: dict | None, terms: dict, replace: bool) -> dict:
+    """The board if it stands on these terms, else an empty one. Raises ConfigError for a board on
+    other terms, unless it is to be replaced."""
+    empty = {"schema": SCHEMA, "terms": terms, "arms": {}}
+    if board is None:
+        return empty
+    changed = [f"{key} {board['terms'].get(key)} -> {value}" for key, value in terms.items()
+               if board["terms"].get(key) != value]
+    if changed and not replace:
+        raise ConfigError(f"the board of {terms['task']} stands on other terms "
+                          f"({', '.join(changed)}): keep them, or --replace it")
+    return empty if changed else board
 
 
-def with_headline(readme: str, board: dict) -> str:
-    """The README with the leaderboard in short."""
-    return between_marks(readme, "exp.tune", report.headline(board))
+def published_study(board: dict, chain: Chain) -> dict | None:
+    """The chain's study as it stands on the board, if it is of the same arm and RECIPE numbers."""
+    entry, plan = board["arms"].get(chain.arm.name), chain.plan
+    if entry is None or any(entry[key] != plan[key] for key in chain.arm.record()):
+        return None
+    return next((study for study in entry["studies"] if study["number"] == chain.number
+                 and study["code"] == code_of(plan["recipes"])), None)
 
 
-def board_text(board: dict) -> str:
-    """leaderboard.json: one arm a line."""
-    tasks = []
-    for name, task in board["tasks"].items():
-        arms = ",\n".join(f"{json.dumps(arm)}: {json.dumps(entry)}"
-                          for arm, entry in task["arms"].items())
-        rest = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}"
-                          for key, value in task.items() if key != "arms")
-        tasks.append(f'{json.dumps(name)}: {{\n{rest},\n"arms": {{\n{arms}\n}}}}')
-    return '{"tasks": {\n' + ",\n".join(tasks) + "\n}}\n"
+def write_board(path: Path, board: dict, arms: Iterable[Arm], studies: dict[str, list[dict]]
+                ) -> None:
+    """Add arms with their studies, compute the results, write the JSON and the page."""
+    for arm in arms:
+        before = board["arms"].get(arm.name, {})
+        if before.get("studies") != studies[arm.name]:
+            board["arms"][arm.name] = {
+                **arm.record(), "ms_per_evaluation": _own_pace(studies[arm.name]),
+                "studies": studies[arm.name]}
+    board["results"] = results(board["terms"], board["arms"])
+    save(path, board)
+
+
+def write_configs(folder: Path, terms: dict, arms: Iterable[Arm], studies: dict[str, list[dict]]
+                  ) -> None:
+    """<task>_<arm>.toml of each arm: its median winner, ready to train with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for arm in arms:
+        values, _ = study_values(terms, studies[arm.name])
+        median = sorted(range(len(values)), key=values.__getitem__)[(len(values) - 1) // 2]
+        study = studies[arm.name][median]
+        table = arm.settings(study["trials"][study["winner"]]["params"], terms["cap"])
+        settings = settings_of(terms, arm, table, 42, terms["cap"])
+        steps = terms["cap"] / arm.gradient_evaluations_per_step
+        settings["experiment"] = {
+            "task": terms["task"], "seed": 42, "epochs": int(steps // terms["evaluate_every"]),
+            **{key: settings["experiment"][key] for key in ("stop_at", "hold")}}
+        path = folder / f"{terms['task']}_{arm.name}.toml"
+        path.write_text(
+            f"# python -m exp.{terms['task']}.train --config config/tuned/{path.name}\n"
+            f"# Written by exp.tune: the winner of study {study['number']} in a search for "
+            f"{terms['metric']} {terms['main_target']:g}.\n{to_toml(settings)}", encoding="utf-8")
+
+
+def save(path: Path, board: dict) -> None:
+    """Write the JSON and the page of a board."""
+    write_json(path, board, depth=4)
+    write_page(path)
+
+
+def write_page(path: Path) -> None:
+    """The page of a board, from its JSON."""
+    path.with_suffix(".md").write_text(render(read_board(path)), encoding="utf-8")
+
+
+def render(board: dict) -> str:
+    """The page."""
+    terms, rows = board["terms"], board["results"]["arms"]
+    better = "at least" if terms["mode"] == "max" else "at most"
+    facts = {key: ", ".join(sorted({study[key] for arm in board["arms"].values()
+                                    for study in arm["studies"]}))
+             for key in ("machine", "torch", "commit")}
+    order = sorted(rows, key=lambda name: (rows[name].get("rank", [0])[0], rows[name]["cost"]))
+    lines = [("", "cost", "reached", f"times {terms['baseline']} [95 %]", "verdict", "rank",
+              "wins", "needed", "ms an evaluation", "edge", "spent"),
+             *(_line(name, rows[name], board["arms"][name]) for name in order)]
+    return page(
+        f"# Gradient evaluations to target after equal-budget tuning: {terms['task']}", LEGEND,
+        f"Target: {terms['metric']} {better} {terms['main_target']:g} in {terms['hold']} readings "
+        f"in a row, within {terms['cap']} gradient evaluations. {terms['studies']} studies of "
+        f"{terms['trials']} trials, {terms['fresh_seeds']} fresh seeds each. Config "
+        f"{terms['config']} with {', '.join(terms['set'])}. {facts['machine']}; torch "
+        f"{facts['torch']}; commit {facts['commit']}. One more arm: `python -m exp.tune "
+        f"{terms['task']} --optimizers NAME`.", markdown(lines), _noise(board["results"]))
+
+
+def _line(name: str, row: dict, arm: dict) -> tuple[str, ...]:
+    reached = "{} of {}".format(*row["reached"])
+    if "ratio" in row:
+        sign = {"at least": "≥ ", "at most": "≤ ", "unknown": "? "}.get(row["bound"], "")
+        compared = (f"{sign}{number(row['ratio'])} [{number(row['low'])}, {number(row['high'])}]",
+                    row.get("verdict", "noise floor"))
+        chances = (f"{row['wins_a_study']:.2f}", str(row["studies_needed"]))
+    else:
+        compared, chances = ("", ""), ("", "")
+    rank = "–".join(map(str, dict.fromkeys(row["rank"]))) if "rank" in row else ""
+    return (name, number(row["cost"]), reached, *compared, rank, *chances,
+            number(arm["ms_per_evaluation"]), ", ".join(edges(arm)), number(row["spent"]))
+
+
+def edges(arm: dict) -> list[str]:
+    """The axes at one end of which at least half of the winners lie."""
+    names = []
+    for key, record in arm["axes"].items():
+        axis = axis_of(record)
+        if isinstance(axis, Range):
+            shares = [axis.share(study["trials"][study["winner"]]["params"][key])
+                      for study in arm["studies"]]
+            low, high = (sum(outside) for outside in zip(*(
+                (share < EDGE, share > 1 - EDGE) for share in shares), strict=True))
+            names += [key] if 2 * max(low, high) >= len(shares) else []
+    return names
+
+
+def _noise(results: dict) -> str:
+    noise = results["noise"]
+    if noise is None:
+        return ""
+    return ("Noise floor: the baseline against itself on other studies, "
+            f"{number(noise['ratio'])} [{number(noise['low'])}, {number(noise['high'])}], a factor "
+            f"{number(noise['half_width'])} to either side. Pooled deviation of a paired log "
+            f"ratio: {number(results['pooled_sd'])}.")
+
+
+def _own_pace(studies: list[dict]) -> float:
+    """Milliseconds of a gradient evaluation, from the fresh runs' own clocks."""
+    runs = [run for study in studies for run in study["fresh"] if run["curve"]["evaluations"]]
+    spent = sum(run["curve"]["evaluations"][-1] for run in runs)
+    return 1e3 * sum(run["seconds"] for run in runs) / spent if spent else 0.0

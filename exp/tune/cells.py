@@ -1,7 +1,7 @@
 """The cells of the ablation: `[ablation]` of arms.toml as arms, one for every combination.
 
-A cell is one level of every factor, {"whitening": "yes", "energy": "none", ...}. What two levels
-settle alike is one cell: the other borrows its runs.
+A cell is one level of every factor, {"whitening": "yes", "energy": "none", ...}. Two cells that are
+the same update are run once, as one arm.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from exp.harness.toml import read_toml
 
 ARMS = Path(__file__).parent / "arms.toml"
 PREFIX = "ablation"
+ADAMW_CELL = "ablation-yes-no-none-none"  # the cell that is AdamW: the baseline
 
 Cell = dict[str, str]
 
@@ -19,7 +20,7 @@ Cell = dict[str, str]
 @dataclass(frozen=True)
 class Ablation:
     """The factors, each with its levels in order, the first one the level without the part; what
-    the levels set; what single cells are: known rules, the same as another, searched elsewhere."""
+    every cell and each level set; what single cells are: known rules, the same as another."""
 
     settings: dict
     factors: dict[str, dict[str, dict]]
@@ -42,15 +43,10 @@ class Ablation:
 
     def arm_settings(self, cell: Cell) -> dict:
         """The `[optimizer]` table of a cell before anything is searched."""
-        parts = [self.factors[factor][level] for factor, level in cell.items()]
-        return {key: value for part in (self.settings, *parts) for key, value in part.items()
-                if key != "space"}
-
-    def own_space(self, cell: Cell) -> dict:
-        """What the cell searches otherwise than the rule's SEARCH_SPACE."""
-        parts = [self.factors[factor][level] for factor, level in cell.items()]
-        return {key: value for part in (*parts, *self._about(cell))
-                for key, value in part.get("space", {}).items()}
+        levels = [self.factors[factor][level] for factor, level in cell.items()]
+        special = [entry["set"] for entry in self._about(cell) if "set" in entry]
+        return {key: value for part in (self.settings, *levels, *special)
+                for key, value in part.items()}
 
     def known_as(self, cell: Cell) -> str:
         """The rule that the cell is, "" where it has no name."""

@@ -1,44 +1,47 @@
-"""What a gradient evaluation takes with each winner of a leaderboard, all side by side.
+"""Milliseconds of a gradient evaluation with the winners of a board, timed in turn in one process.
 
-The fresh runs come from several machines and days, so that their own seconds compare arms badly.
+Fresh runs come from several machines and days: their own clocks compare arms badly.
 """
 
-import tomllib
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable
 
-from exp.bench.timing import interleaved, spread
+from exp.bench.timing import interleaved
 from exp.bench.training import steps
 from exp.harness.build import Built, build
-from exp.harness.config import complete
 from exp.harness.task import task_named
+from exp.tune.arms import Arm
+from exp.tune.terms import settings_of
 
-STEPS = 20  # timed together: whole cycles of what is done at every second, fifth or tenth step
+STEPS = 20  # timed together: whole cycles of what is done every second, fifth or tenth step
 ROUNDS = 9
 
 
-def measure(task: str, texts: Sequence[str], rounds: int = ROUNDS) -> list[dict[str, float]]:
-    """{"ms", "ms_low", "ms_high"} of each config: the median over rounds of what a gradient
-    evaluation took in STEPS training steps, the optimizer's work in it, and its quartiles.
+def time_winners(board: dict, rounds: int = ROUNDS) -> None:
+    """Set `ms_per_evaluation` of every arm: the median over its studies' winners of the median
+    over rounds of STEPS training steps, the optimizer's work in them.
 
-    They are a run's first steps, in which AGA syncs more often than later; what is done at every
-    hundredth step falls out of the median.
-    texts: the configs that run the winners. Raises ConfigError for one that is no longer
-    understood.
+    They are a run's first steps, in which AGA syncs more often than later. Raises ConfigError for
+    settings that are no longer understood.
     """
-    functions = [Counted(build(complete(tomllib.loads(text), task_named(task)), task_named(task)))
-                 for text in texts]
-    found = []
-    for function, seconds in zip(
-            functions, interleaved(dict(enumerate(functions)), rounds).values(), strict=True):
-        timed = [taken for taken in seconds if taken is not None]
-        counts = function.counts[-len(timed):]  # without the warm-up
-        found.append(spread("ms", [1e3 * taken / count for taken, count
-                                   in zip(timed, counts, strict=True)]))
-    return found
+    functions: dict[tuple[str, int], Counted] = {}
+    for name, entry in board["arms"].items():
+        for study in entry["studies"]:
+            functions[name, study["number"]] = Counted(_built(board["terms"], name, entry, study))
+    seconds = interleaved(functions, rounds)
+    for name, entry in board["arms"].items():
+        entry["ms_per_evaluation"] = statistics.median(
+            functions[key].milliseconds(seconds[key]) for key in functions if key[0] == name)
+
+
+def _built(terms: dict, name: str, entry: dict, study: dict) -> Built:
+    arm, task = Arm.of(name, entry), task_named(terms["task"])
+    table = arm.settings(study["trials"][study["winner"]]["params"], terms["cap"])
+    return build(settings_of(terms, arm, table, study["number"], terms["cap"]), task)
 
 
 class Counted:
-    """STEPS training steps a call; `counts`: the gradient evaluations of each call."""
+    """STEPS training steps per call; `counts`: the gradient evaluations of each call."""
 
     def __init__(self, built: Built) -> None:
         self.objective = built.objective
@@ -49,3 +52,10 @@ class Counted:
         before = self.objective.gradient_evaluations
         self.train()
         self.counts.append(self.objective.gradient_evaluations - before)
+
+    def milliseconds(self, seconds: list[float | None]) -> float:
+        """Of a gradient evaluation, the median over the rounds that were timed."""
+        timed = [taken for taken in seconds if taken is not None]
+        counts = self.counts[-len(timed):]  # without the warm-up
+        return statistics.median(1e3 * taken / count
+                                 for taken, count in zip(timed, counts, strict=True))

@@ -1,11 +1,12 @@
-"""The leaderboard as one self-contained page: sortable, behind each row its curves and config."""
+"""The published leaderboard as one sortable HTML file; each row unfolds curves and config."""
 
 import html
 import math
 import re
+from pathlib import Path
 
 from exp.report.tables import at_least
-from exp.tune.report import (
+from exp.tune.published.leaderboard import (
     BASELINE,
     COST,
     LEGEND,
@@ -22,46 +23,7 @@ from exp.tune.report import (
 
 HEAD = ("optimizer", "fresh: evaluations", "reached", "epochs", "ms an evaluation", "seconds",
         f"times cheaper than {BASELINE}", "tuned: evaluations", "near best", "defaults")
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>ARS leaderboard</title>
-<meta name="viewport" content="width=device-width">
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem;
-       color: #1f2937 }
-table { border-collapse: collapse; width: 100% }
-th, td { padding: .35rem .6rem; text-align: left; border-bottom: 1px solid #e3e5e8 }
-th { cursor: pointer; white-space: nowrap } th[data-order]::after { content: " \\2193" }
-th[data-order="-1"]::after { content: " \\2191" }
-.row { cursor: pointer } .row:hover { background: #f3f4f6 }
-svg { width: 640px; max-width: 100%; background: #fafafa }
-polyline { fill: none; stroke-width: 1.4; opacity: .7 } .run { stroke: #1f5fbf }
-.target { stroke: #c2410c; stroke-dasharray: 5 4 }
-text { font: 11px system-ui, sans-serif; fill: #4b5563 } pre { overflow: auto; font-size: 12px }
-</style></head><body>
-<h1>Who needs how much, after equal tuning</h1>
-<p>Click a heading to sort, a row for its learning curves and the config that reproduces it.</p>
-<p>LEGEND</p>
-SECTIONS
-<script>
-for (const table of document.querySelectorAll("table")) {
-  const heads = [...table.querySelectorAll("th")];
-  heads.forEach((head, column) => head.addEventListener("click", () => {
-    const order = head.dataset.order === "1" ? -1 : 1;
-    heads.forEach(other => delete other.dataset.order);
-    head.dataset.order = order;
-    const key = body => body.querySelectorAll(".row td")[column].dataset.key;
-    const number = text => text.trim() !== "" && isFinite(text) ? Number(text) : null;
-    const bodies = [...table.tBodies].sort((a, b) => {
-      const [x, y] = [number(key(a)), number(key(b))];
-      return order * (x !== null && y !== null ? x - y : key(a).localeCompare(key(b)));
-    });
-    table.append(...bodies);
-  }));
-  for (const row of table.querySelectorAll(".row"))
-    row.addEventListener("click", () => { row.nextElementSibling.hidden ^= true; });
-}
-</script></body></html>
-"""
+PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
 
 def render_html(board: dict) -> str:

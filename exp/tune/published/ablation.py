@@ -1,4 +1,4 @@
-"""What each part buys: outputs/paper/ablation_<task>.json from the cells' runs, the page from it.
+"""What each part of ARS2-Neo buys: the page and the figure of a published ablation_<task>.json.
 
 Levels of a factor are compared in pairs of cells that agree in every other factor. A pair tells by
 how many times the gradient evaluations to the target change; a cell that never got there counts
@@ -10,24 +10,11 @@ import math
 from pathlib import Path
 
 from exp.report import statistics
+from exp.report.canvas import ACCENT, NEUTRAL, OURS, canvas
 from exp.report.statistics import Estimate
 from exp.report.tables import interval, markdown, number
-from exp.tune.cells import Ablation, arm_name
-from exp.tune.score import fresh_costs, share_near_best, tuned_score, winner
-
-
-def write_ablation(paper: Path, ablation: Ablation, terms: dict, facts: dict, arms: dict) -> None:
-    """ablation_<task>.json, .md and .png. arms: name -> its `studies` and `fresh` runs."""
-    content = {
-        "terms": terms, **facts,
-        "factors": {factor: list(levels) for factor, levels in ablation.factors.items()},
-        "cells": [{"levels": cell, "is": ablation.known_as(cell), "ran": ablation.run_as(cell)}
-                  for cell in ablation.cells()],
-        "arms": arms}
-    path = paper / f"ablation_{terms['task']}.json"
-    paper.mkdir(parents=True, exist_ok=True)
-    path.write_text(_text(content), encoding="utf-8")
-    write_page(path)
+from exp.tune.cells import arm_name
+from exp.tune.published.scores import fresh_costs, share_near_best, tuned_score, winner
 
 
 def write_page(path: Path) -> None:
@@ -64,7 +51,7 @@ def effects(content: dict) -> list[dict]:
     """Each level of each factor against the first: `ratio` (geometric mean), `ratios` of the pairs,
     each with whether it is a bound, `p`, `pairs`, `cheaper`, `bounds` (pairs in which one missed)
     and `missed` (left out: both did)."""
-    found = []
+    rows = []
     for factor, (first, *levels) in content["factors"].items():
         for level in levels:
             ours, theirs, ratios, missed = {}, {}, [], 0
@@ -77,60 +64,54 @@ def effects(content: dict) -> list[dict]:
                 ours[index], theirs[index] = capped
                 ratios.append((math.exp(capped[0] - capped[1]), any(map(math.isinf, costs))))
             mean, p = statistics.paired(ours, theirs)
-            found.append({
+            rows.append({
                 "part": f"{factor}: {level}",
                 "ratio": Estimate(*map(math.exp, (mean.value, mean.low, mean.high)), mean.n),
                 "ratios": ratios, "p": p, "pairs": len(ours), "missed": missed,
                 "bounds": sum(bound for _, bound in ratios),
                 "cheaper": sum(ours[key] < theirs[key] for key in ours)})
-    return found
+    return rows
 
 
 def draw(path: Path, content: dict) -> None:
-    """What each part does to the evaluations: every pair of cells as a dot, open where one of them
-    missed, and the geometric mean with its interval."""
-    import matplotlib
+    """The effect of each part: every pair of cells as a dot, open where one of them missed, and the
+    geometric mean with its interval."""
+    from matplotlib.ticker import FixedLocator, NullFormatter
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
-
-    found = effects(content)
-    figure, axes = plt.subplots(figsize=(8, 0.8 + 0.55 * len(found)), layout="constrained")
-    for place, effect in enumerate(found):
-        for ratio, bound in effect["ratios"]:
-            axes.scatter(ratio, place, s=26, edgecolors="#1f5fbf", zorder=2,
-                         facecolors="none" if bound else "#1f5fbf88")
-        mean = effect["ratio"]
-        if effect["pairs"]:
-            axes.plot([mean.value], [place + 0.28], "D", color="#c2410c", markersize=5, zorder=3)
-        if effect["pairs"] > 1:
-            axes.plot([mean.low, mean.high], [place + 0.28] * 2, color="#c2410c", linewidth=1.6)
-    axes.axvline(1.0, color="#6b7280", linewidth=0.9)
-    axes.set_yticks(range(len(found)), [effect["part"] for effect in found])
-    axes.invert_yaxis()
-    axes.set(xscale="log", title=f"{content['terms']['task']}: what each part costs",
-             xlabel="evaluations to the target with the part over those without it\n"
-                    "left of 1 the part pays; open: one of the two missed, a bound")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
+    parts = effects(content)
+    title = f"{content['terms']['task']}: what each part costs"
+    with canvas(path, panel=(8, 0.8 + 0.55 * len(parts)), title=title, legend=False) as panels:
+        axes = panels[0, 0]
+        for place, effect in enumerate(parts):
+            for ratio, bound in effect["ratios"]:
+                axes.scatter(ratio, place, s=26, edgecolors=OURS, zorder=2,
+                             facecolors="none" if bound else OURS + "88")
+            mean = effect["ratio"]
+            if effect["pairs"]:
+                axes.plot([mean.value], [place + 0.28], "D", color=ACCENT, markersize=5, zorder=3)
+            if effect["pairs"] > 1:
+                axes.plot([mean.low, mean.high], [place + 0.28] * 2, color=ACCENT, linewidth=1.6)
+        axes.axvline(1.0, color=NEUTRAL, linewidth=0.9)
+        axes.set_yticks(range(len(parts)), [effect["part"] for effect in parts])
+        axes.invert_yaxis()
+        axes.set(xscale="log", xlabel="evaluations to the target with the part over those without "
+                 "it\nleft of 1 the part pays; open: one of the two missed, a bound")
+        axes.xaxis.set_major_locator(FixedLocator((0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def pairs(content: dict, factor: str, level: str, first: str) -> list[tuple[dict, dict]]:
     """(with, without): cells that differ in the factor alone, and in what was run for it: one that
     borrows the runs of another level shows nothing of its own. The same runs are paired once."""
     by_levels = {tuple(cell["levels"].values()): cell for cell in content["cells"]}
-    found = {}
+    runs = {}
     for cell in content["cells"]:
         if cell["levels"][factor] == level:
             other = by_levels[tuple({**cell["levels"], factor: first}.values())]
             if cell["ran"][factor] == level and other["ran"][factor] == first:
-                found.setdefault((arm_name(cell["ran"]), arm_name(other["ran"])), (cell, other))
-    return list(found.values())
+                runs.setdefault((arm_name(cell["ran"]), arm_name(other["ran"])), (cell, other))
+    return list(runs.values())
 
 
 def cost(content: dict, cell: dict) -> Estimate:
@@ -167,13 +148,3 @@ def _cells(content: dict) -> str:
                       f"{reached} of {len(times)}", number(tuned_score(arm["studies"])),
                       f"{100 * share_near_best(arm['studies']):.0f} %"))
     return markdown(lines)
-
-
-def _text(content: dict) -> str:
-    """One arm a line, one cell a line."""
-    arms = ",\n".join(f"{json.dumps(arm)}: {json.dumps(entry)}"
-                      for arm, entry in content["arms"].items())
-    cells = ",\n".join(map(json.dumps, content["cells"]))
-    rest = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}"
-                      for key, value in content.items() if key not in ("arms", "cells"))
-    return f'{{\n{rest},\n"cells": [\n{cells}\n],\n"arms": {{\n{arms}\n}}}}\n'

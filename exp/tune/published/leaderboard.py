@@ -1,16 +1,16 @@
-"""The leaderboard as Markdown and heat maps, from leaderboard.json alone."""
+"""The published leaderboard as Markdown and heat maps, from leaderboard.json alone."""
 
 import math
 from pathlib import Path
 
 from exp.report import statistics
+from exp.report.canvas import NEUTRAL, canvas, display_name, grid_of
 from exp.report.statistics import Estimate
 from exp.report.tables import at_least, interval, markdown, number
-from exp.tune.score import (
+from exp.tune.published.scores import (
     at_edges,
     default_over_best,
     fresh_costs,
-    outdated,
     performance_profile,
     share_near_best,
     shown_text,
@@ -21,19 +21,7 @@ from exp.tune.score import (
 BASELINE = "adamw"
 FACTORS = (1.0, 1.5, 2.0, 4.0)
 COST = "gradient_evaluations"
-LEGEND = (
-    "Gradient evaluations to the target. Every arm had the same number of quasi-random trials over "
-    "its own SEARCH_SPACE, in independent studies; in unit coordinates all arms were tried at the "
-    "same points of a study. The winner of each was then run on seeds that the tuning never saw, "
-    "and the columns *fresh* are those runs; a study in which no trial got there counts as misses "
-    "of all its seeds. *No trial*: none got there in any study; *never*: fresh runs did not. Both "
-    "say what this budget found, not what an optimizer can do. Medians are Kaplan-Meier, intervals "
-    "95 % over runs, of which those of one winner share its settings. *near best*: the share of "
-    "the search space that needs at most twice the study's best. *defaults*: how many times the "
-    "tuned cost the constructor's defaults need, > where they were given up, < 1 where they got "
-    "there and no trial did. RMSuon and the ARS family had searched rates up to 1e-2 and were "
-    "searched anew up to 3e-2, since hits lay at that end; no other range was changed on seeing "
-    "results. Seconds are of training alone; + after a commit: with changes.")
+LEGEND = " ".join(Path(__file__).with_name("legend.md").read_text(encoding="utf-8").split())
 
 
 def rows_of(task: dict) -> list[dict]:
@@ -47,22 +35,20 @@ def rows_of(task: dict) -> list[dict]:
 
 def _row(task: dict, arm: str) -> dict:
     entry = task["arms"][arm]
-    seconds = "timed" if is_timed(task) else "seconds"
-    costs = {axis: fresh_costs(task, arm, axis) for axis in (COST, "epochs", seconds)}
-    medians = {axis: statistics.median_time(*found) if found[0] else None
-               for axis, found in costs.items()}
+    costs = {axis: fresh_costs(task, arm, axis) for axis in (COST, "epochs", "seconds")}
+    medians = {axis: statistics.median_time(*of_axis) if of_axis[0] else None
+               for axis, of_axis in costs.items()}
     times = costs[COST][0]
     arrived = sum(time is not None for time in times)
-    paces = [study["pace"]["ms"] for study in entry["studies"] if study["text"]
-             ] if seconds == "timed" else []
+    paces = [study["pace"]["ms"] for study in entry["studies"] if study["text"]]
     base, watched = fresh_costs(task, BASELINE) if BASELINE in task["arms"] else ([], [])
     ratio = statistics.speedup(base, times, watched) if times and base and arm != BASELINE else None
     return {"arm": arm, "studies": len(entry["studies"]),
             "trials": sum(len(study["trials"]) for study in entry["studies"]),
-            "found": any(map(winner, entry["studies"])),
+            "won": any(map(winner, entry["studies"])),
             "tuned": tuned_score(entry["studies"]), "near": share_near_best(entry["studies"]),
             "defaults": default_over_best(entry["studies"]), "fresh": medians[COST],
-            "epochs": medians["epochs"], "seconds": medians[seconds],
+            "epochs": medians["epochs"], "seconds": medians["seconds"],
             "arrived": arrived, "reached": f"{arrived} of {len(times)}",
             "ratio": ratio, "config": entry["config"],
             "paces": paces, "text": shown_text(entry["studies"]),
@@ -81,7 +67,7 @@ def render(board: dict) -> str:
 
 
 def headline(board: dict) -> str:
-    """What the README shows: an arm a line, a task a column, and what the numbers rest on."""
+    """The README's table: one line per arm, one column per task, and the budgets."""
     rows = {name: {row["arm"]: row for row in rows_of(task)}
             for name, task in board["tasks"].items()}
     arms = dict.fromkeys(arm for of_task in rows.values() for arm in of_task)
@@ -89,19 +75,13 @@ def headline(board: dict) -> str:
     for arm in arms:
         lines.append((arm, *(_reached(of_task[arm]) if arm in of_task else "not tuned"
                              for of_task in rows.values())))
-    said = []
-    for name, task in board["tasks"].items():
-        terms = task["terms"]
-        said.append(f"{name} {terms['studies']} x {terms['budget']}, "
-                    f"{terms['studies']} x {terms['fresh_seeds']}")
-    old = {name: ", ".join(outdated(task)) for name, task in board["tasks"].items()}
-    older = "; ".join(f"{name} {arms}" for name, arms in old.items() if arms)
+    amounts = [f"{name} {{studies}} x {{budget}}, {{studies}} x {{fresh_seeds}}".format(
+        **task["terms"]) for name, task in board["tasks"].items()]
     devices = "; ".join(dict.fromkeys(device for task in board["tasks"].values()
                                       for device in task["device"].split("; ")))
     return (f"{markdown(lines)}\n\nMedian gradient evaluations of fresh runs to the target [95 %], "
             "and how many got there; *no trial*: the search found no setting that does. Studies x "
-            f"trials, winners x fresh seeds: {'; '.join(said)}. {devices}."
-            + f" Searched over ranges that have changed since: {older}." * bool(older))
+            f"trials, winners x fresh seeds: {'; '.join(amounts)}. {devices}.")
 
 
 def _target(terms: dict) -> str:
@@ -112,7 +92,7 @@ def _target(terms: dict) -> str:
 def _reached(row: dict) -> str:
     if not row["fresh"]:
         return "–"
-    return f"{evaluations(row)}, {row['reached']}" if row["found"] else evaluations(row)
+    return f"{evaluations(row)}, {row['reached']}" if row["won"] else evaluations(row)
 
 
 def terms_line(task: dict) -> str:
@@ -126,49 +106,20 @@ def terms_line(task: dict) -> str:
 
 
 def ranges_line(task: dict) -> str:
-    """Which winners lie so near an end of a range that the best may lie beyond it, and which arms
-    would search other ranges today."""
-    found = []
-    for arm, entry in task["arms"].items():
-        for study in entry["studies"]:
-            found += [f"{arm} ({key} {value:g} of {study['space'][key][0]:g} to "
-                      f"{study['space'][key][1]:g})" for key, value in at_edges(study).items()]
-    said = ("Winners in the outermost tenth of a range, whose best may lie beyond: "
-            f"{', '.join(found) or 'none'}.")
-    if old := outdated(task):
-        said += (f" Searched over other ranges than today's: {', '.join(old)}; `python -m exp.tune "
-                 f"{task['terms']['task']} --optimizers {','.join(old)}` renews them.")
-    return said
-
-
-def is_timed(task: dict) -> bool:
-    """Whether all winners were timed side by side: only then are seconds made from that."""
-    won = [study for entry in task["arms"].values() for study in entry["studies"] if study["text"]]
-    return bool(won) and all("pace" in study for study in won)
+    """Which winners lie so near an end of a range that the best may lie beyond it."""
+    near = [f"{arm} ({key} {value:g} of {study['space'][key][0]:g} to {study['space'][key][1]:g})"
+            for arm, entry in task["arms"].items() for study in entry["studies"]
+            for key, value in at_edges(study).items()]
+    return ("Winners in the outermost tenth of a range, whose best may lie beyond: "
+            f"{', '.join(near) or 'none'}.")
 
 
 def pace_line(task: dict) -> str:
-    """What seconds rest on: winners timed side by side, or the runs' own, and how much the speed of
-    the same work varied among these, which is how little they say; "" before there are any."""
-    if is_timed(task):
-        known = task["pace"]
-        return ("Seconds are evaluations times what one takes with the winner (ms an evaluation: "
-                "of the arm's fastest to its slowest winner), all of them timed in turn in one "
-                f"process: {known['device']}, {known['threads']} thread(s), torch "
-                f"{known['torch']}.")
-    paces: dict[tuple, list[float]] = {}
-    for arm, entry in task["arms"].items():
-        for run in entry["fresh"]:
-            spent, seconds = (run["curve"].get(key) for key in (COST, "seconds"))
-            if spent:
-                paces.setdefault((arm, run["study"]), []).append(seconds[-1] / spent[-1])
-    if not paces:
-        return ""
-    most = max(max(found) / min(found) for found in paces.values())
-    return (f"An evaluation with the same settings took up to {most:.1f} times as long in one run "
-            "as in another, as machines and what else they did differed: seconds compare arms no "
-            "better than that. "
-            f"`python -m exp.tune {task['terms']['task']} --pace` times them side by side.")
+    """What seconds rest on: the winners timed side by side."""
+    pace = task["pace"]
+    return ("Seconds are evaluations times what one takes with the winner (ms an evaluation: "
+            "of the arm's fastest to its slowest winner), all of them timed in turn in one "
+            f"process: {pace['device']}, {pace['threads']} thread(s), torch {pace['torch']}.")
 
 
 def _table(rows: list[dict]) -> str:
@@ -204,46 +155,41 @@ def profiles(tasks: dict[str, dict]) -> str:
 
 def draw(path: Path, task: dict) -> None:
     """Every trial in the plane of its learning rate and weight decay, coloured by its cost."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm
 
     arms = [row["arm"] for row in rows_of(task)]
-    columns = min(4, len(arms))
-    lines = math.ceil(len(arms) / columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4 * columns, 3.2 * lines), squeeze=False,
-                                layout="constrained")
-    values = [trial["value"] for entry in task["arms"].values() for study in entry["studies"]
-              for trial in study["trials"] if trial["value"]]
+    trials = {arm: [trial for study in task["arms"][arm]["studies"] for trial in study["trials"]]
+              for arm in arms}
+    values = [trial["value"] for of_arm in trials.values() for trial in of_arm if trial["value"]]
     norm = LogNorm(min(values, default=1), max([*values, min(values, default=1) * 1.01]))
-    dots = None
-    for panel in axes.flat[len(arms):]:
-        panel.axis("off")
-    for arm, panel in zip(arms, axes.flat, strict=False):
-        trials = [trial for study in task["arms"][arm]["studies"] for trial in study["trials"]]
-        second = next((key for key in ("weight_decay", "rho", "momentum")
-                       if trials and key in trials[0]["settings"]), None)
-        for hit in (False, True):
-            chosen = [trial for trial in trials if (trial["value"] is not None) == hit]
-            x = [trial["settings"]["lr"] for trial in chosen]
-            y = [trial["settings"][second] if second else 1.0 for trial in chosen]
-            if hit:
-                dots = panel.scatter(x, y, c=[trial["value"] for trial in chosen], norm=norm,
-                                     cmap="viridis_r", s=42, zorder=3) if x else dots
-            else:
-                panel.scatter(x, y, marker="x", color="#b0b5bd", s=24)
-        panel.set(xscale="log", title=arm, xlabel="lr", ylabel=second or "")
-        if trials:
-            panel.set_xlim(_decades([trial["settings"]["lr"] for trial in trials]))
-        if second in ("weight_decay", "rho"):
-            panel.set(yscale="log", ylim=_decades([trial["settings"][second] for trial in trials]))
-        panel.spines[["top", "right"]].set_visible(False)
-    if dots is not None:
-        figure.colorbar(dots, ax=axes, label="gradient evaluations to the target; x: missed")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
+    with canvas(path, **grid_of(len(arms), most=4), panel=(4, 3.2), legend=False) as panels:
+        for arm, panel in zip(arms, panels.flat, strict=False):
+            dots = _scatter(panel, arm, trials[arm], norm)
+        panels[0, 0].figure.colorbar(dots, ax=panels,
+                                     label="gradient evaluations to the target; x: missed")
+
+
+def _scatter(panel, arm: str, trials: list[dict], norm):
+    """One arm's trials; what the colour bar is made from."""
+    second = next((key for key in ("weight_decay", "rho", "momentum")
+                   if trials and key in trials[0]["settings"]), None)
+
+    def place(hits: bool) -> tuple[list, list, list]:
+        chosen = [trial for trial in trials if (trial["value"] is not None) == hits]
+        return ([trial["settings"]["lr"] for trial in chosen],
+                [trial["settings"][second] if second else 1.0 for trial in chosen],
+                [trial["value"] for trial in chosen])
+
+    x, y, _ = place(hits=False)
+    panel.scatter(x, y, marker="x", color=NEUTRAL, s=24)
+    x, y, value = place(hits=True)
+    dots = panel.scatter(x, y, c=value, norm=norm, cmap="viridis_r", s=42, zorder=3)
+    panel.set(xscale="log", title=display_name(arm), xlabel="lr", ylabel=second or "")
+    if trials:
+        panel.set_xlim(_decades([trial["settings"]["lr"] for trial in trials]))
+    if second in ("weight_decay", "rho"):
+        panel.set(yscale="log", ylim=_decades([trial["settings"][second] for trial in trials]))
+    return dots
 
 
 def _decades(values: list[float]) -> tuple[float, float]:
@@ -254,7 +200,7 @@ def _decades(values: list[float]) -> tuple[float, float]:
 
 def evaluations(row: dict) -> str:
     """The median of the fresh runs, or that there was nothing to run."""
-    return shown(row["fresh"]) if row["found"] else "no trial"
+    return shown(row["fresh"]) if row["won"] else "no trial"
 
 
 def took(paces: list[float]) -> str:
@@ -270,5 +216,5 @@ def bounded(ratio: tuple[float, bool]) -> str:
     return f"{'> ' * ratio[1]}{number(ratio[0])}"
 
 
-def shown(found: Estimate | None) -> str:
-    return "" if found is None else interval(found)
+def shown(estimate: Estimate | None) -> str:
+    return "" if estimate is None else interval(estimate)

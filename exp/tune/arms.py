@@ -1,0 +1,178 @@
+"""Arms: a rule for matrices beside AdamW for the rest, its axes, its defaults, its settings.
+
+Every arm is searched on the same axes, as far as its rule has them:
+
+    lr          of the rule: its default divided and multiplied by 30
+    decay_time  steps in which weight decay forgets a weight, 1 / (lr weight_decay), in horizons
+    aux_lr      of the AdamW for the rest: AdamW's default divided and multiplied by 30
+    memory      one level for all momenta, of the AdamW for the rest too
+
+and on at most one of its own. What an arm states in arms.toml is fixed; of lr, weight_decay and
+momenta it is the default, in place of the constructor's.
+"""
+
+import importlib
+import inspect
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from exp.harness.config import wrappers
+from exp.harness.errors import ConfigError
+from exp.harness.toml import read_toml
+from exp.tune.cells import ARMS, read_ablation
+from exp.tune.space import Choice, Range, Space, around, axis_of, significant
+from optimizer import available_optimizers, is_wrapper, optimizer_class
+
+AUX_LR = 1e-3  # torch's default of AdamW
+DECAY_TIME = Range(0.01, 10.0)  # horizons: from the last hundredth of a run to hardly any decay
+NO_DECAY = 1e6  # horizons: what stands for a weight decay of 0
+# Level -> (betas, momentum); a rule's beta2 beside a momentum is the second of the betas.
+MEMORY = {"fast": ((0.9, 0.95), 0.9), "middle": ((0.9, 0.98), 0.95),
+          "slow": ((0.95, 0.999), 0.98)}
+OWN = "own"  # a rule's own momenta, in trial 0
+COMMON = ("lr", "weight_decay", "betas", "momentum", "beta2")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is searched: `optimizer`, the `[optimizer]` table before anything is searched; `axes`
+    and their `defaults`; the rule's gradient evaluations per step."""
+
+    name: str
+    optimizer: dict
+    axes: Space
+    defaults: dict
+    gradient_evaluations_per_step: float
+
+    def record(self) -> dict:
+        """As it stands in the JSON of a board."""
+        content = {key: value for key, value in asdict(self).items() if key != "name"}
+        return content | {"axes": {key: axis.record() for key, axis in self.axes.items()}}
+
+    @classmethod
+    def of(cls, name: str, record: dict) -> "Arm":
+        """The inverse of `record`."""
+        axes = {key: axis_of(axis) for key, axis in record["axes"].items()}
+        return cls(name, record["optimizer"], axes, record["defaults"],
+                   record["gradient_evaluations_per_step"])
+
+    def settings(self, params: dict, cap: int) -> dict:
+        """The `[optimizer]` table of a trial; cap: gradient evaluations of the horizon."""
+        table = json.loads(json.dumps(self.optimizer))
+        keywords = _keywords(table["name"])
+        horizon = cap / self.gradient_evaluations_per_step
+        rest = table.get("adamw", {})
+        for part, lr, allowed in ((table, params["lr"], keywords),
+                                  (rest, params["aux_lr"], COMMON[:3])):
+            part["lr"] = lr
+            if "weight_decay" in allowed:
+                part["weight_decay"] = significant(1 / (params["decay_time"] * horizon * lr))
+            part |= _momenta(params.get("memory", OWN), allowed)
+        for key in params.keys() - {"lr", "decay_time", "aux_lr", "memory"}:
+            *tables, last = key.split(".")
+            place = table[tables[0]] if tables else table
+            place[last] = params[key]
+        return table | {"routing": "role", "adamw": rest}
+
+
+def arm_named(name: str, cap: int) -> Arm:
+    """The arm of that name, or the optimizer. cap: gradient evaluations of the horizon.
+
+    Raises ConfigError for a name that is neither, a wrapper, and a rule without a default lr.
+    """
+    table = _table(name)
+    defaults = {**_keywords(table["name"]), **table}
+    if not isinstance(defaults.get("lr"), float):
+        raise ConfigError(f"{name} has no default lr to search around: state one in "
+                          f"[arms.{name}] of {ARMS.name}")
+    evaluations = _cost(table)
+    lr, decay = defaults["lr"], defaults.get("weight_decay", 0.0)
+    time = evaluations / (lr * decay * cap) if decay else NO_DECAY
+    momenta = [defaults[key] for key in COMMON[2:] if key in _keywords(table["name"])]
+    axes = {"lr": around(lr), "decay_time": DECAY_TIME, "aux_lr": around(AUX_LR),
+            "memory": Choice(tuple(MEMORY), _nearest(momenta))}
+    values = {"lr": lr, "decay_time": significant(time), "aux_lr": AUX_LR, "memory": OWN}
+    key, axis, value = _own_axis(table)
+    if key:
+        axes[key], values[key] = axis, value
+    return Arm(name, table, axes, values, evaluations)
+
+
+def all_arms() -> list[str]:
+    """Every arm of arms.toml, and every file of optimizer/ that is not searched in its modes."""
+    stated = read_toml(ARMS)["arms"]
+    modes = {table["name"] for name, table in stated.items() if name.startswith(table["name"])}
+    files = [name for name in available_optimizers() if name not in modes
+             and optimizer_class(name).__module__.startswith("optimizer.")
+             and not is_wrapper(optimizer_class(name))]
+    return sorted({*files, *stated})
+
+
+def _table(name: str) -> dict:
+    """The `[optimizer]` table that arms.toml gives an arm, one of the ablation, or a bare name."""
+    stated, cells = read_toml(ARMS)["arms"], read_ablation().arms()
+    if name in stated:
+        return stated[name]
+    if name in cells:
+        return read_ablation().arm_settings(cells[name])
+    try:
+        if is_wrapper(optimizer_class(name)):
+            raise ConfigError(f"{name!r} wraps another optimizer; arms: {', '.join(stated)}")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return {"name": name}
+
+
+def _keywords(name: str) -> dict[str, Any]:
+    """The constructor's arguments with their defaults."""
+    return {key: parameter.default for key, parameter
+            in inspect.signature(optimizer_class(name)).parameters.items()}
+
+
+def _cost(table: dict) -> float:
+    """Gradient evaluations per step, as the files declare them for their defaults; a rule that
+    takes its second gradient every k-th step has 1 + 1 / k."""
+    cost = 1.0
+    for rule in (table["name"], *wrappers(table)):
+        declared = _declared(rule, "COST", {"gradient_evaluations": 1})["gradient_evaluations"]
+        k = table.get("k", _keywords(rule).get("k"))
+        cost = max(cost, (1 + 1 / k if k else 1) if declared == 2 and k is not None else declared)
+    return cost
+
+
+def _own_axis(table: dict) -> tuple[str, Range | None, float]:
+    """The first number besides the common ones that the rule or its wrapper searches, within the
+    range that its file declares, and its default; ("", None, 0) if there is none."""
+    for prefix, rule, stated in [("", table["name"], table), *(
+            (f"{key}.", key, table[key]) for key in wrappers(table))]:
+        for key, space in _declared(rule, "SEARCH_SPACE", {}).items():
+            ranged = isinstance(space, tuple) and key not in (*COMMON, *stated) and "." not in key
+            if ranged and (default := _keywords(rule)[key]):
+                return prefix + key, around(default, *space[:2]), default
+    return "", None, 0.0
+
+
+def _declared(rule: str, constant: str, otherwise: Any) -> Any:
+    module = importlib.import_module(optimizer_class(rule).__module__)
+    return getattr(module, constant, otherwise)
+
+
+def _momenta(level: str, keywords: Any) -> dict:
+    """The momenta of a level that a rule has; of more than two betas the first two are set."""
+    if level == OWN:
+        return {}
+    betas, momentum = MEMORY[level]
+    values = {"betas": list(betas), "momentum": momentum, "beta2": betas[1]}
+    return {key: value for key, value in values.items() if key in keywords}
+
+
+def _nearest(momenta: list) -> int:
+    """The level whose slowest average is nearest to the rule's."""
+    slowest = max([beta for value in momenta for beta in (
+        value if isinstance(value, tuple | list) else [value]) if beta < 1], default=0.9)
+    levels = [max(betas) if any(isinstance(m, tuple | list) for m in momenta) else momentum
+              for betas, momentum in MEMORY.values()]
+    return min(range(len(levels)),
+               key=lambda level: abs(math.log((1 - levels[level]) / (1 - slowest))))

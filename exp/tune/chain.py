@@ -1,0 +1,205 @@
+"""A chain: the trials of one arm in one study, one after another, and its winner's fresh runs.
+
+python -m exp.tune.chain FOLDER
+
+FOLDER/chain.json says what is searched; trials.jsonl, a line for each finished trial, is the whole
+state of the search; every run has a folder of its own, and study.json is the result. A chain that
+is killed, or moved to another machine, continues from these files with the same suggestions.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from data import DataError
+from exp.harness.arguments import BAD_INPUT, COMPLETED, INTERRUPTED
+from exp.harness.device import keep_freed_memory
+from exp.harness.errors import ConfigError
+from exp.harness.folder import RunFolder
+from exp.harness.lock import acquire, release
+from exp.harness.recipes import recipes
+from exp.harness.run import Diverged, Interrupted
+from exp.harness.task import Task, task_named, train_function
+from exp.jobs.freshness import folder_identity, identity
+from exp.jobs.launch import LOG, Work
+from exp.jobs.queue import free_name
+from exp.report.jsonfile import read_json, write_json
+from exp.tune.arms import Arm
+from exp.tune.record import fresh_record, trial_record
+from exp.tune.suggest import limit, suggest, winner
+from exp.tune.terms import AMOUNTS, code_of, seeds_of, settings_of
+
+CHECKPOINTS = ("latest.pt", "best.pt")  # of a finished run: they are not needed again
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """A chain as a job of the queue. number: of the study, from 1."""
+
+    arm: Arm
+    number: int
+    terms: dict
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return f"{self.arm.name} study {self.number}"
+
+    @cached_property
+    def plan(self) -> dict:
+        """The content of chain.json: all that the worker needs to know. Raises ConfigError."""
+        table = self.arm.settings(self.arm.defaults, self.terms["cap"])
+        settings = settings_of(self.terms, self.arm, table, 0, self.terms["cap"])
+        return json.loads(json.dumps({
+            "arm": self.arm.name, "number": self.number, "terms": self.terms,
+            **self.arm.record(), "recipes": recipes(settings, self.task)}))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Chain":
+        """The chain of a folder. Raises ConfigError if there is none."""
+        try:
+            plan = read_json(folder / "chain.json")
+            return cls(Arm.of(plan["arm"], plan), plan["number"], plan["terms"], folder)
+        except (TypeError, KeyError, ValueError) as error:
+            raise ConfigError(f"{folder} holds no chain: {error}") from error
+
+    @property
+    def task(self) -> Task:
+        """The task that is searched."""
+        return task_named(self.terms["task"])
+
+    # --- as a job
+
+    def work(self) -> Work:
+        """What runs it; a chain on other terms that its folder holds is renamed, never lost."""
+        kept = read_json(self.folder / "chain.json")
+        if kept is not None and not _continues(kept, self.plan):
+            self.folder.rename(free_name(self.folder))
+        write_json(self.folder / "chain.json", self.plan, depth=1)
+        command = [sys.executable, "-m", "exp.tune.chain", str(self.folder)]
+        return Work(self.folder, command, command)
+
+    def outcome(self) -> int | None:
+        """The exit status if the chain is finished, else None."""
+        return COMPLETED if self.study() else None
+
+    def study(self) -> dict | None:
+        """The finished study of these terms in the folder, None if there is none."""
+        kept, study = (read_json(self.folder / f"{name}.json") for name in ("chain", "study"))
+        if kept is None or study is None or not _continues(kept, self.plan):
+            return None
+        amounts = len(study["trials"]), len(study["fresh"])
+        return study if amounts == (self.terms["trials"], self.terms["fresh_seeds"]) else None
+
+    def position(self) -> str:
+        """How far it is."""
+        return f"{self.name} trial {len(self.trials())}"
+
+    # --- the search
+
+    def trials(self) -> list[dict]:
+        """The finished trials, at most as many as the terms ask for; a line that a crash cut off
+        is left out: that trial is read from its folder again."""
+        path = self.folder / "trials.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines][:self.terms["trials"]]
+
+    def run(self) -> None:
+        """Make the trials and the fresh runs that are missing; write study.json."""
+        trials = self.trials()
+        while len(trials) < self.terms["trials"]:
+            trials.append(self._trial(trials))
+            _append(self.folder / "trials.jsonl", trials)
+        best = winner(trials)
+        seeds = seeds_of(self.number, self.terms["fresh_seeds"])
+        fresh = [fresh_record(seed, self._run(f"seed{seed}", best["params"], seed,
+                                              self.terms["cap"]), self.terms) for seed in seeds]
+        facts = read_json(self.folder / f"seed{seeds[-1]}" / "run.json")
+        write_json(self.folder / "study.json", {
+            "number": self.number, "seed": self.terms["study_seeds"][str(self.number)],
+            "machine": f"{facts['device']}, {facts['threads']} threads",
+            "torch": facts["versions"]["torch"],
+            "commit": f"{facts['commit']}{'+' * facts['uncommitted_changes']}",
+            "code": code_of(read_json(self.folder / "chain.json")["recipes"]),
+            "trials": trials, "winner": best["index"], "fresh": fresh}, depth=1)
+
+    def _trial(self, trials: Sequence[dict]) -> dict:
+        index, most = len(trials), limit(trials, self.terms["cap"])
+        params = suggest(self.arm.axes, self.arm.defaults, trials,
+                         f"{self.terms['task']}/{self.number}")
+        run = self._run(f"trial{index}", params, self.number, most)
+        trial = trial_record(index, params, most, run, self.terms)
+        print(f"{self.name} trial {index}: {trial['cost'] or trial['status']}", flush=True)
+        return trial
+
+    def _run(self, name: str, params: dict, seed: int, most: int) -> dict:
+        """Train in a folder of the chain, or continue, or read what is finished there; the run's
+        `status` and `lines`. most: gradient evaluations that it may take."""
+        folder = self.folder / name
+        settings = settings_of(self.terms, self.arm, self.arm.settings(params, self.terms["cap"]),
+                               seed, most)
+        same = folder_identity(folder, self.task).counts_as(identity(settings, self.task))
+        if not same or _status(folder) not in ("completed", "diverged"):
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / LOG, "a", encoding="utf-8") as log, \
+                    contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), \
+                    contextlib.suppress(Diverged):
+                train_function(self.task.name)(
+                    settings, RunFolder(folder, resume=same, overwrite=not same))
+            for checkpoint in CHECKPOINTS:
+                (folder / checkpoint).unlink(missing_ok=True)
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return {"status": _status(folder), "lines": [json.loads(line) for line in lines]}
+
+
+def _status(folder: Path) -> str | None:
+    """How the run in a folder ended, None if it has not."""
+    return (read_json(folder / "summary.json") or {}).get("status")
+
+
+def _continues(kept: dict, plan: dict) -> bool:
+    """Whether a chain that was begun by one plan may go on by another: all is equal but for how
+    many trials and fresh runs there are."""
+    def rest(of: dict) -> dict:
+        return {**of, "terms": {key: value for key, value in of["terms"].items()
+                                if key not in (*AMOUNTS, "study_seeds")}}
+
+    return rest(kept) == rest(plan)
+
+
+def _append(path: Path, trials: Sequence[dict]) -> None:
+    """Write trials.jsonl with its new last line, on the disk before the next trial begins."""
+    part = path.with_suffix(".part")
+    with open(part, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(trial) + "\n" for trial in trials)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the chain of a folder; the exit status: 0, 2 bad input, 130 interrupted."""
+    keep_freed_memory()
+    try:
+        chain = Chain.read(Path(arguments[0]))
+        lock = acquire(chain.folder)
+        try:
+            chain.run()
+        finally:
+            release(lock)
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except (Interrupted, KeyboardInterrupt):
+        return INTERRUPTED
+    return COMPLETED
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,225 @@
+"""An independent check of a board: its numbers from its studies, and the invariants of its terms.
+
+Numpy and scipy alone, and none of the estimators that made the board: a fault there is found here.
+"""
+
+import math
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+from scipy import stats
+from scipy.stats import qmc
+
+TOLERANCE = 1e-9  # relative
+AXES = ("lr", "decay_time", "aux_lr", "memory")
+KEYS = {"schema", "terms", "arms", "results"}
+
+
+def check_board(board: dict) -> list[str]:
+    """What is wrong with a board, one line each; empty if every number holds."""
+    if set(board) != KEYS or board["schema"] != "ars-arena/1":
+        return [f"I1: not a board of schema ars-arena/1: {sorted(board)}"]
+    terms = board["terms"]
+    problems = [] if board["arms"] else ["I2: no arm"]
+    for number, seed in terms["study_seeds"].items():
+        if seed != zlib.crc32(f"{terms['task']}/{number}".encode()):
+            problems.append(f"I4: seed of study {number}")
+    for name, arm in board["arms"].items():
+        problems += [f"{name}: {problem}" for problem in _arm(terms, name, arm)]
+    if not problems:  # else there may be nothing to recompute from
+        problems += _differences("results", _results(terms, board["arms"]), board["results"])
+        noise = board["results"]["arms"].get(terms["noise_arm"], {})
+        problems += ["I20: the baseline differs from itself"] * (noise.get("p", 1) <= 1e-3)
+    return problems
+
+
+# --- the search
+
+
+def _arm(terms: dict, name: str, arm: dict) -> Iterator[str]:
+    first = terms["studies"] + 1 if name == terms["noise_arm"] else 1
+    numbers = [study["number"] for study in arm["studies"]]
+    if numbers != list(range(first, first + terms["studies"])):
+        yield f"I2: studies {numbers}"
+    for key in {"lr", "aux_lr"} & arm["axes"].keys():
+        low, high, _ = arm["axes"][key]
+        if not math.isclose(high / low, 900, rel_tol=1e-6):
+            yield f"I3: {key} spans a factor {high / low:g}"
+    for study in arm["studies"]:
+        for problem in (*_trials(terms, arm, study), *_fresh(terms, study)):
+            yield f"study {study['number']}: {problem}"
+
+
+def _trials(terms: dict, arm: dict, study: dict) -> Iterator[str]:
+    trials = study["trials"]
+    if study["seed"] != terms["study_seeds"].get(str(study["number"])):
+        yield "I4: seed"
+    if [trial["index"] for trial in trials] != list(range(terms["trials"])):
+        yield "I5: trials missing or too many"
+        return
+    points = qmc.Sobol(len(AXES), scramble=True, rng=study["seed"]).random(4)
+    for index, trial in enumerate(trials):
+        hits = [before["cost"] for before in trials[:index] if before["cost"] is not None]
+        most = max(terms["cap"] / 4, terms["stop_factor"] * min(hits)) if hits else terms["cap"]
+        if trial["limit"] != int(min(terms["cap"], most)):
+            yield f"I6: limit of trial {index}"
+        if trial["spent"] > trial["limit"] or (trial["cost"] or 0) > trial["spent"]:
+            yield f"I7: trial {index} beyond its limit"
+        if not index and trial["params"] != arm["defaults"]:
+            yield "I9a: trial 0 is not the defaults"
+        if 0 < index < terms["start"] and not _is_at(arm, trial["params"], points[index - 1]):
+            yield f"I9b: trial {index} is not at the shared point"
+    order = sorted(trials, key=lambda trial: (
+        (0, trial["cost"]) if trial["cost"] is not None and trial["status"] != "diverged" else
+        (1 + (trial["status"] == "diverged"), -trial["grade"])))
+    if study["winner"] != order[0]["index"]:
+        yield "I8: the winner is not the best trial"
+
+
+def _is_at(arm: dict, params: dict, point: np.ndarray) -> bool:
+    """Whether the common axes are at a point of the unit cube."""
+    for key, share in zip(AXES, point, strict=True):
+        axis = arm["axes"].get(key, {"choices": [None]})
+        if isinstance(axis, dict):
+            place = min(int(share * len(axis["choices"])), len(axis["choices"]) - 1)
+            if params.get(key) != axis["choices"][place]:
+                return False
+        elif abs(math.log(params[key] / axis[0]) / math.log(axis[1] / axis[0]) - share) > 1e-5:
+            return False
+    return True
+
+
+def _fresh(terms: dict, study: dict) -> Iterator[str]:
+    seeds = [1000 * study["number"] + j for j in range(1, terms["fresh_seeds"] + 1)]
+    if [run["seed"] for run in study["fresh"]] != seeds:
+        yield "I9: fresh seeds"
+    for run in study["fresh"]:
+        spent, values = run["curve"]["evaluations"], run["curve"]["metric"]
+        if len(spent) != len(values) or np.any(np.diff([0, *spent]) <= 0):
+            yield f"I10: curve of seed {run['seed']}"
+        elif np.any(np.diff([0, *spent]) > 2 * terms["evaluate_every"]):
+            yield f"I12: readings of seed {run['seed']} are too sparse"
+        elif (run["status"] == "completed" and _cost(terms, run) is None
+              and spent[-1] + 2 * terms["evaluate_every"] <= terms["cap"]):
+            yield f"I11: seed {run['seed']} ended early"
+
+
+# --- the numbers
+
+
+def _cost(terms: dict, run: dict) -> int | None:
+    sign = 1 if terms["mode"] == "max" else -1
+    at = sign * np.asarray(run["curve"]["metric"]) >= sign * terms["main_target"]
+    spent = run["curve"]["evaluations"]
+    for i in range(len(spent) - terms["hold"] + 1):
+        window = slice(i, i + terms["hold"])
+        if at[window].all() and spent[window][-1] <= terms["cap"] and run["status"] != "diverged":
+            return spent[i]
+    return None
+
+
+def _results(terms: dict, arms: dict) -> dict:
+    costs = {name: [[_cost(terms, run) for run in study["fresh"]] for study in arm["studies"]]
+             for name, arm in arms.items()}
+    logs = {name: np.array([np.mean([np.log(cost or terms["cap"]) for cost in study])
+                            for study in of_arm]) for name, of_arm in costs.items()}
+    rows = {name: {
+        "values": logs[name].tolist(), "cost": float(np.exp(logs[name].mean())),
+        "censored": [None in study for study in costs[name]],
+        "reached": [sum(cost is not None for study in costs[name] for cost in study),
+                    sum(map(len, costs[name]))],
+        "spent": sum(trial["spent"] for study in arm["studies"] for trial in study["trials"]) + sum(
+            max(run["curve"]["evaluations"], default=0) for study in arm["studies"]
+            for run in study["fresh"])} for name, arm in arms.items()}
+    base, noise = terms["baseline"], terms["noise_arm"]
+    if base not in arms or terms["studies"] < 2:
+        return {"arms": rows, "pairs": [], "pooled_sd": None, "noise": None}
+    others = [name for name in arms if name not in (base, noise)]
+    d = {name: logs[name] - logs[base] for name in arms if name != base}
+    pooled = np.mean([d[name].var(ddof=1) for name in others]) if others else 0.0
+    for name in d:
+        rows[name] |= _compared(d[name], pooled, any(rows[name]["censored"]),
+                                any(rows[base]["censored"]))
+    _verdicts([rows[name] for name in others], terms["alpha"])
+    ranked = [name for name in arms if name != noise]
+    pairs = _pairs({name: logs[name] for name in ranked}, terms["alpha"])
+    for name in ranked:
+        before, after = (sum(
+            pair["ordered"] and name in (pair["a"], pair["b"])
+            and (pair["log_ratio"] * (1 if pair["a"] == name else -1) * side > 0)
+            for pair in pairs) for side in (1, -1))
+        rows[name]["rank"] = [1 + before, len(ranked) - after]
+    floor = rows.get(noise)
+    return {"arms": rows, "pairs": pairs, "pooled_sd": float(np.sqrt(pooled)),
+            "noise": floor and {"ratio": floor["ratio"], "low": floor["low"],
+                                "high": floor["high"],
+                                "half_width": math.sqrt(floor["high"] / floor["low"])}}
+
+
+def _t(d: np.ndarray, pooled: float) -> stats.rv_continuous:
+    """The distribution of the mean difference around its estimate."""
+    return stats.t(2 * len(d) - 2, d.mean(), math.sqrt(_variance(d, pooled) / len(d)))
+
+
+def _variance(d: np.ndarray, pooled: float) -> float:
+    return max(d.var(ddof=1), (d.var(ddof=1) + pooled) / 2, 1e-300)
+
+
+def _compared(d: np.ndarray, pooled: float, ours: bool, theirs: bool) -> dict:
+    k, t = len(d), _t(d, pooled)
+    s2 = _variance(d, pooled)
+    low, high = np.exp(t.interval(0.95))
+    narrow = np.exp(t.interval(0.90))
+    # The normal mixture that crosses 1 / alpha: n S^2 / (2 s2 (n + 1)) = log(sqrt(n + 1) / alpha).
+    reach = math.sqrt(2 * s2 * (k + 1) * math.log(math.sqrt(k + 1) / 0.05)) / k
+    ratio = np.square(d.sum()) / ((k + 0.25) * np.square(d).sum()) if d.any() else 0.0
+    return {"ratio": float(np.exp(d.mean())), "low": float(low), "high": float(high),
+            "bound": [["", "at most"], ["at least", "unknown"]][ours][theirs],
+            "p": float(2 * min(t.cdf(0), t.sf(0))),
+            "anytime": [float(np.exp(d.mean() - reach)), float(np.exp(d.mean() + reach))],
+            "e": math.sqrt(0.25 / (k + 0.25)) * (1 - ratio) ** (-k / 2),
+            "wins_a_study": float(stats.t.cdf(-d.mean() / math.sqrt(s2 * (1 + 1 / k)), 2 * k - 2)),
+            "studies_needed": math.ceil(2 + s2 * ((1.959964 + 0.841621) / math.log(1.1)) ** 2),
+            "equal": bool(narrow[0] >= 0.95 and narrow[1] <= 1.05)}
+
+
+def _verdicts(rows: list[dict], alpha: float) -> None:
+    """Holm step by step, from the least p value on."""
+    most = 0.0
+    for left, row in zip(range(len(rows), 0, -1), sorted(rows, key=lambda row: row["p"]),
+                         strict=True):
+        most = row["p_holm"] = min(1.0, max(most, left * row["p"]))
+        side = "cheaper" if row["ratio"] < 1 else "dearer"
+        against = {"cheaper": ("at least", "unknown"), "dearer": ("at most", "unknown")}[side]
+        row["verdict"] = "equal" if row["equal"] and not row["bound"] else "undecided"
+        if most <= alpha and row["bound"] not in against:
+            row["verdict"] = side
+
+
+def _pairs(logs: dict[str, np.ndarray], alpha: float) -> list[dict]:
+    names = list(logs)
+    pairs = [{"a": a, "b": b, "log_ratio": float((logs[a] - logs[b]).mean())}
+             for i, a in enumerate(names) for b in names[:i]]
+    pooled = np.mean([(logs[pair["a"]] - logs[pair["b"]]).var(ddof=1) for pair in pairs] or [0.0])
+    for pair in pairs:
+        t = _t(logs[pair["a"]] - logs[pair["b"]], pooled)
+        pair["p"] = float(2 * min(t.cdf(0), t.sf(0)))
+    adjusted = stats.false_discovery_control([pair["p"] for pair in pairs]) if pairs else []
+    for pair, q in zip(pairs, adjusted, strict=True):
+        pair |= {"p_bh": float(q), "ordered": bool(q <= alpha)}
+    return pairs
+
+
+def _differences(path: str, ours: object, theirs: object) -> list[str]:
+    """Where two structures of numbers differ."""
+    if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
+        return [line for key in ours for line in _differences(f"{path}.{key}", ours[key],
+                                                              theirs[key])]
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        return [line for place, (a, b) in enumerate(zip(ours, theirs, strict=True))
+                for line in _differences(f"{path}[{place}]", a, b)]
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool)
+                  for value in (ours, theirs))
+    same = math.isclose(ours, theirs, rel_tol=TOLERANCE) if numbers else ours == theirs
+    return [] if same else [f"{path}: {theirs} is written, {ours} follows from the studies"]

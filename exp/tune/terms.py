@@ -1,0 +1,102 @@
+"""Terms of a search: what must be equal for results to be comparable, and a trial's settings."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from importlib.metadata import version
+
+import torch
+
+from exp.harness.config import complete
+from exp.harness.errors import ConfigError
+from exp.harness.task import Task, task_named
+from exp.harness.toml import apply_override, read_toml
+from exp.tune.arms import Arm, arm_named
+from exp.tune.suggest import GIVE_UP, START, STOP_FACTOR, study_seed
+
+SCHEMA = "ars-arena/1"
+BASELINE, NOISE_ARM = "adamw", "adamw_again"
+AMOUNTS = {"studies": 6, "trials": 12, "fresh_seeds": 2}
+HOLD = 2  # readings in a row at the target
+
+
+def terms_of(task: Task, asked: dict, overrides: Iterable[str] = ()) -> dict:
+    """The terms of a task: `[tuning]` of its task.toml where `asked` has None for `target`, `cap`,
+    `studies`, `trials` or `fresh_seeds`.
+
+    Raises ConfigError for a task without `[tuning]`, and for a wrong override.
+    """
+    if "tuning" not in task.table:
+        raise ConfigError(f"task {task.name} has no tuning goal: add [tuning] to "
+                          f"exp/{task.name}/task.toml")
+    goal = task.table["tuning"]
+    metric = task.metric(goal.get("metric", task.primary.name))
+    cap = asked["cap"] or goal["cap"]
+    target = goal["target"] if asked["target"] is None else asked["target"]
+    targets = goal.get("targets", [target]) if asked["target"] is None else [target]
+    amounts = {key: asked[key] or goal.get(key, usual) for key, usual in AMOUNTS.items()}
+    terms = {
+        "task": task.name, "regime": "race", "metric": metric.name, "mode": metric.mode,
+        "targets": targets, "main_target": target, "cap": cap, "evaluate_every": 1, "hold": HOLD,
+        "grade_at": cap // GIVE_UP, "stop_factor": STOP_FACTOR, "start": START, **amounts,
+        "baseline": BASELINE, "noise_arm": NOISE_ARM, "alpha": 0.05, "worth_naming": 1.05,
+        "sampler": {"name": "GPSampler", "optuna": version("optuna"),
+                    "values": "normal scores of ranks"},
+        "study_seeds": {str(number): study_seed(f"{task.name}/{number}")
+                        for number in range(1, 2 * amounts["studies"] + 1)},
+        "fresh_seed": "1000 * study + j, j = 1 .. fresh_seeds",
+        "config": task.config.stem, "set": [*goal["set"], *overrides]}
+    return terms | {"evaluate_every": _steps_per_epoch(terms)}
+
+
+def settings_of(terms: dict, arm: Arm, optimizer: dict, seed: int, limit: int) -> dict:
+    """The complete settings of a run that may take `limit` gradient evaluations.
+
+    Raises ConfigError for a wrong override, or a schedule that ends without a period of its own.
+    """
+    task = task_named(terms["task"])
+    settings = read_toml(task.config)
+    try:
+        for override in terms["set"]:
+            apply_override(settings, override)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    epoch = terms["evaluate_every"] * math.ceil(arm.gradient_evaluations_per_step)
+    settings["experiment"] |= {
+        "seed": seed, "stop_at": terms["main_target"], "hold": terms["hold"], "epochs": limit,
+        "max_evaluations": max(1, limit - epoch + 1),  # the last epoch ends within the limit
+        "test": False, "diagnostics": False}
+    settings["optimizer"] = optimizer
+    settings = complete(settings, task)
+    schedule = settings["schedule"]
+    ends = schedule["name"] != "constant" or "cosine" in schedule["weight_decay"]
+    if ends and "period_epochs" not in schedule:
+        raise ConfigError("[schedule] a trial's length is not known beforehand: a schedule that "
+                          "ends needs period_epochs")
+    return settings
+
+
+def numbers_of(arm: str, terms: dict) -> range:
+    """The studies of an arm: 1 to K, those of the noise arm K + 1 to 2 K."""
+    first = terms["studies"] + 1 if arm == terms["noise_arm"] else 1
+    return range(first, first + terms["studies"])
+
+
+def seeds_of(study: int, count: int) -> list[int]:
+    """The seeds of a study's fresh runs, no two studies share one."""
+    return [1000 * study + number for number in range(1, count + 1)]
+
+
+def code_of(recipes: dict[str, int]) -> str:
+    """12 hexadecimal digits for the RECIPE numbers of what computed a study."""
+    return hashlib.sha256(json.dumps(recipes, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _steps_per_epoch(terms: dict) -> int:
+    """Steps between two readings: the data set is loaded and counted."""
+    arm = arm_named(terms["baseline"], terms["cap"])
+    table = arm.settings(arm.defaults, terms["cap"])
+    settings = settings_of(terms, arm, table, 0, terms["cap"])
+    data = task_named(terms["task"]).data(**settings["data"], seed=0, device=torch.device("cpu"))
+    return len(data.train)
