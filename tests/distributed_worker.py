@@ -21,7 +21,7 @@ from exp.harness.checkpoint import Checkpoints, Position
 from exp.harness.config import complete
 from exp.harness.diagnostics import Instruments
 from exp.harness.distributed import (
-    Consensus,
+    DelayedMax,
     from_main,
     is_main,
     joined,
@@ -227,15 +227,15 @@ def said(action: Callable) -> str:
 
 
 def agreement() -> dict:
-    """What only one process has to say, and what all of them hear."""
+    """Decisions of one process, and what all of them return."""
     def fail_on_one():
         with together():
             if rank() == 1:
                 raise ConfigError("no such file")
 
-    consensus = Consensus()
-    heard = [consensus.hear(signal) for signal in ((0, 2 * rank(), 1, 0))]
-    return {"alone": said(fail_on_one), "heard": heard, "from main": from_main(rank),
+    signals = DelayedMax()
+    maxima = [signals.all_max(signal) for signal in ((0, 2 * rank(), 1, 0))]
+    return {"alone": said(fail_on_one), "maxima": maxima, "from main": from_main(rank),
             "share": [part.tolist() for (part,) in my_batches(2, torch.arange(9))]}
 
 

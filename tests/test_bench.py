@@ -201,7 +201,7 @@ def test_instruments_are_timed_beside_a_step(monkeypatch):
     functions[instruments.REFERENCE]()
     weights = [p.detach().clone() for p in run.model.parameters()]
     seen = []
-    monkeypatch.setattr(instruments.Instruments, "take", lambda self: seen.append(self.found))
+    monkeypatch.setattr(instruments.Instruments, "take", lambda self: seen.append(self.values))
     for name in list(functions)[1:]:
         functions[name]()
     assert all(torch.equal(p, w) for p, w in zip(run.model.parameters(), weights, strict=True))

@@ -123,11 +123,11 @@ def test_each_process_goes_on_with_its_own_random_numbers(found):
 
 def test_all_processes_know_what_one_knows(found):
     for number, process in enumerate(("main", "other")):
-        heard = found[process]["agreement"]
-        assert heard["alone"] == ("no such file" if number else "process 1: no such file")
-        assert heard["heard"] == [0, 0, 2, 1]  # a step later, the most serious
-        assert heard["from main"] == 0
-        assert heard["share"] == [[[0, 1], [2, 3], [4]], [[5, 6], [7], [8]]][number]
+        agreed = found[process]["agreement"]
+        assert agreed["alone"] == ("no such file" if number else "process 1: no such file")
+        assert agreed["maxima"] == [0, 0, 2, 1]  # a step later, the most serious
+        assert agreed["from main"] == 0
+        assert agreed["share"] == [[[0, 1], [2, 3], [4]], [[5, 6], [7], [8]]][number]
 
 
 def test_the_dearest_items_are_dealt_first():

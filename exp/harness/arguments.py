@@ -1,5 +1,5 @@
-"""What a command line needs before torch is imported: the options of the training scripts, the exit
-statuses of every command, types for argparse."""
+"""Options of the training scripts, exit statuses of every command, types for argparse. Imports
+nothing of torch."""
 
 import argparse
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ def parse(task: str, arguments: Sequence[str] | None = None) -> argparse.Namespa
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--output", type=Path, metavar="DIR",
                         help="run folder (default: outputs/<config name>/seed<seed>)")
-    held = parser.add_mutually_exclusive_group()
-    held.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
-    held.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
+    mode.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
     return parser.parse_args(arguments)
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on, as a type for argparse."""
+    """A positive integer, as a type for argparse."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return number

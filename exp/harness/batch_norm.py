@@ -1,4 +1,4 @@
-"""Batch norms whose statistics are those of the whole batch, however many processes share it."""
+"""Synchronized batch norm on CPU and CUDA."""
 
 import torch
 import torch.distributed as dist
@@ -8,7 +8,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def synchronized(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` with every batch norm made a synchronized one, parameters and buffers the same."""
+    """`model` with every batch norm replaced by a synchronized one with its parameters and buffers.
+    """
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for parent in list(model.modules()):
@@ -59,7 +60,7 @@ class GlooBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance, share)
 
     def _check_input_dim(self, x: Tensor) -> None:
-        """Any input of at least two dimensions: the norm it stands for has its own opinion."""
+        """Accept any input of at least two dimensions."""
 
 
 class _AllSum(torch.autograd.Function):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 
 class Board:
-    """Writes the numbers of each metrics line as scalars over epochs; inactive unless asked for.
+    """Writes the numbers of each metrics line as scalars over epochs, if `active`.
 
-    purge_from: epochs from this one on are written anew, after resuming.
+    purge_from: events from this epoch on are discarded, after resuming.
     """
 
     def __init__(self, folder: Path, active: bool, purge_from: int) -> None:
@@ -26,6 +26,6 @@ class Board:
                 self.writer.add_scalar(name, value, line["epoch"])
 
     def close(self) -> None:
-        """Write what is still in memory."""
+        """Flush and close the file."""
         if self.writer is not None:
             self.writer.close()

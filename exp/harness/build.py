@@ -1,4 +1,4 @@
-"""From checked settings to live objects: device, data, model, optimizer, schedule, objective."""
+"""Build device, data, model, optimizer, schedule and objective from checked settings."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +38,7 @@ class Built:
 
 
 def build(settings: dict, task: Task) -> Built:
-    """Seed, then build in the order in which things depend on each other; nothing is written.
+    """Seed, then build everything in order of dependence; nothing is written.
 
     Raises ConfigError for a value that a constructor refuses, DataError for missing data.
     """
@@ -56,7 +56,7 @@ def build(settings: dict, task: Task) -> Built:
         shards = dict(zip(whole, model.parameters(), strict=True))
         optimizer = over_processes(optimizer, experiment["sharding"], shards)
     objective = Objective(model, task.loss_fn, autocast(device, experiment["precision"]), applied)
-    # The weights are the same everywhere, the random numbers of training (dropout) need not be.
+    # Weights are equal on all processes; random numbers of training (dropout) differ.
     if rank():
         torch.manual_seed(experiment["seed"] + rank())
     return Built(task, settings, device, data, model, optimizer, objective, schedule)
@@ -96,7 +96,7 @@ def _parts(settings: dict, task: Task, device: torch.device) -> tuple:
 
 @torch.no_grad()
 def _require_fit(model: nn.Module, task: Task, train: Batches) -> None:
-    """One example, before anything is written: a model too small for the data refuses it."""
+    """Run one example, before anything is written: a model too small for the data fails."""
     example = (part[:1] for part in next(train.epoch(0)))
     model.eval()
     task.loss_fn(model, *example)
@@ -124,9 +124,9 @@ def _require_many_processes(optimizer: Optimizer, experiment: dict) -> None:
 
 
 def over_processes(optimizer: Optimizer, sharding: str, shards: dict) -> Optimizer:
-    """The optimizer as several processes use it; shards: whole parameter -> what the model holds.
+    """The optimizer for several processes; shards: full parameter -> this process's shard.
 
-    Raises ConfigError where a rule refuses.
+    Raises ConfigError for an optimizer that cannot be sharded.
     """
     if sharding == "none":
         return optimizer

@@ -1,4 +1,4 @@
-"""What a run resumes from: latest.pt, to the bit, and best.pt, the weights of its best epoch."""
+"""Checkpoints: latest.pt, from which a run resumes bit-exactly, and best.pt, its best weights."""
 
 import json
 import time
@@ -24,7 +24,7 @@ from exp.harness.objective import rng_state, set_rng_state
 CHECKPOINT_SECONDS = 10.0  # at least so long between checkpoints: short epochs cost nothing
 MAY_CHANGE_ON_RESUME = ("epochs", "device", "tensorboard", "stop_at", "max_evaluations", "sharding",
                          "test")
-PERIOD = "period_epochs"  # of [schedule]: what is left out follows the epochs
+PERIOD = "period_epochs"  # of [schedule]: the number of epochs by default
 KINDS = {"settings": dict, "model": dict, "optimizer": dict, "objective": dict, "stopped": bool,
          "wall_seconds": float, "epoch": int, "batch": int, "step": int, "seconds": float,
          "best": dict, "milestones": dict}  # of what a checkpoint and its position hold
@@ -44,7 +44,7 @@ class Position:
 
 
 class Checkpoints:
-    """The checkpoints of one run. Of several processes all take part, and the main one writes."""
+    """The checkpoints of one run. All processes take part; the main one writes."""
 
     def __init__(self, folder: RunFolder, built: Built, instruments: Instruments) -> None:
         self.folder, self.task, self.settings = folder, built.task, built.settings
@@ -54,15 +54,15 @@ class Checkpoints:
         self.best_weights: dict | None = None  # better than those of best.pt
 
     def is_due(self) -> bool:
-        """Whether the last one is old enough; every process hears the same."""
+        """Whether the last checkpoint is old enough; the same on every process."""
         return from_main(lambda: time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS)
 
     def keep_best(self) -> None:
-        """Keep the weights of now as the best ones; the next `save` writes them."""
+        """Keep the current weights as the best ones; the next `save` writes them."""
         self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
     def best(self) -> dict:
-        """The best weights, whole."""
+        """The best weights, unsharded."""
         if self.best_weights is not None:
             return whole(self.best_weights)
         return from_main(lambda: self.folder.load_checkpoint("best.pt")["model"])
@@ -73,7 +73,7 @@ class Checkpoints:
         state = {
             "settings": self.settings, "position": asdict(at), "stopped": stopped,
             "model": whole(self.model.state_dict()), "optimizer": self.optimizer.state_dict(),
-            "objective": self.objective.state_dict(), "measured": self.instruments.found,
+            "objective": self.objective.state_dict(), "measured": self.instruments.values,
             "rng": from_all(rng_state(self.device)), "wall_seconds": wall_seconds,
             "record": self.folder.record,
         }
@@ -134,7 +134,7 @@ class Checkpoints:
         load_whole(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.objective.load_state_dict(state["objective"])
-        self.instruments.found = state.get("measured", {})
+        self.instruments.values = state.get("measured", {})
         self._set_rng(state["rng"])
         return at
 
@@ -162,8 +162,8 @@ class Checkpoints:
         return fits
 
     def _set_rng(self, states: list[dict] | dict) -> None:
-        """Each process goes on with its own random numbers; of another number of processes only
-        the main one does."""
+        """Restore each process's generators; with another number of processes only the main one's.
+        """
         if isinstance(states, dict):  # the main process's alone, in older checkpoints
             states = [states]
         if len(states) == size() or is_main():

@@ -44,7 +44,7 @@ def launch(
         with joined(settings["experiment"]["device"]):
             status, message = _train(settings, train, options)
             main = is_main()
-    except ConfigError as error:  # of every process alike
+    except ConfigError as error:  # the same on every process
         status, message, main = BAD_INPUT, f"error: {error}", os.environ.get("RANK", "0") == "0"
     if message and main:
         print(message, file=sys.stderr)
@@ -53,7 +53,7 @@ def launch(
 
 def _train(settings: dict, train: Callable[[dict, RunFolder], None], options: argparse.Namespace
            ) -> tuple[int, str]:
-    """The run itself: exit status and last words."""
+    """Train; returns the exit status and a final message."""
     seed = settings["experiment"]["seed"]
     path = options.output or Path("outputs") / options.config.stem / f"seed{seed}"
     try:

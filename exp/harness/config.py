@@ -1,4 +1,4 @@
-"""Config: TOML in, checked and completed settings out, before anything is built or written."""
+"""Configuration: read, override, check and complete a TOML file, before anything is built."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -31,14 +31,14 @@ class Experiment:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     compile: bool = False
-    sharding: Sharding = "optimizer"  # what several processes share out besides the batch
+    sharding: Sharding = "optimizer"  # what several processes divide besides the batch
     tensorboard: bool = False
-    diagnostics: bool | list[Instrument] = True  # the optimizer's own numbers, and instruments
+    diagnostics: bool | list[Instrument] = True  # the optimizer's own numbers, or instruments
     diagnostics_every: int | None = None  # steps between measurements; once an epoch by default
-    stop_at: float | None = None  # end when the metric has been at least this good
-    hold: int = 1  # in so many epochs in a row
-    max_evaluations: int | None = None  # end after the first epoch with so many gradients taken
-    test: bool = True  # in the end, measure the best weights on the test split where there is one
+    stop_at: float | None = None  # stop when the metric has reached this
+    hold: int = 1  # in that many epochs in a row
+    max_evaluations: int | None = None  # stop after the epoch that reaches this count
+    test: bool = True  # evaluate the best weights on the test split, if any, at the end
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -56,7 +56,7 @@ class Experiment:
 def load_settings(path: Path, overrides: Iterable[str], task: Task) -> dict[str, dict]:
     """Read a config, apply `table.key=value` overrides, check it, and fill in every default.
 
-    Raises ConfigError with all problems found, one a line.
+    Raises ConfigError with all problems, one per line.
     """
     try:
         settings = read_toml(path)
@@ -69,13 +69,13 @@ def load_settings(path: Path, overrides: Iterable[str], task: Task) -> dict[str,
 
 def complete(settings: dict[str, dict], task: Task) -> dict[str, dict]:
     """Check every table against the signature it will be called with; return it with defaults."""
-    found = [f"unknown table [{name}]. Accepted: {', '.join(TABLES)}"
+    problems = [f"unknown table [{name}]. Accepted: {', '.join(TABLES)}"
              for name in settings if name not in TABLES]
-    found += [f"[{name}] must be a table" for name in TABLES
+    problems += [f"[{name}] must be a table" for name in TABLES
               if not isinstance(settings.get(name, {}), dict)]
-    found += [f"missing table [{name}]" for name in TABLES[:4] if name not in settings]
-    if found:
-        raise ConfigError("\n".join(found))
+    problems += [f"missing table [{name}]" for name in TABLES[:4] if name not in settings]
+    if problems:
+        raise ConfigError("\n".join(problems))
     name = settings["experiment"].get("task", task.name)
     if name != task.name:
         raise ConfigError(f"[experiment] task is {name!r}: run python -m exp.{name}.train"
@@ -89,17 +89,17 @@ def complete(settings: dict[str, dict], task: Task) -> dict[str, dict]:
     done = {}
     for table, accepted in simple.items():
         given = settings.get(table, {})
-        found += schema.problems(table, given, accepted)
+        problems += schema.problems(table, given, accepted)
         done[table] = {**schema.defaults(accepted), **given}
     for table, finish in (("model", _model), ("optimizer", _optimizer)):
-        done[table] = finish(settings[table], task, found)
-    if not found:
+        done[table] = finish(settings[table], task, problems)
+    if not problems:
         try:
             Experiment(**done["experiment"])
         except ValueError as error:
-            found.append(f"[experiment] {error}")
-    if found:
-        raise ConfigError("\n".join(found))
+            problems.append(f"[experiment] {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))
     return {table: done[table] for table in TABLES}
 
 
@@ -122,61 +122,61 @@ def wrappers(optimizer: dict) -> list[str]:
     return [key for key, table in optimizer.items() if isinstance(table, dict) and key != "adamw"]
 
 
-def _model(given: dict, task: Task, found: list[str]) -> dict:
-    cls = _named(model_class, "model", given, found)
+def _model(given: dict, task: Task, problems: list[str]) -> dict:
+    cls = _named(model_class, "model", given, problems)
     if cls is None:
         return given
     accepted = schema.keywords(cls, task.sizes)
-    found += schema.problems("model", given, accepted, extra=("name",))
+    problems += schema.problems("model", given, accepted, extra=("name",))
     return {**schema.defaults(accepted), **given}
 
 
-def _optimizer(given: dict, task: Task, found: list[str]) -> dict:
-    cls = _named(optimizer_class, "optimizer", given, found)
+def _optimizer(given: dict, task: Task, problems: list[str]) -> dict:
+    cls = _named(optimizer_class, "optimizer", given, problems)
     if cls is None:
         return given
     if is_wrapper(cls):
-        found.append(f"[optimizer] {given['name']!r} wraps another optimizer: name that one here"
+        problems.append(f"[optimizer] {given['name']!r} wraps another optimizer: name that one here"
                      f" and add a table [optimizer.{given['name']}]")
         return given
     accepted = schema.keywords(cls, GIVEN_BY_CODE)
     tables = {key: value for key, value in given.items() if isinstance(value, dict)}
     routed = issubclass(cls, MatrixOptimizer) or "routing" in given or "adamw" in tables
-    found += schema.problems("optimizer", given, accepted, extra=("name", "routing", *tables))
+    problems += schema.problems("optimizer", given, accepted, extra=("name", "routing", *tables))
     if routed and not schema.conforms(given.get("routing", "role"), Routing):
-        found.append(f"[optimizer] routing must be {schema.describe(Routing)},"
+        problems.append(f"[optimizer] routing must be {schema.describe(Routing)},"
                      f" got {given['routing']!r}")
     done = {**schema.defaults(accepted), **({"routing": "role"} if routed else {}), **given}
     for key, table in tables.items():
-        done[key] = _optimizer_table(key, table, found)
+        done[key] = _optimizer_table(key, table, problems)
     return done
 
 
-def _optimizer_table(key: str, table: dict, found: list[str]) -> dict:
+def _optimizer_table(key: str, table: dict, problems: list[str]) -> dict:
     """`[optimizer.adamw]`, or a wrapper's table."""
     if key == "adamw":
         adamw = schema.keywords(optimizer_class("adamw"), GIVEN_BY_CODE)
-        found += schema.problems("optimizer.adamw", table, {k: adamw[k] for k in ADAMW_KEYS})
+        problems += schema.problems("optimizer.adamw", table, {k: adamw[k] for k in ADAMW_KEYS})
         return table
-    cls = _named(optimizer_class, f"optimizer.{key}", {"name": key}, found)
+    cls = _named(optimizer_class, f"optimizer.{key}", {"name": key}, problems)
     if cls is None:
         return table
     if not is_wrapper(cls):
-        found.append(f"[optimizer.{key}] {key!r} is no wrapper: give it as [optimizer] name")
+        problems.append(f"[optimizer.{key}] {key!r} is not a wrapper: give it as [optimizer] name")
         return table
     accepted = schema.keywords(cls, GIVEN_BY_CODE)
-    found += schema.problems(f"optimizer.{key}", table, accepted)
+    problems += schema.problems(f"optimizer.{key}", table, accepted)
     return {**schema.defaults(accepted), **table}
 
 
-def _named(find: Callable, table: str, given: dict, found: list[str]) -> type | None:
-    """The class that a table names, or None with the reason in `found`."""
+def _named(find: Callable, table: str, given: dict, problems: list[str]) -> type | None:
+    """The class that a table names, or None with the reason added to `problems`."""
     if not isinstance(given.get("name"), str):
-        found.append(f"[{table}] missing key 'name' (a string)")
+        problems.append(f"[{table}] missing key 'name' (a string)")
         return None
     try:
         return find(given["name"])
     except ValueError as error:
         available = available_models() if find is model_class else available_optimizers()
-        found.append(f"[{table}] {error}.{schema.nearest(given['name'], available)}")
+        problems.append(f"[{table}] {error}.{schema.nearest(given['name'], available)}")
         return None

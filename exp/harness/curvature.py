@@ -17,7 +17,7 @@ RHO = 0.05  # of the SAM sharpness
 
 
 class _Flat(nn.Module):
-    """A model whose logits are (examples, classes), whatever stands before the classes."""
+    """A model whose logits are flattened to (examples, classes)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def curvature(model: nn.Module, batch: Sequence[Tensor], params: Sequence[Tensor
 
     top_eigenvalue: by Lanczos, nan if that fails; trace: Hutchinson's estimate.
     sam_sharpness: f(W + rho g / ||g||) - f(W), rho = 0.05, over `params` together. Weights,
-    gradients, running statistics and the random state are left as they were.
+    gradients, running statistics and the random state are restored.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     rng = np.random.default_rng(seed)
@@ -75,7 +75,7 @@ def curvature(model: nn.Module, batch: Sequence[Tensor], params: Sequence[Tensor
 
 def sam_sharpness(model: nn.Module, batch: Sequence[Tensor], params: Sequence[Tensor],
                   rho: float = RHO) -> float:
-    """The rise of the loss at distance rho up the gradient."""
+    """The increase of the loss at distance rho along the gradient."""
     inputs, targets = batch
     flat = _Flat(model)
     loss = F.cross_entropy(flat(inputs), targets.flatten())

@@ -1,4 +1,4 @@
-"""Where and how precisely to compute: device, autocast, seeds."""
+"""Device, precision, memory and seeds."""
 
 import ctypes
 import random
@@ -16,7 +16,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" is CUDA where there is one. Raises ConfigError if CUDA is asked for in vain."""
+    """"auto" is CUDA where there is one. Raises ConfigError for "cuda" without a device."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError('device "cuda" was asked for, but torch sees no CUDA device: '
                           'use --device cpu or "auto"')
@@ -39,8 +39,8 @@ def set_tf32(allowed: bool) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at the worst moment: on CUDA of tensors, since `restart_peak_memory`; on the CPU of
-    the process, since it began."""
+    """Peak memory in bytes: on CUDA of tensors, since `restart_peak_memory`; on the CPU of the
+    process, since it started."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource
@@ -50,20 +50,20 @@ def peak_memory(device: torch.device) -> int:
 
 
 def restart_peak_memory(device: torch.device) -> None:
-    """Forget earlier moments, where that can be done."""
+    """Reset the peak, on devices that can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def wait_for(device: torch.device) -> None:
-    """Return when the device has done what it was told: before a clock is read."""
+    """Wait until all queued kernels have finished; for timing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep what a step frees for the next step: else every large temporary is mapped
-    anew and costs a page fault per 4 KiB, some ten percent of a step on a CPU."""
+    """Make glibc keep freed memory for the next step: otherwise every large temporary is mapped
+    again, a page fault per 4 KiB, some ten percent of a step on a CPU."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):

@@ -1,7 +1,7 @@
-"""Instruments: what a step did to the matrices of a model, measured every so many steps.
+"""Instruments: spectra, updates, alignment and sharpness, measured every so many steps.
 
 Names in metrics.jsonl: "<instrument>/<parameter>/<tensor>/<measure>", means over an epoch's
-measurements. Off by default and then free; the time they take is no training time.
+measurements. Off by default, at no cost; their time does not count as training time.
 """
 
 import math
@@ -28,8 +28,8 @@ class Instruments:
         sharpness  top Hessian eigenvalue, trace and SAM sharpness on the batch: some sixty
                    gradient evaluations
 
-    The update dW is all that the step did, weight decay included; the gradient is what the rule
-    has left in p.grad. A tensor with an entry that is not finite measures nan.
+    The update dW is the whole change of the step, weight decay included; the gradient is p.grad
+    after the step. Measures of a tensor that is not finite are nan.
     """
 
     def __init__(self, names: Sequence[Instrument], model: nn.Module, optimizer: Optimizer,
@@ -40,7 +40,7 @@ class Instruments:
         self.steps = 0
         self.seconds = 0.0
         self.before: dict[str, Tensor] | None = None
-        self.found: dict[str, list[float]] = {}
+        self.values: dict[str, list[float]] = {}
         hidden = {name for name, role in model.roles().items() if role == "hidden"}
         self.matrices = {name: p for name, p in model.named_parameters()
                          if name in hidden and p.ndim >= 2}
@@ -49,9 +49,9 @@ class Instruments:
             optimizer.register_step_post_hook(self._after)
 
     def take(self) -> dict[str, float]:
-        """The means since the last call, the seconds of a measurement among them."""
-        means = {key: sum(values) / len(values) for key, values in self.found.items()}
-        self.found = {}
+        """The means since the last call, seconds per measurement included."""
+        means = {key: sum(values) / len(values) for key, values in self.values.items()}
+        self.values = {}
         return means
 
     def _before(self, *_) -> None:
@@ -74,7 +74,7 @@ class Instruments:
         self.before = None
 
     def _now(self) -> float:
-        # What the device still has to do of the step is the step's time, not the instrument's.
+        # Kernels of the step that are still queued count as the step's time.
         wait_for(next(self.model.parameters()).device)
         return time.perf_counter()
 
@@ -106,8 +106,8 @@ class Instruments:
 
         after = {name: p.detach().clone() for name, p in self.matrices.items()}
         watched = [layer for layer in _attention_layers(self.model) if layer.max_logits is not None]
-        logits = [layer.max_logits for layer in watched]  # of training passes, not of ours
-        # What was compiled cannot be differentiated twice.
+        logits = [layer.max_logits for layer in watched]  # of training passes, not of these
+        # Compiled functions cannot be differentiated twice.
         with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
             params = [p for p in self.model.parameters() if p.requires_grad]
             gradients = [p.grad for p in params]
@@ -121,7 +121,7 @@ class Instruments:
             layer.max_logits = largest
 
     def _note(self, key: str, value: float) -> None:
-        self.found.setdefault(key, []).append(value)
+        self.values.setdefault(key, []).append(value)
 
 
 def _attention_layers(model: nn.Module) -> list[nn.Module]:

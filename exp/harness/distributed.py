@@ -1,7 +1,7 @@
-"""Many processes as one run (torchrun): who am I, what is my part, what do all of us say.
+"""Data-parallel runs (torchrun): rank and world size, shards of a batch, collective decisions.
 
-In a process of its own there is a world of one, and everything here is the identity: what only
-sharded models need is imported where they are, since it takes as long to import as torch itself.
+With one process every function here is the identity. What only sharded models need is imported
+where it is used: it takes as long to import as torch itself.
 """
 
 import inspect
@@ -24,16 +24,16 @@ from exp.harness.errors import ConfigError
 LOST = ("gloo", "Connection", "closed by peer", "NCCL", "Timed out", "timed out")
 
 
-# --- the world
+# --- process group
 
 
 def size() -> int:
-    """Processes in this run."""
+    """Number of processes in this run (world size)."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process among them, from 0."""
+    """Rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -43,7 +43,7 @@ def is_main() -> bool:
 
 
 def restarted() -> bool:
-    """Whether torchrun has started this run again after a failure."""
+    """Whether torchrun has restarted this run after a failure."""
     return _restarts() > 0
 
 
@@ -53,10 +53,11 @@ def _restarts() -> int:
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """Inside, the processes that torchrun started are one world: gloo for CPU tensors, NCCL for
-    CUDA's. `device` as in the configuration; on CUDA each process takes the card of its number.
+    """Inside, the processes that torchrun started form one process group: gloo for CPU tensors,
+    NCCL for CUDA. `device` as in the configuration; on CUDA each process uses the device of its
+    local rank.
 
-    Raises ConfigError for a missing backend, too few cards, or others that cannot be reached.
+    Raises ConfigError for a missing backend, too few devices, or unreachable processes.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes == 1:
@@ -64,7 +65,7 @@ def joined(device: str) -> Iterator[None]:
         return
     backend = _backend(pick_device(device).type)
     try:
-        # What a dead attempt left in torchrun's store would be taken for living processes.
+        # Keys that a failed attempt left in torchrun's store would count as live processes.
         store, number, count = next(rendezvous("env://"))
         store = dist.PrefixStore(f"attempt {_restarts()}", store)
         dist.init_process_group(backend, store=store, rank=number, world_size=count)
@@ -92,19 +93,19 @@ def _backend(device_type: str) -> str:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether a collective failed because another process is gone."""
+    """Whether a collective operation failed because another process ended."""
     return size() > 1 and isinstance(error, RuntimeError) \
         and any(word in str(error) for word in LOST)
 
 
-# --- agreement
+# --- collective decisions
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What is wrong for one process is wrong for all: each raises the first one's error.
+    """An error of one process is raised on all of them: that of the lowest rank.
 
-    Only for ConfigError and DataError, and for blocks without collectives.
+    For ConfigError and DataError only, and for blocks without collective operations.
     """
     mine = None
     try:
@@ -112,9 +113,9 @@ def together() -> Iterator[None]:
     except (ConfigError, DataError) as error:
         mine = error
     if size() > 1:
-        found = from_all(str(mine) if mine else None)
-        if mine is None and any(found):
-            number, text = next((n, text) for n, text in enumerate(found) if text)
+        messages = from_all(str(mine) if mine else None)
+        if mine is None and any(messages):
+            number, text = next((n, text) for n, text in enumerate(messages) if text)
             mine = ConfigError(f"process {number}: {text}")
     if mine is not None:
         raise mine
@@ -122,7 +123,7 @@ def together() -> Iterator[None]:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The main process runs the block before the others: it makes files that they then find."""
+    """Run the block on the main process first: it writes files that the others then read."""
     if not is_main():
         dist.barrier()
     try:
@@ -133,51 +134,52 @@ def main_first() -> Iterator[None]:
 
 
 def from_main(make: Callable[[], Any]) -> Any:
-    """What `make` returns on the main process, on all of them."""
+    """The return value of `make` on the main process, broadcast to all."""
     if size() == 1:
         return make()
-    held = [make() if is_main() else None]
-    dist.broadcast_object_list(held, device=torch.device("cpu"))
-    return held[0]
+    values = [make() if is_main() else None]
+    dist.broadcast_object_list(values, device=torch.device("cpu"))
+    return values[0]
 
 
 def from_all(value: Any) -> list[Any]:
-    """Every process's value, in the order of the processes, on all of them."""
+    """The values of all processes, by rank, on all of them."""
     if size() == 1:
         return [value]
-    found = [None] * size()
-    dist.all_gather_object(found, value)
-    return found
+    values = [None] * size()
+    dist.all_gather_object(values, value)
+    return values
 
 
-class Consensus:
-    """The same decision everywhere at the same step, without waiting for it.
+class DelayedMax:
+    """An asynchronous all-reduce (max) per step, so that every process decides alike.
 
-    What any process hands in at one step all of them hear at the next; alone, at once.
+    The result of one step is returned at the next; with one process, at once.
     """
 
     def __init__(self) -> None:
         self.work: dist.Work | None = None
 
-    def hear(self, signal: int) -> int:
-        """Hand in `signal`; the largest one that was handed in at the step before, 0 at first."""
+    def all_max(self, signal: int) -> int:
+        """Contribute `signal`; returns the maximum over all processes of the step before, at first
+        0."""
         if size() == 1:
             return signal
-        heard = 0
+        previous = 0
         if self.work is not None:
             self.work.wait()
-            heard = int(self.value)
+            previous = int(self.value)
         self.value = torch.tensor(signal)  # on the CPU: no device has to wait
         self.work = dist.all_reduce(self.value, dist.ReduceOp.MAX, async_op=True)
-        return heard
+        return previous
 
 
-# --- parts of the work
+# --- shards of the data
 
 
 def my_batches(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """This process's part of tensors of equal length in batches of at most `rows`: as many batches
-    for every process, since a sharded model's weights come from all of them."""
+    """This process's part of tensors of equal length, in batches of at most `rows`; every process
+    gets the same number of batches, which the collectives of a sharded model need."""
     if size() == 1:
         return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
     largest = -(-len(tensors[0]) // size())
@@ -187,9 +189,9 @@ def my_batches(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def part_of(batch: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | float]:
-    """This process's rows of a batch, and their share of its targets: the weight with which means
-    over these rows add up to means over the batch. batch[-1] are the targets; IGNORED ones count
-    for nothing."""
+    """This process's rows of a batch, and their share of its targets: means over the rows, weighted
+    by it, add up to the mean over the batch. batch[-1] are the targets; IGNORED ones do not count.
+    """
     if size() == 1:
         return batch, 1.0
     part = tuple(tensor.tensor_split(size())[rank()] for tensor in batch)
@@ -208,7 +210,7 @@ def all_sum(tensor: Tensor) -> Tensor:
 
 
 class Applied(nn.Module):
-    """Any function of a model as a forward pass, which is where data parallelism looks."""
+    """Runs any function of a model as a forward pass, so that DDP and FSDP hooks apply."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -220,10 +222,10 @@ class Applied(nn.Module):
 
 
 def data_parallel(model: nn.Module, sharding: str) -> nn.Module:
-    """What runs `model` (an Applied) with its gradients averaged over the processes: DDP, or for
-    sharding "model" FSDP2, which cuts up the tensors of `model` in place.
+    """`model` as an Applied whose gradients are averaged over the processes: by DDP, or for
+    sharding "model" by FSDP2, which shards the tensors of `model` in place.
 
-    Raises ConfigError if the processes hold tensors of different shapes.
+    Raises ConfigError if tensors differ in shape between processes.
     """
     applied = Applied(model)
     if size() == 1:
@@ -237,7 +239,7 @@ def data_parallel(model: nn.Module, sharding: str) -> nn.Module:
         for layer in model.layers() if hasattr(model, "layers") else ():
             fully_shard(layer, mesh=mesh)
         return fully_shard(applied, mesh=mesh)
-    # Buffers are equal everywhere already: batch norms are synchronized. torch 2.15 renamed this.
+    # Buffers are equal on all processes: batch norms are synchronized. torch 2.15 renamed this.
     accepted = inspect.signature(DistributedDataParallel).parameters
     renamed = "forward_sync_buffers" in accepted
     options = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
@@ -255,13 +257,13 @@ def _require_same_shapes(model: nn.Module) -> None:
 
 
 def whole(state: dict) -> dict:
-    """A model's state_dict with every shard made whole, on all processes; others as they are."""
+    """A model's state_dict with all shards gathered, on all processes."""
     return {name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
             for name, tensor in state.items()}
 
 
 def load_whole(model: nn.Module, state: dict) -> None:
-    """Load a state_dict of whole tensors into a model that may be sharded."""
+    """Load a state_dict of full tensors into a model that may be sharded."""
     if size() == 1:
         model.load_state_dict(state)
     else:

@@ -1,5 +1,5 @@
-"""What the harness raises for a user to read."""
+"""Exceptions for users."""
 
 
 class ConfigError(Exception):
-    """Something in the configuration or the arguments is wrong; the text is for the user."""
+    """An error in the configuration or the arguments; the text is for the user."""

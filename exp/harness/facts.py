@@ -35,7 +35,7 @@ def run_facts(built: Built) -> dict:
         "recipes": recipes(built.settings, built.task),
         "sources": loaded_sources(),
         "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := version_of(name))},
+        "versions": {name: number for name in PACKAGES if (number := version_of(name))},
         "platform": platform.platform(),
         "device": device_name(built.device),
         "threads": torch.get_num_threads(),
@@ -84,12 +84,12 @@ def source_hash(file: Path) -> str:
 def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict]:
     """The optimizer's groups: every setting, the number of elements, and name -> shape."""
     names = {id(p): name for name, p in model.named_parameters()}
-    held = getattr(optimizer, "shards", {})  # what a sharded model holds of each parameter
+    shards = getattr(optimizer, "shards", {})  # parameter -> its shard here
     return [{
         **{key: _plain(value) for key, value in group.items()
            if key not in ("params", "scalars")},
         "elements": sum(p.numel() for p in group["params"]),
-        "params": {names[id(held.get(p, p))]: list(p.shape) for p in group["params"]},
+        "params": {names[id(shards.get(p, p))]: list(p.shape) for p in group["params"]},
     } for group in optimizer.param_groups]
 
 

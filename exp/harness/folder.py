@@ -1,4 +1,4 @@
-"""The run folder: its files, when it may be written to, and writing each of them whole or not."""
+"""The run folder: its files, when it may be written to, and atomic writes."""
 
 import contextlib
 import io
@@ -136,24 +136,24 @@ class RunFolder:
             state = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(state, dict) or KEYS[name] not in state:
                 raise ValueError(f"no {KEYS[name]} in it")
-        except Exception as error:  # damage has many ways to show
+        except Exception as error:  # damage shows in many ways
             raise ConfigError(f"cannot read the checkpoint {path} ({type(error).__name__}: {error})"
                               ": it is damaged. --overwrite starts the run anew") from error
         return state
 
     def save_checkpoint(self, name: str, state: dict) -> None:
-        """Write a checkpoint to a temporary file, then rename it: never half a checkpoint."""
+        """Write a checkpoint atomically."""
         # Serialized in memory first: on a full disk torch's file writer hides the OSError.
         buffer = io.BytesIO()
         torch.save(state, buffer)
         self._replace(name, buffer.getbuffer())
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file as a whole."""
+        """Write a text file atomically."""
         self._replace(name, text.encode())
 
     def write_json(self, name: str, content: Any) -> None:
-        """Write a JSON file as a whole; numbers that JSON cannot say become null."""
+        """Write a JSON file atomically; numbers that are not finite become null."""
         self.write_text(name, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
 
     def append_metrics(self, line: dict) -> None:
@@ -191,9 +191,9 @@ def epochs_of(text: str) -> list[dict]:
     epochs: list[dict] = []
     for line in text.split("\n")[:-1]:
         with contextlib.suppress(ValueError):
-            found = json.loads(line)
-            if isinstance(found, dict) and found.get("epoch") == len(epochs) + 1:
-                epochs.append(found)
+            content = json.loads(line)
+            if isinstance(content, dict) and content.get("epoch") == len(epochs) + 1:
+                epochs.append(content)
                 continue
         break
     return epochs

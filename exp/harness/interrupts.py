@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, noted while a step runs and acted upon after it."""
+"""Ctrl-C and SIGTERM, recorded during a step and handled after it."""
 
 import signal
 from typing import Any
@@ -13,12 +13,12 @@ class Interrupts:
     pending = False
 
     def install(self) -> None:
-        """Take over SIGINT and SIGTERM."""
+        """Install handlers of SIGINT and SIGTERM."""
         self.handlers = {number: signal.signal(number, self._note)
                          for number in (signal.SIGINT, signal.SIGTERM)}
 
     def remove(self) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 

@@ -1,4 +1,4 @@
-"""The closure an optimizer calls: loss and gradients of one batch, the same at every call."""
+"""The closure that an optimizer calls: loss and gradients of one batch."""
 
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
@@ -13,17 +13,17 @@ LossFunction = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
 
 class Objective:
-    """Makes the closure of a batch, counts gradient evaluations and averages over the epoch.
+    """Makes the closure of a batch, counts gradient evaluations, averages losses over the epoch.
 
     loss_fn(model, *batch) returns the mean loss of the batch and further means to average
-    (accuracy, say); the averages are over the FIRST call of each step, weighted by batch size,
-    and stay on the device until they are asked for.
+    (accuracy, for example); the averages are over the FIRST call of each step, weighted by batch
+    size, and stay on the device until `means`.
 
-    Later calls of a step (sharpness-aware passes) leave batch-norm running statistics alone and
-    see the random numbers (dropout) of the first.
+    Later calls of a step (sharpness-aware passes) do not update batch-norm running statistics and
+    draw the same random numbers (dropout) as the first.
 
-    With several processes a batch is the batch of all of them and each computes its part; losses,
-    means and gradients are those of the whole. `applied` is then what runs the model.
+    With several processes each computes its part of a batch; losses, means and gradients are those
+    of the whole batch. `applied` then runs the model (see `data_parallel`).
     """
 
     def __init__(self, model: nn.Module, loss_fn: LossFunction, autocast: Callable,
@@ -33,7 +33,7 @@ class Objective:
         self.norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.gradient_evaluations = 0
         self.last_loss: Tensor | None = None
-        self.batch: tuple[Tensor, ...] = ()  # the one that `on` was last given
+        self.batch: tuple[Tensor, ...] = ()  # of the last `on`
         self.reset()
 
     def reset(self) -> None:
@@ -83,13 +83,13 @@ class Objective:
         if size() == 1:
             loss.backward()
             return loss.detach(), means
-        # The gradients of all processes are averaged, not added.
+        # DDP averages gradients over processes; this makes it a sum.
         (loss * (share * size())).backward()
         return of_whole_batch(loss.detach(), means, share)
 
     @torch.inference_mode()
     def measure(self, function: Callable, *inputs: Tensor) -> Any:
-        """function(model, *inputs) as evaluation wants it: eval mode, autocast, no gradients."""
+        """function(model, *inputs) in eval mode, with autocast, without gradients."""
         self.model.eval()
         with self.autocast():
             return self.applied(function, *inputs)
@@ -104,7 +104,7 @@ class Objective:
                 "examples": self.examples}
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue counting where `state_dict` stopped."""
+        """Restore what `state_dict` returned."""
         self.gradient_evaluations, self.examples = state["gradient_evaluations"], state["examples"]
         device = next(self.model.parameters()).device
         self.sums = {name: total.to(device) for name, total in state["sums"].items()}
@@ -112,7 +112,7 @@ class Objective:
 
 def of_whole_batch(loss: Tensor, means: dict[str, Tensor], share: Tensor | float
                    ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss and the means of a whole batch from those of this process's share of it."""
+    """The loss and the means of the whole batch from those of this process's share."""
     values = torch.stack([value.double() for value in (loss, *means.values())]) * share
     whole, *rest = all_sum(values)
     return whole, dict(zip(means, rest, strict=True))
@@ -120,7 +120,7 @@ def of_whole_batch(loss: Tensor, means: dict[str, Tensor], share: Tensor | float
 
 @contextmanager
 def frozen_statistics(norms: list[nn.Module]):
-    """Inside, batch norms use the statistics of the batch but do not update their running ones."""
+    """Inside, batch norms normalize by batch statistics without updating their running ones."""
     tracking = [norm.track_running_stats for norm in norms]
     for norm in norms:
         norm.track_running_stats = False
@@ -132,7 +132,7 @@ def frozen_statistics(norms: list[nn.Module]):
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of torch's generators that a forward pass on `device` draws from."""
+    """The state of torch's random generators for `device`."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -140,7 +140,7 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Put back what `rng_state` returned."""
+    """Restore what `rng_state` returned."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

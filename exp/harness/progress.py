@@ -1,4 +1,4 @@
-"""What a user sees of a run: one bar on a terminal, plain lines in a log file, a final table."""
+"""Progress of a run: a bar on a terminal, lines in a log file, a final table."""
 
 import sys
 import time
@@ -16,8 +16,7 @@ LINE_SECONDS = 10.0  # between lines in a log file
 class Progress:
     """Shows epoch, loss, last value of `metric` and time left over all steps of a run.
 
-    A terminal gets one bar, cut to its width; anything else a line every ten seconds. Of several
-    processes only the main one shows anything.
+    A bar on a terminal, otherwise a line every ten seconds. Only the main process shows anything.
     """
 
     def __init__(self, steps: int, epochs: int, step: int, metric: Metric) -> None:
@@ -30,7 +29,7 @@ class Progress:
                             bar_format="{desc} {percentage:3.0f}% {remaining} left |{bar}|")
 
     def is_due(self) -> bool:
-        """Whether it is time to show something: only then is the loss fetched from the device."""
+        """Whether to show progress now; the loss is copied from the device only then."""
         pause = LINE_SECONDS if self.bar is None else BAR_SECONDS
         return is_main() and time.perf_counter() - self.shown >= pause
 
@@ -51,13 +50,13 @@ class Progress:
         print(f"{text} · step {step}/{self.steps} · {left:.0f} s left", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.close()
 
 
 def final_table(summary: dict, folder: Path) -> str:
-    """The end of a run as an aligned two-column table."""
+    """The summary of a run as an aligned two-column table."""
     rows = [("status", f"{summary['status']} after {summary['epochs']} epochs,"
                        f" {summary['wall_seconds']:.0f} s")]
     for name, value in summary["best"].items():

@@ -16,14 +16,14 @@ from exp.harness.checkpoint import Checkpoints, Position
 from exp.harness.config import Experiment
 from exp.harness.device import peak_memory, restart_peak_memory, wait_for
 from exp.harness.diagnostics import Instruments
-from exp.harness.distributed import Consensus, is_main, load_whole, size, together, whole
+from exp.harness.distributed import DelayedMax, is_main, load_whole, size, together, whole
 from exp.harness.facts import run_facts
 from exp.harness.folder import RunFolder
 from exp.harness.interrupts import Interrupts
 from exp.harness.plots import plot_curves, plot_diagnostics
 from exp.harness.progress import Progress, final_table
 
-INTERRUPTED, DIVERGED = 1, 2  # what one process may have to say to all
+STOP, NOT_FINITE = 1, 2  # signals of one process to all of them
 
 
 class Diverged(Exception):
@@ -31,7 +31,7 @@ class Diverged(Exception):
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM, noticed between two steps: the checkpoint is written already."""
+    """Ctrl-C or SIGTERM, noticed between two steps; the checkpoint is written already."""
 
 
 class Run:
@@ -61,7 +61,7 @@ class Run:
         self.device = built.device
         self.stopped = False
         self.interrupts = Interrupts()
-        self.consensus = Consensus()
+        self.signals = DelayedMax()
         self.started_at = time.perf_counter()
         self.seconds_before = 0.0
         self.last_line: dict[str, Any] = {}
@@ -71,7 +71,7 @@ class Run:
         self.instruments = Instruments(() if isinstance(asked, bool) else asked, self.model,
                                        self.optimizer, self.objective)
         self.checkpoints = Checkpoints(folder, built, self.instruments)
-        self.board = self.progress = None  # made when it is known where the run begins
+        self.board = self.progress = None  # made when the first step is known
 
     @property
     def step(self) -> int:
@@ -131,11 +131,11 @@ class Run:
         """Yield each epoch that is left, 1-based."""
         while self.at.epoch < self.experiment.epochs and not self.stopped:
             self.model.train()
-            _turn(self.optimizer, "train")
+            set_mode(self.optimizer, "train")
             yield self.at.epoch + 1
 
     def batches(self, train: Batches) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Yield what is left of the epoch's batches; the loop body is one step each."""
+        """Yield the remaining batches of the epoch; the loop body takes one step with each."""
         if self.at.batch == 0:
             self.objective.reset()
         if self.progress is None:
@@ -151,16 +151,16 @@ class Run:
             self.at.batch += 1
             self.at.step += 1
             self.at.seconds = time.perf_counter() - started - self.instruments.seconds
-            signal = INTERRUPTED if self.interrupts.pending else 0
+            signal = STOP if self.interrupts.pending else 0
             if self.progress.is_due():
                 loss = float(self.objective.last_loss)
                 self.progress.show(self.at.epoch + 1, self.at.step, loss)
-                signal = signal if math.isfinite(loss) else DIVERGED
-            self._heed(self.consensus.hear(signal))
+                signal = signal if math.isfinite(loss) else NOT_FINITE
+            self._act_on(self.signals.all_max(signal))
         wait_for(self.device)
         self.at.seconds = time.perf_counter() - started - self.instruments.seconds
         self.peak_memory = peak_memory(self.device)  # evaluation takes larger batches
-        _turn(self.optimizer, "eval")
+        set_mode(self.optimizer, "eval")
 
     def log(self, evaluation: dict[str, float]) -> None:
         """End the epoch: one line of metrics.jsonl, best so far, milestones, checkpoint."""
@@ -187,15 +187,15 @@ class Run:
             if self.at.milestones[name] is None and reached:
                 self.at.milestones[name] = self.at.epoch
         due = self.checkpoints.is_due()
-        pending = self.consensus.hear(INTERRUPTED if self.interrupts.pending else 0)
+        pending = self.signals.all_max(STOP if self.interrupts.pending else 0)
         if due or pending:
             self._checkpoint()
         if pending and self.at.epoch < self.experiment.epochs and not self.stopped:
             raise Interrupted
 
     def test(self, evaluate: Callable[[], dict[str, float]]) -> None:
-        """Evaluate the best epoch's weights once, on data that had no part in choosing it; not if
-        `experiment.test` is off."""
+        """Evaluate the weights of the best epoch once, on the test split; not if `experiment.test`
+        is false."""
         if not self.experiment.test:
             return
         last = copy.deepcopy(whole(self.model.state_dict()))
@@ -203,12 +203,12 @@ class Run:
         self.tested = {f"test_{k.removeprefix('eval_')}": v for k, v in evaluate().items()}
         load_whole(self.model, last)
 
-    def _heed(self, signal: int) -> None:
-        """Act on what some process has found, between two steps."""
-        if signal == DIVERGED:
+    def _act_on(self, signal: int) -> None:
+        """Stop, between two steps, if any process signalled so."""
+        if signal == NOT_FINITE:
             self._require_finite(self.at.epoch + 1,
                                  {"training loss": float(self.objective.last_loss)})
-        elif signal == INTERRUPTED:
+        elif signal == STOP:
             self._checkpoint()
             raise Interrupted
 
@@ -257,10 +257,10 @@ class Run:
         return self.seconds_before + time.perf_counter() - self.started_at
 
 
-def _turn(optimizer: Optimizer, mode: Literal["train", "eval"]) -> None:
-    """Tell an optimizer that has two sets of weights (schedule-free ones, arXiv 2405.15682) which
-    of them the model is to hold, and whatever it is made of; others have no such method."""
+def set_mode(optimizer: Optimizer, mode: Literal["train", "eval"]) -> None:
+    """Call `train` or `eval` of an optimizer that has two sets of weights (schedule-free ones,
+    arXiv 2405.15682), and of those that it wraps; others have no such method."""
     getattr(optimizer, mode, lambda: None)()
     base = [optimizer.base] if hasattr(optimizer, "base") else []
     for part in (*base, *getattr(optimizer, "parts", ())):
-        _turn(part, mode)
+        set_mode(part, mode)

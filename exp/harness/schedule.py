@@ -1,4 +1,4 @@
-"""Schedules: the learning rate and the weight decay as pure functions of the step."""
+"""Learning-rate and weight-decay schedules as pure functions of the step."""
 
 import math
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 from torch.optim import Optimizer
 
 DECAY_SHARE = 0.2  # "wsd": the last fifth of the period decays
-STEP_FACTOR = 0.1  # "step": what each period multiplies the rate by
+STEP_FACTOR = 0.1  # "step": factor per period
 
 BatchScaling = Literal["none", "linear", "sqrt"]
 
@@ -90,7 +90,7 @@ class Schedule:
                 group["weight_decay"] = group["initial_weight_decay"] * decay
 
     def share(self, progress: float) -> float:
-        """What is left of the rate, 1 to 0, at `progress` = steps done / steps of the period."""
+        """The factor of the rate, 1 to 0, at `progress` = steps done / steps of the period."""
         done = min(1.0, progress)
         if self.name == "cosine":
             return (1 + math.cos(math.pi * done)) / 2
@@ -103,7 +103,7 @@ class Schedule:
         return 1.0
 
     def decay_share(self, progress: float, lr_share: float) -> float:
-        """What the weight decay is multiplied by, at this progress and share of the rate."""
+        """The factor of the weight decay at this progress and share of the rate."""
         if self.weight_decay == "lr":
             return lr_share
         risen = 1 - math.cos(math.pi * min(1.0, progress))
@@ -111,7 +111,7 @@ class Schedule:
 
 
 def batch_factor(scaling: str, batch_size: int, base_batch_size: int | None) -> float:
-    """What the rate is multiplied by. Raises ValueError where base_batch_size is missing, below 1,
+    """The factor of the initial rate. Raises ValueError where base_batch_size is missing, below 1,
     or given without a scaling."""
     if scaling == "none":
         if base_batch_size is not None:

@@ -1,4 +1,4 @@
-"""Signatures as schema: which keys a table takes, of which type, read off a callable."""
+"""Signatures as schema: the keys and types that a table accepts, from a callable's signature."""
 
 import inspect
 import types
@@ -10,40 +10,40 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 def keywords(target: Callable, given_by_code: Iterable[str] = ()) -> dict[str, inspect.Parameter]:
     """The parameters of `target` that a configuration may set, with evaluated annotations."""
     hints = _hints(target)
-    found = {}
+    parameters = {}
     for name, parameter in inspect.signature(target).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if name not in given_by_code:
             annotation = hints.get(name, parameter.annotation)
-            found[name] = parameter.replace(annotation=annotation)
-    return found
+            parameters[name] = parameter.replace(annotation=annotation)
+    return parameters
 
 
 def problems(
     table: str, settings: Mapping, accepted: Mapping[str, inspect.Parameter], extra: Iterable = ()
 ) -> list[str]:
     """One line for each unknown, missing or mistyped key of `settings`; `extra` keys pass."""
-    found = []
+    messages = []
     names = [*accepted, *extra]
     for key, value in settings.items():
         if key in extra:
             continue
         if key not in accepted:
-            found.append(f"[{table}] unknown key {key!r}.{nearest(key, names)} Accepted: "
+            messages.append(f"[{table}] unknown key {key!r}.{nearest(key, names)} Accepted: "
                          f"{', '.join(names)}")
         elif not conforms(value, accepted[key].annotation):
             expected = describe(accepted[key].annotation)
-            found.append(f"[{table}] {key} must be {expected}, got {value!r}")
+            messages.append(f"[{table}] {key} must be {expected}, got {value!r}")
     for key, parameter in accepted.items():
         if parameter.default is parameter.empty and key not in settings:
-            found.append(f"[{table}] missing key {key!r}. Accepted: {', '.join(names)}")
-    return found
+            messages.append(f"[{table}] missing key {key!r}. Accepted: {', '.join(names)}")
+    return messages
 
 
 def defaults(accepted: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """The default of every parameter that has one, but for those that TOML cannot say (None, the
-    functions and classes of a library): the callable has them."""
+    """The default of every parameter that has one, except values that TOML cannot express (None,
+    functions, classes)."""
     return {name: list(p.default) if isinstance(p.default, tuple) else p.default
             for name, p in accepted.items() if _in_toml(p.default)}
 
@@ -55,7 +55,7 @@ def _in_toml(value: Any) -> bool:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """" Did you mean ...?" for the name most like one that is not among them, or nothing."""
+    """" Did you mean ...?" with the closest of `names`, or an empty string."""
     close = get_close_matches(name, list(names), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
@@ -82,7 +82,7 @@ def conforms(value: Any, annotation: Any) -> bool:
 
 
 def describe(annotation: Any) -> str:
-    """An annotation in a user's words: "one of 'a', 'b'", "float", "an array of 2"."""
+    """An annotation in words: "one of 'a', 'b'", "a number", "an array of 2"."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return "one of " + ", ".join(repr(arg) for arg in args)

@@ -1,4 +1,4 @@
-"""TOML in and out: reading a file, one override, and writing settings back."""
+"""TOML: read a file, apply an override, write settings."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Cross entropy of a linear head, chunk by chunk: the logits of all positions are never held.
+"""Cross entropy of a linear head, chunk by chunk: the full logits are never materialized.
 
 Loss and gradient come from one pass over each chunk of positions: with P its probabilities and Y
 the one-hot targets, dL/dlogits = P - Y, so nothing is computed twice. For 2040 tokens of 40479
@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from data.batches import IGNORED
 
-CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}  # of float32 logits; smaller ones slow the products
+CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}  # of float32 logits; smaller chunks slow the products
 
 
 def linear_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the targets that are not IGNORED of -log softmax(features weight^T)[target], 0 if
-    there is none.
+    """Mean over the targets that are not IGNORED of -log softmax(features weight^T)[target], 0
+    without any.
 
     features (positions, width), weight (classes, width), targets (positions,) int64. Products in
     autocast's dtype where it is on, sums in float32 or above. Differentiable once.
@@ -68,14 +68,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _chunks(classes: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors, split alike along their positions into as few and equal parts as fit."""
+    """The tensors, split along their positions into as few equal chunks as fit CHUNK_BYTES."""
     positions = len(tensors[0])
     parts = -(-positions * classes * 4 // CHUNK_BYTES[tensors[0].device.type])
     yield from zip(*(tensor.tensor_split(max(1, parts)) for tensor in tensors), strict=True)
 
 
 def _for_products(*tensors: Tensor) -> list[Tensor]:
-    """As autocast would cast the operands of a product: custom functions see none of it."""
+    """The operands of a product as autocast would cast them: custom functions are not autocast."""
     device = tensors[0].device.type
     if torch.is_autocast_enabled(device) and tensors[0].dtype != torch.float64:
         return [tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors]

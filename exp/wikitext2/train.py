@@ -33,7 +33,7 @@ EVAL_TOKENS = {"cpu": 2**12, "cuda": 2**15}  # at a time: fit a CPU's cache, fil
 def loss_fn(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean cross entropy of the next token, nats; both (batch, sequence), targets -100 left out.
 
-    A model with `features` and `head_weight` is spared its logits, another just gives them.
+    With `features` and `head_weight` of the model, the full logits are never materialized.
     """
     if hasattr(model, "features"):
         features = model.features(inputs).flatten(0, 1)
@@ -54,7 +54,7 @@ def evaluate(
     objective: Objective, data: Wikitext2, split: Literal["eval", "test"] = "eval"
 ) -> dict[str, float]:
     """Loss (nats per real token), its perplexity, the published perplexity, which counts padding,
-    and bits per UTF-8 byte of text, the one that compares across tokenizers."""
+    and bits per UTF-8 byte of text, which is comparable across tokenizers."""
     inputs, targets = getattr(data, split)
     sums = torch.zeros(2, dtype=torch.float64, device=inputs.device)  # real tokens, padding
     rows = max(1, EVAL_TOKENS[inputs.device.type] // inputs.shape[1])
@@ -75,7 +75,7 @@ def evaluate(
 
 
 def exp(loss: float) -> float:
-    """e^loss, infinite where a float cannot hold it."""
+    """e^loss, infinite on overflow."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
