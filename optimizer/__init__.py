@@ -137,7 +137,9 @@ def _require_installed(package: str) -> None:
     home = Path(__file__).parents[1]  # the checkout, or site-packages
     forbidden = {Path.cwd(), home} if (home / "pyproject.toml").exists() else {Path.cwd()}
     spec = importlib.util.find_spec(package)
-    places = [*(spec.submodule_search_locations or [spec.origin or ""])] if spec else []
+    # A module of the interpreter itself ("os" is frozen) has no location.
+    files = [spec.origin] if spec and spec.has_location else []
+    places = (spec and spec.submodule_search_locations) or files
     if any(Path(place).parent.resolve() in forbidden for place in places):
         raise ValueError(f"{package} is not an installed package: package:Class names no code of "
                          "the working directory")

@@ -64,7 +64,7 @@ def test_the_resolved_settings_survive_toml_and_resolve_to_themselves():
     ("optimizer.name='os:path'", ["no optimizer class"]),
     ("optimizer.routing='magic'", ["routing must be one of 'role'"]),
     ("optimizer.adamw.beta=1", ["[optimizer.adamw]", "unknown key 'beta'", "betas"]),
-    ("optimizer.muon.lr=1.0", ["no wrapper"]),
+    ("optimizer.muon.lr=1.0", ["not a wrapper"]),
     ("optimizer.sam.radius=1.0", ["[optimizer.sam]", "rho"]),
     ("model.name='gpt'", ["unknown model 'gpt'", "qwen3"]),
     ("model.name='resnet19'", ["Did you mean 'resnet18'"]),
