@@ -38,12 +38,12 @@ def functions(built: Built) -> dict:
     def step() -> None:
         built.optimizer.step(built.objective.on(next(batches)))
 
-    found = {REFERENCE: step}
+    result = {REFERENCE: step}
     for name in get_args(Instrument):
         instruments = Instruments((name,), built.model, built.optimizer, built.objective)
-        found[name] = lambda instruments=instruments: measurement(instruments)
+        result[name] = lambda instruments=instruments: measurement(instruments)
         instruments.every = 10**9  # not in the timed steps
-    return found
+    return result
 
 
 def measurement(instruments: Instruments) -> None:

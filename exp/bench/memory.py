@@ -1,4 +1,4 @@
-"""How much memory a call needs for a while: what is allocated at its worst moment and not kept."""
+"""Peak transient memory of a call: what is allocated at its worst moment and not kept."""
 
 import gc
 from collections.abc import Callable

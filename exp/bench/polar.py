@@ -36,11 +36,11 @@ def methods(m: int, device: torch.device) -> dict[str, Callable[[Tensor], Tensor
     """Name -> function of one float32 matrix of m rows; five steps each."""
     ours = {f"ours, {name}": lambda x, name=name: orthogonalize([x], name)[0][0]
             for name in COEFFICIENTS}
-    found = {**ours, "keller, float32": keller, "svd": lambda x: exact_polar(x[None])[0]}
+    every = {**ours, "keller, float32": keller, "svd": lambda x: exact_polar(x[None])[0]}
     if device.type != "cpu" or m <= EMULATED:
         coefficients = (3.4445, -4.7750, 2.0315)
-        found["torch, bfloat16"] = lambda x: torch_polar(x, coefficients, 5, 1e-7)
-    return found
+        every["torch, bfloat16"] = lambda x: torch_polar(x, coefficients, 5, 1e-7)
+    return every
 
 
 def peak(device: torch.device, clock: str, dtype: torch.dtype) -> float:
@@ -61,10 +61,10 @@ def measure(rounds: int, clock: str, device: torch.device) -> dict:
         matrices = {name: x.to(device) for name, x in inputs(m, n)}
         exact = {name: exact_polar(x[None])[0] for name, x in matrices.items()}
         gaussian = matrices["gaussian"].float()
-        found = methods(m, device)
-        calls = {name: partial(method, gaussian) for name, method in found.items()}
+        functions = methods(m, device)
+        calls = {name: partial(method, gaussian) for name, method in functions.items()}
         rows = summary(interleaved(calls, rounds, clock), REFERENCE)
-        for name, method in found.items():
+        for name, method in functions.items():
             with FlopCounterMode(display=False) as counter:
                 method(gaussian)
             gflops = counter.get_total_flops() / (1e6 * rows[name]["ms"])

@@ -98,7 +98,7 @@ def _work(rank: int, count: int, port: int, rounds: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     bandwidth, latency = _network()
-    found = {}
+    result = {}
     for name, settings in CONTESTANTS.items():
         alone = _optimizer(name, settings)
         shared = Sharded(_optimizer(name, settings))
@@ -119,16 +119,16 @@ def _work(rank: int, count: int, port: int, rounds: int, folder: str) -> None:
             shares[owner] += cost / sum(costs)
         state = [t.nbytes for entry in shared.state.values() for t in entry.values()
                  if torch.is_tensor(t)]
-        found[name] = {
+        result[name] = {
             "seconds": seconds, "sent": sent, "received": received, "state": sum(state),
             "weights": sum(p.nbytes for p in shared.owner), "largest_share": max(shares),
             "bandwidth": bandwidth, "latency": latency}
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(result))
     dist.destroy_process_group()
 
 
 def _joined(parts: list[dict]) -> dict:
-    """What the processes of one measurement found, as one row; times are the main process's."""
+    """The measurements of all processes as one row; times are the main process's."""
     times = summary(parts[0]["seconds"], "alone")
     weights, count = parts[0]["weights"], len(parts)
     return {

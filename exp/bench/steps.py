@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterable
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -59,32 +60,29 @@ def keller(x: Tensor, steps: int = 5) -> Tensor:
 def contestants() -> dict[str, Callable[[list[nn.Parameter]], Optimizer]]:
     """Name -> optimizer of a list of 2-D parameters; libraries that are not installed are left
     out, ours under torch.compile where there is no compiler."""
-    found = {name: partial(_ours, *rule) for name, rule in OURS.items()}
+    optimizers = {name: partial(_ours, *rule) for name, rule in OURS.items()}
     if shutil.which("g++"):
-        found |= {f"{name}, compiled": partial(_ours, *rule, compiled=True)
+        optimizers |= {f"{name}, compiled": partial(_ours, *rule, compiled=True)
                   for name, rule in OURS.items()}
-    found |= {
+    optimizers |= {
         "keller, float32": KellerMuon,
         "torch.optim.Muon": TorchMuon,
         "torch AdamW, fused": lambda matrices: AdamW(matrices, fused=True),
         "torch AdamW, foreach": lambda matrices: AdamW(matrices, foreach=True),
     }
-    try:
+    if find_spec("pytorch_optimizer"):
         from pytorch_optimizer import Muon as LibraryMuon
-    except ImportError:
-        pass
-    else:
+
         for name, settings in {"plain": {"foreach": False}, "foreach": {"foreach": True},
                                "gram": {"ns_method": "gram_newton_schulz"}}.items():
-            found[f"pytorch_optimizer, {name}"] = lambda matrices, settings=settings: LibraryMuon(
-                [{"params": matrices, "use_muon": True}], **settings)
-    try:
+            optimizers[f"pytorch_optimizer, {name}"] = (
+                lambda matrices, settings=settings: LibraryMuon(
+                    [{"params": matrices, "use_muon": True}], **settings))
+    if find_spec("heavyball"):
         from heavyball import Muon as HeavyMuon
-    except ImportError:
-        pass
-    else:
-        found["heavyball"] = HeavyMuon
-    return found
+
+        optimizers["heavyball"] = HeavyMuon
+    return optimizers
 
 
 def measure(rounds: int, clock: str, device: torch.device) -> dict[str, dict]:

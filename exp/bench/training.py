@@ -40,8 +40,8 @@ PATIENCE = 20.0  # seconds, with the paper's models
 
 def measure(rounds: int, clock: str, device: torch.device, full: bool
             ) -> Iterator[tuple[str, dict[str, dict]]]:
-    """Config after config, for each mode: ms a step, ratio to AdamW, claim, state, gradient
-    evaluations a step, bytes that training needs at its worst moment (data apart).
+    """Config after config, for each mode: ms per step, ratio to AdamW, claim, state, gradient
+    evaluations per step, bytes that training needs at its worst moment (data apart).
 
     full: the paper's models, in the modes of its table. On two cores a round of ResNet-18 takes
     minutes, so that what is measured is handed out at once.

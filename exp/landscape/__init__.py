@@ -1,1 +1,1 @@
-"""Optimizers walking over functions one can look at: `python -m exp.landscape`."""
+"""Paths of optimizers over functions of two coordinates: `python -m exp.landscape`."""

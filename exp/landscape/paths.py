@@ -1,4 +1,4 @@
-"""Walks: an optimizer on a function from its start, at every learning rate of a grid."""
+"""Paths of an optimizer on a function from its start, at every learning rate of a grid."""
 
 import inspect
 import math

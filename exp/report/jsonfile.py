@@ -27,8 +27,8 @@ def write_json(path: Path, content: dict | list, depth: int) -> None:
 
 
 def to_json(value: object, depth: int) -> str:
-    """JSON whose objects and lists are spread over lines down to `depth` levels: a line each for
-    what lies there, so that a difference of two versions shows which record changed."""
+    """JSON whose objects and lists are spread over lines down to `depth` levels: one line for
+    each value there, so that a difference of two versions shows which record changed."""
     if depth and isinstance(value, dict) and value:
         lines = [f"{json.dumps(key)}: {to_json(item, depth - 1)}" for key, item in value.items()]
         return "{\n" + ",\n".join(lines) + "\n}"

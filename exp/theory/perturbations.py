@@ -15,31 +15,31 @@ RHO = 0.1  # ARS2-Neo's default, of each tensor
 def gradients(run: Built, batch: tuple[Tensor, ...], params: Sequence[Tensor]) -> list[Tensor]:
     """The gradient of a batch; p.grad is left without it."""
     run.objective.on(batch)()
-    return taken(params)
+    return pop_gradients(params)
 
 
-def taken(params: Sequence[Tensor]) -> list[Tensor]:
-    """What stands in p.grad, which becomes None."""
-    found = [p.grad for p in params]
+def pop_gradients(params: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of the parameters, whose p.grad becomes None."""
+    gradients = [p.grad for p in params]
     for p in params:
         p.grad = None
-    return found
+    return gradients
 
 
 def whitened(optimizer: Optimizer, params: Sequence[Tensor],
              gradient: Sequence[Tensor]) -> list[Tensor]:
     """g / sqrt(v_hat), v as the optimizer keeps it; g itself where it keeps none."""
-    found = []
+    result = []
     for p, g in zip(params, gradient, strict=True):
         state = optimizer.state.get(p, {})
         if "exp_avg_sq" not in state:
-            found.append(g)
+            result.append(g)
             continue
         group = next(group for group in optimizer.param_groups
                      if any(q is p for q in group["params"]))
         v = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
-        found.append(g / (v.sqrt() + group["eps"]))
-    return found
+        result.append(g / (v.sqrt() + group["eps"]))
+    return result
 
 
 def gradient_and_shear(run: Built, batch: tuple[Tensor, ...], params: Sequence[Tensor],
@@ -49,9 +49,9 @@ def gradient_and_shear(run: Built, batch: tuple[Tensor, ...], params: Sequence[T
     tensor by tensor. Weights and optimizer are left as they were."""
     closure = run.objective.on(batch)
     closure()
-    base = taken(params)
+    base = pop_gradients(params)
     with torch.no_grad():
         offsets = perturbation(params, whitened(run.optimizer, params, base), rho, "tensor", "abs")
         gradients_at(params, offsets, closure)
-        shear = [shear_force(g2, g1) for g2, g1 in zip(taken(params), base, strict=True)]
+        shear = [shear_force(g2, g1) for g2, g1 in zip(pop_gradients(params), base, strict=True)]
     return tuple(torch.cat([t.flatten() for t in parts]) for parts in (base, shear))

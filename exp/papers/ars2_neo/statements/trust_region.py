@@ -89,7 +89,7 @@ def noisy_quadratic(noise: float, seed: int) -> Problem:
 
 
 def softmax_regression(batch: int, seed: int) -> Problem:
-    """Cross entropy of one layer against a noisy linear teacher, `batch` of the examples a step."""
+    """Cross entropy of one layer against a noisy linear teacher, `batch` examples per step."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(EXAMPLES, COLUMNS, generator=generator, dtype=DOUBLE)
     x = x * torch.logspace(0, -1, COLUMNS, dtype=DOUBLE)

@@ -30,7 +30,7 @@ GRID = {"task": TASKS}
 
 def directions(run: Built, params: list[Tensor], gradient: list[Tensor],
                generator: torch.Generator) -> dict[str, list[tuple[list[Tensor], str]]]:
-    """Name -> directions, one tensor a parameter, each with the `scale` of `perturbation`."""
+    """Name -> directions, one tensor per parameter, each with the `scale` of `perturbation`."""
     white = whitened(run.optimizer, params, gradient)
     draws = [([torch.randn(p.shape, generator=generator) for p in params], "none")
              for _ in range(RANDOM)]
