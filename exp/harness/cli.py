@@ -20,6 +20,7 @@ from exp.harness.distributed import (
 )
 from exp.harness.errors import ConfigError
 from exp.harness.folder import RunFolder
+from exp.harness.output import tolerant_output
 from exp.harness.run import Diverged, Interrupted
 from exp.harness.task import Task
 
@@ -33,6 +34,12 @@ def launch(
     3 diverged, 130 interrupted, 1 the disk failed.
     """
     options = parse(task.name, arguments)
+    with tolerant_output():
+        return _launch(task, train, options)
+
+
+def _launch(task: Task, train: Callable[[dict, RunFolder], None], options: argparse.Namespace
+            ) -> int:
     overrides = list(options.set)
     if options.seed is not None:
         overrides.append(f"experiment.seed={options.seed}")
@@ -70,8 +77,6 @@ def _train(settings: dict, train: Callable[[dict, RunFolder], None], options: ar
         return DIVERGED, f"diverged: {error}; recorded in {path}"
     except (Interrupted, KeyboardInterrupt):
         return INTERRUPTED, f"interrupted; the same command with --resume continues {path}"
-    except BrokenPipeError:
-        return FAILED, f"error: nobody reads the output any more; --resume continues {path}"
     except OSError as error:
         return FAILED, (f"error: cannot write {path}: {error}; what was written before is"
                         " whole, --resume continues from the last checkpoint")

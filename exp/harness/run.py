@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -245,13 +246,20 @@ class Run:
             "wall_seconds": round(self._wall_seconds(), 1),
         }
         self.folder.write_json("summary.json", summary)
-        lines = self.folder.metrics()
-        if lines:
-            title = f"{self.folder.path.parent.name} · seed {self.experiment.seed}"
-            plot_curves(self.folder.path / "curves.png", lines, self.task.metrics,
-                        self.at.milestones, title)
-            plot_diagnostics(self.folder.path / "diagnostics.png", lines)
+        if lines := self.folder.metrics():
+            self._draw(lines)
         print(final_table(summary, self.folder.path))
+
+    def _draw(self, lines: list[dict]) -> None:
+        """The figures, from metrics.jsonl; one that cannot be drawn is a warning."""
+        folder = self.folder.path
+        title = f"{folder.parent.name} · seed {self.experiment.seed}"
+        try:
+            plot_curves(folder / "curves.png", lines, self.task.metrics, self.at.milestones, title)
+            plot_diagnostics(folder / "diagnostics.png", lines)
+        except Exception as error:  # the run has ended, and its record is whole
+            print(f"warning: cannot draw the figures in {folder}: {type(error).__name__}: {error}",
+                  file=sys.stderr)
 
     def _wall_seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started_at
