@@ -12,12 +12,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from exp.harness.arguments import BAD_INPUT, COMPLETED, FAILED, INTERRUPTED, positive
+from exp.tune.options import AMOUNTS, parse
+
+if __name__ == "__main__":
+    parse()  # answers --help and mistyped options before torch is imported
+
+from exp.harness.arguments import BAD_INPUT, COMPLETED, FAILED, INTERRUPTED
 from exp.harness.errors import ConfigError
 from exp.harness.recipes import ROOT
 from exp.harness.task import task_named
 from exp.jobs.queue import Stopped, run_jobs
-from exp.jobs.slurm import add_launcher_options, launcher_of
+from exp.jobs.slurm import launcher_of
 from exp.tune.arms import all_arms, arm_named
 from exp.tune.board import (
     board_path,
@@ -34,23 +39,17 @@ from exp.tune.chain import Chain
 from exp.tune.check import check_board
 from exp.tune.pace import time_winners
 from exp.tune.published import write_pages as write_published
-from exp.tune.terms import AMOUNTS, BASELINE, NOISE_ARM, numbers_of, terms_of
-
-OUTPUTS = Path("outputs")
-DEFAULT_ARMS = (BASELINE, "muon", "ars2_neo_base", "ars2_neo_aga")
+from exp.tune.terms import numbers_of, terms_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0, 2 bad arguments, 1 something failed, 130 Ctrl-C."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parse(arguments)
     try:
         if options.render:
             return render(options.outputs)
         if options.check:
             return check(options.outputs)
-        if options.task is None:
-            parser.error("name a TASK")
         return pace(options) if options.pace else tune(options)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -140,46 +139,6 @@ def _names(options: argparse.Namespace) -> list[str]:
 
 def _folder(options: argparse.Namespace, arm: str, number: int) -> Path:
     return options.outputs / "tune" / options.task / arm / f"study{number}"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m exp.tune", description="Search every optimizer with the same budget.")
-    parser.add_argument("task", metavar="TASK", nargs="?", help="a folder of exp/ with [tuning]")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--optimizers", default=",".join(DEFAULT_ARMS), metavar="A,B",
-                       help=f"names, arms of exp/tune/arms.toml ({NOISE_ARM}: the noise floor), or "
-                            f"all (default: {','.join(DEFAULT_ARMS)})")
-    which.add_argument("--ablation", action="store_true",
-                       help="one arm for every combination of ARS2-Neo's parts, on its own board")
-    which.add_argument("--pace", action="store_true",
-                       help="search nothing: time the winners of the task's board side by side")
-    which.add_argument("--check", action="store_true",
-                       help="search nothing: recompute every number of every board")
-    which.add_argument("--render", action="store_true",
-                       help="search nothing: write the pages of every board from its JSON")
-    amounts = parser.add_argument_group(
-        "budget of every arm", "default: that of the task's board, or of a new one")
-    amounts.add_argument("--studies", type=positive, metavar="N",
-                         help=f"independent studies ({AMOUNTS['studies']})")
-    amounts.add_argument("--trials", type=positive, metavar="N",
-                         help=f"trials of a study ({AMOUNTS['trials']})")
-    amounts.add_argument("--fresh-seeds", type=positive, metavar="N",
-                         help=f"fresh seeds of a study's winner ({AMOUNTS['fresh_seeds']})")
-    parser.add_argument("--replace", action="store_true",
-                        help="drop a board that stands on other terms")
-    parser.add_argument("--workers", type=positive, default=1, metavar="N",
-                        help="chains (one arm in one study) at a time")
-    add_launcher_options(parser)
-    parser.add_argument("--target", type=float, help="another target than task.toml's")
-    parser.add_argument("--cap", type=positive, metavar="N",
-                        help="another cap on a run's gradient evaluations")
-    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
-                        help="change the task for every optimizer alike; repeatable")
-    parser.add_argument("--outputs", type=Path, default=OUTPUTS, metavar="FOLDER",
-                        help="where results are and go to; studies that its paper/ holds are not "
-                             "run again (default: outputs)")
-    return parser
 
 
 if __name__ == "__main__":

@@ -30,9 +30,10 @@ from exp.jobs.launch import LOG, Work
 from exp.jobs.queue import free_name
 from exp.report.jsonfile import read_json, write_json
 from exp.tune.arms import Arm
+from exp.tune.options import AMOUNTS
 from exp.tune.record import fresh_record, trial_record
 from exp.tune.suggest import limit, suggest, winner
-from exp.tune.terms import AMOUNTS, code_of, seeds_of, settings_of
+from exp.tune.terms import code_of, seeds_of, settings_of
 
 CHECKPOINTS = ("latest.pt", "best.pt")  # of a finished run: they are not needed again
 

@@ -13,11 +13,10 @@ from exp.harness.errors import ConfigError
 from exp.harness.task import Task, task_named
 from exp.harness.toml import apply_override, read_toml
 from exp.tune.arms import Arm, arm_named
+from exp.tune.options import AMOUNTS, BASELINE, NOISE_ARM
 from exp.tune.suggest import GIVE_UP, START, STOP_FACTOR, study_seed
 
 SCHEMA = "ars-arena/1"
-BASELINE, NOISE_ARM = "adamw", "adamw_again"
-AMOUNTS = {"studies": 6, "trials": 12, "fresh_seeds": 2}
 HOLD = 2  # readings in a row at the target
 
 

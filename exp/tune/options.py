@@ -1,0 +1,57 @@
+"""The options of exp.tune, which are read before torch is imported, and the usual budget."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from exp.harness.arguments import positive
+from exp.jobs.slurm import add_launcher_options
+
+OUTPUTS = Path("outputs")
+BASELINE, NOISE_ARM = "adamw", "adamw_again"
+DEFAULT_ARMS = (BASELINE, "muon", "ars2_neo_base", "ars2_neo_aga")
+AMOUNTS = {"studies": 6, "trials": 12, "fresh_seeds": 2}
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options. Ends the process for --help and for wrong ones."""
+    parser = argparse.ArgumentParser(
+        prog="python -m exp.tune", description="Search every optimizer with the same budget.")
+    parser.add_argument("task", metavar="TASK", nargs="?", help="a folder of exp/ with [tuning]")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--optimizers", default=",".join(DEFAULT_ARMS), metavar="A,B",
+                       help=f"names, arms of exp/tune/arms.toml ({NOISE_ARM}: the noise floor), or "
+                            f"all (default: {','.join(DEFAULT_ARMS)})")
+    which.add_argument("--ablation", action="store_true",
+                       help="one arm for every combination of ARS2-Neo's parts, on its own board")
+    which.add_argument("--pace", action="store_true",
+                       help="search nothing: time the winners of the task's board side by side")
+    which.add_argument("--check", action="store_true",
+                       help="search nothing: recompute every number of every board")
+    which.add_argument("--render", action="store_true",
+                       help="search nothing: write the pages of every board from its JSON")
+    amounts = parser.add_argument_group(
+        "budget of every arm", "default: that of the task's board, or of a new one")
+    amounts.add_argument("--studies", type=positive, metavar="N",
+                         help=f"independent studies ({AMOUNTS['studies']})")
+    amounts.add_argument("--trials", type=positive, metavar="N",
+                         help=f"trials of a study ({AMOUNTS['trials']})")
+    amounts.add_argument("--fresh-seeds", type=positive, metavar="N",
+                         help=f"fresh seeds of a study's winner ({AMOUNTS['fresh_seeds']})")
+    parser.add_argument("--replace", action="store_true",
+                        help="drop a board that stands on other terms")
+    parser.add_argument("--workers", type=positive, default=1, metavar="N",
+                        help="chains (one arm in one study) at a time")
+    add_launcher_options(parser)
+    parser.add_argument("--target", type=float, help="another target than task.toml's")
+    parser.add_argument("--cap", type=positive, metavar="N",
+                        help="another cap on a run's gradient evaluations")
+    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
+                        help="change the task for every optimizer alike; repeatable")
+    parser.add_argument("--outputs", type=Path, default=OUTPUTS, metavar="FOLDER",
+                        help="where results are and go to; studies that its paper/ holds are not "
+                             "run again (default: outputs)")
+    options = parser.parse_args(arguments)
+    if options.task is None and not (options.render or options.check):
+        parser.error("name a TASK")
+    return options
