@@ -7,6 +7,8 @@ import pickle
 import pkgutil
 import random
 import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -501,6 +503,16 @@ def test_damaged_caches_are_made_again(tiny_data, empty_cache, monkeypatch, caps
         foreign = whole[rows if path is tokenizer else tokenizer]
         for other in (b"", content[:-1], content[:20], POINTER, b"{", foreign):
             check(path, other)
+
+
+def test_processes_that_write_the_same_cache_at_once_agree(tmp_path):
+    code = ("import pathlib, sys, data; data.CACHE = pathlib.Path(sys.argv[1]); content = bytes("
+            "2**22); print(all(data.cached('name', lambda: content) == content for _ in range(9) if"
+            " not (data.CACHE / 'name').unlink(missing_ok=True)))")
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], text=True,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
+    assert [process.communicate() for process in processes] == [("True\n", "")] * 3
+    assert [path.name for path in tmp_path.iterdir()] == ["name"]
 
 
 @pytest.mark.parametrize("made", ["tokenizer_*", "wikitext2_*"])
