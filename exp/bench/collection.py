@@ -14,6 +14,7 @@ from exp.harness.arguments import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERR
 from exp.harness.errors import ConfigError
 from exp.harness.task import task_named
 from exp.harness.toml import apply_override, read_toml, to_toml
+from exp.jobs.finished import data_digest
 from exp.jobs.launch import Local
 from exp.jobs.queue import LOG, Job, Stopped, run_jobs, state
 from exp.report.jsonfile import read_json, write_json
@@ -74,7 +75,7 @@ def result(run: Job) -> dict:
             **{key: final.get(key) for key in ("train_loss", "train_accuracy", "eval_accuracy",
                                                "gradient_evaluations", "step", "seconds")},
             **{key: facts[key] for key in ("device", "threads", "commit")},
-            "torch": facts["versions"]["torch"]}
+            "torch": facts["versions"]["torch"], "data": data_digest(facts)}
 
 
 def render(results: dict[str, dict[str, dict]]) -> str:
@@ -93,6 +94,8 @@ def render(results: dict[str, dict[str, dict]]) -> str:
     known = [run for tasks in results.values() for run in tasks.values() if "device" in run]
     facts = "; ".join(", ".join(sorted({str(run[key])[:40] for run in known}))
                       for key in ("device", "torch", "commit"))
+    digests = sorted({run["data"] for run in known if run.get("data")})
+    facts += f"; data {', '.join(digests)}" if digests else ""
     return page(
         "# The collection on two small tasks",
         f"`python -m exp.bench.collection`: defaults, one seed ({SEED}), nothing tuned, wrappers "
