@@ -143,8 +143,9 @@ def test_a_new_task_model_and_data_set_are_their_own_files_and_nothing_else(tmp_
         "-k", "majority or bag_of_tokens")
     assert tested.returncode == 0, tested.stdout
     assert int(re.search(r"(\d+) passed", tested.stdout).group(1)) == 11
-    tuned = run(tmp_path, "-c", "from exp.tune.space import goal_of; print(goal_of('majority'))")
-    assert "target=0.9" in tuned.stdout, tuned.stderr
+    tuned = run(tmp_path, "-c", "from exp.tune.terms import *; print(terms_of(task_named("
+                "'majority'), dict.fromkeys(('target', 'cap', *AMOUNTS))))")
+    assert "'main_target': 0.9" in tuned.stdout, tuned.stderr
     trained = run(tmp_path, "-m", "exp.majority.train", "--config", "config/majority_adamw.toml")
     assert trained.returncode == 0, trained.stderr
     assert re.search(r"best eval_accuracy +1 ", trained.stdout), trained.stdout
@@ -168,7 +169,7 @@ from exp.harness.cli import launch
 from exp.harness.task import task_named, train_function
 from exp.reproduce.plan import Table
 from exp.reproduce.yardstick import Yardstick
-from exp.tune.space import goal_of
+from exp.tune.terms import AMOUNTS, terms_of
 
 shown = []
 panel = plots._panel
@@ -176,10 +177,10 @@ plots._panel = lambda axes, *given: (panel(axes, *given), shown.append(axes.get_
 launch(task_named("majority"), train_function("majority"),
        ["--config", "config/majority_adamw.toml", "--output", "run",
         "--set", "experiment.epochs=2"])
-goal = goal_of("majority")
+goal = terms_of(task_named("majority"), dict.fromkeys(("target", "cap", *AMOUNTS)))
 table = Table("t", "T", "majority", "AdamW", (), {}, {}, published_metric="eval_error")
 by = Yardstick.of(table, "published")
-print(json.dumps([shown, goal.metric, goal.mode, by.metric.name, by.metric.mode, by.scale]))
+print(json.dumps([shown, goal["metric"], goal["mode"], by.metric.name, by.metric.mode, by.scale]))
 """
     toml = tmp_path / "exp" / "majority" / "task.toml"
     toml.write_text(toml.read_text().replace("target = 0.9", 'metric = "eval_error"\ntarget = 0.1'))
