@@ -17,7 +17,7 @@ from exp.reproduce.report import sections, select
 from exp.reproduce.verdicts import deciding_scale
 from exp.reproduce.yardstick import Yardstick, number_or_nan
 
-LABEL_WIDTH = 36
+LABEL_WIDTH = 48
 
 
 def draw(path: Path, table: Table, records: dict, claims: list[Claim]) -> None:
