@@ -298,6 +298,12 @@ def test_a_chain_on_other_terms_is_set_aside_and_more_trials_continue_it(tmp_pat
     assert other.outcome() is None
     other.work()
     assert (tmp_path / "chain.other1" / "study.json").exists() and not other.trials()
+    (made.folder / "chain.json").write_text("{")  # damaged: set aside too
+    other.work()
+    assert (tmp_path / "chain.other2").exists() and not other.trials()
+    newer = chains.Chain(made.arm, 1, {**other.terms, "sampler": {"optuna": "99"}}, made.folder)
+    newer.work()
+    assert not (tmp_path / "chain.other3").exists()
     with pytest.raises(ConfigError, match="holds no chain"):
         chains.Chain.read(tmp_path)
 

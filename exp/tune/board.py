@@ -34,13 +34,13 @@ def read_board(path: Path) -> dict | None:
 
 
 def require_terms(board: dict | None, terms: dict, replace: bool) -> dict:
-    """The board if it stands on these terms, else an empty one. Raises ConfigError for a board on
-    other terms, unless it is to be replaced."""
+    """The board if it stands on these terms, of whatever version of the sampler, else an empty one.
+    Raises ConfigError for a board on other terms, unless it is to be replaced."""
     empty = {"schema": SCHEMA, "terms": terms, "arms": {}}
     if board is None:
         return empty
     changed = [f"{key} {board['terms'].get(key)} -> {value}" for key, value in terms.items()
-               if board["terms"].get(key) != value]
+               if board["terms"].get(key) != value and key != "sampler"]
     if changed and not replace:
         raise ConfigError(f"the board of {terms['task']} stands on other terms "
                           f"({', '.join(changed)}): keep them, or --replace it")

@@ -20,7 +20,7 @@ from data import DataError
 from exp.harness.arguments import BAD_INPUT, COMPLETED, INTERRUPTED
 from exp.harness.device import keep_freed_memory
 from exp.harness.errors import ConfigError
-from exp.harness.folder import RunFolder
+from exp.harness.folder import RunFolder, read_object
 from exp.harness.lock import acquire, release
 from exp.harness.recipes import recipes
 from exp.harness.run import Diverged, Interrupted
@@ -28,7 +28,7 @@ from exp.harness.task import Task, task_named, train_function
 from exp.jobs.freshness import folder_identity, identity
 from exp.jobs.launch import LOG, Work
 from exp.jobs.queue import free_name
-from exp.report.jsonfile import read_json, write_json
+from exp.report.jsonfile import write_json
 from exp.tune.arms import Arm
 from exp.tune.options import AMOUNTS
 from exp.tune.record import fresh_record, trial_record
@@ -65,10 +65,10 @@ class Chain:
     def read(cls, folder: Path) -> "Chain":
         """The chain of a folder. Raises ConfigError if there is none."""
         try:
-            plan = read_json(folder / "chain.json")
+            plan = read_object(folder / "chain.json")
             return cls(Arm.of(plan["arm"], plan), plan["number"], plan["terms"], folder)
-        except (TypeError, KeyError, ValueError) as error:
-            raise ConfigError(f"{folder} holds no chain: {error}") from error
+        except KeyError as error:
+            raise ConfigError(f"{folder} holds no chain: no {error} in chain.json") from error
 
     @property
     def task(self) -> Task:
@@ -79,8 +79,8 @@ class Chain:
 
     def work(self) -> Work:
         """What runs it; a chain on other terms that its folder holds is renamed, never lost."""
-        kept = read_json(self.folder / "chain.json")
-        if kept is not None and not _continues(kept, self.plan):
+        path = self.folder / "chain.json"
+        if path.exists() and not _continues(read_object(path), self.plan):
             self.folder.rename(free_name(self.folder))
         write_json(self.folder / "chain.json", self.plan, depth=1)
         command = [sys.executable, "-m", "exp.tune.chain", str(self.folder)]
@@ -92,8 +92,8 @@ class Chain:
 
     def study(self) -> dict | None:
         """The finished study of these terms in the folder, None if there is none."""
-        kept, study = (read_json(self.folder / f"{name}.json") for name in ("chain", "study"))
-        if kept is None or study is None or not _continues(kept, self.plan):
+        kept, study = (read_object(self.folder / f"{name}.json") for name in ("chain", "study"))
+        if not study or not _continues(kept, self.plan):
             return None
         amounts = len(study["trials"]), len(study["fresh"])
         return study if amounts == (self.terms["trials"], self.terms["fresh_seeds"]) else None
@@ -121,13 +121,13 @@ class Chain:
         seeds = seeds_of(self.number, self.terms["fresh_seeds"])
         fresh = [fresh_record(seed, self._run(f"seed{seed}", best["params"], seed,
                                               self.terms["cap"]), self.terms) for seed in seeds]
-        facts = read_json(self.folder / f"seed{seeds[-1]}" / "run.json")
+        facts = read_object(self.folder / f"seed{seeds[-1]}" / "run.json")
         write_json(self.folder / "study.json", {
             "number": self.number, "seed": self.terms["study_seeds"][str(self.number)],
             "machine": f"{facts['device']}, {facts['threads']} threads",
             "torch": facts["versions"]["torch"],
             "commit": f"{facts['commit']}{'+' * facts['uncommitted_changes']}",
-            "code": code_of(read_json(self.folder / "chain.json")["recipes"]),
+            "code": code_of(read_object(self.folder / "chain.json")["recipes"]),
             "trials": trials, "winner": best["index"], "fresh": fresh}, depth=1)
 
     def _trial(self, trials: Sequence[dict]) -> dict:
@@ -161,15 +161,15 @@ class Chain:
 
 def _status(folder: Path) -> str | None:
     """How the run in a folder ended, None if it has not."""
-    return (read_json(folder / "summary.json") or {}).get("status")
+    return read_object(folder / "summary.json").get("status")
 
 
 def _continues(kept: dict, plan: dict) -> bool:
     """Whether a chain that was begun by one plan may go on by another: all is equal but for how
-    many trials and fresh runs there are."""
+    many trials and fresh runs there are, and for the version of the sampler."""
     def rest(of: dict) -> dict:
-        return {**of, "terms": {key: value for key, value in of["terms"].items()
-                                if key not in (*AMOUNTS, "study_seeds")}}
+        return {**of, "terms": {key: value for key, value in of.get("terms", {}).items()
+                                if key not in (*AMOUNTS, "study_seeds", "sampler")}}
 
     return rest(kept) == rest(plan)
 
