@@ -259,8 +259,13 @@ def test_slurm_gets_one_array_with_the_parameters_and_gives_the_status(slurm, tm
     batch = (slurm / "batch.sh").read_text()
     for flag in ("--array=0-1%2", "--partition=gpu", "--time=90", "--job-name=ars"):
         assert f"#SBATCH {flag}\n" in batch
+    # A queue that is started again, the first one killed, finds what waits and not what has ended.
+    restarted = Submitit("slurm", tmp_path / "logs", 7, {})
+    assert restarted.find(works[1].folder).poll() is None
+    assert restarted.find(works[0].folder) is None
     launch.stop([second])
     assert second.poll() == 130
+    assert restarted.find(works[1].folder) is None
 
 
 def test_ctrl_c_cancels_what_runs_and_what_waits(slurm, tmp_path, monkeypatch):
