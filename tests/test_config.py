@@ -1,6 +1,7 @@
 """Configuration: signatures as schema, overrides, and a clear refusal of everything else."""
 
 import math
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -290,6 +291,14 @@ def test_a_changing_decay_of_nothing_is_refused():
 def test_task_data_functions_are_schemas_without_var_keywords():
     with pytest.raises(TypeError):
         modular(512, 113, 0.3, seed=1, device=torch.device("cpu"), nonsense=1)
+
+
+def test_reading_a_config_does_not_import_what_trains():
+    code = ("import sys, exp.harness.config; print(*(name for name in sys.modules"
+            " if name.startswith('exp.')))")
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert set(imported.stdout.split()) == {f"exp.harness.{name}" for name in (
+        "config", "errors", "schedule", "schema", "task", "toml")} | {"exp.harness"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

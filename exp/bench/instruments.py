@@ -9,17 +9,16 @@ from exp.bench.training import endless
 from exp.harness.build import Built, build
 from exp.harness.config import Instrument, load_settings
 from exp.harness.diagnostics import Instruments
-from exp.harness.task import task_named
+from exp.harness.task import task_named, tasks
 
 REFERENCE = "a training step"
-TASKS = ("grokking", "cifar")
 
 
 def measure(rounds: int, clock: str, device: torch.device) -> dict[str, dict]:
     """Per configuration: a training step, and one measurement of each instrument over it;
     "per_epoch": its share of the training time when it measures once an epoch, the default."""
     results = {}
-    for task in map(task_named, TASKS):
+    for task in map(task_named, tasks()):
         path = task.config
         settings = load_settings(path, [f'experiment.device="{device.type}"'], task)
         built = build(settings, task)

@@ -1,5 +1,6 @@
 """AdamW, and SAM around it with each kind of radius, on the three tasks made small."""
 
+from exp.harness.task import Metric, task_named
 from exp.theory.sweeps import adamw, average, curve
 
 STEPS = {"cifar": 150, "wikitext2": 150, "grokking": 300}
@@ -16,13 +17,17 @@ def final(table: dict, seed: int, task: str, steps: int) -> float:
 
 def is_better(task: str, one: float, two: float) -> bool:
     """Whether the first value of the task's metric is the better."""
-    return one > two if METRIC[task] == "accuracy" else one < two
+    return _metric(task).is_better(one, two)
 
 
 def best_key(task: str, values: dict[float, list[float]]) -> float:
     """The key with the best mean over seeds."""
     means = {key: average(of_seeds) for key, of_seeds in values.items()}
-    return (max if METRIC[task] == "accuracy" else min)(means, key=means.get)
+    return (max if _metric(task).mode == "max" else min)(means, key=means.get)
+
+
+def _metric(task: str) -> Metric:
+    return task_named(task).metric(f"eval_{METRIC[task]}")
 
 
 def baseline(task: str, seeds: list[int]) -> tuple[float, dict[str, list[float]]]:
