@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from exp.report.statistics import Estimate
-from exp.report.tables import between_marks
 from exp.tune import published
 from exp.tune.published import leaderboard, page
 from exp.tune.published import scores as score
@@ -144,13 +143,6 @@ def test_performance_profiles_by_hand():
     assert score.performance_profile(costs, "y", 2.0) == 0.5
 
 
-def test_generated_text_replaces_what_is_between_its_marks():
-    text = "a\n<!-- made by x -->\nold\n<!-- end -->\nb <!-- made by y -->c<!-- end -->"
-    assert between_marks(text, "x", "new") == text.replace("old", "new")
-    assert between_marks(text, "z", "new") == text
-    assert between_marks("no marks <!-- end -->", "x", "new") == "no marks <!-- end -->"
-
-
 BROWSER = next(filter(None, map(shutil.which, (
     "chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 CLICKS = """<script>
@@ -179,9 +171,6 @@ def test_the_committed_leaderboard_is_what_its_json_says(tmp_path):
     html = (PAPER / "leaderboard.html").read_text(encoding="utf-8")
     assert html == page.render_html(BOARD) and "http" not in html.replace("http-equiv", "")
     assert (PAPER / "leaderboard.md").read_text(encoding="utf-8") == leaderboard.render(BOARD)
-    readme = published.README.read_text(encoding="utf-8")
-    assert "<!-- made by exp.tune -->\n" in readme
-    assert published.with_headline(readme, BOARD) == readme
     for task in BOARD["tasks"].values():
         for entry in task["arms"].values():
             if entry["config"]:

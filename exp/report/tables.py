@@ -44,14 +44,6 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
                       *rows[1:]])
 
 
-def between_marks(text: str, maker: str, content: str) -> str:
-    """The text with `content` between "<!-- made by MAKER -->" and the "<!-- end -->" after it; as
-    it is where it has no such place."""
-    before, mark, after = text.partition(f"<!-- made by {maker} -->")
-    _, end, rest = after.partition("<!-- end -->")
-    return f"{before}{mark}\n{content}\n{end}{rest}" if end else text
-
-
 def number(value: float) -> str:
     """Four significant digits, whole numbers as they are."""
     if math.isnan(value):

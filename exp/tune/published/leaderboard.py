@@ -57,7 +57,7 @@ def _row(task: dict, arm: str) -> dict:
 
 def render(board: dict) -> str:
     """leaderboard.md."""
-    parts = ["# Who needs how much, after equal tuning", LEGEND]
+    parts = ["# Gradient evaluations to target after equal-budget tuning", LEGEND]
     for name, task in board["tasks"].items():
         parts += [f"## {name}", terms_line(task), _table(rows_of(task)), pace_line(task),
                   ranges_line(task), f"![search spaces](leaderboard_{name}.png)"]
@@ -66,43 +66,13 @@ def render(board: dict) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def headline(board: dict) -> str:
-    """The README's table: one line per arm, one column per task, and the budgets."""
-    rows = {name: {row["arm"]: row for row in rows_of(task)}
-            for name, task in board["tasks"].items()}
-    arms = dict.fromkeys(arm for of_task in rows.values() for arm in of_task)
-    lines = [("", *(f"{name}: {_target(task['terms'])}" for name, task in board["tasks"].items()))]
-    for arm in arms:
-        lines.append((arm, *(_reached(of_task[arm]) if arm in of_task else "not tuned"
-                             for of_task in rows.values())))
-    amounts = [f"{name} {{studies}} x {{budget}}, {{studies}} x {{fresh_seeds}}".format(
-        **task["terms"]) for name, task in board["tasks"].items()]
-    devices = "; ".join(dict.fromkeys(device for task in board["tasks"].values()
-                                      for device in task["device"].split("; ")))
-    return (f"{markdown(lines)}\n\nMedian gradient evaluations of fresh runs to the target [95 %], "
-            "and how many got there; *no trial*: the search found no setting that does. Studies x "
-            f"trials, winners x fresh seeds: {'; '.join(amounts)}. {devices}.")
-
-
-def _target(terms: dict) -> str:
-    sign = "≥" if terms["mode"] == "max" else "≤"
-    return f"{terms['metric'].removeprefix('eval_')} {sign} {terms['target']:g}"
-
-
-def _reached(row: dict) -> str:
-    if not row["fresh"]:
-        return "–"
-    return f"{evaluations(row)}, {row['reached']}" if row["won"] else evaluations(row)
-
-
 def terms_line(task: dict) -> str:
     terms = task["terms"]
     better = "at least" if terms["mode"] == "max" else "at most"
     return (f"Target: {terms['metric']} {better} {terms['target']:g}, within {terms['cap']} "
             f"gradient evaluations. Studies x trials: {terms['studies']} x {terms['budget']}; "
             f"winners x fresh seeds: {terms['studies']} x {terms['fresh_seeds']}. Device "
-            f"{task['device']}; torch {task['torch']}; commit {task['commit']}. An arm more on "
-            f"these terms: `python -m exp.tune {terms['task']} --optimizers NAME`.")
+            f"{task['device']}; torch {task['torch']}; commit {task['commit']}.")
 
 
 def ranges_line(task: dict) -> str:
