@@ -21,9 +21,10 @@ from exp.landscape.functions import FUNCTIONS
 from exp.landscape.paths import CLOSE, COMMON_RATE, RATES, WRAPPED, Walk, best_walk, walk, walkers
 from exp.landscape.pictures import animate, draw
 from exp.report.jsonfile import read_json, write_json
-from exp.report.tables import page, table
+from exp.report.tables import table
 
 DIGITS = 4  # of the numbers that are kept
+PAGE = Path(__file__).with_name("page.md")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,15 +93,10 @@ def page_of(content: dict) -> str:
     for best, common in zip(content["best"], content["common"], strict=True):
         lines.append((best["optimizer"], f"{best['lr']:g}", _shown(best["final"]), best["arrival"],
                       best["evaluations"], _shown(common["final"])))
-    return page(
-        f"# {name.capitalize()}", FUNCTIONS[name].note + ".", f"![{name}]({name}.png)",
-        f"![animation]({name}.gif)", table(lines),
-        f"{content['steps']} steps in float64 from the white square, no weight decay, everything "
-        f"else default; wrappers around {WRAPPED}. Best of {len(RATES)} rates from {RATES[0]:g} to "
-        f"{RATES[-1]:.3g}, by f at the end. Arrived: f stays below {CLOSE:g} of its start. A plane "
-        "is a 1 x 2 matrix to the matrix rules: its orthogonalization is its direction, so they "
-        "take steps of one length and end where that length lets them; the matrix quadratic is "
-        "the one where they can show more.")
+    words = {"function": name, "title": name.capitalize(), "note": FUNCTIONS[name].note,
+             "table": table(lines), "steps": content["steps"], "first": RATES[0], "last": RATES[-1],
+             "count": len(RATES), "wrapped": WRAPPED, "close": CLOSE}
+    return PAGE.read_text(encoding="utf-8").format(**words)
 
 
 def _rounded(value: float) -> float | None:

@@ -20,9 +20,6 @@ FACTOR, LONGEST = 2.0, 16  # of a grid: the ratio of neighbours, and its most po
 STEPS, WARMUP = 150, 0.1
 EVERY = 5  # steps between the points of a curve
 HELD_OUT = {"wikitext2": 128, "cifar": 2000, "grokking": 1000}  # sequences, images, pairs
-MODEL_TEXT = ("Wikitext-2 with a vocabulary of 1024, a Qwen3 of one layer, width 64, sequences of "
-              "64 tokens, 16 to a batch where no other size is named; held-out loss (nats a "
-              f"token) of {HELD_OUT['wikitext2']} sequences.")
 
 Grid = dict[float, list[float | None]]
 
@@ -226,11 +223,6 @@ def race_table(rows: Rows) -> list[tuple]:
             *((name, best_of_grid(grid), [min(losses) for losses in curves[name]],
                None if name == base else percent(speedups(curves[base], curves[name])))
               for name, grid in grids.items())]
-
-
-RACE_TEXT = (f"{MODEL_TEXT} {STEPS} steps, warm-up over {WARMUP:.0%}, then a constant rate, the "
-             f"best of a grid in factors of {FACTOR:g} for each. Compared where both have got to: "
-             "at the higher of the two lowest losses of a seed.")
 
 
 def average(values: Sequence[float]) -> float:
