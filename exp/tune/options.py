@@ -30,14 +30,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                        help="search nothing: recompute every number of every board")
     which.add_argument("--render", action="store_true",
                        help="search nothing: write the pages of every board from its JSON")
-    amounts = parser.add_argument_group(
-        "budget of every arm", "default: that of the task's board, or of a new one")
-    amounts.add_argument("--studies", type=positive, metavar="N",
-                         help=f"independent studies ({AMOUNTS['studies']})")
-    amounts.add_argument("--trials", type=positive, metavar="N",
-                         help=f"trials of a study ({AMOUNTS['trials']})")
-    amounts.add_argument("--fresh-seeds", type=positive, metavar="N",
-                         help=f"fresh seeds of a study's winner ({AMOUNTS['fresh_seeds']})")
+    _add_budget(parser)
     parser.add_argument("--replace", action="store_true",
                         help="drop a board that stands on other terms")
     parser.add_argument("--workers", type=positive, default=1, metavar="N",
@@ -55,3 +48,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if options.task is None and not (options.render or options.check):
         parser.error("name a TASK")
     return options
+
+
+def _add_budget(parser: argparse.ArgumentParser) -> None:
+    amounts = parser.add_argument_group(
+        "budget of every arm", "default: that of the task's board, or of a new one")
+    amounts.add_argument("--studies", type=positive, metavar="N",
+                         help=f"independent studies ({AMOUNTS['studies']})")
+    amounts.add_argument("--trials", type=positive, metavar="N",
+                         help=f"trials of a study ({AMOUNTS['trials']})")
+    amounts.add_argument("--fresh-seeds", type=positive, metavar="N",
+                         help=f"fresh seeds of a study's winner ({AMOUNTS['fresh_seeds']})")

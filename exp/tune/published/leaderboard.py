@@ -6,7 +6,7 @@ from pathlib import Path
 from exp.report import statistics
 from exp.report.canvas import NEUTRAL, canvas, display_name, grid_of
 from exp.report.statistics import Estimate
-from exp.report.tables import at_least, interval, markdown, number
+from exp.report.tables import at_least, interval, markdown, number, page
 from exp.tune.published.scores import (
     at_edges,
     default_over_best,
@@ -61,9 +61,7 @@ def render(board: dict) -> str:
     for name, task in board["tasks"].items():
         parts += [f"## {name}", terms_line(task), _table(rows_of(task)), pace_line(task),
                   ranges_line(task), f"![search spaces](leaderboard_{name}.png)"]
-    if len(board["tasks"]) > 1:
-        parts += ["## Performance profiles", profiles(board["tasks"])]
-    return "\n\n".join(filter(None, parts)) + "\n"
+    return page(*parts, "## Performance profiles", profiles(board["tasks"]))
 
 
 def terms_line(task: dict) -> str:
