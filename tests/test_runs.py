@@ -262,10 +262,10 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     code = ("import sys; import exp.harness.checkpoint as c; c.CHECKPOINT_SECONDS = 0;"
             "from exp.harness.cli import launch; from exp.grokking.train import TASK, train;"
             "sys.exit(launch(TASK, train))")
-    options = ["--config", AGA["grokking"], "--device", "cpu"]
+    killed = tmp_path / "killed"
+    options = ["--config", str(aga_config("grokking", killed)), "--device", "cpu"]
     for override in [*TINY["grokking"], "experiment.epochs=400"]:
         options += ["--set", override]
-    killed = tmp_path / "killed"
     process = subprocess.Popen([sys.executable, "-c", code, *options, "--output", str(killed)],
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
