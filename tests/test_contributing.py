@@ -82,7 +82,7 @@ def test_a_table_of_a_new_paper_is_its_own_folder_and_nothing_else(tmp_path):
 [[claim]]
 id = "new-1"
 says = "Muon is better than AdamW"
-table = "clipping"
+table = "two-rules"
 row = "Muon"
 against = "AdamW"
 measure = "lead"
@@ -90,9 +90,9 @@ comparator = ">"
 value = 0
 unit = "%"
 """)
-    made = run(tmp_path, "-m", "exp.reproduce", "clipping", "--scale", "full", "--seeds", "1")
+    made = run(tmp_path, "-m", "exp.reproduce", "two-rules", "--scale", "full", "--seeds", "1")
     assert made.returncode == 0, made.stderr
-    page = (tmp_path / "outputs" / "paper" / "clipping.md").read_text()
+    page = (tmp_path / "outputs" / "paper" / "two-rules.md").read_text()
     assert re.search(r"\| Muon +\| 1 +\|", page) and "new-1" in page
     verdicts = (tmp_path / "outputs" / "paper" / "verdicts.md").read_text()
     assert "## A new paper\n\nWhat it says.\n\n### Modular addition, two rules" in verdicts

@@ -57,10 +57,11 @@ class NotStarted:
 
 
 @contextmanager
-def stopped_after(seconds: float) -> Iterator[None]:
-    """Raise KeyboardInterrupt in the main thread, as Ctrl-C does, once `seconds` have passed."""
+def stopped_after(seconds: float | None) -> Iterator[None]:
+    """Raise KeyboardInterrupt in the main thread, as Ctrl-C does, once `seconds` have passed; None:
+    never."""
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds or 0)
     try:
         yield
     finally:

@@ -124,7 +124,9 @@ def welch(values: Sequence[float], others: Sequence[float]) -> tuple[Estimate, f
     n = min(len(values), len(others))
     if n < 2:
         return Estimate(difference, math.nan, math.nan, n), math.nan, math.nan
-    test = scipy.stats.ttest_ind(values, others, equal_var=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # equal values: no variance
+        test = scipy.stats.ttest_ind(values, others, equal_var=False)
     low, high = test.confidence_interval(LEVEL)
     return (Estimate(difference, float(low), float(high), n), float(test.statistic),
             float(test.pvalue))

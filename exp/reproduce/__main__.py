@@ -130,11 +130,10 @@ def _run(missing: dict[Job, Table], options: argparse.Namespace) -> int:
         kept = read_kept(kept_path(missing[job], options.outputs))
         return Outlook({missing[job].name: kept}).seconds(job)
 
-    if options.until is None:
+    if options.until is not None:
+        launcher = InTime(launcher, options.until, seconds)
+    with stopped_after(options.until):
         statuses = run_jobs(missing, launcher, keep)
-    else:
-        with stopped_after(options.until):
-            statuses = run_jobs(missing, InTime(launcher, options.until, seconds), keep)
     others = set(statuses.values()) - {COMPLETED, DIVERGED}
     if others - {INTERRUPTED}:
         return FAILED

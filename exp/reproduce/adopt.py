@@ -36,7 +36,7 @@ def adopt(results: Path, tables: Sequence[Table], outputs: Path) -> list[str]:
 
     results: a folder or a tar file of run folders. Raises ConfigError if it is neither.
     """
-    lines = []
+    lines, changed = [], set()
     with _unpacked(results) as root, tempfile.TemporaryDirectory() as scratch:
         jobs = [(table, table.job(row, 0, cell, Path(scratch)))
                 for table in tables for cell in table.cells() for row in table.rows]
@@ -44,10 +44,12 @@ def adopt(results: Path, tables: Sequence[Table], outputs: Path) -> list[str]:
         for folder in sorted({path.parent for path in root.rglob("*") if path.name in FILES}):
             name = folder.relative_to(root).as_posix()
             try:
-                lines.append(f"{name}: taken for {', '.join(_take(folder, wanted, outputs))}")
+                taken = _take(folder, wanted, outputs)
+                changed |= set(taken)
+                lines.append(f"{name}: taken for {', '.join(taken)}")
             except NotTaken as reason:
                 lines.append(f"{name}: not taken: {reason}")
-        for table in tables:
+        for table in (table for table in tables if table.name in changed):
             path = kept_path(table, outputs)
             write_kept(path, collect(table, Path(scratch), read_kept(path)))
     return lines

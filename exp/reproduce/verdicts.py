@@ -70,6 +70,8 @@ def claims_table(
             word = " at full scale"
         elif table and table.other_data and claim.measure not in SCALE_FREE:
             verdict, claim = "cannot be tested here", replace(claim, cannot=table.other_data)
+        elif table and table.grid:
+            word = _so_far(table, records)
         logged = "" if claim.logged is None else f"{number(claim.logged)} "
         lines.append((f"{claim.says} <sub>{claim.id}</sub>",
                       f"{claim.comparator} {number(claim.value)} {claim.unit}",
@@ -78,6 +80,14 @@ def claims_table(
                       shown(fixed, claim.unit, _counted(table)),
                       f"**{verdict}**{word}{_why(claim, verdict, ours)}"))
     return markdown(lines)
+
+
+def _so_far(table: Table, records: dict) -> str:
+    """How much of a grid a verdict is on, while it is not all of it."""
+    ran = [{tuple(run["levels"]) for run in records["runs"] if run["row"] == row.label}
+           for row in table.rows]
+    done, total = len(set.intersection(*ran)), len({cell.levels for cell in table.cells()})
+    return "" if done == total else f" on {done} of {total} configurations"
 
 
 def _counted(table: Table | None) -> str:
