@@ -70,11 +70,9 @@ def test_memory_is_what_a_call_holds_at_its_worst_and_does_not_keep():
 def test_training_needs_weights_gradients_state_and_what_the_pass_keeps(monkeypatch):
     from exp.theory.training import built
 
-    tiny = {"data": {"p": 11, "fraction": 0.5, "batch_size": 30},
-            "model": {"d_model": 16, "d_head": 4, "d_mlp": 32}}
-    run = built({"name": "adamw"}, 1, **tiny)
+    run = built({"name": "adamw"}, 1, scale="tiny")
     training.steps(run)()
-    same = built({"name": "adamw"}, 1, **tiny)
+    same = built({"name": "adamw"}, 1, scale="tiny")
     training.bare(same)()  # the loop that ours is measured against trains alike
     for ours, theirs in zip(run.model.parameters(), same.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
@@ -83,7 +81,7 @@ def test_training_needs_weights_gradients_state_and_what_the_pass_keeps(monkeypa
     assert training.resident_bytes(run) == 4 * weights + counters
     needed = {}
     for period in (1, 5):  # step by step or five at once: the worst moment is the same
-        run = built({"name": "adamw"}, 1, **tiny)
+        run = built({"name": "adamw"}, 1, scale="tiny")
         needed[period] = training.needed_bytes(training.steps(run, period), run,
                                                torch.device("cpu"))
     assert needed[1] == needed[5] > training.resident_bytes(run)
@@ -196,9 +194,7 @@ def test_instruments_are_timed_beside_a_step(monkeypatch):
     from exp.bench import instruments
     from exp.theory.training import built
 
-    tiny = {"data": {"p": 11, "fraction": 0.5, "batch_size": 30},
-            "model": {"d_model": 16, "d_head": 4, "d_mlp": 32}}
-    run = built({"name": "adamw"}, 1, **tiny)
+    run = built({"name": "adamw"}, 1, scale="tiny")
     functions = instruments.functions(run)
     functions[instruments.REFERENCE]()
     weights = [p.detach().clone() for p in run.model.parameters()]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import tomllib
 
 import pytest
@@ -14,7 +15,7 @@ from exp.harness import cli
 from exp.harness.curvature import curvature, sam_sharpness
 from exp.harness.diagnostics import adam_direction, cosine, spectrum
 from exp.harness.task import task_named, train_function
-from model import build_model
+from model import available_models, build_model, model_class
 
 DOUBLE = torch.float64
 
@@ -96,19 +97,15 @@ def test_curvature_against_the_exact_hessian():
     assert sam_sharpness(model, (x, y), params, rho=0.0) == 0.0
 
 
-@pytest.mark.parametrize("name", ["grokking_transformer", "qwen3", "resnet18"])
+@pytest.mark.parametrize("name", available_models())
 def test_curvature_of_every_model(name):
-    sizes = {"grokking_transformer": {"vocab_size": 12, "d_model": 8, "d_head": 4, "d_mlp": 16},
-             "qwen3": {"vocab_size": 12, "hidden_size": 8, "num_hidden_layers": 1, "head_dim": 4,
-                       "num_attention_heads": 2, "num_key_value_heads": 2,
-                       "intermediate_size": 16, "max_position_embeddings": 8},
-             "resnet18": {"num_classes": 3, "width": 2}}[name]
-    given = {key: sizes.pop(key) for key in ("vocab_size", "num_classes") if key in sizes}
+    tiny = sys.modules[model_class(name).__module__].TINY
     torch.manual_seed(0)
-    model = build_model({"name": name, **sizes}, **given).train()
-    batch = {"grokking_transformer": (torch.randint(0, 12, (5, 3)), torch.randint(0, 12, (5,))),
-             "qwen3": (torch.randint(0, 12, (2, 6)), torch.randint(0, 12, (2, 6))),
-             "resnet18": (torch.randn(4, 3, 32, 32), torch.randint(0, 3, (4,)))}[name]
+    model = build_model({"name": name, **tiny}).train()
+    inputs = torch.randint(0, tiny["vocab_size"], (5, 3)) if "vocab_size" in tiny \
+        else torch.randn(4, 3, 32, 32)
+    classes = model(inputs).shape
+    batch = inputs, torch.randint(0, classes[-1], classes[:-1])
     before = {k: v.clone() for k, v in model.state_dict().items()}
     found = curvature(model, batch, list(model.parameters()))
     assert all(math.isfinite(value) for value in found.values())

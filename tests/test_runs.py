@@ -41,7 +41,7 @@ AGA = {"grokking": "config/lrp_grok_ars2_neo_aga_400e.toml",
 def launch(task, output, *options, config=None, epochs=3):
     tiny = [word for override in [*TINY[task], f"experiment.epochs={epochs}"]
             for word in ("--set", override)]
-    config = config or aga_config(task, output)
+    config = config or AGA.get(task) or aga_config(task, output)
     arguments = ["--config", str(config), "--output", str(output), "--device", "cpu"]
     return cli.launch(task_named(task), train_function(task), [*arguments, *tiny, *options])
 

@@ -7,6 +7,7 @@ import torch
 from test_theory import rows
 from torch.nn import functional as F
 
+from exp.harness.task import task_named
 from exp.papers.ars2_neo.statements import (
     fewer_steps,
     fisher_diagonal,
@@ -23,8 +24,7 @@ from exp.theory import __main__ as command
 from exp.theory import perturbations, statement, training
 
 DOUBLE = torch.float64
-TINY = {"data": {"p": 11, "fraction": 0.5, "batch_size": 30},
-        "model": {"d_model": 16, "d_head": 4, "d_mlp": 32}}
+TINY = task_named("grokking").scales["tiny"]
 
 
 def softmax_regression(examples=6):
