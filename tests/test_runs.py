@@ -263,7 +263,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
             "from exp.harness.cli import launch; from exp.grokking.train import TASK, train;"
             "sys.exit(launch(TASK, train))")
     killed = tmp_path / "killed"
-    options = ["--config", str(aga_config("grokking", killed)), "--device", "cpu"]
+    options = ["--config", AGA["grokking"], "--device", "cpu"]
     for override in [*TINY["grokking"], "experiment.epochs=400"]:
         options += ["--set", override]
     process = subprocess.Popen([sys.executable, "-c", code, *options, "--output", str(killed)],
