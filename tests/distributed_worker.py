@@ -176,10 +176,7 @@ def random_numbers(folder: Path) -> list[torch.Tensor]:
     """What this process draws after a checkpoint, and after going back to it."""
     run = built("grokking", RULES["adamw"], {}, {})
     instruments = Instruments((), run.model, run.optimizer, run.objective)
-    settings = {"experiment": {}, "optimizer": {},
-                "schedule": {"name": "constant", "weight_decay": "constant"}}
-    checkpoints = Checkpoints(RunFolder(folder, resume=True), settings, run.model, run.optimizer,
-                              run.objective, instruments)
+    checkpoints = Checkpoints(RunFolder(folder, resume=True), run, instruments)
     checkpoints.save(Position(), stopped=False, wall_seconds=0.0)
     drawn = torch.rand(3)
     checkpoints.load()
