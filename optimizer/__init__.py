@@ -11,11 +11,12 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from .parts.joint import Joint
+from .parts.layout import may_fuse
 from .parts.matrix import MatrixOptimizer
-from .parts.split import split
+from .parts.split import parameter_groups, routing_table, split
 
 __all__ = ["GIVEN_BY_CODE", "available_optimizers", "build_optimizer", "is_wrapper",
-           "optimizer_class"]
+           "optimizer_class", "parameter_groups", "routing_table"]
 
 # Constructor arguments that `build_optimizer` fills in; a configuration sets the others.
 GIVEN_BY_CODE = ("params", "base", "model")
@@ -74,10 +75,7 @@ def build_optimizer(settings: dict, model: nn.Module) -> Optimizer:
     routing = settings.pop("routing", None)
     adamw = tables.pop("adamw", None)
     if issubclass(cls, MatrixOptimizer):
-        matrices, rest = split(model, routing or "role")
-        groups = [{"params": matrices, "track": "matrix"},
-                  {"params": rest, "track": "adamw", **(adamw or {})}]
-        groups = [group for group in groups if group["params"]]
+        groups = parameter_groups(model, routing or "role", **(adamw or {}))
         optimizer = cls(groups, **_with_model(cls, settings, model))
     elif routing is not None or adamw is not None:
         matrices, rest = split(model, routing or "role")
@@ -101,13 +99,13 @@ def _with_model(cls: type[Optimizer], settings: dict, model: nn.Module) -> dict:
 
 
 def _fused(cls: type[Optimizer], params: list, settings: dict) -> Optimizer:
-    """`cls` with its fused kernel, where it has one and the settings ask for no other.
+    """`cls` with its fused kernel, where it has one, may use it and the settings ask for no other.
 
-    Adagrad's is left out: in torch 2.11 it knows no CUDA.
+    Adagrad's is left out: in torch 2.11 it does not support CUDA.
     """
     chosen = settings.get("fused") is not None or settings.get("foreach") is not None
     excluded = settings.get("capturable") or settings.get("differentiable")
-    excluded = excluded or cls is torch.optim.Adagrad
+    excluded = excluded or cls is torch.optim.Adagrad or not may_fuse(params)
     if "fused" in inspect.signature(cls).parameters and not chosen and not excluded:
         settings = {**settings, "fused": True}
     return cls(params, **settings)

@@ -52,7 +52,9 @@ class AdamMini(FirstOrder):
         """The update of the class docstring, in place."""
         exp_avgs = self.buffers(params, "exp_avg")
         grads = [p.grad.to(m.dtype) for p, m in zip(params, exp_avgs, strict=True)]
-        means = [block_means(g.square(), group["block"]) for g in grads]
+        # Squares that overflow become the largest number: in `lerp`, infinity would leave NaN.
+        means = [block_means(g.square(), group["block"]).clamp_max_(torch.finfo(g.dtype).max)
+                 for g in grads]
         for p, mean in zip(params, means, strict=True):
             self.state[p].setdefault("step", 0)
             self.state[p].setdefault("exp_avg_sq", torch.zeros_like(mean))

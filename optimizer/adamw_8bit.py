@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 
 from .parts import checks
+from .parts.base import inner_step
 from .parts.first_order import FirstOrder
 
 __all__ = ["AdamW8bit"]
@@ -44,13 +45,26 @@ class AdamW8bit(FirstOrder):
         checks.non_negative(lr=lr, eps=eps, weight_decay=weight_decay)
         checks.pair_of_fractions(betas=betas)
         checks.at_least(0, min_8bit_size=min_8bit_size)
-        library = bitsandbytes()
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps,
                                   "weight_decay": weight_decay})
-        self.kernels = library.optim.AdamW8bit([p for group in self.param_groups
-                                                for p in group["params"]],
-                                               min_8bit_size=min_8bit_size)
+        self.min_8bit_size = min_8bit_size
+        self._build_kernels()
+
+    def _build_kernels(self) -> None:
+        self.kernels = bitsandbytes().optim.AdamW8bit(
+            [p for group in self.param_groups for p in group["params"]],
+            min_8bit_size=self.min_8bit_size)
         self._share()
+
+    def __getstate__(self) -> dict:
+        """Everything but the kernels, which a copy builds anew."""
+        return {key: value for key, value in super().__getstate__().items() if key != "kernels"}
+
+    def __setstate__(self, state: dict) -> None:
+        """Restore attributes, or groups and state alone, as torch's loading does."""
+        super().__setstate__(state)
+        if "kernels" not in self.__dict__:
+            self._build_kernels()
 
     def _share(self) -> None:
         self.kernels.param_groups, self.kernels.state = self.param_groups, self.state
@@ -60,12 +74,13 @@ class AdamW8bit(FirstOrder):
         params = [p for group in self.param_groups for p in self.with_gradient(group)]
         doubles = [p for p in params if p.dtype == torch.float64]
         before = [p.clone() for p in doubles]
-        torch.compiler.disable(self.kernels.step)()
+        torch.compiler.disable(inner_step)(self.kernels)
         for p, old in zip(doubles, before, strict=True):  # the kernels rounded these to float32
             p.copy_(old + (p - old.float()))
 
     def after_loading(self) -> None:
         """Share groups and state with the kernels again."""
+        super().after_loading()
         self._share()
 
 

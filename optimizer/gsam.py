@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 from .parts import checks
 from .parts.distributed.collective import total
 from .parts.radius import RhoSchedule
-from .parts.sharpness import EPS, perturbation
+from .parts.sharpness import EPS, finite, perturbation
 from .parts.sharpness_aware import SharpnessWrapper
 
 __all__ = ["GSAM"]
@@ -46,6 +46,7 @@ class GSAM(SharpnessWrapper):
         pairs = [(p, g) for p, g in zip(params, base, strict=True) if p.grad is not None]
         product = total(sum(((g * p.grad).sum() for p, g in pairs), torch.zeros(())))
         square = total(sum(((p.grad * p.grad).sum() for p, _ in pairs), torch.zeros(())))
+        ratio = finite(product / (square + EPS))
         for p, g in pairs:
-            vertical = g - product / (square + EPS) * p.grad
+            vertical = g - ratio * p.grad
             p.grad = p.grad - self.alpha * vertical

@@ -9,8 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .parts import checks
-from .parts.fisher import natural_gradient, update_eigenvectors, update_factors
+from .parts import checks, fisher
 from .parts.layers import LayerOptimizer
 
 __all__ = ["KFAC"]
@@ -52,9 +51,8 @@ class KFAC(LayerOptimizer):
     a Linear all rows of its input (tokens). The labels are the true ones: the empirical Fisher.
     Which passes count, and `conv_norm`: parts/layers.py, Recorder.
 
-    Deviations from alecwangcq/KFAC-Pytorch: weight_decay acts from the first step (there after 20
-    TCov), the other parameters take AdamW (there this SGD), `p.grad` is not changed.
-
+    Deviations from alecwangcq/KFAC-Pytorch: weight_decay from the first step on (there after 20
+    TCov), AdamW for the other parameters (there this SGD), `p.grad` is not changed.
     Cost: 1 gradient evaluation per step; momentum, and for each side of a layer its factor, the
     eigenvectors and the eigenvalues; two eigendecompositions per layer every `inverse_interval`.
     """
@@ -104,8 +102,8 @@ class KFAC(LayerOptimizer):
                 if p in self.recorders:
                     self._update_statistics(p)
                     bias = [self.layers[p].bias] if self.recorders[p].bias else []
-                    self.updates.update(natural_gradient(self.state[p], [p, *bias],
-                                                         group["damping"], group["tikhonov"]))
+                    self.updates |= fisher.natural_gradient(
+                        self.state[p], [p, *bias], group["damping"], group["tikhonov"])
         if self.updates:
             self._clip_updates()
         super().update()
@@ -128,14 +126,16 @@ class KFAC(LayerOptimizer):
         """Factors from what the hook of a layer recorded; eigenvectors where due."""
         state, recorder = self.state[weight], self.recorders[weight]
         if recorder.rows:
-            update_factors(state, recorder, self.conv_norm, self.stat_decay)
-        if "input_factor" not in state:
+            fisher.update_factors(state, recorder, self.conv_norm, self.stat_decay)
+        if "input_factor" not in state and not weight.grad.any():
+            fisher.identity_factors(state, weight, recorder.bias)
+        elif "input_factor" not in state:
             raise ValueError(
                 f"{self.layers[weight]} has a gradient, but KFAC saw no training pass through it: "
                 'call the module itself, in training mode, or put its weight on track "adamw"')
         due = self.scalars["steps"] % self.inverse_interval == 0
         if due or "input_eigenvalues" not in state:
-            update_eigenvectors(state)
+            fisher.update_eigenvectors(state)
 
     def _clip_updates(self) -> None:
         total = sum(group["lr"] ** 2 * (self.updates[p] * p.grad).sum()

@@ -26,15 +26,15 @@ class LARS(FirstOrder):
         W <- W - lr b                        (nesterov: r (g + weight_decay W) + momentum b)
 
     As in timm the rate is outside the buffer (the paper has it inside: the two differ when lr
-    changes), and tensors of a group without decay keep r = 1 unless `always_adapt`. Deviation: the
-    default momentum is the paper's 0.9, timm's is 0.
+    changes). `always_adapt=False` is timm's rule: r = 1 for tensors of a group without decay.
+    Deviation from timm: the default momentum is the paper's 0.9, there 0.
 
-    Cost: 1 gradient evaluation a step, 1 state tensor a parameter.
+    Cost: 1 gradient evaluation per step, 1 state tensor per parameter.
     """
 
     def __init__(self, params: Iterable, lr: float = 1.0, momentum: float = 0.9,
                  nesterov: bool = False, weight_decay: float = 0.0, trust_coeff: float = 1e-3,
-                 eps: float = 1e-8, always_adapt: bool = False) -> None:
+                 eps: float = 1e-8, always_adapt: bool = True) -> None:
         checks.non_negative(lr=lr, weight_decay=weight_decay, trust_coeff=trust_coeff, eps=eps)
         checks.fraction(momentum=momentum)
         super().__init__(params, {

@@ -41,6 +41,11 @@ class Lookahead(Wrapper):
         self._note_starts()
         return super().step(closure)
 
+    def first_step(self, zero_grad: bool = False) -> bool:
+        """`first_step` of the sharpness-aware optimizer inside."""
+        self._note_starts()
+        return super().first_step(zero_grad)
+
     @torch.compiler.disable  # it would lose what is kept by tensor
     @torch.no_grad()
     def _note_starts(self) -> None:

@@ -61,7 +61,9 @@ class MuonSquared(MatrixOptimizer):
         directions = momentum_direction(grads, self.buffers(params, "momentum_buffer"),
                                         group["momentum"], group["nesterov"])
         variances = self.buffers(params, "exp_avg_sq")
-        squares = [g.to(v.dtype).square() for g, v in zip(grads, variances, strict=True)]
+        # Squares that overflow become the largest number: in `lerp`, infinity would leave NaN.
+        squares = [g.to(v.dtype).square().clamp_max_(torch.finfo(v.dtype).max)
+                   for g, v in zip(grads, variances, strict=True)]
         torch._foreach_lerp_(variances, squares, 1 - group["beta2"])
         denominators = torch._foreach_sqrt(variances)
         torch._foreach_add_(denominators, group["eps"])

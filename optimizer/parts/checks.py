@@ -2,9 +2,19 @@
 
 from typing import Any, get_args
 
+import torch
+
+
+def one_number(**values: float) -> None:
+    """Raise ValueError for a tensor that is not one number."""
+    for name, value in values.items():
+        if torch.is_tensor(value) and value.numel() != 1:
+            raise ValueError(f"{name} must be one number, got a tensor of {value.numel()}")
+
 
 def non_negative(**values: float) -> None:
     """Raise ValueError unless every value is a number >= 0 (NaN is not)."""
+    one_number(**values)
     for name, value in values.items():
         if not value >= 0:
             raise ValueError(f"{name} must be >= 0, got {value!r}")
@@ -12,6 +22,7 @@ def non_negative(**values: float) -> None:
 
 def fraction(**values: float) -> None:
     """Raise ValueError unless every value lies in [0, 1), as a decay rate must."""
+    one_number(**values)
     for name, value in values.items():
         if not 0 <= value < 1:
             raise ValueError(f"{name} must be in [0, 1), got {value!r}")

@@ -58,3 +58,10 @@ class FirstOrder(Base):
                 dtype = p.dtype if p.dtype == torch.float64 else torch.float32
                 self.state[p][name] = torch.zeros_like(p, dtype=dtype)
         return [self.state[p][name] for p in params]
+
+    def after_loading(self) -> None:
+        """Make step counts integers again: a checkpoint may hold them as floats or tensors."""
+        for group in self.param_groups:
+            for p in group["params"] if group.get("track") != "adamw" else ():
+                if "step" in self.state.get(p, {}):
+                    self.state[p]["step"] = int(self.state[p]["step"])

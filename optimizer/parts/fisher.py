@@ -24,6 +24,14 @@ def update_factors(state: dict, recorder: Recorder, conv_norm: str, decay: float
     recorder.reset()
 
 
+def identity_factors(state: dict, weight: Tensor, bias: bool) -> None:
+    """The factors of a layer before any pass: identities."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    sizes = (weight[0].numel() + bias, len(weight))
+    for side, size in zip(SIDES, sizes, strict=True):
+        state[f"{side}_factor"] = torch.eye(size, dtype=dtype, device=weight.device)
+
+
 def update_eigenvectors(state: dict) -> None:
     """Eigenvalues and eigenvectors of both factors."""
     for side in SIDES:

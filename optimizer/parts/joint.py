@@ -44,3 +44,5 @@ class Joint(FirstOrder):
     def after_loading(self) -> None:
         """Share groups and state with the parts again."""
         self._share()
+        for part in self.parts:  # torch's puts a step count that is a number where it is needed
+            part.__setstate__({"state": part.state, "param_groups": part.param_groups})

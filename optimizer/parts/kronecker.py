@@ -28,8 +28,9 @@ def sides(shape: torch.Size, max_dim: int) -> list[str]:
 
 def accumulate(entry: dict, side: str, grads: Tensor, beta: float) -> Tensor:
     """The statistic `side` of a state entry, advanced: beta L + (1 - beta) G G^T, the sum if
-    beta = 1; zeros on first sight."""
+    beta = 1; created as zeros. A product that overflows is left out."""
     gram = grads @ grads.mT if side == "left" else grads.mT @ grads
+    gram = gram.where(torch.isfinite(gram).all(dim=(-2, -1), keepdim=True), 0)
     if side not in entry:
         entry[side] = torch.zeros_like(gram)
     return entry[side].mul_(beta).add_(gram, alpha=1 - beta if beta < 1 else 1.0)
@@ -121,12 +122,16 @@ def adam_in_eigenbasis(
     Every `frequency` steps the bases are refreshed, after they were used.
     """
     grads = {p: matrix_gradient(p) for p in params}
+    for p in params:
+        if "step" not in state[p]:
+            state[p].update(step=0, exp_avg=torch.zeros_like(grads[p]),
+                            exp_avg_sq=torch.zeros_like(grads[p]))
     ready = [p for p in params
              if all(f"{side}_basis" in state[p] for side in sides(p.shape, max_dim))]
     directions = _adam_directions([state[p] for p in ready], [grads[p] for p in ready],
                                   betas, eps, nesterov) if ready else []
     for p in params:
-        step = state[p].get("step", 0)
+        step = state[p]["step"]
         refresh = step > 0 and step % frequency == 0
         update_bases(state[p], grads[p], shampoo_beta, max_dim, refresh)
     return ready, directions
@@ -139,9 +144,7 @@ def _adam_directions(
     eps: float,
     nesterov: bool,
 ) -> list[Tensor]:
-    for entry, g in zip(entries, grads, strict=True):
-        if "step" not in entry:
-            entry.update(step=0, exp_avg=torch.zeros_like(g), exp_avg_sq=torch.zeros_like(g))
+    for entry in entries:
         entry["step"] += 1
     exp_avgs, exp_avg_sqs, steps = (
         [entry[key] for entry in entries] for key in ("exp_avg", "exp_avg_sq", "step"))

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
+from . import checks
 from .base import inner_step
 from .distributed.collective import publish
 from .first_order import FirstOrder
+from .layout import may_fuse
 
 ADAMW_KEYS = ("lr", "betas", "eps", "weight_decay")
-BOOKKEEPING = ("params", "param_names", "track", "initial_lr", "scalars")
+BOOKKEEPING = ("params", "param_names", "track", "initial_lr", "scalars", "fused")
 
 
 class MatrixOptimizer(FirstOrder):
@@ -76,8 +78,13 @@ class MatrixOptimizer(FirstOrder):
     def _add_adamw_group(self, group: dict) -> None:
         for key in ("lr", "weight_decay"):
             group.setdefault(key, self.defaults[key])
+        checks.non_negative(**{key: group[key] for key in ("lr", "eps", "weight_decay")
+                               if key in group})
+        checks.pair_of_fractions(**{key: group[key] for key in ("betas",) if key in group})
+        # Without the fused kernel torch takes foreach on a GPU, a loop on the CPU.
+        group["fused"] = may_fuse(p[1] if isinstance(p, tuple) else p for p in group["params"])
         if self.adamw is None:
-            self.adamw = AdamW([group], fused=True)
+            self.adamw = AdamW([group])
             self.adamw.state = self.state
         else:
             self.adamw.add_param_group(group)
@@ -85,6 +92,7 @@ class MatrixOptimizer(FirstOrder):
 
     def after_loading(self) -> None:
         """Share the groups and the state of the AdamW track with torch's AdamW."""
+        super().after_loading()
         if self.adamw is not None:
             groups = [group for group in self.param_groups if group["track"] == "adamw"]
             # Also puts a step count that is a plain number where the fused kernel needs it.

@@ -15,23 +15,57 @@ ElementwiseScale = Literal["abs", "none", "asam"]
 EPS = 1e-12  # added to norms that may be zero, as in the released code
 
 
-@contextmanager
-def perturbed(params: Sequence[Tensor], offsets: list[Tensor]) -> Iterator[None]:
-    """Inside, each parameter is moved by its offset; afterwards it is restored bit for bit.
+@torch.compiler.disable
+def watch_gradients(groups: list[dict]) -> Callable[[], bool]:
+    """Call before a closure; the function returned tells afterwards whether the closure added its
+    gradients to earlier ones instead of clearing them first. One parameter is watched."""
+    candidates = (p for group in groups for p in group["params"] if p.requires_grad
+                  and p.grad is not None and not p.grad.is_sparse and p.numel())
+    watched = next(candidates, None)
+    if watched is None:
+        return lambda: False
+    before, at_backward = watched.grad, []
 
-    Restored from a copy, also when the body raises: subtracting would leave rounding errors.
-    `offsets` is emptied, so that it takes no memory while the body runs.
-    """
+    def note(_: Tensor) -> None:
+        if not at_backward:  # only the first backward pass: a closure may accumulate itself
+            at_backward.append(watched.grad is not None and bool(watched.grad.any()))
+
+    handle = watched.register_hook(note)
+
+    def kept() -> bool:
+        handle.remove()
+        untouched = watched.grad is before and bool(before.any())
+        return at_backward[0] if at_backward else untouched
+
+    return torch.compiler.disable(kept)
+
+
+def perturb(params: Sequence[Tensor], offsets: list[Tensor]) -> list[Tensor]:
+    """Move each parameter by its offset; copies for `restore`. `offsets` is emptied, so that it
+    takes no memory from then on."""
     if not params:  # torch's foreach functions refuse an empty list
-        yield
-        return
+        return []
     saved = [p.clone() for p in params]
     torch._foreach_add_(list(params), offsets)
     offsets.clear()
+    return saved
+
+
+def restore(params: Sequence[Tensor], saved: list[Tensor]) -> None:
+    """Put back, bit for bit, what `perturb` saved: subtracting would leave rounding errors."""
+    if params:
+        torch._foreach_copy_(list(params), saved)
+
+
+@contextmanager
+def perturbed(params: Sequence[Tensor], offsets: list[Tensor]) -> Iterator[None]:
+    """Inside, each parameter is moved by its offset; afterwards it is restored, also when the body
+    raises."""
+    saved = perturb(params, offsets)
     try:
         yield
     finally:
-        torch._foreach_copy_(list(params), saved)
+        restore(params, saved)
 
 
 def gradients_at(
@@ -101,18 +135,23 @@ def norm_of_all(tensors: Sequence[Tensor]) -> Tensor:
     return total_norm(torch.linalg.vector_norm(lengths))
 
 
+def finite(ratio: Tensor) -> Tensor:
+    """`ratio`, and 0 where its sums overflowed (entries of 1e20 in float32) or are NaN."""
+    return ratio.nan_to_num(0.0, 0.0, 0.0)
+
+
 def shear_force(adversarial: Tensor, base: Tensor) -> Tensor:
     """The part of the adversarial gradient orthogonal to the base gradient, for one tensor.
 
     LookSAM (Liu et al. 2022, arXiv 2203.02714): f = g2 - (<g2, g1> / ||g1||^2) g1.
     """
-    ratio = (adversarial * base).sum() / ((base * base).sum() + EPS)
+    ratio = finite((adversarial * base).sum() / ((base * base).sum() + EPS))
     return adversarial - ratio * base
 
 
 def with_shear(grad: Tensor, shear: Tensor, alpha: float) -> Tensor:
     """LookSAM's reuse of a shear force (arXiv 2203.02714): g + alpha (||g|| / ||f||) f."""
-    ratio = torch.linalg.vector_norm(grad) / (torch.linalg.vector_norm(shear) + EPS)
+    ratio = finite(torch.linalg.vector_norm(grad) / (torch.linalg.vector_norm(shear) + EPS))
     return grad + shear * (alpha * ratio)
 
 
@@ -124,4 +163,4 @@ def cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
         norms = [torch.stack(torch._foreach_norm(list(x))) for x in (left, right)]
         sums = torch.stack([products.sum(), *(norm.square().sum() for norm in norms)])
     product, *squares = total(sums)
-    return float(product / (torch.sqrt(squares[0] * squares[1]) + EPS))
+    return float(finite(product / (torch.sqrt(squares[0] * squares[1]) + EPS)))

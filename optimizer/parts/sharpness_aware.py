@@ -1,7 +1,6 @@
 """The base of sharpness-aware optimizers: the second gradient, the radius and the shear force."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
@@ -12,7 +11,14 @@ from torch.optim import Optimizer
 from . import checks
 from .base import Base
 from .radius import START, check_radius, observe_losses, radius
-from .sharpness import gradients_at, perturbed, shear_force, with_shear
+from .sharpness import (
+    gradients_at,
+    perturb,
+    restore,
+    shear_force,
+    watch_gradients,
+    with_shear,
+)
 from .stored import Storage, restored, stored
 from .wrapper import Wrapper
 
@@ -25,7 +31,11 @@ class Pending(NamedTuple):
     params: list[Tensor]
     base: list[Tensor]  # gradients at the weights, where `combine` needs them
     gradients: list[Tensor] | None  # the final ones, where no second gradient is needed
-    moved: ExitStack  # closing it restores the weights
+    saved: list[Tensor]  # the weights, where they have been moved
+
+
+ACCUMULATED = ("the closure added to earlier gradients: for gradient accumulation compute all "
+               "micro-batches inside step(closure), or call first_step() and second_step()")
 
 
 class SharpnessAware(Base):
@@ -90,12 +100,16 @@ class SharpnessAware(Base):
         if closure is None:
             self._without_closure()
             return None
+        kept_gradients = watch_gradients(self.param_groups)
         with torch.enable_grad():
             loss = self.first_loss(closure)
+        accumulated = kept_gradients()
         with torch.no_grad():
             params = self._with_gradients()
             offsets, base = self.ascend(params)
             if offsets is not None:
+                if accumulated:
+                    raise ValueError(ACCUMULATED)
                 self.observe(loss, gradients_at(params, offsets, closure))
                 self.combine(params, base)
         return loss
@@ -126,11 +140,9 @@ class SharpnessAware(Base):
         gradients = [p.grad for p in params] if offsets is None else None
         for p in params:
             p.grad = None
-        moved = ExitStack()
-        if offsets is not None:
-            moved.enter_context(perturbed(params, offsets))
-        self.pending = Pending(params, base, gradients, moved)
-        return offsets is not None
+        saved = [] if offsets is None else perturb(params, offsets)
+        self.pending = Pending(params, base, gradients, saved)
+        return gradients is None
 
     def second_step(self, zero_grad: bool = False) -> None:
         """The step after `first_step`: `step()`, then `zero_grad()` if asked for."""
@@ -143,10 +155,10 @@ class SharpnessAware(Base):
         if self.pending is None:
             self._one_gradient()
             return
-        params, base, gradients, moved = self.pending
+        params, base, gradients, saved = self.pending
         self.pending = None
-        moved.close()
         if gradients is None:
+            restore(params, saved)
             self.combine(params, base)
             return
         for p, gradient in zip(params, gradients, strict=True):
