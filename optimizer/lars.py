@@ -10,6 +10,8 @@ from .parts.first_order import FirstOrder
 
 __all__ = ["LARS"]
 
+RECIPE = 2  # always_adapt by default
+
 SEARCH_SPACE = {
     "lr": (0.1, 10.0, "log"),
     "weight_decay": (1e-5, 1e-2, "log"),

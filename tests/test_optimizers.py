@@ -428,11 +428,6 @@ def test_shape_routing_leaves_long_tensors_to_adamw():
     assert [group["track"] for group in groups] == ["adamw"]
 
 
-def test_role_routing_needs_roles():
-    with pytest.raises(ValueError, match="roles"):
-        build_optimizer({"name": "muon"}, nn.Linear(3, 3))
-
-
 def test_names_are_found_however_written():
     assert optimizer_class("ARS2-Neo") is optimizer_class("ars2_neo")
     assert optimizer_class("AdamW") is torch.optim.AdamW

@@ -65,7 +65,7 @@ def output_layer(model: nn.Module) -> nn.Module | None:
     called_so = [module for name, module in single if HEAD.search(name.lower())]
     if called_so:
         return called_so[-1]
-    return single[-1][1] if single and single[-1] is layers[-1] else None
+    return single[-1][1] if single and single[-1] == layers[-1] else None
 
 
 def _in_attention(model: nn.Module, name: str) -> bool:
