@@ -31,6 +31,7 @@ from exp.jobs.finished import finished_run
 from exp.jobs.queue import Job, state
 from model import build_model
 from optimizer import build_optimizer
+from optimizer.signum import Signum
 
 CONFIGS = sorted(Path("config").glob("*.toml"))
 AGA = {"grokking": "config/lrp_grok_ars2_neo_aga_400e.toml",
@@ -544,6 +545,23 @@ def test_divergence_is_recorded_as_such(tiny_data, tmp_path, capsys):
     assert "diverged" in capsys.readouterr().err
     for line in lines(folder):
         assert line["train_loss"] is None or math.isfinite(line["train_loss"])
+
+
+def test_a_nan_in_the_state_that_signs_hide_is_divergence(tiny_data, tmp_path, capsys, monkeypatch):
+    update = Signum.update_group
+
+    def poisoned(self, params, group):
+        params[0].grad.view(-1)[0] = math.nan
+        update(self, params, group)
+
+    monkeypatch.setattr(Signum, "update_group", poisoned)
+    folder, config = tmp_path / "run", tmp_path / "signum.toml"
+    settings = tomllib.loads(Path(AGA["grokking"]).read_text())
+    settings["optimizer"] = {"name": "signum"}
+    config.write_text(to_toml(settings))
+    assert launch("grokking", folder, config=config) == 3
+    assert "state of the optimizer is nan in epoch 1" in capsys.readouterr().err
+    assert math.isfinite(lines(folder)[0]["train_loss"])
 
 
 def test_a_decomposition_that_refuses_what_is_not_finite_is_divergence(tiny_data, tmp_path, capsys):

@@ -151,6 +151,15 @@ def from_all(value: Any) -> list[Any]:
     return values
 
 
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process; all of them wait for each other."""
+    if size() == 1:
+        return flag
+    value = torch.tensor(int(flag))
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return bool(value)
+
+
 class DelayedMax:
     """An asynchronous all-reduce (max) per step, so that every process decides alike.
 

@@ -17,12 +17,21 @@ from exp.harness.checkpoint import Checkpoints, Position
 from exp.harness.config import Experiment
 from exp.harness.device import peak_memory, restart_peak_memory, wait_for
 from exp.harness.diagnostics import Instruments
-from exp.harness.distributed import DelayedMax, is_main, load_whole, size, together, whole
+from exp.harness.distributed import (
+    DelayedMax,
+    any_process,
+    is_main,
+    load_whole,
+    size,
+    together,
+    whole,
+)
 from exp.harness.facts import run_facts
 from exp.harness.folder import RunFolder
 from exp.harness.interrupts import Interrupts
 from exp.harness.plots import plot_curves, plot_diagnostics
 from exp.harness.progress import Progress, final_table
+from optimizer.parts.state import has_nan
 
 STOP, NOT_FINITE = 1, 2  # signals of one process to all of them
 
@@ -181,7 +190,10 @@ class Run:
         self.last_line = line
         self.progress.evaluated(line)
         self.board.write(line)
-        self._require_finite(self.at.epoch, {k: v for k, v in line.items() if isinstance(v, float)})
+        numbers = {key: value for key, value in line.items() if isinstance(value, float)}
+        if any_process(has_nan(self.optimizer)):
+            numbers["the state of the optimizer"] = math.nan
+        self._require_finite(self.at.epoch, numbers)
         self._update_best(line)
         for name, (metric, threshold) in self.task.milestones.items():
             reached = self.task.metric(metric).reaches(line[metric], threshold)

@@ -16,6 +16,19 @@ def state_of(optimizer: Optimizer) -> list[Tensor]:
             for tensor in _tensors(optimizer.state.get(p, {}))]
 
 
+def has_nan(optimizer: Optimizer) -> bool:
+    """Whether any number in the state is NaN, which a rule that takes signs would hide for ever.
+
+    Infinity is no error: squares that overflow leave it, in torch's AdamW too. One host
+    synchronization per device.
+    """
+    flags: dict[torch.device, list[Tensor]] = {}
+    for tensor in state_of(optimizer):
+        if tensor.is_floating_point():
+            flags.setdefault(tensor.device, []).append(tensor.isnan().any())
+    return any(bool(torch.stack(of_device).any()) for of_device in flags.values())
+
+
 def weight_bytes(optimizer: Optimizer) -> int:
     """Bytes of all its parameters."""
     return sum(p.nbytes for group in optimizer.param_groups for p in group["params"])
