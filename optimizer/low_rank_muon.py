@@ -97,6 +97,7 @@ def low_rank_polar(matrices: Tensor, basis: Tensor | None, k: int) -> tuple[Tens
     return (p * keep.unsqueeze(-2)) @ qt[..., :k, :], p
 
 
+@torch.compiler.disable  # torch 2.11 warns that it cannot trace a generator
 def gaussian(rows: int, columns: int, like: Tensor) -> Tensor:
     """A fixed standard normal matrix (rows, columns); no global random state is used."""
     generator = torch.Generator(like.device).manual_seed(0)

@@ -125,7 +125,7 @@ def test_losses_stay_on_the_gpu_and_nobody_asks_for_them(task):
     with GPU:
         model = build_model(settings["model"], **sizes)
     batch = inputs(task)
-    loss, means = script.loss_fn(model, *batch)
+    loss, means = script.TASK.loss_fn(model, *batch)
     assert {value.device for value in (loss, *means.values())} == {GPU}
     with torch.no_grad():
         *rest, targets = batch

@@ -484,8 +484,19 @@ def test_lars_is_the_one_of_pytorch_optimizer(nesterov):
     theirs = following(
         lambda p: pytorch_optimizer.LARS(groups(p), trust_coefficient=0.01, **settings),
         lambda optimizer, closure: optimizer.step(closure))
-    assert worst_of(lambda p: LARS(groups(p), trust_coeff=0.01, eps=0.0, **settings),
-                    theirs) < 1e-10
+    assert worst_of(lambda p: LARS(groups(p), trust_coeff=0.01, eps=0.0, always_adapt=False,
+                                   **settings), theirs) < 1e-10
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_lars_adapts_with_and_without_decay(decay):
+    """The paper: a step of lr trust_coeff ||W|| for any length of the gradient, if decay is 0."""
+    w = nn.Parameter(torch.tensor([[3.0, 4.0]], dtype=DOUBLE))
+    w.grad = torch.tensor([[0.0, 2.0]], dtype=DOUBLE)
+    LARS([w], lr=1.0, trust_coeff=0.01, eps=0.0, weight_decay=decay).step()
+    ratio = 0.01 * 5 / (2 + decay * 5)
+    expected = [[3 - ratio * decay * 3, 4 - ratio * (2 + decay * 4)]]
+    np.testing.assert_allclose(w.detach(), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("ours", "theirs", "settings", "renamed"), [

@@ -34,8 +34,9 @@ def watch_gradients(groups: list[dict]) -> Callable[[], bool]:
 
     def kept() -> bool:
         handle.remove()
-        untouched = watched.grad is before and bool(before.any())
-        return at_backward[0] if at_backward else untouched
+        # Added in place, or with create_graph as a new tensor; else the closure has replaced it.
+        same = watched.grad is before or (watched.grad is not None and watched.grad.requires_grad)
+        return same and (at_backward[0] if at_backward else bool(before.any()))
 
     return torch.compiler.disable(kept)
 
