@@ -31,7 +31,7 @@ class AdaEps(FirstOrder):
     which most rows see no gradient has median 0 and falls to the floor. The source leaves the
     share open: 0.1 is ours.
 
-    Cost: 1 gradient evaluation a step, 2 state tensors a parameter.
+    Cost: 1 gradient evaluation per step, 2 state tensors per parameter.
     """
 
     def __init__(self, params: Iterable, lr: float = 1e-3,

@@ -45,7 +45,7 @@ class AdaRMSuon(MatrixOptimizer):
     m_hat without whitening; "frobenius" then makes m_hat as long as E and leaves u as it is, and
     norms that presume an orthogonal O are refused.
 
-    Cost: 1 gradient evaluation a step, 2 state tensors a matrix.
+    Cost: 1 gradient evaluation per step, 2 state tensors per matrix.
     """
 
     def __init__(

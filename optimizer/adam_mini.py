@@ -36,7 +36,7 @@ class AdamMini(FirstOrder):
     have one value a head: hold them as stacks of heads in a group with `"block": "matrix"`; flat
     ones keep one a row, which is finer. Their norms have one value a vector, ours one an entry.
 
-    Cost: 1 gradient evaluation a step, 1 state tensor a parameter and one value a block.
+    Cost: 1 gradient evaluation per step, 1 state tensor per parameter and one value per block.
     """
 
     def __init__(self, params: Iterable, lr: float = 1e-3,

@@ -32,7 +32,7 @@ class AdaMuon(MatrixOptimizer):
     v has no bias correction: the normalization takes it away. Norms are of each matrix; a
     convolution counts as (out, in * kernel).
 
-    Cost: 1 gradient evaluation a step, 2 state tensors a matrix.
+    Cost: 1 gradient evaluation per step, 2 state tensors per matrix.
     """
 
     def __init__(

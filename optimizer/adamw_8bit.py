@@ -35,7 +35,7 @@ class AdamW8bit(FirstOrder):
     Tensors of fewer than min_8bit_size entries keep float32 moments: there it is AdamW. The change
     of float64 parameters is computed in float32 as well.
 
-    Cost: 1 gradient evaluation a step, 2 state tensors a parameter, of one byte an entry.
+    Cost: 1 gradient evaluation per step, 2 state tensors per parameter, of one byte an entry.
     Raises ImportError where bitsandbytes is not installed.
     """
 

@@ -28,7 +28,7 @@ class LAMB(FirstOrder):
     Bias-corrected as in timm; the paper's phi is the identity. Tensors of a group without decay
     keep ratio 1 unless `always_adapt` (timm's rule, for biases and gains).
 
-    Cost: 1 gradient evaluation a step, 2 state tensors a parameter.
+    Cost: 1 gradient evaluation per step, 2 state tensors per parameter.
     """
 
     def __init__(self, params: Iterable, lr: float = 1e-3,

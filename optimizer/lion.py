@@ -31,7 +31,7 @@ class Lion(FirstOrder):
     rises along a cosine (dmf-archive/ARS, optimizer summary 4.4) must know how long the run is: it
     is `weight_decay = "cosine"` of the [schedule] table, for any optimizer.
 
-    Cost: 1 gradient evaluation a step, 1 state tensor a parameter.
+    Cost: 1 gradient evaluation per step, 1 state tensor per parameter.
     """
 
     def __init__(self, params: Iterable, lr: float = 1e-4,

@@ -39,8 +39,8 @@ class LowRankMuon(MatrixOptimizer):
     With k >= rank this is Muon with exact msign. The update is sqrt(k) long, not
     sqrt(min(m, n)): a small k wants a larger lr. Omega is the same at every step and in every run.
 
-    Cost: 1 gradient evaluation a step, 1 state tensor a matrix and min(k, m, n) columns; products
-    of m n (k + 8) where Newton-Schulz has m^2 n.
+    Cost: 1 gradient evaluation per step, 1 state tensor per matrix and min(k, m, n) columns;
+    products of m n (k + 8) where Newton-Schulz has m^2 n.
     """
 
     def __init__(

@@ -63,7 +63,7 @@ class Muon(MatrixOptimizer):
     Deviations: the momentum is an average (Keller's code, torch), not Moonlight's sum; the two
     differ by a factor that msign removes. `conv_scale="keller"` is the reference's quirk.
 
-    Cost: 1 gradient evaluation a step, 1 state tensor a matrix.
+    Cost: 1 gradient evaluation per step, 1 state tensor per matrix.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ class MuonSquared(MatrixOptimizer):
         O = msign(U / (sqrt(v) + eps))
         W <- (1 - lr weight_decay) W - lr c(m, n) O        (c as in Muon)
 
-    Cost: 1 gradient evaluation a step, 2 state tensors a matrix.
+    Cost: 1 gradient evaluation per step, 2 state tensors per matrix.
     """
 
     def __init__(

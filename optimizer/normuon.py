@@ -37,7 +37,7 @@ class NorMuon(MatrixOptimizer):
     those of the flattened (out, in * kernel) matrix; the authors' code takes a convolution's
     kernel rows.
 
-    Cost: 1 gradient evaluation a step, 1 state tensor a matrix and one value a row.
+    Cost: 1 gradient evaluation per step, 1 state tensor per matrix and one value per row.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ class RMSuon(MatrixOptimizer):
     so ||dW||_F = lr E exactly. Of a 3-D stack each matrix has its own energy
     (`energy_scope="tensor"`: one for the whole stack, as the released code has it).
 
-    Cost: 1 gradient evaluation a step, 2 state tensors a matrix.
+    Cost: 1 gradient evaluation per step, 2 state tensors per matrix.
     """
 
     def __init__(

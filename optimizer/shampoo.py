@@ -52,7 +52,7 @@ class Shampoo(MatrixOptimizer):
     which also leaves out the bias correction: a factor sqrt(1 - beta2^t) of P). Released ports
     with exponent 1/order exist (moskomule): exponent = 0.5; Algorithm 1 decides for 1/4.
 
-    Cost: 1 gradient evaluation a step, 1 + 2 (m^2 + n^2) / (m n) state tensors a matrix (1 more
+    Cost: 1 gradient evaluation per step, 1 + 2 (m^2 + n^2) / (m n) state tensors per matrix (1 more
     for graft = "adam"), products of 2 m n (m + n), and every precondition_frequency steps an eigh
     a side, of order 10 (m^3 + n^3).
     """

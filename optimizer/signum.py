@@ -26,7 +26,7 @@ class Signum(FirstOrder):
 
     The authors' text has the decay decoupled, their code adds it to the gradient: `l2=True`.
 
-    Cost: 1 gradient evaluation a step, 1 state tensor a parameter.
+    Cost: 1 gradient evaluation per step, 1 state tensor per parameter.
     """
 
     def __init__(self, params: Iterable, lr: float = 1e-4, momentum: float = 0.9,

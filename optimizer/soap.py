@@ -43,7 +43,7 @@ class SOAP(MatrixOptimizer):
     normalize_grads and precondition_1d are left out: vectors take AdamW, as in the paper.
     `shampoo_beta` stays 0.95 whatever betas are; theirs follows betas[1] by default (-1).
 
-    Cost: 1 gradient evaluation a step, 2 + 2 (m^2 + n^2) / (m n) state tensors a matrix, matrix
+    Cost: 1 gradient evaluation per step, 2 + 2 (m^2 + n^2) / (m n) state tensors per matrix, matrix
     products of 3 m n (m + n) to rotate and m n (m + n) for the statistics, and every
     precondition_frequency steps a product and a QR a side, of order m^3 + n^3.
     """

@@ -50,7 +50,7 @@ class SOAPMuon(MatrixOptimizer):
     makes the update's RMS 1, scale="moonlight" makes it 0.2; v2 has Keller's scale and takes the
     entries' square root in the basis after msign, which no longer is a polar factor: left out.
 
-    Cost: 1 gradient evaluation a step; state and products of SOAP plus Muon's Newton-Schulz.
+    Cost: 1 gradient evaluation per step; state and products of SOAP plus Muon's Newton-Schulz.
     """
 
     def __init__(

@@ -40,7 +40,7 @@ class SpectralClipMuon(MatrixOptimizer):
     By SVD: the clip is also a sum of three msigns, but Newton-Schulz is too coarse for it and the
     sum ill-conditioned where a singular value is near a bound. On a GPU an SVD is slow.
 
-    Cost: 1 gradient evaluation a step, 1 state tensor a matrix; an SVD of each matrix.
+    Cost: 1 gradient evaluation per step, 1 state tensor per matrix; an SVD of each matrix.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ class Tiger(FirstOrder):
     leaves m and shrinks W by 0.99 (here m keeps the NaN, and its sign is 0), and his accumulation
     of gradients in m over several steps.
 
-    Cost: 1 gradient evaluation a step, 1 state tensor a parameter.
+    Cost: 1 gradient evaluation per step, 1 state tensor per parameter.
     """
 
     def __init__(self, params: Iterable, lr: float = 1e-3, beta: float = 0.965,
