@@ -5,21 +5,29 @@ Outside a step of `Sharded` every function here is the identity.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-if TYPE_CHECKING:
-    from .sharded import Sharded
 
-_running: "Sharded | None" = None  # the sharded optimizer whose step this process is in
+class Shared(Protocol):
+    """What this module needs of an optimizer whose parameters several processes share."""
+
+    base: Optimizer
+    device: torch.device
+
+    def send(self, params: Iterable[Tensor]) -> None:
+        """Start sending these parameters to the other processes."""
+
+
+_running: Shared | None = None  # the optimizer whose step this process is in
 
 
 @contextmanager
-def running(optimizer: "Sharded") -> Iterator[None]:
+def running(optimizer: Shared) -> Iterator[None]:
     """Inside, `total` sums over the processes of `optimizer`."""
     global _running
     outer, _running = _running, optimizer
