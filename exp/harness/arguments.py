@@ -14,7 +14,12 @@ def parse(task: str, arguments: Sequence[str] | None = None) -> argparse.Namespa
                                      description=f"Train the {task} task from a TOML config.")
     parser.add_argument("--config", type=Path, required=True, help="the experiment, a TOML file")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
-                        help="override one setting, the value in TOML syntax; repeatable")
+                        help="override one setting, the value in TOML syntax; table={...} replaces"
+                             " a table; repeatable")
+    parser.add_argument("--unset", action="append", default=[], metavar="TABLE.KEY",
+                        help="drop a key or table of the config, before --set; repeatable")
+    parser.add_argument("--optimizer", metavar="NAME",
+                        help="replace the [optimizer] table by this optimizer's defaults")
     parser.add_argument("--seed", type=int, help="same as --set experiment.seed=N")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--output", type=Path, metavar="DIR",

@@ -47,7 +47,8 @@ def _launch(task: Task, train: Callable[[dict, RunFolder], None], options: argpa
         overrides.append(f'experiment.device="{options.device}"')
     keep_freed_memory()
     try:
-        settings = load_settings(options.config, overrides, task)
+        settings = load_settings(options.config, overrides, task, unset=options.unset,
+                                 optimizer=options.optimizer)
         with joined(settings["experiment"]["device"]):
             status, message = _train(settings, train, options)
             main = is_main()

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+from torch.optim import AdamW
+
 from exp.harness import schema
 from exp.harness.errors import ConfigError
 from exp.harness.schedule import Schedule
 from exp.harness.task import Task
-from exp.harness.toml import apply_override, read_toml
+from exp.harness.toml import apply_override, drop_key, read_toml
 from model import available_models, model_class
 from optimizer import GIVEN_BY_CODE, available_optimizers, is_wrapper, optimizer_class
 from optimizer.parts.matrix import ADAMW_KEYS, MatrixOptimizer
@@ -53,13 +56,19 @@ class Experiment:
             raise ValueError(f"seed must be in [0, 2**63), got {self.seed}")
 
 
-def load_settings(path: Path, overrides: Iterable[str], task: Task) -> dict[str, dict]:
-    """Read a config, apply `table.key=value` overrides, check it, and fill in every default.
+def load_settings(path: Path, overrides: Iterable[str], task: Task, *, unset: Iterable[str] = (),
+                  optimizer: str | None = None) -> dict[str, dict]:
+    """Read a config, replace the optimizer's table by the defaults of another, drop the keys
+    `unset`, apply `table.key=value` overrides, check it, and fill in every default.
 
     Raises ConfigError with all problems, one per line.
     """
     try:
         settings = read_toml(path)
+        if optimizer is not None:
+            settings["optimizer"] = {"name": optimizer}
+        for key in unset:
+            drop_key(settings, key)
         for override in overrides:
             apply_override(settings, override)
     except ValueError as error:
@@ -94,10 +103,7 @@ def complete(settings: dict[str, dict], task: Task) -> dict[str, dict]:
     for table, finish in (("model", _model), ("optimizer", _optimizer)):
         done[table] = finish(settings[table], task, problems)
     if not problems:
-        try:
-            Experiment(**done["experiment"])
-        except ValueError as error:
-            problems.append(f"[experiment] {error}")
+        problems += _refused(lambda: Experiment(**done["experiment"]), "experiment")
     if problems:
         raise ConfigError("\n".join(problems))
     return {table: done[table] for table in TABLES}
@@ -156,7 +162,8 @@ def _optimizer_table(key: str, table: dict, problems: list[str]) -> dict:
     """`[optimizer.adamw]`, or a wrapper's table."""
     if key == "adamw":
         adamw = schema.keywords(optimizer_class("adamw"), GIVEN_BY_CODE)
-        problems += schema.problems("optimizer.adamw", table, {k: adamw[k] for k in ADAMW_KEYS})
+        wrong = schema.problems("optimizer.adamw", table, {k: adamw[k] for k in ADAMW_KEYS})
+        problems += wrong or _refused(lambda: AdamW([torch.zeros(1)], **table), f"optimizer.{key}")
         return table
     cls = _named(optimizer_class, f"optimizer.{key}", {"name": key}, problems)
     if cls is None:
@@ -167,6 +174,15 @@ def _optimizer_table(key: str, table: dict, problems: list[str]) -> dict:
     accepted = schema.keywords(cls, GIVEN_BY_CODE)
     problems += schema.problems(f"optimizer.{key}", table, accepted)
     return {**schema.defaults(accepted), **table}
+
+
+def _refused(construct: Callable, table: str) -> list[str]:
+    """What a constructor has against its values, as a list of at most one problem."""
+    try:
+        construct()
+    except ValueError as error:
+        return [f"[{table}] {error}"]
+    return []
 
 
 def _named(find: Callable, table: str, given: dict, problems: list[str]) -> type | None:

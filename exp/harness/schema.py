@@ -1,10 +1,13 @@
 """Signatures as schema: the keys and types that a table accepts, from a callable's signature."""
 
 import inspect
+import math
 import types
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+MAY_BE_INFINITE = ("kl_clip",)  # K-FAC's: no clip
 
 
 def keywords(target: Callable, given_by_code: Iterable[str] = ()) -> dict[str, inspect.Parameter]:
@@ -23,7 +26,8 @@ def keywords(target: Callable, given_by_code: Iterable[str] = ()) -> dict[str, i
 def problems(
     table: str, settings: Mapping, accepted: Mapping[str, inspect.Parameter], extra: Iterable = ()
 ) -> list[str]:
-    """One line for each unknown, missing or mistyped key of `settings`; `extra` keys pass."""
+    """One line for each unknown, missing or mistyped key of `settings`, and for each number that
+    is not finite (a default of the signature may be infinite); `extra` keys pass."""
     messages = []
     names = [*accepted, *extra]
     for key, value in settings.items():
@@ -35,6 +39,9 @@ def problems(
         elif not conforms(value, accepted[key].annotation):
             expected = describe(accepted[key].annotation)
             messages.append(f"[{table}] {key} must be {expected}, got {value!r}")
+        elif not (is_finite(value) or value == accepted[key].default
+                  or (key in MAY_BE_INFINITE and value == math.inf)):
+            messages.append(f"[{table}] {key} must be finite, got {value!r}")
     for key, parameter in accepted.items():
         if parameter.default is parameter.empty and key not in settings:
             messages.append(f"[{table}] missing key {key!r}. Accepted: {', '.join(names)}")
@@ -52,6 +59,16 @@ def _in_toml(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(map(_in_toml, value))
     return type(value) in (bool, int, float, str)  # nor an IntEnum
+
+
+def is_finite(value: Any) -> bool:
+    """Whether every number of a TOML value is one that a float can hold."""
+    if isinstance(value, list | tuple):
+        return all(map(is_finite, value))
+    try:
+        return not isinstance(value, int | float) or math.isfinite(value)
+    except OverflowError:  # 10**400
+        return False
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -10,29 +10,50 @@ from typing import Any
 def read_toml(path: Path) -> dict[str, Any]:
     """The file's content. Raises ValueError, naming the file, if it cannot be read or parsed."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # a byte-order mark or none
     except FileNotFoundError as error:
         raise ValueError(f"no config file {path}") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
 
 
 def apply_override(settings: dict, override: str) -> None:
-    """Apply one `table.key=value`, the value in TOML syntax, in place. ValueError if it is none."""
+    """Apply one `table.key=value`, the value in TOML syntax, in place; `table={key = value}`
+    replaces the whole table. ValueError if it is none."""
     path, equals, text = override.partition("=")
     *tables, key = path.strip().split(".")
-    if not equals or not tables:
-        raise ValueError(f"--set {override}: write table.key=value")
+    if not equals or not (tables or text.lstrip().startswith("{")):
+        raise ValueError(f"--set {override}: write table.key=value, or table={{key = value}}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--set {override}: {text!r} is no TOML value"
-                          f" (strings need quotes: {path}='\"{text}\"')") from error
+                          f" ({_in_toml_syntax(path, text)})") from error
     for table in tables:
         settings = settings.setdefault(table, {})
         if not isinstance(settings, dict):
             raise ValueError(f"--set {override}: {table} is no table")
     settings[key] = value
+
+
+def _in_toml_syntax(path: str, text: str) -> str:
+    """How to write what `text` seems to mean."""
+    try:
+        return f"write the number as {path}={float(text)!r}"  # ".01", "1.", "007"
+    except ValueError:
+        return f"strings need quotes: {path}='\"{text}\"'"
+
+
+def drop_key(settings: dict, path: str) -> None:
+    """Drop the key or table `table.key` in place. ValueError if it is not there."""
+    *tables, key = path.strip().split(".")
+    for table in tables:
+        settings = settings.get(table, {})
+        if not isinstance(settings, dict):
+            raise ValueError(f"--unset {path}: {table} is no table")
+    if key not in settings:
+        raise ValueError(f"--unset {path}: there is no {key!r} among {', '.join(settings)}")
+    del settings[key]
 
 
 def overrides_of(settings: dict[str, Any], prefix: str = "") -> tuple[str, ...]:

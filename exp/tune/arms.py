@@ -86,7 +86,7 @@ def arm_named(name: str, cap: int) -> Arm:
     defaults = {**_keywords(table["name"]), **table}
     if not isinstance(defaults.get("lr"), float):
         raise ConfigError(f"{name} has no default lr to search around: state one in "
-                          f"[arms.{name}] of {ARMS.name}")
+                          f'[arms."{name}"] of {ARMS}')
     evaluations = _cost(table)
     lr, decay = defaults["lr"], defaults.get("weight_decay", 0.0)
     time = evaluations / (lr * decay * cap) if decay else NO_DECAY

@@ -1,0 +1,105 @@
+"""Values: what a config may say besides its types, and the options that replace parts of it."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from exp.grokking.train import TASK, train
+from exp.harness import cli
+from exp.harness.config import load_settings
+from exp.harness.errors import ConfigError
+from exp.harness.toml import read_toml
+from tests.conftest import TINY
+
+GROK = Path("config/lrp_grok_ars2_neo_aga_400e.toml")
+KFAC = ("optimizer={name = 'kfac', kl_clip = inf}",)
+
+
+def grok(*overrides, **options):
+    return load_settings(GROK, overrides, TASK, **options)
+
+
+def launch(output, *options, config=GROK):
+    """The exit status of a tiny run by the command line's own function."""
+    tiny = [word for override in (*TINY["grokking"], "experiment.epochs=1")
+            for word in ("--set", override)]
+    return cli.launch(TASK, train, ["--config", str(config), "--device", "cpu", "--output",
+                                    str(output), *tiny, *options])
+
+
+@pytest.mark.parametrize(("override", "words"), [
+    ("optimizer.adamw.lr=-1.0", "[optimizer.adamw] Invalid learning rate: -1.0"),
+    ("optimizer.adamw.betas=[2.0, 2.0]", "[optimizer.adamw] Invalid beta"),
+    ("optimizer.adamw.eps=nan", "[optimizer.adamw] eps must be finite, got nan"),
+    ("optimizer.eps=inf", "[optimizer] eps must be finite, got inf"),
+    ("optimizer.betas=[0.9, inf]", "[optimizer] betas must be finite, got [0.9, inf]"),
+    ("optimizer.sam={rho = inf}", "[optimizer.sam] rho must be finite"),
+    ("optimizer={name = 'kfac', kl_clip = nan}", "[optimizer] kl_clip must be finite, got nan"),
+    ("schedule.min_lr=-inf", "[schedule] min_lr must be finite"),
+    ("schedule.period_epochs=inf", "[schedule] period_epochs must be finite"),
+    ("experiment.stop_at=nan", "[experiment] stop_at must be finite"),
+    ("data.fraction=inf", "[data] fraction must be finite"),
+    pytest.param("optimizer.lr=1" + 400 * "0", "lr must be finite", id="lr=10**400"),
+    ("optimizer.lr=.01", "write the number as optimizer.lr=0.01"),
+    ("optimizer.lr=1.", "write the number as optimizer.lr=1.0"),
+    pytest.param("optimizer.betas=" + 9999 * "[", "is no TOML value", id="[[[["),
+    ("optimizer=3", "write table.key=value, or table={key = value}"),
+    ("optimizer={lr = 3.0}", "[optimizer] missing key 'name'"),
+])
+def test_values_are_refused_by_name(override, words):
+    with pytest.raises(ConfigError) as caught:
+        grok(override)
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_infinity_passes_where_it_means_something():
+    assert grok(*KFAC)["optimizer"]["kl_clip"] == float("inf")
+    settings = grok(optimizer="pytorch_optimizer:DAdaptAdam")
+    assert settings["optimizer"]["growth_rate"] == float("inf")  # its own default
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path):
+    path = tmp_path / "notepad.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + GROK.read_bytes())
+    assert load_settings(path, [], TASK) == grok()
+    path.write_text("a = " + 9999 * "[")
+    with pytest.raises(ConfigError, match="cannot read .*notepad.toml"):
+        load_settings(path, [], TASK)
+
+
+def test_the_optimizer_and_any_table_can_be_replaced_from_the_command_line(tmp_path):
+    def table(name, *options):
+        folder = tmp_path / name
+        assert launch(folder, *options) == 0
+        return tomllib.loads((folder / "config.toml").read_text())
+
+    lion = table("lion", "--optimizer", "lion", "--set", "optimizer.lr=0.0005")["optimizer"]
+    assert lion == {**grok(optimizer="lion")["optimizer"], "lr": 0.0005}
+    assert "rho" not in lion
+    replaced = table("sgd", "--set", "optimizer={name = 'sgd', lr = 0.5}")["optimizer"]
+    assert (replaced["name"], replaced["lr"]) == ("sgd", 0.5)
+    config = tmp_path / "wrapped.toml"
+    config.write_text(GROK.read_text() + "\n[optimizer.sam]\nrho = 0.1\n")
+    settings = load_settings(config, ["optimizer.k=3"], TASK, unset=["optimizer.sam",
+                                                                    "optimizer.k"])
+    assert "sam" not in settings["optimizer"]
+    assert settings["optimizer"]["k"] == 3  # --set comes last
+    assert "rho" in read_toml(GROK)["optimizer"]
+    default = load_settings(config, [], TASK, unset=["optimizer.rho"])["optimizer"]["rho"]
+    assert default == grok(optimizer="ars2_neo")["optimizer"]["rho"]
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    (["--unset", "optimizer.roh"], "--unset optimizer.roh: there is no 'roh' among name"),
+    (["--unset", "optimizer.lr.x"], "lr is no table"),
+    (["--unset", "models.name"], "there is no 'name'"),
+    (["--optimizer", "lionn"], "Did you mean 'lion'"),
+])
+def test_a_wrong_replacement_is_one_line_and_writes_nothing(options, words, tmp_path, capsys):
+    assert launch(tmp_path / "run", *options) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
