@@ -69,24 +69,32 @@ def write_cifar(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     return md5, sha256
 
 
+def write_data(root: Path) -> dict[str, dict]:
+    """Write all data sets, tiny; their checksums: module -> name -> value."""
+    texts = {"v1": write_text_splits(root / "wikitext-2", 0),
+             "raw": write_text_splits(root / "wikitext-2-raw", 1)}
+    md5, sha256 = write_cifar(root / "cifar-10-batches-py")
+    return {"data.cifar10": {"MD5": md5, "SHA256": sha256}, "data.wikitext2": {"SHA256": texts}}
+
+
+def use_data(root: Path, sums: dict[str, dict], patch: pytest.MonkeyPatch) -> None:
+    """Make $ARS_DATA a folder of tiny data sets, with an empty cache."""
+    patch.setenv("ARS_DATA", str(root))
+    patch.setattr("data.CACHE", root / "cache")
+    for module, values in sums.items():
+        for name, value in values.items():
+            patch.setattr(f"{module}.{name}", value)
+
+
 @pytest.fixture(scope="session")
 def tiny_root(tmp_path_factory):
     """A folder with all data sets, tiny, and their checksums: module -> name -> value."""
     root = tmp_path_factory.mktemp("data")
-    texts = {"v1": write_text_splits(root / "wikitext-2", 0),
-             "raw": write_text_splits(root / "wikitext-2-raw", 1)}
-    md5, sha256 = write_cifar(root / "cifar-10-batches-py")
-    return root, {"data.cifar10": {"MD5": md5, "SHA256": sha256},
-                  "data.wikitext2": {"SHA256": texts}}
+    return root, write_data(root)
 
 
 @pytest.fixture
-def tiny_data(tiny_root, tmp_path_factory, monkeypatch):
+def tiny_data(tiny_root, monkeypatch):
     """$ARS_DATA with all data sets, tiny, and an empty cache; returns the folder."""
-    root, sums = tiny_root
-    monkeypatch.setenv("ARS_DATA", str(root))
-    monkeypatch.setattr("data.CACHE", root / "cache")
-    for module, values in sums.items():
-        for name, value in values.items():
-            monkeypatch.setattr(f"{module}.{name}", value)
-    return root
+    use_data(*tiny_root, monkeypatch)
+    return tiny_root[0]
