@@ -40,7 +40,7 @@ from exp.harness.toml import apply_override, read_toml, to_toml
 from optimizer import available_optimizers
 from tests.conftest import TINY, use_data, write_data
 
-MEMORY = 6 * 2**30  # bytes of address space of a process that is attacked
+MEMORY = 8 * 2**30  # bytes of address space of a process that is attacked
 PATIENCE = 90  # seconds after which an attack counts as hung
 CONFIGS = {name: [path for path in sorted(Path("config").glob("*.toml"))
                   if f'task = "{name}"' in path.read_text(encoding="utf-8")] for name in tasks()}
@@ -158,7 +158,7 @@ def keys(rng: random.Random, settings: dict) -> tuple[str, str]:
         return f"without {key}", ""
     if way == "add":
         new = rng.choice(["spam", "", " ", "params", "self", "base", "model", "closure", "kwargs",
-                          "args", "*", "🦊", "a.b", "\u0000", "__class__", "x" * 3000])
+                          "args", "*", "🦊", "a.b", "\u0000", "__class__", "x" * 300])
         new = new if new not in table else "spam"
         table[new] = Raw(rng.choice(["1", '"x"', "true", "[]"]))
         return f"{new[:20]!r} = {table[new]}", "refused"
@@ -515,22 +515,34 @@ class Victim:
 
 
 def _serve(attack: Callable[[int, Path], None], root: Path, connection) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, hard))
-    while True:
-        try:
+    with limited_memory(), contextlib.suppress(EOFError):
+        while True:
             seed = connection.recv()
-        except EOFError:
-            return
-        place = Path(tempfile.mkdtemp(dir=root))
-        try:
-            attack(seed, place)
-            connection.send("")
-        except Failed as failure:
-            connection.send(str(failure))
-        except BaseException as error:
-            connection.send(f"{type(error).__name__}: {error}")
-        shutil.rmtree(place, ignore_errors=True)
+            place = Path(tempfile.mkdtemp(dir=root))
+            connection.send(outcome(attack, seed, place))
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def outcome(attack: Callable[[int, Path], None], seed: int, place: Path) -> str:
+    """Why an attack was not survived; empty if it was."""
+    try:
+        attack(seed, place)
+    except Failed as failure:
+        return str(failure)
+    except BaseException as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+@contextlib.contextmanager
+def limited_memory() -> Iterator[None]:
+    """Let this process have MEMORY bytes at most."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def attempts(name: str, seeds: Iterator[int], root: Path) -> Iterator[tuple[int, str]]:
@@ -566,10 +578,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="print every failure as it is found")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    results = {}
+    results: dict[str, list[tuple[int, str]]] = {}
     chosen = options.attacks or list(ATTACKS)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         use_data(Path(folder) / "data", write_data(Path(folder) / "data"), patch)
+        finished(Path(folder))  # every process that is attacked inherits it, and what it imported
         for name in chosen:
             end = time.monotonic() + 60 * options.minutes / len(chosen)
             seeds = itertools.takewhile(

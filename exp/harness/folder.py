@@ -47,6 +47,9 @@ class RunFolder:
 
     def _require_usable(self) -> None:
         present = [name for name in FILES if (self.path / name).exists()]
+        for name in present:
+            if (self.path / name).is_dir():
+                raise ConfigError(f"{self.path / name} is a folder where a file of a run belongs")
         status = (self.summary() or {}).get("status", "unfinished")
         if present and not self.resume and not self.overwrite:
             raise ConfigError(f"{self.path} holds a run ({status}): --resume continues it,"
