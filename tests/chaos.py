@@ -79,6 +79,8 @@ class Mutant:
 ODD = ["nan", "-nan", "inf", "-inf", "0", "-1", "-0.0", "1e300", "-1e300", "1e-300", "5e-324",
        "2147483648", "9223372036854775807", "1000000000", "1" + "0" * 30, "1", "2", "0.5", "1.5"]
 SIZES = ["0", "1", "2", "3", "7", "17", "-1", "1000000", "1000000000", "1099511627776"]
+POSITIVE = ("lr", "betas", "eps", "weight_decay", "epochs", "seed", "batch_size", "subset", "rho",
+            "fraction", "p", "vocab_size", "sequence_length", "warmup_epochs", "momentum", "k")
 WRONG = {"text": '"spam"', "empty": '""', "number": '"1e-3"', "truth": "true", "list": "[]",
          "lists": "[[1]]", "one": "[1.0]", "table": "{}", "tables": "{ a = { b = 1 } }",
          "date": "1979-05-27", "time": "07:32:00", "many": "[1, 2, 3, 4, 5]",
@@ -93,7 +95,7 @@ CLASSES = ["torch:AdamW", "torch.optim:SGD", "torch.optim:Optimizer", "torch.opt
            "pytorch_optimizer:Muon", "pytorch_optimizer:SAM", "pytorch_optimizer:Lookahead",
            "pytorch_optimizer:LOMO", "pytorch_optimizer:DPOptimizer", "pytorch_optimizer:QHAdam",
            "pytorch_optimizer:AdamMini", "pytorch_optimizer:Prodigy", "numpy:ndarray",
-           "torch.optim:AdamW\u0000", "törch:Adam", "torch:" + "A" * 5000, "x" * 5000, "", " ",
+           "torch.optim:AdamW\u0000", "törch:Adam", "torch:" + "A" * 300, "x" * 300, "", " ",
            "\u0000", "adamw\n", "ADAMW", "ad-am_w", "🦊", "../muon", "parts", "__init__", "self"]
 WRAPPERS = ["sam", "asam", "gsam", "looksam", "lookahead", "qk_clip", "adamw", "muon", "spam"]
 
@@ -137,7 +139,9 @@ def odd_number(rng: random.Random, settings: dict) -> tuple[str, str]:
         items[rng.randrange(len(items))] = number
         text = f"[{', '.join(items)}]"
     table[key] = Raw(text)
-    return f"{key} = {text}", "refused" if math.isnan(float(number)) or "inf" in number else ""
+    value = float(number)
+    never = not math.isfinite(value) or value < 0 and key in POSITIVE
+    return f"{key} = {text}", "refused" if never else ""
 
 
 def odd_size(rng: random.Random, settings: dict) -> tuple[str, str]:
