@@ -1,14 +1,19 @@
 """Values: what a config may say besides its types, and the options that replace parts of it."""
 
+import random
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from exp.grokking.train import TASK, train
-from exp.harness import cli
+from exp.harness import cli, precheck
+from exp.harness.build import build
 from exp.harness.config import load_settings
 from exp.harness.errors import ConfigError
+from exp.harness.task import task_named
 from exp.harness.toml import read_toml
 from tests.conftest import TINY
 
@@ -31,16 +36,17 @@ def launch(output, *options, config=GROK):
 @pytest.mark.parametrize(("override", "words"), [
     ("optimizer.adamw.lr=-1.0", "[optimizer.adamw] Invalid learning rate: -1.0"),
     ("optimizer.adamw.betas=[2.0, 2.0]", "[optimizer.adamw] Invalid beta"),
-    ("optimizer.adamw.eps=nan", "[optimizer.adamw] eps must be finite, got nan"),
-    ("optimizer.eps=inf", "[optimizer] eps must be finite, got inf"),
-    ("optimizer.betas=[0.9, inf]", "[optimizer] betas must be finite, got [0.9, inf]"),
+    ("optimizer.adamw.eps=nan", "[optimizer.adamw] eps must be finite in float32, got nan"),
+    ("optimizer.eps=inf", "[optimizer] eps must be finite in float32, got inf"),
+    ("optimizer.betas=[0.9, inf]", "[optimizer] betas must be finite in float32, got [0.9, inf]"),
     ("optimizer.sam={rho = inf}", "[optimizer.sam] rho must be finite"),
-    ("optimizer={name = 'kfac', kl_clip = nan}", "[optimizer] kl_clip must be finite, got nan"),
+    ("optimizer={name = 'kfac', kl_clip = nan}", "[optimizer] kl_clip must be finite in float32, got nan"),
     ("schedule.min_lr=-inf", "[schedule] min_lr must be finite"),
     ("schedule.period_epochs=inf", "[schedule] period_epochs must be finite"),
     ("experiment.stop_at=nan", "[experiment] stop_at must be finite"),
     ("data.fraction=inf", "[data] fraction must be finite"),
     pytest.param("optimizer.lr=1" + 400 * "0", "lr must be finite", id="lr=10**400"),
+    ("optimizer.lr=1e300", "[optimizer] lr must be finite in float32, got 1e+300"),
     ("optimizer.lr=.01", "write the number as optimizer.lr=0.01"),
     ("optimizer.lr=1.", "write the number as optimizer.lr=1.0"),
     pytest.param("optimizer.betas=" + 9999 * "[", "is no TOML value", id="[[[["),
@@ -103,3 +109,55 @@ def test_a_wrong_replacement_is_one_line_and_writes_nothing(options, words, tmp_
     assert words in error
     assert "Traceback" not in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("optimizer", "words"), [
+    ("{name = 'adam', capturable = true}", "adam cannot take a step: "),
+    ("{name = 'adamw', differentiable = true}", "adamw cannot take a step: "),
+    ("{name = 'lbfgs', routing = 'role', adamw = {lr = 0.1}}", "lbfgs cannot take a step: "),
+    ("{name = 'pytorch_optimizer:AdaHessian'}", "AdaHessian cannot take a step: "),
+    ("{name = 'pytorch_optimizer:SophiaH'}", "SophiaH cannot take a step: "),
+])
+def test_what_the_first_step_refuses_is_one_line_and_writes_nothing(optimizer, words, tmp_path,
+                                                                    capsys):
+    assert launch(tmp_path / "run", "--set", f"optimizer={optimizer}") == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("override", "words"), [
+    ("model.d_mlp=1000000000", "weights or more do not fit into the 1 GiB"),
+    ("model.d_model=100000000", "weights or more do not fit into the 1 GiB"),
+    ("data.batch_size=1000000", "a batch of 1000000 examples needs"),
+])
+def test_sizes_beyond_the_memory_are_refused_before_it_is_asked_for(override, words, monkeypatch):
+    monkeypatch.setattr(precheck, "total_memory", lambda device: 2**30)
+    tiny = ("data.p=2000", "data.terms=2", "experiment.device='cpu'", "model.d_mlp=2000")
+    with pytest.raises(ConfigError, match=words):
+        build(grok(*tiny, override), TASK)
+    build(grok("experiment.device='cpu'"), TASK)
+
+
+@pytest.mark.parametrize("name", ["cifar", "grokking", "wikitext2"])
+def test_the_step_that_is_tried_leaves_no_trace(name, tiny_data, monkeypatch):
+    """Losses, random numbers and counts of a run with and without it, dropout, batch norms and the
+    hooks of K-FAC included."""
+    task = task_named(name)
+    rule = {"cifar": "{name = 'kfac'}", "grokking": "{name = 'ars2_neo', k = 3, sam = {}}",
+            "wikitext2": "{name = 'muon', lookahead = {}}"}[name]
+    dropout = ["model.attention_dropout=0.5"] if name == "wikitext2" else []
+    settings = load_settings(task.config, [*TINY[name], "experiment.device='cpu'", *dropout,
+                                           f"optimizer={rule}"], task)
+
+    def losses():
+        built = build(settings, task)
+        steps = [float(built.optimizer.step(built.objective.on(batch)))
+                 for batch in built.data.train.epoch(0)]
+        return [*steps, built.objective.gradient_evaluations, random.random(), np.random.rand(),
+                float(torch.rand(1)), len(built.model.state_dict())]
+
+    tried = losses()
+    monkeypatch.setattr("exp.harness.build.require_step", lambda *_: None)
+    assert losses() == tried

@@ -11,9 +11,17 @@ from data import DataError
 from data.batches import Batches
 from exp.harness.batch_norm import synchronized
 from exp.harness.device import autocast, pick_device, seed_everything, set_tf32
-from exp.harness.distributed import data_parallel, main_first, rank, size, together
+from exp.harness.distributed import (
+    data_parallel,
+    is_lost_peer,
+    main_first,
+    rank,
+    size,
+    together,
+)
 from exp.harness.errors import ConfigError
 from exp.harness.objective import Objective
+from exp.harness.precheck import MemoryBound, reason, require_fit, require_step
 from exp.harness.schedule import Schedule
 from exp.harness.task import Task
 from model import build_model
@@ -40,7 +48,8 @@ class Built:
 def build(settings: dict, task: Task) -> Built:
     """Seed, then build everything in order of dependence; nothing is written.
 
-    Raises ConfigError for a value that a constructor refuses, DataError for missing data.
+    Raises ConfigError for a value that a constructor or the first step refuses, DataError for
+    missing data.
     """
     experiment = settings["experiment"]
     device = pick_device(experiment["device"])
@@ -71,36 +80,30 @@ def _parts(settings: dict, task: Task, device: torch.device) -> tuple:
         _require_work_for_all(data.train)
         table = "model"
         sizes = {name: getattr(data, name) for name in task.sizes}
-        model = build_model(settings["model"], **sizes).to(device)
-        _require_fit(model, task, data.train)
+        with MemoryBound(device):
+            model = build_model(settings["model"], **sizes)
+        model.to(device)
+        require_fit(model, task, data.train)
         if size() > 1:
             model = synchronized(model, device)
         table = "optimizer"
+        require_step(settings["optimizer"], model, task, data.train,
+                     autocast(device, experiment["precision"]))
         optimizer = build_optimizer(settings["optimizer"], model)
         if size() > 1:
             _require_many_processes(optimizer, experiment)
         table = "schedule"
         schedule = Schedule(optimizer, experiment["epochs"], len(data.train),
                             **settings["schedule"], batch_size=settings["data"]["batch_size"])
-    except (ValueError, TypeError, ImportError) as error:
-        raise ConfigError(f"[{table}] {error}") from error
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(f"cannot read or keep the data: {error}") from error
-    except Exception as error:
-        if table == "optimizer" and ":" in settings["optimizer"]["name"]:
-            # A library may have exceptions of its own for a bad value.
-            raise ConfigError(f"[optimizer] {error}") from error
-        raise
+    except Exception as error:  # a library may have exceptions of its own for a bad value
+        if is_lost_peer(error):
+            raise
+        raise ConfigError(f"[{table}] {reason(error)}") from error
     return data, model, optimizer, schedule
-
-
-@torch.no_grad()
-def _require_fit(model: nn.Module, task: Task, train: Batches) -> None:
-    """Run one example, before anything is written: a model too small for the data fails."""
-    example = (part[:1] for part in next(train.epoch(0)))
-    model.eval()
-    task.loss_fn(model, *example)
-    model.train()
 
 
 def _require_work_for_all(train: Batches) -> None:

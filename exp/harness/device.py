@@ -1,17 +1,20 @@
 """Device, precision, memory and seeds."""
 
 import ctypes
+import os
 import random
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from exp.harness.errors import ConfigError
 
+CGROUP = Path("/sys/fs/cgroup/memory.max")
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
@@ -36,6 +39,17 @@ def set_tf32(allowed: bool) -> None:
     """Whether CUDA rounds the operands of float32 products to TF32 (10 bits of mantissa), by
     matrix product and convolution alike; torch's own default differs between the two."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def total_memory(device: torch.device) -> int:
+    """The memory of the device in bytes: on the CPU of the machine, or what a container may use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if not hasattr(os, "sysconf"):
+        return sys.maxsize
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = CGROUP.read_text().strip() if CGROUP.exists() else ""
+    return min(machine, int(limit)) if limit.isdigit() else machine
 
 
 def peak_memory(device: torch.device) -> int:

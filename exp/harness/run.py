@@ -5,10 +5,9 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch.optim import Optimizer
 
 from data.batches import Batches
 from exp.harness.board import Board
@@ -31,6 +30,7 @@ from exp.harness.folder import RunFolder
 from exp.harness.interrupts import Interrupts
 from exp.harness.plots import plot_curves, plot_diagnostics
 from exp.harness.progress import Progress, final_table
+from optimizer.parts.base import set_mode
 from optimizer.parts.state import has_nan
 
 STOP, NOT_FINITE = 1, 2  # signals of one process to all of them
@@ -275,12 +275,3 @@ class Run:
 
     def _wall_seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started_at
-
-
-def set_mode(optimizer: Optimizer, mode: Literal["train", "eval"]) -> None:
-    """Call `train` or `eval` of an optimizer that has two sets of weights (schedule-free ones,
-    arXiv 2405.15682), and of those that it wraps; others have no such method."""
-    getattr(optimizer, mode, lambda: None)()
-    base = [optimizer.base] if hasattr(optimizer, "base") else []
-    for part in (*base, *getattr(optimizer, "parts", ())):
-        set_mode(part, mode)

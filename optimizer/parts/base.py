@@ -5,7 +5,7 @@ Copies and pickles keep every attribute; numbers of the run (step counts, averag
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -102,3 +102,12 @@ def inner_step(optimizer: Optimizer, closure: Callable[[], Tensor] | None = None
     finally:
         for hooks, entries in zip(registries, suspended, strict=True):
             hooks.update(entries)
+
+
+def set_mode(optimizer: Optimizer, mode: Literal["train", "eval"]) -> None:
+    """Call `train` or `eval` of an optimizer that has two sets of weights (schedule-free ones,
+    arXiv 2405.15682), and of those that it wraps; others have no such method."""
+    getattr(optimizer, mode, lambda: None)()
+    base = [optimizer.base] if hasattr(optimizer, "base") else []
+    for part in (*base, *getattr(optimizer, "parts", ())):
+        set_mode(part, mode)

@@ -1,0 +1,137 @@
+"""What is tried before anything is written: the model's size, one example, one optimizer step."""
+
+import copy
+import math
+import random
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from data.batches import Batches
+from exp.harness.device import total_memory
+from exp.harness.distributed import is_lost_peer, size
+from exp.harness.objective import rng_state, set_rng_state
+from exp.harness.task import Task
+from optimizer import build_optimizer
+from optimizer.parts.base import set_mode
+
+ROWS = 2  # of the first batch
+WEIGHT_BYTES = 4 * 4  # per weight: itself and its gradient, in the run and in the copy here
+FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
+
+
+class MemoryBound(TorchFunctionMode):
+    """Inside, tensors are created only while all of them together, as weights, fit into the
+    memory of `device`: ValueError before it is asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.memory, self.kind = total_memory(device), device.type
+        self.elements = 0
+
+    def __torch_function__(self, func: Callable, types: tuple, args: tuple = (),
+                           kwargs: dict | None = None) -> Any:
+        """Add up what is created."""
+        if func in FACTORIES:
+            self._count(args)
+        return func(*args, **(kwargs or {}))
+
+    def _count(self, shape: tuple) -> None:
+        sizes = shape[0] if shape and isinstance(shape[0], tuple | list) else shape
+        self.elements += math.prod(size for size in sizes if isinstance(size, int))
+        if self.elements * WEIGHT_BYTES > self.memory:
+            raise ValueError(f"{self.elements:,} weights or more do not fit into the "
+                             f"{self.memory / 2**30:.3g} GiB of this machine's {self.kind} "
+                             "memory, with gradients and a copy: take smaller sizes")
+
+
+@torch.no_grad()
+def require_fit(model: nn.Module, task: Task, train: Batches) -> None:
+    """Run one example: a model too small for the data fails."""
+    model.eval()
+    task.loss_fn(model, *first_rows(train, 1))
+    model.train()
+
+
+def require_step(settings: dict, model: nn.Module, task: Task, train: Batches,
+                 autocast: Callable) -> None:
+    """Take a step with the optimizer of `settings` on a copy of `model`, with two examples.
+
+    Raises ValueError for whatever the step raises, and for a batch whose activations need more
+    memory than the machine has. Random numbers are as before afterwards.
+    """
+    examples = first_rows(train, ROWS)
+    with random_numbers_kept(examples[0].device):
+        model = copy.deepcopy(model)
+        optimizer = build_optimizer(settings, model)
+        for norm in model.modules():
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                norm.eval()  # of several processes they would wait for each other
+        saved: dict[int, int] = {}  # bytes of each storage that the backward pass needs
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        def closure(**_: bool) -> Tensor:
+            model.zero_grad(set_to_none=True)
+            saved.clear()
+            with autocast(), torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
+                loss = task.loss_fn(model, *examples)[0]
+            loss.backward()
+            return loss.detach()
+
+        try:
+            set_mode(optimizer, "train")
+            optimizer.step(closure)
+        except Exception as error:
+            if is_lost_peer(error):
+                raise
+            raise ValueError(f"{settings['name']} cannot take a step: {reason(error)}") from error
+    for p in model.parameters():
+        saved.pop(p.untyped_storage().data_ptr(), None)
+    _require_activations(sum(saved.values()) / len(examples[0]), train)
+
+
+def _require_activations(per_example: float, train: Batches) -> None:
+    examples, device = min(train.batch_size, train.examples) / size(), train.tensors[0].device
+    needed, there = (number / 2**30 for number in (per_example * examples, total_memory(device)))
+    if needed > there:
+        raise ValueError(f"a batch of {train.batch_size} examples needs {needed:.3g} GiB for "
+                         f"activations, this machine's {device.type} has {there:.3g} GiB: a "
+                         "smaller data.batch_size")
+
+
+def first_rows(train: Batches, rows: int) -> tuple[Tensor, ...]:
+    """The first examples of the first batch."""
+    return tuple(part[:rows] for part in next(train.epoch(0)))
+
+
+@contextmanager
+def random_numbers_kept(device: torch.device) -> Iterator[None]:
+    """Afterwards the generators of torch, numpy and Python are as they were."""
+    states = rng_state(device), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        set_rng_state(states[0], device)
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+def reason(error: Exception) -> str:
+    """One line of an exception; one that is no message for users, with its type and place."""
+    text = " ".join(str(error).split())
+    if text and isinstance(error, ValueError | ImportError):
+        return text
+    places = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(places[-1].filename).name}, line {places[-1].lineno})" if places else ""
+    return f"{type(error).__name__}: {text}{place}"
