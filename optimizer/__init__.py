@@ -67,7 +67,8 @@ def build_optimizer(settings: dict, model: nn.Module) -> Optimizer:
     `adamw` for the parameters off the matrix track (given either, any class becomes the matrix
     rule beside an AdamW); every other table is a wrapper, the first one innermost. A class that
     has an argument `model` is given it.
-    Raises ValueError for an unknown name or a bad value, TypeError for an unknown keyword.
+    Raises ValueError for an unknown name, a bad value or a rate that AdamW cannot share, TypeError
+    for an unknown keyword.
     """
     settings = dict(settings)
     cls = optimizer_class(settings.pop("name"))
@@ -79,6 +80,7 @@ def build_optimizer(settings: dict, model: nn.Module) -> Optimizer:
         optimizer = cls(groups, **_with_model(cls, settings, model))
     elif routing is not None or adamw is not None:
         matrices, rest = split(model, routing or "role")
+        _require_rate_of_its_own(cls, adamw or {})
         shared = {key: settings[key] for key in ("lr", "weight_decay") if key in settings}
         parts = [(cls, matrices, _with_model(cls, settings, model)),
                  (AdamW, rest, {**shared, **(adamw or {})})]
@@ -92,10 +94,23 @@ def build_optimizer(settings: dict, model: nn.Module) -> Optimizer:
     return optimizer
 
 
+def _require_rate_of_its_own(cls: type[Optimizer], adamw: dict) -> None:
+    """Raise ValueError where AdamW would share the rate of a rule whose rate is no step size of
+    AdamW's kind: Prodigy's or D-Adaptation's 1 multiplies the rate that they find."""
+    default = getattr(inspect.signature(cls).parameters.get("lr"), "default", None)
+    if isinstance(default, float | int) and default >= 0.5 and "lr" not in adamw:
+        raise ValueError(f"{cls.__name__}'s lr ({default} by default) is no rate for AdamW: "
+                         "state [optimizer.adamw] lr for the parameters off the matrix track")
+
+
 def _with_model(cls: type[Optimizer], settings: dict, model: nn.Module) -> dict:
-    """`settings`, and the model too for a class that asks for one."""
-    asks = "model" in inspect.signature(cls).parameters
-    return {**settings, "model": model} if asks else settings
+    """`settings`, and the model too for a class that asks for one; arrays are tuples where the
+    class has a tuple."""
+    parameters = inspect.signature(cls).parameters
+    settings = {key: tuple(value) if isinstance(value, list) and key in parameters
+                and isinstance(parameters[key].default, tuple) else value
+                for key, value in settings.items()}
+    return {**settings, "model": model} if "model" in parameters else settings
 
 
 def _fused(cls: type[Optimizer], params: list, settings: dict) -> Optimizer:

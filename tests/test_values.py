@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from exp.grokking.train import TASK, train
 from exp.harness import cli, precheck
@@ -15,6 +16,7 @@ from exp.harness.config import load_settings
 from exp.harness.errors import ConfigError
 from exp.harness.task import task_named
 from exp.harness.toml import read_toml
+from optimizer import build_optimizer
 from tests.conftest import TINY
 
 GROK = Path("config/lrp_grok_ars2_neo_aga_400e.toml")
@@ -161,3 +163,20 @@ def test_the_step_that_is_tried_leaves_no_trace(name, tiny_data, monkeypatch):
     tried = losses()
     monkeypatch.setattr("exp.harness.build.require_step", lambda *_: None)
     assert losses() == tried
+
+
+@pytest.mark.parametrize("name", ["pytorch_optimizer:Prodigy", "adadelta"])
+def test_a_rate_that_is_not_of_adamws_kind_is_not_shared_with_it(name):
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"state \[optimizer.adamw\] lr"):
+        build_optimizer({"name": name, "routing": "all"}, model)
+    built = build_optimizer({"name": name, "routing": "all", "adamw": {"lr": 0.1}}, model)
+    assert [group["lr"] for group in built.param_groups] == [1.0, 0.1]
+    assert len(build_optimizer({"name": name}, model).param_groups) == 1
+
+
+def test_an_array_is_a_tuple_where_the_class_has_one():
+    settings = grok(optimizer="pytorch_optimizer:QHAdam")["optimizer"]
+    assert settings["nus"] == [1.0, 1.0]
+    (group,) = build_optimizer(settings, nn.Linear(2, 2)).param_groups
+    assert group["nus"] == (1.0, 1.0)
