@@ -78,7 +78,7 @@ class Mutant:
 
 ODD = ["nan", "-nan", "inf", "-inf", "0", "-1", "-0.0", "1e300", "-1e300", "1e-300", "5e-324",
        "2147483648", "9223372036854775807", "1000000000", "1" + "0" * 30, "1", "2", "0.5", "1.5"]
-SIZES = ["0", "1", "2", "3", "7", "17", "-1", "1000000", "1000000000", "1099511627776"]
+SIZES = ["0", "1", "2", "3", "7", "17", "-1", "5000", "1000000000", "1099511627776"]
 POSITIVE = ("lr", "betas", "eps", "weight_decay", "epochs", "seed", "batch_size", "subset", "rho",
             "fraction", "p", "vocab_size", "sequence_length", "warmup_epochs", "momentum", "k")
 WRONG = {"text": '"spam"', "empty": '""', "number": '"1e-3"', "truth": "true", "list": "[]",
