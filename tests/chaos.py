@@ -385,7 +385,7 @@ def runs(seed: int, place: Path) -> None:
         raise Failed(f"{case.said}: {type(error).__name__}: {error}") from error
     require(status in (0, 2, 3), case.said, f"exit status {status}: {errors}")
     if status == 2:
-        require(errors.startswith("error: "), case.said, f"stderr {errors!r}")
+        require("\nerror: " in "\n" + errors, case.said, f"stderr {errors!r}")
         require(not folder.exists(), case.said, "something was written")
     else:
         summary = json.loads((folder / "summary.json").read_text())
