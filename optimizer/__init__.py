@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import pkgutil
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -85,6 +86,12 @@ def build_optimizer(settings: dict, model: nn.Module) -> Optimizer:
         parts = [(cls, matrices, _with_model(cls, settings, model)),
                  (AdamW, rest, {**shared, **(adamw or {})})]
         optimizer = Joint(*(_fused(*part) for part in parts if part[1]))
+    elif next(iter(inspect.signature(cls).parameters)) == "model":
+        optimizer = cls(**_with_model(cls, settings, model))
+    elif _wants_use_muon(cls):
+        groups = zip(split(model), (True, False), strict=True)
+        optimizer = cls([{"params": params, "use_muon": flag} for params, flag in groups if params],
+                        **_with_model(cls, settings, model))
     else:
         params = [p for p in model.parameters() if p.requires_grad]
         optimizer = _fused(cls, params, _with_model(cls, settings, model))
@@ -92,6 +99,16 @@ def build_optimizer(settings: dict, model: nn.Module) -> Optimizer:
         wrapper = optimizer_class(name)
         optimizer = wrapper(optimizer, **_with_model(wrapper, table, model))
     return optimizer
+
+
+def _wants_use_muon(cls: type[Optimizer]) -> bool:
+    """Whether a library's class wants groups that say `use_muon`, as pytorch_optimizer's do."""
+    if cls.__module__.startswith((f"{__name__}.", "torch.")):
+        return False
+    try:
+        return "use_muon" in inspect.getsource(sys.modules[cls.__module__])
+    except (OSError, TypeError):  # a module without source
+        return False
 
 
 def _require_rate_of_its_own(cls: type[Optimizer], adamw: dict) -> None:

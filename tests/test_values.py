@@ -180,3 +180,10 @@ def test_an_array_is_a_tuple_where_the_class_has_one():
     assert settings["nus"] == [1.0, 1.0]
     (group,) = build_optimizer(settings, nn.Linear(2, 2)).param_groups
     assert group["nus"] == (1.0, 1.0)
+
+
+def test_the_router_says_which_parameters_of_a_librarys_muon_are_matrices():
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 5))
+    groups = build_optimizer({"name": "pytorch_optimizer:Muon"}, model).param_groups
+    assert [group["use_muon"] for group in groups] == [True, False]
+    assert groups[0]["params"] == [model[1].weight]
