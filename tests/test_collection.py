@@ -316,12 +316,12 @@ def test_lars_decays_inside_the_ratio():
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_lars_with_ratio_1_is_torch_sgd(nesterov):
-    """Without decay the ratio is 1: SGD with momentum, dampening 0."""
+    """timm's rule without decay, ratio 1: SGD with momentum, dampening 0."""
     def all_of(params):
         return [{"params": list(params.values())}]
 
     settings = {"lr": 0.01, "momentum": 0.9, "nesterov": nesterov}
-    ours = final(lambda p: LARS(all_of(p), **settings))
+    ours = final(lambda p: LARS(all_of(p), **settings, always_adapt=False))
     torch.testing.assert_close(ours, final(lambda p: torch.optim.SGD(all_of(p), **settings)))
 
 

@@ -142,7 +142,7 @@ def test_a_new_task_model_and_data_set_are_their_own_files_and_nothing_else(tmp_
         "models", "data", "config", "objective", "diagnostics", "runs")),
         "-k", "majority or bag_of_tokens")
     assert tested.returncode == 0, tested.stdout
-    assert int(re.search(r"(\d+) passed", tested.stdout).group(1)) == 11
+    assert int(re.search(r"(\d+) passed", tested.stdout).group(1)) >= 11
     tuned = run(tmp_path, "-c", "from exp.tune.terms import *; print(terms_of(task_named("
                 "'majority'), dict.fromkeys(('target', 'cap', *AMOUNTS))))")
     assert "'main_target': 0.9" in tuned.stdout, tuned.stderr

@@ -104,6 +104,7 @@ class SharpnessAware(Base):
         with torch.enable_grad():
             loss = self.first_loss(closure)
         accumulated = kept_gradients()
+        del kept_gradients  # it holds a gradient of the step before
         with torch.no_grad():
             params = self._with_gradients()
             offsets, base = self.ascend(params)
