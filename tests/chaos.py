@@ -195,7 +195,8 @@ def tables(rng: random.Random, settings: dict) -> tuple[str, str]:
         return f"[{name}.{name}]", "refused"
     value = {"scalar": Raw("3"), "list": Raw("[]"), "empty": {}, "array": Raw("[{}, {}]")}[way]
     settings[name] = value
-    return f"{name} = {value}", "" if (name, way) == ("schedule", "empty") else "refused"
+    optional = way == "empty" and name in ("data", "schedule")
+    return f"{name} = {value}", "" if optional else "refused"
 
 
 def names(rng: random.Random, settings: dict) -> tuple[str, str]:
