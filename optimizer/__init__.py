@@ -65,9 +65,9 @@ def build_optimizer(settings: dict, model: nn.Module) -> Optimizer:
     """Build the optimizer of an `[optimizer]` table for the trainable parameters of `model`.
 
     settings: `name` and that class's keywords; for a matrix rule also `routing` and the table
-    `adamw` for the parameters off the matrix track (given either, any class becomes the matrix
-    rule beside an AdamW); every other table is a wrapper, the first one innermost. A class that
-    has an argument `model` is given it.
+    `adamw` for the parameters off the matrix track, with tables in it for roles among them (given
+    either, any class becomes the matrix rule beside an AdamW); every other table is a wrapper, the
+    first one innermost. A class that has an argument `model` is given it.
     Raises ValueError for an unknown name, a bad value or a rate that AdamW cannot share, TypeError
     for an unknown keyword.
     """
@@ -80,11 +80,12 @@ def build_optimizer(settings: dict, model: nn.Module) -> Optimizer:
         groups = parameter_groups(model, routing or "role", **(adamw or {}))
         optimizer = cls(groups, **_with_model(cls, settings, model))
     elif routing is not None or adamw is not None:
-        matrices, rest = split(model, routing or "role")
-        _require_rate_of_its_own(cls, adamw or {})
+        matrices, _ = split(model, routing or "role")
+        rest = [group for group in parameter_groups(model, routing or "role", **(adamw or {}))
+                if group.pop("track") == "adamw"]
+        _require_rate_of_its_own(cls, rest)
         shared = {key: settings[key] for key in ("lr", "weight_decay") if key in settings}
-        parts = [(cls, matrices, _with_model(cls, settings, model)),
-                 (AdamW, rest, {**shared, **(adamw or {})})]
+        parts = [(cls, matrices, _with_model(cls, settings, model)), (AdamW, rest, shared)]
         optimizer = Joint(*(_fused(*part) for part in parts if part[1]))
     elif next(iter(inspect.signature(cls).parameters)) == "model":
         optimizer = cls(**_with_model(cls, settings, model))
@@ -111,11 +112,12 @@ def _wants_use_muon(cls: type[Optimizer]) -> bool:
         return False
 
 
-def _require_rate_of_its_own(cls: type[Optimizer], adamw: dict) -> None:
+def _require_rate_of_its_own(cls: type[Optimizer], groups: list[dict]) -> None:
     """Raise ValueError where AdamW would share the rate of a rule whose rate is no step size of
     AdamW's kind: Prodigy's or D-Adaptation's 1 multiplies the rate that they find."""
     default = getattr(inspect.signature(cls).parameters.get("lr"), "default", None)
-    if isinstance(default, float | int) and default >= 0.5 and "lr" not in adamw:
+    if isinstance(default, float | int) and default >= 0.5 and not all(
+            "lr" in group for group in groups):
         raise ValueError(f"{cls.__name__}'s lr ({default} by default) is no rate for AdamW: "
                          "state [optimizer.adamw] lr for the parameters off the matrix track")
 
@@ -131,13 +133,15 @@ def _with_model(cls: type[Optimizer], settings: dict, model: nn.Module) -> dict:
 
 
 def _fused(cls: type[Optimizer], params: list, settings: dict) -> Optimizer:
-    """`cls` with its fused kernel, where it has one, may use it and the settings ask for no other.
+    """`cls` for tensors or groups of them, with its fused kernel, where it has one, may use it and
+    the settings ask for no other.
 
     Adagrad's is left out: in torch 2.11 it does not support CUDA.
     """
     chosen = settings.get("fused") is not None or settings.get("foreach") is not None
     excluded = settings.get("capturable") or settings.get("differentiable")
-    excluded = excluded or cls is torch.optim.Adagrad or not may_fuse(params)
+    tensors = [p for part in params for p in (part["params"] if isinstance(part, dict) else [part])]
+    excluded = excluded or cls is torch.optim.Adagrad or not may_fuse(tensors)
     if "fused" in inspect.signature(cls).parameters and not chosen and not excluded:
         settings = {**settings, "fused": True}
     return cls(params, **settings)

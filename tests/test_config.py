@@ -44,7 +44,7 @@ def test_defaults_are_filled_in_and_overrides_win():
 def test_the_resolved_settings_survive_toml_and_resolve_to_themselves():
     from exp.grokking.train import TASK
 
-    settings = grok("optimizer.sam={rho = 0.1}")
+    settings = grok("optimizer.sam={rho = 0.1}", "optimizer.adamw.head.lr=0.1")
     again = tomllib.loads(to_toml(settings))
     assert again == settings
     assert complete(again, TASK) == settings
@@ -65,6 +65,8 @@ def test_the_resolved_settings_survive_toml_and_resolve_to_themselves():
     ("optimizer.name='os:path'", ["no optimizer class"]),
     ("optimizer.routing='magic'", ["routing must be one of 'role'"]),
     ("optimizer.adamw.beta=1", ["[optimizer.adamw]", "unknown key 'beta'", "betas"]),
+    ("optimizer.adamw.head=1", ["[optimizer.adamw]", "unknown key 'head'"]),
+    ("optimizer.adamw.head.momentum=1", ["[optimizer.adamw.head]", "unknown key 'momentum'"]),
     ("optimizer.muon.lr=1.0", ["not a wrapper"]),
     ("optimizer.sam.radius=1.0", ["[optimizer.sam]", "rho"]),
     ("model.name='gpt'", ["unknown model 'gpt'", "qwen3"]),

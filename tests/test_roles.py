@@ -127,3 +127,24 @@ def test_groups_of_any_model_train_it_and_the_table_says_what_went_where():
     assert [len(g["params"]) for g in built.param_groups] == [len(matrix["params"]),
                                                               len(rest["params"])]
     assert "2 dimensions" in routing_table(model, "all")
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_embedding_head_and_vectors_may_have_settings_of_their_own(name):
+    model = GPT(tied=False)
+    adamw = {"lr": 0.1, "betas": [0.8, 0.95], "embedding": {"lr": 0.7},
+             "vector": {"lr": 0.01, "betas": [0.9, 0.99]}}
+    built = build_optimizer({"name": name, "lr": 0.02, "weight_decay": 0.3, "adamw": adamw}, model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    by_role = {role: {names[id(p)] for p in group["params"]} for role, group in zip(
+        ("hidden", "head", "embedding", "vector"), built.param_groups, strict=True)}
+    assert by_role == {role: of_role(model, role) for role in by_role}
+    assert [group["lr"] for group in built.param_groups] == [0.02, 0.1, 0.7, 0.01]
+    assert [list(group["betas"]) for group in built.param_groups[1:]] == [
+        [0.8, 0.95], [0.8, 0.95], [0.9, 0.99]]
+    assert {group["weight_decay"] for group in built.param_groups} == {0.3}
+
+
+def test_settings_for_a_role_that_adamw_does_not_have_are_refused():
+    with pytest.raises(ValueError, match=r"adamw.head changes nothing"):
+        build_optimizer({"name": "muon", "adamw": {"head": {"lr": 0.1}}}, GPT(tied=True))

@@ -16,7 +16,7 @@ from exp.harness.toml import apply_override, drop_key, read_toml
 from model import available_models, model_class
 from optimizer import GIVEN_BY_CODE, available_optimizers, is_wrapper, optimizer_class
 from optimizer.parts.matrix import ADAMW_KEYS, MatrixOptimizer
-from optimizer.parts.split import Routing
+from optimizer.parts.split import OWN_GROUPS, Routing
 
 Instrument = Literal["spectrum", "updates", "alignment", "sharpness"]
 Sharding = Literal["none", "optimizer", "model"]
@@ -159,11 +159,13 @@ def _optimizer(given: dict, task: Task, problems: list[str]) -> dict:
 
 
 def _optimizer_table(key: str, table: dict, problems: list[str]) -> dict:
-    """`[optimizer.adamw]`, or a wrapper's table."""
+    """`[optimizer.adamw]` and the tables of roles in it, or a wrapper's table."""
     if key == "adamw":
-        adamw = schema.keywords(optimizer_class("adamw"), GIVEN_BY_CODE)
-        wrong = schema.problems("optimizer.adamw", table, {k: adamw[k] for k in ADAMW_KEYS})
-        problems += wrong or _refused(lambda: AdamW([torch.zeros(1)], **table), f"optimizer.{key}")
+        roles = {role: table[role] for role in OWN_GROUPS if isinstance(table.get(role), dict)}
+        shared = {name: value for name, value in table.items() if name not in roles}
+        problems += _adamw_problems("optimizer.adamw", shared)
+        for role, own in roles.items():
+            problems += _adamw_problems(f"optimizer.adamw.{role}", own)
         return table
     cls = _named(optimizer_class, f"optimizer.{key}", {"name": key}, problems)
     if cls is None:
@@ -174,6 +176,12 @@ def _optimizer_table(key: str, table: dict, problems: list[str]) -> dict:
     accepted = schema.keywords(cls, GIVEN_BY_CODE)
     problems += schema.problems(f"optimizer.{key}", table, accepted)
     return {**schema.defaults(accepted), **table}
+
+
+def _adamw_problems(table: str, given: dict) -> list[str]:
+    known = schema.keywords(optimizer_class("adamw"), GIVEN_BY_CODE)
+    wrong = schema.problems(table, given, {key: known[key] for key in ADAMW_KEYS})
+    return wrong or _refused(lambda: AdamW([torch.zeros(1)], **given), table)
 
 
 def _refused(construct: Callable, table: str) -> list[str]:

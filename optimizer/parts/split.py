@@ -8,16 +8,18 @@ from .roles import roles_of
 
 Routing = Literal["role", "shape", "all"]
 
+OWN_GROUPS = ("embedding", "head", "vector")  # roles whose AdamW may have settings of their own
 PUBLISHED_LIMIT = 10_000  # tensors with a side this long went to AdamW in the published runs
 
 
 class Route(NamedTuple):
-    """The track of one parameter, "matrix" or "adamw", and what decided it."""
+    """The track of one parameter, "matrix" or "adamw", what decided it, and its role."""
 
     name: str
     parameter: Tensor
     track: str
     reason: str
+    role: str
 
 
 def routes(model: nn.Module, routing: str = "role") -> list[Route]:
@@ -30,7 +32,7 @@ def routes(model: nn.Module, routing: str = "role") -> list[Route]:
     """
     if routing not in ("role", "shape", "all"):
         raise ValueError(f'routing must be "role", "shape" or "all", got {routing!r}')
-    roles = roles_of(model) if routing == "role" else {}
+    roles = roles_of(model)
     decided = []
     for name, p in model.named_parameters():
         if not p.requires_grad:
@@ -40,7 +42,8 @@ def routes(model: nn.Module, routing: str = "role") -> list[Route]:
             hidden, reason = roles[name].role == "hidden", ": ".join(roles[name])
         elif routing == "shape" and hidden and max(p.shape) >= PUBLISHED_LIMIT:
             hidden, reason = False, f"a side of {max(p.shape)}"
-        decided.append(Route(name, p, "matrix" if hidden else "adamw", reason))
+        track = "matrix" if hidden else "adamw"
+        decided.append(Route(name, p, track, reason, roles[name].role))
     return decided
 
 
@@ -51,18 +54,31 @@ def split(model: nn.Module, routing: str = "role") -> tuple[list[Tensor], list[T
                  for track in ("matrix", "adamw"))
 
 
-def parameter_groups(model: nn.Module, routing: str = "role", **adamw: float) -> list[dict]:
+def parameter_groups(model: nn.Module, routing: str = "role", **adamw: float | dict) -> list[dict]:
     """Parameter groups of a matrix rule for any model, as in `Muon(parameter_groups(model))`.
 
-    adamw: lr, betas, eps, weight_decay of the group that takes AdamW. A track without parameters
-    has no group. `print(routing_table(model))` shows what went where.
+    adamw: lr, betas, eps, weight_decay of the group that takes AdamW; a dict of them under
+    "embedding", "head" or "vector" gives the parameters of that role a group of their own, which
+    inherits the others. A track without parameters has no group.
+    `print(routing_table(model))` shows what went where.
+    Raises ValueError for a role that no parameter off the matrix track has.
     """
-    matrices, rest = split(model, routing)
-    groups = [{"params": matrices, "track": "matrix"}, {"params": rest, "track": "adamw", **adamw}]
-    return [group for group in groups if group["params"]]
+    decided = routes(model, routing)
+    shared = {key: value for key, value in adamw.items() if key not in OWN_GROUPS}
+    own = {role: adamw[role] for role in OWN_GROUPS if role in adamw}
+    kinds = [route.track if route.track == "matrix" or route.role not in own else route.role
+             for route in decided]
+    if missing := own.keys() - set(kinds):
+        raise ValueError(f"adamw.{min(missing)} changes nothing: no parameter off the matrix track "
+                         f"has the role {min(missing)!r}")
+    settings = {"matrix": {"track": "matrix"}, "adamw": {"track": "adamw", **shared},
+                **{role: {"track": "adamw", **shared, **values} for role, values in own.items()}}
+    return [{"params": [route.parameter for route, k in zip(decided, kinds, strict=True)
+                        if k == kind], **of_kind}
+            for kind, of_kind in settings.items() if kind in kinds]
 
 
 def routing_table(model: nn.Module, routing: str = "role") -> str:
     """One line per trainable parameter: track, shape, name, and what decided it."""
     return "\n".join(f"{track:<7}{str(tuple(p.shape)):<20}{name:<50} {reason}"
-                     for name, p, track, reason in routes(model, routing))
+                     for name, p, track, reason, _ in routes(model, routing))
