@@ -181,6 +181,67 @@ def test_schedules_by_hand():
     assert rates(3, 1, name="step", period_epochs=1) == pytest.approx([1, 0.1, 0.01])
 
 
+def test_shapes_of_the_decay_by_hand():
+    """A decay over the last four of ten steps, at the parts 0, 1/4, 1/2, 3/4 of it."""
+    for shape, expected in (("linear", [1, 0.75, 0.5, 0.25]),
+                            ("sqrt", [1, 0.5, 0.2928932188, 0.1339745962]),
+                            ("cosine", [1, 0.8535533906, 0.5, 0.1464466094])):
+        found = rates(1, 10, name="wsd", decay_share=0.4, shape=shape)
+        assert found == pytest.approx([1] * 6 + expected)
+    assert rates(1, 4, name="wsd", decay_share=1.0) == rates(1, 4, name="linear")
+    assert rates(1, 4, name="linear", warmup_steps=2) == pytest.approx([0.5, 0.75, 0.5, 0.25])
+
+
+def test_the_adamw_track_decays_for_its_own_share():
+    optimizer = build_muon([nn.Parameter(torch.ones(2, 2))], [nn.Parameter(torch.ones(2))])
+    schedule = Schedule(optimizer, 1, 10, name="wsd", decay_share=0.8, adamw_decay_share=0.4)
+    found = []
+    for step in range(10):
+        schedule.set_lr(step)
+        found.append([group["lr"] for group in optimizer.param_groups])
+    matrices, rest = zip(*found, strict=True)
+    assert matrices == pytest.approx([0.1, 0.1] + [0.1 * left / 8 for left in range(8, 0, -1)])
+    assert rest == pytest.approx([0.02] * 6 + [0.02, 0.015, 0.01, 0.005])
+
+
+def test_exponential_and_one_cycle_by_hand():
+    found = rates(2, 10, name="exponential", period_epochs=1)
+    assert [found[step] for step in (0, 1, 5, 10, 19)] == pytest.approx(
+        [1, 0.6309573445, 0.1, 0.01, 0.01])
+    assert rates(1, 4, name="exponential", end_ratio=0.0625) == pytest.approx([1, .5, .25, .125])
+    assert rates(1, 10, name="one_cycle") == pytest.approx(
+        [.04, .52, 1, .950484632, .8117456539, .6112620219, .3887419781, .1882583461, .049519368,
+         .000004])
+    by_epoch = rates(10, 2, name="one_cycle", interval="epoch")
+    assert by_epoch[::2] == by_epoch[1::2] == rates(1, 10, name="one_cycle")
+    assert rates(1, 1, name="one_cycle") == pytest.approx([.000004])  # fewer than a top needs
+
+
+@pytest.mark.parametrize("rule", ["SGD", "AdamW"])
+def test_one_cycle_is_torchs(rule):
+    """Rate and momentum at each of 20 steps, with a warm-up of 8, resumed after 10."""
+    def make():
+        settings = {"momentum": 0.9} if rule == "SGD" else {"betas": (0.9, 0.98)}
+        return getattr(torch.optim, rule)([nn.Parameter(torch.ones(1))], lr=0.3, **settings)
+
+    ours, theirs = make(), make()
+    torchs = torch.optim.lr_scheduler.OneCycleLR(theirs, max_lr=0.3, total_steps=20, pct_start=0.4,
+                                                 three_phase=False)
+    settings = {"name": "one_cycle", "warmup_steps": 8, "momentum": "cycle"}
+    schedule = Schedule(ours, 2, 10, **settings)
+    for step in range(20):
+        if step == 10:
+            saved, ours = ours.state_dict(), make()
+            schedule = Schedule(ours, 2, 10, **settings)
+            ours.load_state_dict(saved)
+        schedule.set_lr(step)
+        for key in ("lr", "momentum", "betas"):
+            if key in theirs.param_groups[0]:
+                assert ours.param_groups[0][key] == pytest.approx(theirs.param_groups[0][key])
+        theirs.step()
+        torchs.step() if step < 19 else None
+
+
 def test_cosine_by_epoch_is_what_torch_does():
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.3)
     torchs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=5, eta_min=0.01)
@@ -201,6 +262,24 @@ def test_impossible_schedules_are_refused():
                      {"name": "cosine", "min_lr": 2.0}, {"warmup_epochs": math.nan}):
         with pytest.raises(ValueError, match="min_lr|period"):
             rates(1, 1, **settings)
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"name": "cosine", "decay_share": 0.2}, r'decay_share 0.2 changes nothing in "cosine"'),
+    ({"name": "wsd", "decay_share": 0.0}, r"decay_share must be in \(0, 1\], got 0.0"),
+    ({"name": "wsd", "adamw_decay_share": 1.5}, r"adamw_decay_share must be in \(0, 1\]"),
+    ({"name": "wsd", "adamw_decay_share": 0.5}, "no parameter group is on the AdamW track"),
+    ({"name": "linear", "shape": "sqrt"}, "shape 'sqrt' changes nothing"),
+    ({"name": "wsd", "end_ratio": 0.1}, 'it goes with "one_cycle" or "exponential"'),
+    ({"name": "exponential", "end_ratio": math.nan}, "end_ratio must be"),
+    ({"name": "exponential", "min_lr": 0.1}, "has no min_lr, got 0.1"),
+    ({"name": "one_cycle", "warmup_steps": 5}, "longer than the period"),
+    ({"name": "one_cycle", "momentum": "cycle"}, "no parameter group has a momentum"),
+    ({"warmup_steps": -1}, "warmup_steps must be >= 0"),
+    ({"warmup_steps": 2, "warmup_epochs": 1.0}, "beside warmup_epochs, got 2 and 4 steps")])
+def test_keys_that_go_with_no_such_schedule_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        rates(1, 4, **settings)
 
 
 @pytest.mark.parametrize(("scaling", "expected"), [
@@ -300,7 +379,7 @@ def test_reading_a_config_does_not_import_what_trains():
             " if name.startswith('exp.')))")
     imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert set(imported.stdout.split()) == {f"exp.harness.{name}" for name in (
-        "config", "errors", "schedule", "schema", "task", "toml")} | {"exp.harness"}
+        "config", "curves", "errors", "schedule", "schema", "task", "toml")} | {"exp.harness"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -5,10 +5,22 @@ from typing import Literal
 
 from torch.optim import Optimizer
 
-DECAY_SHARE = 0.2  # "wsd": the last fifth of the period decays
-STEP_FACTOR = 0.1  # "step": factor per period
+from exp.harness.curves import (
+    DECAY_SHARE,
+    END_RATIO,
+    LAST_RATIO,
+    RISE_SHARE,
+    START_RATIO,
+    STEP_FACTOR,
+    Shape,
+    cooldown,
+    cosine,
+    one_cycle,
+    require_fit,
+)
 
 BatchScaling = Literal["none", "linear", "sqrt"]
+MOMENTA = 0.85, 0.95  # of the one cycle, at the top of the rate and at both ends
 
 
 class Schedule:
@@ -16,8 +28,14 @@ class Schedule:
 
     name: "constant"; "cosine" and "linear" fall to min_lr at the end of the period and stay there;
     "step" multiplies by 0.1 after each period; "wsd" (warm-up, stable, decay) is constant and
-    falls linearly to min_lr in the last fifth of the period. period_epochs counts from step 0 and
-    is the whole run by default. The warm-up rises linearly over warmup_epochs and multiplies any.
+    falls to min_lr in the last `decay_share` of the period (0.2), in a `shape` ("linear", "sqrt"
+    or "cosine", see `curves.cooldown`), and the groups of the AdamW track beside a matrix rule in
+    the last `adamw_decay_share` (the same); "exponential" falls to lr end_ratio (0.01);
+    "one_cycle" rises from lr / 25 to lr within the warm-up (0.3 of the period without one) and
+    falls to lr end_ratio (4e-6) (arXiv 1708.07120, as torch's OneCycleLR). period_epochs counts
+    from step 0 and is the whole run by default. The warm-up, warmup_epochs or warmup_steps long,
+    rises linearly and multiplies any but the one cycle. momentum = "cycle": the one cycle takes
+    `momentum`, or the first of `betas`, from 0.95 to 0.85 and back, in groups where it is not 0.
     interval: the rate changes every "step", or as torch's schedulers are usually driven, every
     "epoch".
 
@@ -29,8 +47,10 @@ class Schedule:
     to twice the value given (the ARS optimizer summary 4.4, for Lion); "half_cosine" half of that,
     up to the value; "lr" in proportion to the rate, warm-up included (AdamC, arXiv 2506.02285).
 
-    Raises ValueError for negative lengths, a min_lr above a group's rate, a batch scaling without
-    base_batch_size or the other way round, and a changing weight decay where no group has one.
+    Raises ValueError for negative lengths, two warm-ups or one beyond the period of the one cycle,
+    shares and ratios outside (0, 1], a min_lr above a group's rate, a key that the schedule of
+    that name does not have, a batch scaling without base_batch_size or the other way round, and a
+    changing weight decay or momentum, or an adamw_decay_share, where no group has one.
     """
 
     def __init__(
@@ -38,7 +58,8 @@ class Schedule:
         optimizer: Optimizer,
         epochs: int,
         steps_per_epoch: int,
-        name: Literal["constant", "cosine", "linear", "step", "wsd"] = "constant",
+        name: Literal["constant", "cosine", "linear", "step", "wsd", "one_cycle",
+                      "exponential"] = "constant",
         warmup_epochs: float = 0.0,
         period_epochs: float | None = None,
         min_lr: float = 0.0,
@@ -46,6 +67,12 @@ class Schedule:
         batch_scaling: BatchScaling = "none",
         base_batch_size: int | None = None,
         weight_decay: Literal["constant", "cosine", "half_cosine", "lr"] = "constant",
+        warmup_steps: int = 0,
+        decay_share: float | None = None,
+        adamw_decay_share: float | None = None,
+        shape: Shape | None = None,
+        end_ratio: float | None = None,
+        momentum: Literal["cycle"] | None = None,
         *,
         batch_size: int = 1,
     ) -> None:
@@ -53,13 +80,28 @@ class Schedule:
         if not (warmup_epochs >= 0 and period_epochs > 0 and min_lr >= 0):  # nor nan
             raise ValueError("warmup_epochs and min_lr must be >= 0 and period_epochs > 0, got "
                              f"{warmup_epochs}, {min_lr}, {period_epochs}")
+        require_fit(name, min_lr, decay_share=decay_share, adamw_decay_share=adamw_decay_share,
+                     shape=shape, end_ratio=end_ratio, momentum=momentum)
         self.optimizer, self.name, self.min_lr = optimizer, name, min_lr
-        self.warmup = warmup_epochs * steps_per_epoch
+        self.warmup = _warmup(warmup_epochs * steps_per_epoch, warmup_steps)
         self.period = period_epochs * steps_per_epoch
         self.interval = steps_per_epoch if interval == "epoch" else 1
-        self.weight_decay = weight_decay
+        self.weight_decay, self.momentum = weight_decay, momentum
+        self.decay = DECAY_SHARE if decay_share is None else decay_share
+        self.adamw_decay = self.decay if adamw_decay_share is None else adamw_decay_share
+        self.shape: Shape = shape or "linear"
+        self.end = end_ratio or (LAST_RATIO if name == "one_cycle" else END_RATIO)
+        if name == "one_cycle" and self.warmup > self.period:
+            raise ValueError(f"a warm-up of {self.warmup:g} steps is longer than the period of the "
+                             f"one cycle, {self.period:g}")
+        groups = optimizer.param_groups
+        if adamw_decay_share is not None and not any(map(_is_adamw, groups)):
+            raise ValueError(f"adamw_decay_share {adamw_decay_share} changes nothing: "
+                             "no parameter group is on the AdamW track")
+        if momentum is not None and not any(map(_momentum, groups)):
+            raise ValueError('momentum "cycle" changes nothing: no parameter group has a momentum')
         factor = batch_factor(batch_scaling, batch_size, base_batch_size)
-        for group in optimizer.param_groups:
+        for group in groups:
             if "initial_lr" not in group:  # else it is scaled already
                 group["lr"] = group["initial_lr"] = group["lr"] * factor
             if name != "constant" and min_lr > group["initial_lr"]:
@@ -76,31 +118,48 @@ class Schedule:
             group.setdefault("initial_weight_decay", group["weight_decay"])
 
     def set_lr(self, step: int) -> None:
-        """Set the rate, and the decay, of the step that comes after `step` finished ones."""
+        """Set the rate, the decay and the momentum of the step after `step` finished ones."""
         step = step // self.interval * self.interval
         warmup = min(1.0, (step + self.interval) / self.warmup) if self.warmup else 1.0
-        share = self.share(step / self.period)
+        warmup = 1.0 if self.name == "one_cycle" else warmup
+        floor = 0.0 if self.name in ("constant", "step") else self.min_lr
         for group in self.optimizer.param_groups:
-            floor = 0.0 if self.name in ("constant", "step") else self.min_lr
+            share = self.share(step, self.adamw_decay if _is_adamw(group) else self.decay)
             lr = floor + (group["initial_lr"] - floor) * share
             group["lr"] = warmup * (max(lr, self.min_lr) if self.name == "step" else lr)
             if "initial_weight_decay" in group:
                 lr_share = group["lr"] / (group["initial_lr"] or 1.0)
                 decay = self.decay_share(step / self.period, lr_share)
                 group["weight_decay"] = group["initial_weight_decay"] * decay
+            if self.momentum and _momentum(group):
+                low, high = MOMENTA
+                _set_momentum(group, high + (low - high) * self.height(step))
 
-    def share(self, progress: float) -> float:
-        """The factor of the rate, 1 to 0, at `progress` = steps done / steps of the period."""
-        done = min(1.0, progress)
+    def share(self, step: int, decay_share: float) -> float:
+        """The factor of the rate, 1 to 0, after `step` finished ones."""
+        done = min(1.0, step / self.period)
         if self.name == "cosine":
-            return (1 + math.cos(math.pi * done)) / 2
+            return cosine(done)
         if self.name == "linear":
             return 1 - done
         if self.name == "step":
-            return STEP_FACTOR ** math.floor(progress)
+            return STEP_FACTOR ** math.floor(step / self.period)
         if self.name == "wsd":
-            return min(1.0, (1 - done) / DECAY_SHARE)
+            return cooldown(done, decay_share, self.shape)
+        if self.name == "exponential":
+            return self.end**done
+        if self.name == "one_cycle":
+            return self._cycle(step, START_RATIO, self.end)
         return 1.0
+
+    def height(self, step: int) -> float:
+        """Where the one cycle stands: 0 at both of its ends, 1 at its top."""
+        return self._cycle(step, 0.0, 0.0)
+
+    def _cycle(self, step: int, start: float, end: float) -> float:
+        total = self.period / self.interval
+        rise = self.warmup / self.interval or RISE_SHARE * total
+        return one_cycle(step // self.interval, total, rise, start, end)
 
     def decay_share(self, progress: float, lr_share: float) -> float:
         """The factor of the weight decay at this progress and share of the rate."""
@@ -108,6 +167,28 @@ class Schedule:
             return lr_share
         risen = 1 - math.cos(math.pi * min(1.0, progress))
         return risen / 2 if self.weight_decay == "half_cosine" else risen
+
+
+def _warmup(of_epochs: float, steps: int) -> float:
+    if steps < 0 or (steps and of_epochs):
+        raise ValueError("warmup_steps must be >= 0, and 0 beside warmup_epochs, got "
+                         f"{steps} and {of_epochs:g} steps")
+    return steps or of_epochs
+
+
+def _is_adamw(group: dict) -> bool:
+    return group.get("track") == "adamw"
+
+
+def _momentum(group: dict) -> float:
+    return group.get("momentum") or (group.get("betas") or (0.0,))[0]
+
+
+def _set_momentum(group: dict, value: float) -> None:
+    if group.get("momentum"):
+        group["momentum"] = value
+    else:
+        group["betas"] = (value, *group["betas"][1:])
 
 
 def batch_factor(scaling: str, batch_size: int, base_batch_size: int | None) -> float:
