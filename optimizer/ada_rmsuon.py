@@ -43,7 +43,8 @@ class AdaRMSuon(MatrixOptimizer):
     in place of E. `whiten=False`: O = msign(m_hat), E as it was; this is RMSuon ("frobenius") and
     Muon without Nesterov ("none"). `orthogonalizer="none"`: no O, the update is u, AdamW's, or
     m_hat without whitening; "frobenius" then makes m_hat as long as E and leaves u as it is, and
-    norms that presume an orthogonal O are refused.
+    norms that presume an orthogonal O are refused. `ns_passes=2` orthogonalizes O once more: ARS2D,
+    whose pass over the transpose is the same bit for bit, as Newton-Schulz transposes by itself.
 
     Cost: 1 gradient evaluation per step, 2 state tensors per matrix.
     """
@@ -60,10 +61,11 @@ class AdaRMSuon(MatrixOptimizer):
         energy_scope: EnergyScope = "matrix",
         orthogonalizer: OptionalOrthogonalizer = "keller",
         whiten: bool = True,
+        ns_passes: int = 1,
     ) -> None:
         checks.non_negative(lr=lr, eps=eps, weight_decay=weight_decay)
         checks.pair_of_fractions(betas=betas)
-        checks.at_least(1, ns_steps=ns_steps)
+        checks.at_least(1, ns_steps=ns_steps, ns_passes=ns_passes)
         checks.choice(EnergyNorm, energy_norm=energy_norm)
         checks.choice(EnergyScope, energy_scope=energy_scope)
         checks.choice(OptionalOrthogonalizer, orthogonalizer=orthogonalizer)
@@ -73,7 +75,7 @@ class AdaRMSuon(MatrixOptimizer):
         defaults = {
             "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
             "ns_steps": ns_steps, "energy_norm": energy_norm, "energy_scope": energy_scope,
-            "orthogonalizer": orthogonalizer, "whiten": whiten,
+            "orthogonalizer": orthogonalizer, "whiten": whiten, "ns_passes": ns_passes,
         }
         super().__init__(params, defaults)
 
@@ -90,16 +92,16 @@ class AdaRMSuon(MatrixOptimizer):
 
     @staticmethod
     def move(params: list[Tensor], u: list[Tensor], group: dict,
-             directions: list[Tensor] | None = None) -> None:
+             directions: list[Tensor] | None = None) -> list[Tensor]:
         """In place W <- W - lr E O, for whitened momenta u shaped as `params`; `directions`: what
-        is orthogonalized, where that is not u."""
-        directions = u if directions is None else directions
-        if group["orthogonalizer"] == "none":
-            updates = [as_matrices(direction) for direction in directions]
-        else:
-            updates = orthogonalize(directions, group["orthogonalizer"], group["ns_steps"])
+        is orthogonalized, where that is not u. The matrices O (stack, m, n)."""
+        polar = [as_matrices(direction) for direction in directions or u]
+        for _ in range(group["ns_passes"] if group["orthogonalizer"] != "none" else 0):
+            polar = orthogonalize(polar, group["orthogonalizer"], group["ns_steps"])
+        updates = polar
         if not group["orthogonalizer"] == group["energy_norm"] == "none":
             updates = [with_energy(o, as_matrices(w), group["energy_norm"], group["energy_scope"])
-                       for o, w in zip(updates, u, strict=True)]
+                       for o, w in zip(polar, u, strict=True)]
         for p, update in zip(params, updates, strict=True):
             p.add_(update.reshape(p.shape), alpha=-group["lr"])
+        return polar

@@ -7,16 +7,12 @@ from torch import Tensor
 from .ada_rmsuon import AdaRMSuon
 from .parts import checks
 from .parts.adaptive_sync import decide_sync
+from .parts.beta_rule import BetaRule
+from .parts.curvature import CurvatureAware, RhoRule
 from .parts.energy import EnergyNorm, EnergyScope
 from .parts.polar import OptionalOrthogonalizer
 from .parts.radius import RhoSchedule
-from .parts.sharpness import (
-    ElementwiseScale,
-    PerturbNorm,
-    cosine,
-    perturbation,
-    whitened_gradients,
-)
+from .parts.sharpness import ElementwiseScale, PerturbNorm, cosine, perturbation, whitened_gradients
 from .parts.sharpness_aware import SharpnessAware
 from .parts.stored import Storage
 
@@ -33,7 +29,7 @@ SEARCH_SPACE = {
 COST = {"gradient_evaluations": 2, "state_tensors": 2}
 
 
-class ARS2Neo(SharpnessAware, AdaRMSuon):
+class ARS2Neo(SharpnessAware, CurvatureAware, AdaRMSuon):
     """AdaRMSuon on a sharpness-aware gradient; k selects the mode.
 
     Base, k = 0: the gradient itself; this is AdaRMSuon.
@@ -53,7 +49,10 @@ class ARS2Neo(SharpnessAware, AdaRMSuon):
     `elementwise_scale` "none" (the paper's text) or "asam" replaces |W| (the released code).
     `whiten`, `orthogonalizer` and `energy_norm` are AdaRMSuon's and affect the update only: the
     perturbation is always whitened. `rho_schedule` "lr" and "gap" (target loss rise `rho_gap`):
-    parts/radius.py.
+    parts/radius.py. Upstream's variants (addb47c): `a_gsam` is its later name of adaptive_sync,
+    `ns_passes=2` ARS2D, `beta_rule` "element" ARS2C and "scalar" its Scaler (parts/beta_rule.py),
+    `rho_rule="curvature"` AR-GSAM's radius per matrix (parts/curvature.py). The latter three learn
+    in sync steps; "element" keeps two more state tensors, one with rho_rule="curvature".
 
     Cost: gradient evaluations per step 1 (Base), 2 (Sync), 1 + 1/k (Lazy), 1 + 1/effective_k
     (AGA); state tensors per parameter 2, and the shear force as a third in Lazy and AGA;
@@ -72,19 +71,22 @@ class ARS2Neo(SharpnessAware, AdaRMSuon):
         k: int = 1,
         alpha: float = 0.1,
         adaptive_sync: bool = False,
-        adaptive_beta: float = 0.99,
-        adaptive_lambda: float = 2.0,
-        adaptive_gamma: float = 2.0,
+        adaptive_beta: float = 0.99, adaptive_lambda: float = 2.0, adaptive_gamma: float = 2.0,
         energy_norm: EnergyNorm = "literal",
         energy_scope: EnergyScope = "matrix",
-        perturb_norm: PerturbNorm = "tensor",
-        elementwise_scale: ElementwiseScale = "abs",
+        perturb_norm: PerturbNorm = "tensor", elementwise_scale: ElementwiseScale = "abs",
         orthogonalizer: OptionalOrthogonalizer = "keller",
         shear_storage: Storage = "full",
         whiten: bool = True,
-        rho_schedule: RhoSchedule = "constant",
-        rho_gap: float = 0.0,
+        rho_schedule: RhoSchedule = "constant", rho_gap: float = 0.0,
+        ns_passes: int = 1, a_gsam: bool = False,
+        beta_rule: BetaRule = "fixed",
+        beta1_range: tuple[float, float] = (0.5, 0.95),
+        beta2_range: tuple[float, float] = (0.9, 0.9995),
+        rho_rule: RhoRule = "constant",
+        rho_range: tuple[float, float] = (0.01, 1.0), rho_rates: tuple[float, float] = (0.01, 0.1),
     ) -> None:
+        adaptive_sync = adaptive_sync or a_gsam
         checks.non_negative(alpha=alpha, adaptive_lambda=adaptive_lambda,
                             adaptive_gamma=adaptive_gamma)
         checks.at_least(0, k=k)
@@ -92,13 +94,14 @@ class ARS2Neo(SharpnessAware, AdaRMSuon):
         checks.choice(PerturbNorm, perturb_norm=perturb_norm)
         checks.choice(ElementwiseScale, elementwise_scale=elementwise_scale)
         super().__init__(params, lr, betas, eps, weight_decay, ns_steps, energy_norm,
-                         energy_scope, orthogonalizer, whiten)
+                         energy_scope, orthogonalizer, whiten, ns_passes)
         self.k, self.alpha, self.adaptive_sync = k, alpha, adaptive_sync
         self.adaptive_beta, self.adaptive_lambda = adaptive_beta, adaptive_lambda
         self.adaptive_gamma = adaptive_gamma
         self.perturb_norm, self.elementwise_scale = perturb_norm, elementwise_scale
         self.keep_sharpness(rho, rho_schedule, rho_gap, shear_storage, step=0, sync_steps=0,
                             last_sync_step=0, phi=1.0, phi_var=0.0, threshold=1.0, alpha_t=alpha)
+        self.keep_curvature(beta_rule, beta1_range, beta2_range, rho_rule, rho_range, rho_rates)
 
     @property
     def diagnostics(self) -> dict[str, float]:
@@ -123,22 +126,25 @@ class ARS2Neo(SharpnessAware, AdaRMSuon):
         directions = [direction for group in self.param_groups
                       for direction in whitened_gradients(self.state, self.with_gradient(group),
                                                           group, self.scalars["step"])]
-        offsets = perturbation(params, directions, self.radius, self.perturb_norm,
-                               self.elementwise_scale)
-        return offsets, [p.grad for p in params] if self.k > 1 or self.adaptive_sync else []
+        offsets = perturbation(params, directions, self.radii(params, self.radius),
+                               self.perturb_norm, self.elementwise_scale)
+        return offsets, [p.grad for p in params] if self._injects or self.sees_curvature else []
 
     def combine(self, params: list[Tensor], base: list[Tensor]) -> None:
-        """Keep the shear force in Lazy and AGA; the second gradient is used as it is."""
-        if base:
+        """Keep what later steps need of both gradients; the second one is used as it is."""
+        if self._injects:
             self.keep_shear(params, base)
+        if self.sees_curvature:
+            self.see_curvature(params, base, self.radius, self.adaptive_beta, self.scalars["step"])
+
+    @property
+    def _injects(self) -> bool:
+        return self.k > 1 or self.adaptive_sync
 
     def _is_sync_step(self) -> bool:
         if not self.adaptive_sync:
             return self.k == 1 or self.scalars["step"] % self.k == 1
         sheared = self.sheared()
         phi = cosine([p.grad for p in sheared], [self.shear(p) for p in sheared])
-        return self._decide(phi)
-
-    def _decide(self, phi: float) -> bool:
         return decide_sync(self.scalars, phi, self.k, self.alpha, self.adaptive_beta,
                            self.adaptive_lambda, self.adaptive_gamma)

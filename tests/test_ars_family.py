@@ -15,6 +15,7 @@ from optimizer.asam import ASAM
 from optimizer.gsam import GSAM
 from optimizer.looksam import LookSAM
 from optimizer.muon import Muon
+from optimizer.parts.adaptive_sync import decide_sync
 from optimizer.parts.sharpness import perturbation, perturbed, shear_force, with_shear
 from optimizer.rmsuon import RMSuon
 from optimizer.sam import SAM
@@ -387,7 +388,7 @@ def test_aga_trace():
                 (-0.2, True, 4e-4, -0.04, 0.1), (-0.01, False, 4e-4, -0.04, 0.1)]
     for phi, syncs, variance, threshold, alpha in expected:
         optimizer.scalars["step"] += 1
-        assert optimizer._decide(phi) is syncs
+        assert decide_sync(optimizer.scalars, phi, 0, 0.1, 0.99, 2.0, 2.0) is syncs
         if syncs:
             optimizer.scalars["last_sync_step"] = optimizer.scalars["step"]
         assert optimizer.scalars["phi_var"] == pytest.approx(variance)

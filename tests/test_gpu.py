@@ -34,7 +34,8 @@ SETTINGS = {name: {"name": name} for name in OWN if name not in {*WRAPPERS, *BEY
 SETTINGS |= {name: {"name": "adamw", name: {}} for name in WRAPPERS}
 for mode, changes in {"base": {"k": 0, "rho": 0.0}, "sync": {"k": 1}, "lazy": {"k": 2},
                       "lazy, bf16": {"k": 2, "shear_storage": "bf16"},
-                      "lazy, 8 bits": {"k": 2, "shear_storage": "8bit"}}.items():
+                      "lazy, 8 bits": {"k": 2, "shear_storage": "8bit"},
+                      "curvature": {"beta_rule": "element", "rho_rule": "curvature"}}.items():
     SETTINGS[f"ars2_neo {mode}"] = {"name": "ars2_neo", "adaptive_sync": False, **changes}
 
 

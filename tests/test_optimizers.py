@@ -321,8 +321,8 @@ def test_bad_values_raise_and_name_the_argument(name):
     for key, parameter in keywords(optimizer_class(name), GIVEN_BY_CODE).items():
         default = parameter.default
         wrong = BAD.get(type(default), [])
-        if isinstance(default, tuple):  # two betas or three
-            wrong = [(*default[:-1], 1.0), (-0.1, *default[1:])]
+        if isinstance(default, tuple):  # two betas or three, or a range
+            wrong = [(*default[:-1], 1.0)] * ("beta" in key) + [(-0.1, *default[1:])]
         for value in wrong:
             with pytest.raises(ValueError, match=key):
                 problem(settings_of(name, **{key: value}))

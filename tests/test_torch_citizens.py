@@ -33,6 +33,8 @@ CASES |= {
     "ars2_neo lazy": {"name": "ars2_neo", "k": 3},
     "ars2_neo lazy, 8 bits": {"name": "ars2_neo", "k": 3, "shear_storage": "8bit"},
     "ars2_neo aga": {"name": "ars2_neo", "k": 4, "adaptive_sync": True, "adaptive_lambda": 0.1},
+    "ars2_neo curvature": {"name": "ars2_neo", "k": 3, "beta_rule": "element",
+                           "rho_rule": "curvature"},
     "ars lazy": {"name": "ars", "k": 3},
     "looksam 2": {**ADAMW, "looksam": {"k": 2}},
     "lookahead 2": {"name": "muon", "lookahead": {"k": 2}},

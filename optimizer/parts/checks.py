@@ -43,6 +43,13 @@ def pair_of_fractions(**values: tuple[float, float]) -> None:
         fraction(**{f"{name}[{index}]": part for index, part in enumerate(value)})
 
 
+def ordered(**values: tuple[float, float]) -> None:
+    """Raise ValueError unless every value is two numbers, 0 <= the first <= the second."""
+    for name, value in values.items():
+        if len(value) != 2 or not 0 <= value[0] <= value[1]:
+            raise ValueError(f"{name} must be two numbers, 0 <= first <= second, got {value!r}")
+
+
 def choice(accepted: Any, **values: str) -> None:
     """Raise ValueError unless every value is one of the strings of the Literal `accepted`."""
     for name, value in values.items():

@@ -91,8 +91,12 @@ class MatrixOptimizer(FirstOrder):
         self.param_groups.append(group)
 
     def after_loading(self) -> None:
-        """Share the groups and the state of the AdamW track with torch's AdamW."""
+        """Share the groups and the state of the AdamW track with torch's AdamW; options that are
+        younger than the checkpoint have their defaults."""
         super().after_loading()
+        for group in self.param_groups:
+            if group["track"] == "matrix":
+                group.update({**self.defaults, **group})
         if self.adamw is not None:
             groups = [group for group in self.param_groups if group["track"] == "adamw"]
             # Also puts a step count that is a plain number where the fused kernel needs it.

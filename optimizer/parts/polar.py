@@ -86,18 +86,21 @@ def as_matrices(tensor: Tensor) -> Tensor:
 
 
 def newton_schulz(
-    matrices: Tensor, steps: int = 5, coefficients: str = "keller", dtype: torch.dtype | None = None
+    matrices: Tensor, steps: int = 5, coefficients: str = "keller",
+    dtype: torch.dtype | None = None, floor: float = 0.0,
 ) -> Tensor:
     """Approximate msign of each matrix of a stack (stack, m, n); a zero matrix stays zero.
 
     Normalized in the precision given and then iterated in `dtype` (default: the same), so that a
     norm far from 1 costs no accuracy; where its squares underflow (entries below 1e-19 in float32)
-    the result fades to zero. Cheapest for m <= n: the Gram matrix is (m, m). Long float32
+    the result fades to zero. `floor` is added to the norm (ARS's code: 1e-7): a matrix much smaller
+    than that fades too. Cheapest for m <= n: the Gram matrix is (m, m). Long float32
     matrices on the CPU are iterated in Gram space, see `_gram_steps`.
     """
     divisor, rows = COEFFICIENTS[coefficients]
     norms = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
     tiny = torch.finfo(norms.dtype).tiny ** 0.5
+    norms = norms + floor if floor else norms
     x = (matrices / (norms * divisor).clamp_min_(tiny)).to(dtype or matrices.dtype)
     if torch.compiler.is_compiling():  # a graph is not allowed to write into strided work space
         x = x.contiguous()

@@ -86,11 +86,12 @@ def gradients_at(
 def perturbation(
     params: Sequence[Tensor],
     directions: Sequence[Tensor],
-    rho: float,
+    rho: float | Sequence[float | Tensor],
     norm: str,
     scale: str,
 ) -> list[Tensor]:
-    """Offsets rho * q / ||q||, one per parameter, with q = the direction weighted by |W|.
+    """Offsets rho * q / ||q||, one per parameter, with q = the direction weighted by |W|; rho is
+    one radius or that of each parameter.
 
     scale: "abs" q = |W| d (ARS2-Neo); "none" q = d; "asam" T^2 d / ||T d|| with T = |W|
     (ASAM, arXiv 2102.11600, with eta = 0). norm: taken over each "tensor" (ARS2-Neo) or over
@@ -109,24 +110,27 @@ def perturbation(
         lengths = torch._foreach_norm(weighted)
     if scale == "asam":
         weighted = torch._foreach_mul(weighted, torch._foreach_abs(list(params)))
-    return [w * (rho / (length + EPS)) for w, length in zip(weighted, lengths, strict=True)]
+    radii = rho if isinstance(rho, list) else [rho] * len(weighted)
+    return [w * (radius / (length + EPS))
+            for w, length, radius in zip(weighted, lengths, radii, strict=True)]
 
 
-def whitened_gradients(state: dict, params: Sequence[Tensor], group: dict, step: int
-                       ) -> list[Tensor]:
+def whitened_gradients(state: dict, params: Sequence[Tensor], group: dict, step: int,
+                       grads: Sequence[Tensor] | None = None) -> list[Tensor]:
     """g / (sqrt(v_hat) + eps) of each parameter, v as previous steps left it: zero at first.
 
     step: the optimizer's, which corrects v (as in the released code of ARS2-Neo, with EPS added).
+    grads: the gradients, `p.grad` without them.
     """
     correction = 1 - group["betas"][1] ** max(1, step - 1) + EPS
     directions = []
-    for p in params:
+    for p, g in zip(params, grads or [p.grad for p in params], strict=True):
         v = state.get(p, {}).get("exp_avg_sq")
         # Without v nothing is whitened: the norm of the perturbation cancels eps, unless it is 0.
         denominator = group["eps"] or 1.0
         if v is not None:
             denominator = (v / correction).sqrt_().add_(group["eps"])
-        directions.append((p.grad / denominator).to(p.dtype))
+        directions.append((g / denominator).to(p.dtype))
     return directions
 
 
