@@ -132,14 +132,6 @@ def welch(values: Sequence[float], others: Sequence[float]) -> tuple[Estimate, f
             float(test.pvalue))
 
 
-def share(successes: int, n: int, unit: float = 1.0) -> Estimate:
-    """A share of n trials with its exact binomial (Clopper-Pearson) interval, times `unit`."""
-    if n == 0:
-        return Estimate(math.nan, math.nan, math.nan, 0)
-    low, high = scipy.stats.binomtest(successes, n).proportion_ci(LEVEL)
-    return Estimate(unit * successes / n, unit * float(low), unit * float(high), n)
-
-
 def logrank(
     times: Sequence[float | None], limits: Sequence[float],
     other_times: Sequence[float | None], other_limits: Sequence[float],

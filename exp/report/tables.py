@@ -56,7 +56,7 @@ def number(value: float) -> str:
 def interval(estimate: Estimate, unit: str = "") -> str:
     """A value with its unit and, where there is one, its interval."""
     if math.isinf(estimate.value) and unit == "x":  # a ratio to what was never reached
-        return f"> {number(estimate.low)} x"
+        return "∞ x" if math.isnan(estimate.low) else f"> {number(estimate.low)} x"
     value = number(estimate.value)
     if unit and math.isfinite(estimate.value):
         value += f" {unit}"

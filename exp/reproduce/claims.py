@@ -1,30 +1,22 @@
-"""Claims and their verdicts. One rule for wins and losses:
+"""Claims of a paper, and what each becomes by our runs (the rule: `exp.report.evidence`).
 
-    number ("=", "~")     holds         our value is within the tolerance of its unit
-                          holds partly  it is within twice that, or our 95 % interval has two ends
-                                        and contains the number
-    bound (">", "<")      holds         our whole interval is beyond it
-                          holds partly  our value is
-    bound, test = true    holds         our whole interval is beyond it
-                          inconclusive  our interval contains it
-    Otherwise the claim does not hold. A milestone that no seed reached is beyond every bound.
-
-Tolerances: 0.5 points of accuracy, 5 % of a perplexity or loss, 20 % of a number of epochs, 10 %
-of a ratio, 5 points of an overhead. A number is tested at full scale only; an order or a ratio of
-two of our rows also at mini scale, and the verdict is then for that scale.
-
-The rule was written before the runs and made stricter once, after the first grokking seeds: a
-number inside an interval without an upper end, as few seeds give, no longer counts.
+A number ("=", "~") counts as the claimed one within 0.5 points of accuracy, 5 % of a perplexity or
+loss, 5 points of an overhead, a factor of 1.2 of a number of epochs, 1.1 of a ratio. It is judged
+at full scale only; a bound (">", "<") on an order or a ratio of two of our rows also at mini scale,
+and the verdict is then for that scale. The least effect worth naming is 0.5 points or 1 % of a
+perplexity; of times and ratios any.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
-from exp.report.statistics import Estimate
+from exp.report.evidence import Ends, Evidence, Judgement, judge_above, judge_below, judge_number
 
-Verdict = Literal["holds", "holds partly", "does not hold", "inconclusive", "not yet run",
-                  "cannot be tested here"]
+NOT_RUN, UNTESTABLE, WITHDRAWN = "not yet run", "cannot be tested here", "withdrawn"
+FACTORS = {"epoch": 1.2, "epochs": 1.2, "x": 1.1}
+SHARES = {"ppl": 0.05, "nats": 0.05}
+POINTS, OVERHEAD_POINTS = 0.5, 5.0
+WORTH_NAMING = 0.01  # of a perplexity or loss
 
 
 @dataclass(frozen=True)
@@ -32,9 +24,9 @@ class Claim:
     """One number of a paper.
 
     table, row, measure: which runs answer it (measures.py). against: the row to compare with.
-    where: levels of the table's grid that it is limited to. test: see the rule above.
-    logged, log: the value in the paper's own log, and whether it is this number.
-    cannot: why it is not tested here.
+    where: levels of the table's grid that it is limited to. runs: how many runs the claimed number
+    is the mean of. logged, log: the value in the paper's own log, and whether it is this number.
+    cannot: why it is not tested here. withdrawn: by whom, or why it is no claim at all.
     """
 
     id: str
@@ -47,42 +39,41 @@ class Claim:
     measure: str = ""
     against: str = ""
     where: tuple[str, ...] = ()
-    test: bool = False
+    runs: int = 1
     logged: float | None = None
     log: str = ""
     cannot: str = ""
+    withdrawn: str = ""
 
     @property
-    def tolerance(self) -> float:
-        """How far from a claimed number still counts as that number, in the claim's unit."""
-        share = {"ppl": 0.05, "nats": 0.05, "epoch": 0.2, "epochs": 0.2, "x": 0.1}
-        if self.unit in share:
-            return share[self.unit] * abs(self.value)
-        return 5.0 if self.measure.startswith("extra_") else 0.5
+    def tolerance(self) -> Ends:
+        """The least and the greatest number that still count as the claimed one."""
+        if self.unit in FACTORS:
+            return self.value / FACTORS[self.unit], self.value * FACTORS[self.unit]
+        points = OVERHEAD_POINTS if self.measure.startswith("extra_") else POINTS
+        distance = SHARES[self.unit] * abs(self.value) if self.unit in SHARES else points
+        return self.value - distance, self.value + distance
+
+    def floor(self, reference: float) -> float:
+        """The least effect worth naming; reference: the size of what is compared, if it has one."""
+        if self.unit in SHARES:
+            return WORTH_NAMING * max(abs(self.value), reference)
+        return 0.0 if self.unit in FACTORS else POINTS
 
 
-def judge(claim: Claim, ours: Estimate | None) -> Verdict:
-    """The verdict on our estimate. None is "not yet run"; nan, where our runs diverged or never
-    reached the milestone, does not hold (tested: inconclusive)."""
+def judge(claim: Claim, ours: Evidence | None) -> Judgement:
+    """The verdict on what we measured, None where nothing was run."""
+    if claim.withdrawn:
+        return Judgement(WITHDRAWN, why=claim.withdrawn)
     if claim.cannot:
-        return "cannot be tested here"
+        return Judgement(UNTESTABLE, why=claim.cannot)
     if ours is None:
-        return "not yet run"
-    if claim.comparator == "<":
-        return _judge_bound(claim, Estimate(-ours.value, -ours.high, -ours.low, ours.n),
-                            -claim.value)
-    if claim.comparator == ">":
-        return _judge_bound(claim, ours, claim.value)
-    distance = abs(ours.value - claim.value)
-    if distance <= claim.tolerance:
-        return "holds"
-    inside = ours.low <= claim.value <= ours.high < math.inf
-    return "holds partly" if inside or distance <= 2 * claim.tolerance else "does not hold"
-
-
-def _judge_bound(claim: Claim, ours: Estimate, bound: float) -> Verdict:
-    if ours.low > bound:
-        return "holds"
-    if claim.test:
-        return "does not hold" if ours.high < bound else "inconclusive"
-    return "holds partly" if ours.value > bound else "does not hold"
+        return Judgement(NOT_RUN)
+    if claim.comparator in "<>":
+        beyond = judge_above if claim.comparator == ">" else judge_below
+        return beyond(ours, claim.value, claim.floor(ours.reference))
+    found = judge_number(ours, claim.value, claim.tolerance, claim.runs)
+    if found.word != "does not hold" or math.isnan(ours.value):
+        return found
+    return Judgement(found.word, found.p, why="ours is higher" if ours.value > claim.value
+                     else "ours is lower")

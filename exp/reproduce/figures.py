@@ -11,7 +11,7 @@ from exp.harness.task import FRACTION
 from exp.report import statistics
 from exp.report.canvas import ACCENT, NEUTRAL, OURS, canvas, styles
 from exp.reproduce.claims import Claim
-from exp.reproduce.measures import Comparison, by_configuration, estimate, first_share
+from exp.reproduce.measures import Comparison, by_configuration, evidence, first_share
 from exp.reproduce.plan import Table
 from exp.reproduce.report import sections, select
 from exp.reproduce.verdicts import deciding_scale
@@ -82,7 +82,7 @@ def _first(axes, table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> No
         ours = by_configuration(group)
         for y, level in enumerate(levels if row != table.baseline else ()):
             chosen = {key: run for key, run in ours.items() if level in ("all", *key)}
-            share = first_share(Comparison(by, chosen, base))
+            share = first_share(Comparison(by, chosen, base)).estimate
             axes.plot([share.low, share.high], [y, y], color=OURS, linewidth=2, alpha=0.5)
             axes.plot(share.value, y, "o", color=OURS, markersize=5)
     axes.axvline(50, color=NEUTRAL, linewidth=1)
@@ -111,8 +111,8 @@ def _claims(axes, claims: list[Claim], table: Table, records: dict, protocol: st
     one; whether there are any."""
     numbers = [claim for claim in claims  # an order of rows is no number to plot
                if claim.log and deciding_scale(claim, table, records)[0] == "full"]
-    pairs = [(claim, ours) for claim in numbers
-             if (ours := estimate(claim, table, records, "full", protocol)) is not None]
+    pairs = [(claim, ours.estimate) for claim in numbers
+             if (ours := evidence(claim, table, records, "full", protocol)) is not None]
     for y, (claim, ours) in enumerate(pairs):
         axes.plot(1, y, "x", color=ACCENT, markersize=7, label="claimed")
         if not math.isfinite(ours.value):

@@ -57,7 +57,7 @@ def _levels(table: Table, by: Yardstick, row: str, ours: Runs, base: Runs) -> st
         difference, t, p = statistics.welch(a, b)
         lines.append((name, len(mine), sum(a) / len(a), sum(b) / len(b),
                       difference, t, p, _reached(by, theirs), _reached(by, mine),
-                      first_share(Comparison(by, mine, theirs))))
+                      first_share(Comparison(by, mine, theirs)).estimate))
     return markdown(lines)
 
 

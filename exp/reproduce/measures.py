@@ -1,12 +1,11 @@
-"""Measures: what the runs of a table say about a claim, as an estimate in the claim's unit."""
+"""Measures: what the runs of a table say about a claim, as evidence in the claim's unit."""
 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from exp.harness.task import LOSS
-from exp.report import statistics
-from exp.report.statistics import Estimate
+from exp.report.evidence import Evidence, exact, proportion, sample, unpaired
 from exp.reproduce.claims import Claim
 from exp.reproduce.plan import Table
 from exp.reproduce.yardstick import PERCENT, Yardstick
@@ -33,9 +32,12 @@ class Comparison:
         """The same with the rows exchanged."""
         return replace(self, ours=self.other, other=self.ours)
 
-    def mean(self, value: Callable[[dict], float]) -> Estimate:
-        """The mean of a value of our runs, in the claim's unit."""
-        return statistics.mean([self.scale * value(run) for run in self.ours.values()])
+    def sample(self, value: Callable[[dict], float], log: bool = False) -> Evidence:
+        """A value of each of our runs in the claim's unit, the worst there is of one that
+        diverged."""
+        lost = -math.inf if self.by.metric.mode == "max" else math.inf
+        values = [self.scale * value(run) for run in self.ours.values()]
+        return sample([lost if math.isnan(v) else v for v in values], log)
 
     def pairs(self) -> list[tuple[float, float]]:
         """(other row's epoch, our epoch) to the milestone of each configuration that both ran, in
@@ -44,8 +46,8 @@ class Comparison:
         return [tuple(self.by.epoch(run) or math.inf for run in pair) for pair in both]
 
 
-def estimate(claim: Claim, table: Table, records: dict, scale: str, protocol: str
-             ) -> Estimate | None:
+def evidence(claim: Claim, table: Table, records: dict, scale: str, protocol: str
+             ) -> Evidence | None:
     """What our runs of one scale and protocol say about the claim, in its unit; None without any.
 
     Of a grid, rows are compared on the configurations that both ran. Raises ValueError for a
@@ -66,27 +68,28 @@ def estimate(claim: Claim, table: Table, records: dict, scale: str, protocol: st
         return MEASURES[claim.measure](Comparison(by, ours, other, unit))
     if claim.measure in next(iter(ours.values()))["milestones"]:
         own = replace(by, milestone=claim.measure, threshold=None)
-        return statistics.median_time(*own.times(ours.values()))
+        return sample([own.epoch(run) or math.inf for run in ours.values()], log=True)
     raise ValueError(f"claim {claim.id}: no measure {claim.measure!r}")
 
 
-def overhead(claim: Claim, bench: dict, configs: Iterable[str]) -> Estimate | None:
-    """Extra time or memory beyond AdamW's in percent, from `exp.bench training`: the mean over
-    the configs, with the lowest and the highest (of a time, quartile); None where it was not
-    measured, a time in fewer than LEAST_ROUNDS: one look is noise."""
+def overhead(claim: Claim, benches: Iterable[dict], configs: Iterable[str]) -> Evidence | None:
+    """Extra time or memory beyond AdamW's in percent, from `exp.bench training`, the mean over the
+    configs; None where it was not measured. Time is one value a machine, of medians of at least
+    LEAST_ROUNDS rounds; memory is the same on every machine, and between configs it varies."""
     key = OVERHEADS.get(claim.measure)
-    results = bench.get("results", {})
-    rows = [results[config][claim.row] for config in configs
-            if claim.row in results.get(config, {})]
-    few = any(row["rounds"] < LEAST_ROUNDS for row in rows)
-    if key is None or not rows or (few and claim.measure == "extra_compute"):
+    machines = []
+    for bench in benches if key else ():
+        rows = [bench["results"][config][claim.row] for config in configs
+                if claim.row in bench.get("results", {}).get(config, {})]
+        few = key == "ratio" and any(row["rounds"] < LEAST_ROUNDS for row in rows)
+        if rows and not few:
+            # A few bytes of step counts are no overhead; + 0.0 makes of -0.0 a plain zero.
+            machines.append([round(PERCENT * (row[key] - 1), 3) + 0.0 for row in rows])
+    if not machines:
         return None
-    low = min(row.get(f"{key}_low", row[key]) for row in rows)
-    high = max(row.get(f"{key}_high", row[key]) for row in rows)
-    value = sum(row[key] for row in rows) / len(rows)
-    # A few bytes of step counts are no overhead; + 0.0 makes of -0.0 a plain zero.
-    return Estimate(*(round(PERCENT * (ratio - 1), 3) + 0.0 for ratio in (value, low, high)),
-                    min(row["rounds"] for row in rows))
+    if key == "memory_ratio":
+        return exact(machines[0], len(machines))
+    return sample([sum(ratios) / len(ratios) for ratios in machines])
 
 
 def by_configuration(runs: Iterable[dict]) -> Runs:
@@ -100,92 +103,98 @@ def shared(ours: Runs, other: Runs) -> tuple[Runs, Runs]:
     return {key: ours[key] for key in keys}, {key: other[key] for key in keys}
 
 
-def _epochs_to_best(c: Comparison) -> Estimate:
-    return replace(c, scale=1.0).mean(lambda run: 1 + c.by.curve(run).index(c.by.best(run)))
+def _epochs_to_best(c: Comparison) -> Evidence:
+    return replace(c, scale=1.0).sample(lambda run: 1 + c.by.curve(run).index(c.by.best(run)),
+                                        log=True)
 
 
-def _rebound(c: Comparison) -> Estimate:
+def _rebound(c: Comparison) -> Evidence:
     """The last epoch over the best one."""
-    return replace(c, scale=1.0).mean(lambda run: c.by.last(run) / c.by.best(run))
+    return replace(c, scale=1.0).sample(lambda run: c.by.last(run) / c.by.best(run), log=True)
 
 
-def _speedup(c: Comparison) -> Estimate:
-    """How many times sooner our row reaches the milestone: the ratio of median times."""
-    slow, limits = c.by.times(c.other.values())
-    return statistics.speedup(slow, c.by.times(c.ours.values())[0], limits)
+def _ratios(c: Comparison) -> list[float]:
+    """How many times sooner our row reaches the milestone in each configuration: infinite where
+    the other never does, 0 where ours never does, nan where neither does."""
+    return [other / ours if math.isfinite(other) or math.isfinite(ours) else math.nan
+            for other, ours in c.pairs()]
 
 
-def _delay(c: Comparison) -> Estimate:
-    """How much later than the other row, in percent of its median time."""
-    ratio = _speedup(c.turned)
-    return Estimate(*(PERCENT * (end - 1) for end in (ratio.value, ratio.low, ratio.high)), ratio.n)
+def _speedup(c: Comparison) -> Evidence:
+    return sample(_ratios(c), log=True)
 
 
-def _lead(c: Comparison) -> Estimate:
-    """Mean paired difference of the best epochs, positive where our row is the better one."""
+def _delay(c: Comparison) -> Evidence:
+    """How much later than the other row, in percent of its time; -infinite where that never got
+    there."""
+    return sample([PERCENT * (ratio - 1) if ratio else -math.inf for ratio in _ratios(c.turned)])
+
+
+def _lead(c: Comparison) -> Evidence:
+    """Paired differences of the best epochs, positive where our row is the better one."""
     sign = c.scale * (1 if c.by.metric.mode == "max" else -1)
-    values = [{key: sign * c.by.best(run) for key, run in runs.items()}
-              for runs in (c.ours, c.other)]
-    return statistics.paired(*values)[0]
+    ours, other = ([-math.inf if math.isnan(best := c.by.best(run)) else sign * best
+                    for run in runs.values()] for runs in shared(c.ours, c.other))
+    return sample([a - b for a, b in zip(ours, other, strict=True)],
+                  reference=abs(sum(other) / len(other)) if other else 0.0)
 
 
-def _evaluations(c: Comparison) -> Estimate:
+def _lag(c: Comparison) -> Evidence:
+    return _lead(c.turned)
+
+
+def _evaluations(c: Comparison) -> Evidence:
     """How many times fewer second passes: the ratio of gradient evaluations beyond one per step."""
     extra, base = ([run["curve"]["gradient_evaluations"][-1] / run["steps"] - 1
                     for run in runs.values()] for runs in (c.ours, c.other))
-    return statistics.mean([b / a for a, b in zip(extra, base, strict=False)])
+    return sample([b / a for a, b in zip(extra, base, strict=False)], log=True)
 
 
-def _mean_epoch(c: Comparison) -> Estimate:
+def _mean_epoch(c: Comparison) -> Evidence:
     """The mean epoch of the milestone over configurations; one that did not reach it counts at its
     last epoch."""
-    return statistics.mean(c.by.capped_epochs(c.ours.values()))
+    return sample(c.by.capped_epochs(c.ours.values()))
 
 
-def _sooner_by(c: Comparison) -> Estimate:
+def _sooner_by(c: Comparison) -> Evidence:
     """By how many epochs our mean is less than the other row's: Welch's unpaired interval over
     configurations, epochs as in _mean_epoch."""
-    return statistics.welch(*map(c.by.capped_epochs, (c.other.values(), c.ours.values())))[0]
+    return unpaired(*map(c.by.capped_epochs, (c.other.values(), c.ours.values())))
 
 
-def first_share(c: Comparison) -> Estimate:
+def first_share(c: Comparison) -> Evidence:
     """The percentage of configurations in which our row reaches the milestone in fewer epochs, of
     those in which one row does; reaching it at all is sooner than never."""
     sooner = [ours < other for other, ours in c.pairs() if ours != other]
-    return statistics.share(sum(sooner), len(sooner), PERCENT)
+    return proportion(sum(sooner), len(sooner), PERCENT)
 
 
-def _paired_ratio(c: Comparison) -> Estimate:
+def _paired_ratio(c: Comparison) -> Evidence:
     """The geometric mean, over the configurations in which both reach the milestone, of the other
     row's epochs over ours."""
-    return _geometric_mean(c.pairs())
+    return _of_both(c.pairs())
 
 
-def _best_ratio(c: Comparison) -> Estimate:
+def _best_ratio(c: Comparison) -> Evidence:
     """As _paired_ratio, each row at its best configuration: per seed and level of the grid's first
     factor the least epochs over the configurations that both rows ran."""
     least: dict[tuple, tuple[float, float]] = {}
     for key, pair in zip(shared(c.other, c.ours)[0], c.pairs(), strict=True):
         least[key[:2]] = tuple(map(min, pair, least.get(key[:2], pair)))
-    return _geometric_mean(least.values())
+    return _of_both(least.values())
 
 
-def _geometric_mean(pairs: Iterable[tuple[float, float]]) -> Estimate:
-    """Of the ratios of finite pairs, with Student's t interval on the logarithms; nan of none."""
-    logs = [math.log(a / b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
-    mean = statistics.mean(logs or [math.nan])
-    return Estimate(*map(math.exp, (mean.value, mean.low, mean.high)), len(logs))
+def _of_both(pairs: Iterable[tuple[float, float]]) -> Evidence:
+    """Of the ratios of pairs that are both finite."""
+    return sample([a / b for a, b in pairs if math.isfinite(a) and math.isfinite(b)] or [math.nan],
+                  log=True)
 
 
-def _negative(ours: Estimate) -> Estimate:
-    return Estimate(-ours.value, -ours.high, -ours.low, ours.n)
-
-
-MEASURES: dict[str, Callable[[Comparison], Estimate]] = {
-    "best": lambda c: c.mean(c.by.best), "final": lambda c: c.mean(c.by.last),
-    "train_loss": lambda c: c.mean(Yardstick(replace(LOSS, name="train_loss")).last),
+MEASURES: dict[str, Callable[[Comparison], Evidence]] = {
+    "best": lambda c: c.sample(c.by.best), "final": lambda c: c.sample(c.by.last),
+    "train_loss": lambda c: c.sample(Yardstick(replace(LOSS, name="train_loss")).last),
     "epochs_to_best": _epochs_to_best, "rebound": _rebound, "speedup": _speedup, "delay": _delay,
-    "lead": _lead, "lag": lambda c: _negative(_lead(c)), "evaluations": _evaluations,
+    "lead": _lead, "lag": _lag, "evaluations": _evaluations,
     "mean_epoch": _mean_epoch, "sooner_by": _sooner_by, "first_share": first_share,
     "paired_ratio": _paired_ratio, "best_ratio": _best_ratio,
 }

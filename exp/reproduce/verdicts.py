@@ -1,19 +1,18 @@
 """Claims beside our estimates, with their verdicts; verdicts.md, which has those of every paper."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from exp.report.statistics import Estimate
+from exp.report.evidence import FAILS, HOLDS, INCONCLUSIVE, Evidence, Judgement, corrected
 from exp.report.tables import interval, markdown, number
-from exp.reproduce.claims import Claim, judge
-from exp.reproduce.measures import SCALE_FREE, estimate, overhead
+from exp.reproduce.claims import NOT_RUN, Claim, judge
+from exp.reproduce.measures import SCALE_FREE, evidence, overhead
 from exp.reproduce.papers import Paper
 from exp.reproduce.plan import Table
 from exp.reproduce.records import read_kept
 
-DEVICES = ("cuda", "cpu-bf16", "cpu")  # of a benchmark's results, the first there is
+DECIDED = (HOLDS, FAILS, INCONCLUSIVE)  # what a run can end in
 
 
 def render_verdicts(papers: Iterable[Paper], kept: Path) -> str:
@@ -26,11 +25,11 @@ def render_verdicts(papers: Iterable[Paper], kept: Path) -> str:
 
 def _verdicts(paper: Paper, kept: Path) -> list[str]:
     """One paper's tables of claims, and what its overheads were measured on."""
-    bench = _bench(paper, kept)
-    measured = {claim.id: overhead(claim, bench, paper.overheads["configs"])
-                for claim in paper.claims if bench}
+    benches = _benches(paper, kept)
+    measured = {claim.id: overhead(claim, benches, paper.overheads["configs"])
+                for claim in paper.claims if benches}
     parts = []
-    if bench:
+    for bench in benches:
         facts = bench["facts"]
         parts.append(f"Overheads in time and memory: {facts['processor']}, {facts['threads']} "
                      f"threads, torch {facts['versions']['torch']}; {paper.overheads['note']}.")
@@ -44,42 +43,56 @@ def _verdicts(paper: Paper, kept: Path) -> list[str]:
     return parts
 
 
-def _bench(paper: Paper, kept: Path) -> dict:
-    """The benchmark's results that answer claims about cost, empty if there are none."""
+def _benches(paper: Paper, kept: Path) -> list[dict]:
+    """The benchmark's results that answer claims about cost, one a kind of machine."""
     name = paper.overheads.get("bench")
-    paths = [kept / "bench" / f"{name}_{device}.json" for device in DEVICES]
-    return next((read_kept(path) for path in paths if path.exists()), {})
+    return [read_kept(path) for path in sorted((kept / "bench").glob(f"{name}_*.json"))]
 
 
 def claims_table(
     claims: Iterable[Claim], table: Table | None, records: dict,
-    overheads: dict[str, Estimate | None] | None = None,
+    overheads: dict[str, Evidence | None] | None = None,
 ) -> str:
-    """Claimed, logged, ours and the verdict, one line per claim.
+    """Claimed, logged, ours and the verdict, one line per claim; Holm's correction is over those
+    of them that were run.
 
-    overheads: claim id -> estimate, for claims about time and memory, which no table answers.
+    overheads: claim id -> evidence, for claims about time and memory, which no table answers.
     """
     lines = [("claim", "claimed", "its log", "ours, published", "ours, fixed", "verdict")]
-    for claim in claims:
-        scale, word = deciding_scale(claim, table, records)
-        ours = (estimate(claim, table, records, scale, "published") if table
-                else (overheads or {}).get(claim.id))
-        fixed = estimate(claim, table, records, scale, "fixed") if table else None
-        verdict = judge(claim, ours)
-        if verdict == "not yet run" and table:
-            word = " at full scale"
-        elif table and table.other_data and claim.measure not in SCALE_FREE:
-            verdict, claim = "cannot be tested here", replace(claim, cannot=table.other_data)
-        elif table and table.grid:
-            word = _so_far(table, records)
+    for claim, verdict, ours, word in _judged(claims, table, records, overheads or {}):
+        fixed = evidence(claim, table, records, deciding_scale(claim, table, records)[0], "fixed") \
+            if table else None
         logged = "" if claim.logged is None else f"{number(claim.logged)} "
         lines.append((f"{claim.says} <sub>{claim.id}</sub>",
                       f"{claim.comparator} {number(claim.value)} {claim.unit}",
                       f"{logged}({claim.log})" if claim.log else "",
                       shown(ours, claim.unit, _counted(table)),
                       shown(fixed, claim.unit, _counted(table)),
-                      f"**{verdict}**{word}{_why(claim, verdict, ours)}"))
+                      f"**{verdict.word}**{word}{_why(verdict, ours, _counted(table))}"))
     return markdown(lines)
+
+
+def _judged(claims: Iterable[Claim], table: Table | None, records: dict,
+            overheads: dict[str, Evidence | None]
+            ) -> list[tuple[Claim, Judgement, Evidence | None, str]]:
+    """(claim, verdict, our evidence, the words after the verdict) of each."""
+    rows = []
+    for claim in claims:
+        scale, word = deciding_scale(claim, table, records)
+        ours = (evidence(claim, table, records, scale, "published") if table
+                else overheads.get(claim.id))
+        if ours and table and table.other_data and claim.measure not in SCALE_FREE:
+            claim = replace(claim, cannot=table.other_data)
+        verdict = judge(claim, ours)
+        if verdict.word not in DECIDED:
+            word = " at full scale" if verdict.word == NOT_RUN and table else ""
+        elif table and table.grid:
+            word = _so_far(table, records)
+        rows.append((claim, verdict, ours, word))
+    run = [row for row in rows if row[1].word in DECIDED]
+    after = iter(corrected([verdict for _, verdict, *_ in run]))
+    return [(claim, next(after) if verdict.word in DECIDED else verdict, ours, word)
+            for claim, verdict, ours, word in rows]
 
 
 def _so_far(table: Table, records: dict) -> str:
@@ -91,18 +104,19 @@ def _so_far(table: Table, records: dict) -> str:
 
 
 def _counted(table: Table | None) -> str:
-    """What an estimate's n counts."""
+    """What the evidence's n counts."""
     if table is None:
-        return "round"
+        return "machine"
     return "run" if table.grid else "seed"
 
 
-def _why(claim: Claim, verdict: str, ours: Estimate | None) -> str:
-    if claim.cannot:
-        return f": {claim.cannot}"
-    if verdict != "does not hold" or claim.comparator in "<>" or math.isnan(ours.value):
-        return ""
-    return ": ours is higher" if ours.value > claim.value else ": ours is lower"
+def _why(verdict: Judgement, ours: Evidence | None, what: str) -> str:
+    """What stands behind a verdict: the reason, or how many seeds would decide."""
+    if verdict.word == INCONCLUSIVE and ours.n == 1:
+        return f": one {what} has no interval"
+    if verdict.needed is None:
+        return f": {verdict.why}" if verdict.why else ""
+    return f", {verdict.needed} {what}s needed" + (f" ({verdict.why})" if verdict.why else "")
 
 
 def deciding_scale(claim: Claim, table: Table | None, records: dict) -> tuple[str, str]:
@@ -113,8 +127,8 @@ def deciding_scale(claim: Claim, table: Table | None, records: dict) -> tuple[st
     return "full", ""
 
 
-def shown(ours: Estimate | None, unit: str, what: str) -> str:
-    """An estimate with its interval and n times `what`."""
+def shown(ours: Evidence | None, unit: str, what: str) -> str:
+    """Evidence with its 95 % interval and n times `what`."""
     if ours is None:
         return ""
-    return f"{interval(ours, unit)}, {ours.n} {what}{'s' * (ours.n != 1)}"
+    return f"{interval(ours.estimate, unit)}, {ours.n} {what}{'s' * (ours.n != 1)}"

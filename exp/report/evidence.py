@@ -1,0 +1,263 @@
+"""Evidence: a measured quantity with an interval of any level, and what a claim becomes by it.
+
+    number  holds          its 90 % interval is within the claimed number +- the tolerance (two
+                           one-sided tests at 5 %)
+            does not hold  its 95 % interval is outside of that, and the claimed number outside the
+                           95 % prediction interval of a mean of as many runs as the claim rests on
+    bound   holds          the one-sided 95 % bound is beyond it
+            does not hold  the other one-sided bound is not beyond it by `floor`, the least effect
+                           worth naming
+    Anything else is inconclusive. With many claims in a table, p values are corrected by Holm.
+
+Times and ratios are compared on the log scale. Where a seed never got there, the interval is that
+of the median by order statistics.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import scipy  # whose `stats`, seconds to import, is loaded when it is used
+from scipy import special
+
+from exp.report.statistics import LEVEL, Estimate
+
+ALPHA = 1 - LEVEL
+LEAST_P = 1e-6  # smaller p values are not told apart
+POWER = 0.8
+MOST_NEEDED = 1000  # above that the true value may as well be on the edge
+HOLDS, FAILS, INCONCLUSIVE = "holds", "does not hold", "inconclusive"
+
+Ends = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured, in the claim's unit.
+
+    interval: level -> ends; prediction: (level, m) -> ends for a mean of m further runs; sd: of
+    one run, on the log scale where `log`, nan where it is not known. reference: the size that a
+    share of is worth naming, 0 if there is none.
+    """
+
+    value: float
+    n: int
+    interval: Callable[[float], Ends]
+    prediction: Callable[[float, int], Ends]
+    sd: float = math.nan
+    log: bool = False
+    reference: float = 0.0
+
+    @cached_property
+    def estimate(self) -> Estimate:
+        """The value with its 95 % interval, nan where there is none."""
+        ends = self.interval(LEVEL)
+        none = ends == (-math.inf, math.inf) or self.log and ends == (0.0, math.inf)
+        return Estimate(self.value, *((math.nan, math.nan) if none else ends), self.n)
+
+    def mapped(self, change: Callable[[float], float]) -> "Evidence":
+        """The same quantity in another unit; `change` rises or falls throughout."""
+        def both(ends: Ends) -> Ends:
+            low, high = sorted(map(change, ends))
+            return low, high
+
+        return Evidence(change(self.value), self.n, lambda level: both(self.interval(level)),
+                        lambda level, m: both(self.prediction(level, m)), self.sd, self.log,
+                        self.reference)
+
+
+def sample(values: Sequence[float], log: bool = False, reference: float = 0.0) -> Evidence:
+    """One value a seed: their mean with Student's t, the geometric one where `log`. Infinite
+    values (a run that never got there) make it their median, by order statistics; nan is a value
+    of which nothing is known."""
+    values = np.asarray(values, dtype=float)
+    if not np.isfinite(values).all() or log and not values.all():
+        return _of_order(values, log, reference)
+    n, scaled = len(values), np.log(values) if log else values
+    unscale = np.exp if log else float
+
+    def t_interval(level: float, extra: float = 0.0) -> Ends:
+        if n < 2:
+            return float(unscale(-math.inf)), math.inf
+        half = (special.stdtrit(n - 1, (1 + level) / 2) * scaled.std(ddof=1)
+                * math.sqrt(1 / n + extra))
+        return float(unscale(scaled.mean() - half)), float(unscale(scaled.mean() + half))
+
+    sd = float(scaled.std(ddof=1)) if n > 1 else math.nan
+    return Evidence(float(unscale(scaled.mean())), n, t_interval,
+                    lambda level, m: t_interval(level, 1 / m), sd, log, reference)
+
+
+def _of_order(values: np.ndarray, log: bool, reference: float) -> Evidence:
+    """The median of values of which some are infinite or unknown. Of n values the k-th lowest is
+    above the median with the chance of less than k heads in n throws."""
+    n, least = len(values), 0.0 if log else -math.inf
+    low = np.sort(np.where(np.isnan(values), least, values))
+    high = np.sort(np.where(np.isnan(values), math.inf, values))
+
+    def ends(cut: int) -> Ends:  # leaves out this many on either side
+        if cut < 0:
+            return least, math.inf
+        return float(low[cut]), float(high[n - 1 - cut])
+
+    def interval(level: float) -> Ends:
+        tail = special.bdtr(np.arange(n // 2 + 1), n, 0.5)
+        return ends(int(np.sum(2 * tail <= 1 - level + 1e-12)) - 1)
+
+    def prediction(level: float, m: int) -> Ends:  # of one run; a mean of more is not predicted
+        return ends(int((1 - level) * (n + 1) / 2 + 1e-9) - 1 if m == 1 else -1)
+
+    middle = (n - 1) // 2
+    value = float(low[middle]) if low[middle] == high[middle] else math.nan
+    return Evidence(value, n, interval, prediction, math.nan, log, reference)
+
+
+def unpaired(values: Sequence[float], others: Sequence[float]) -> Evidence:
+    """The difference of two means without pairs, by Welch."""
+    values, others = (np.asarray(group, dtype=float) for group in (values, others))
+    n = min(len(values), len(others))
+    variances = [group.var(ddof=1) / len(group) if len(group) > 1 else math.inf
+                 for group in (values, others)]
+    difference, error = float(values.mean() - others.mean()), math.sqrt(sum(variances))
+    df = (sum(variances) ** 2 / sum(part**2 / (len(group) - 1) for part, group in
+                                    zip(variances, (values, others), strict=True))
+          if 0 < error < math.inf else 1.0)
+
+    def interval(level: float) -> Ends:
+        half = special.stdtrit(df, (1 + level) / 2) * error if error else 0.0
+        return difference - half, difference + half
+
+    return Evidence(difference, n, interval, lambda level, m: (-math.inf, math.inf),
+                    error * math.sqrt(n))
+
+
+def proportion(successes: int, n: int, unit: float = 1.0) -> Evidence:
+    """A share of n trials, times `unit`, with the exact binomial (Clopper-Pearson) interval."""
+    def interval(level: float) -> Ends:
+        if not n:
+            return -math.inf, math.inf
+        low, high = scipy.stats.binomtest(successes, n).proportion_ci(level)
+        return unit * float(low), unit * float(high)
+
+    share = successes / n if n else math.nan
+    return Evidence(unit * share, n, interval, lambda level, m: (-math.inf, math.inf),
+                    unit * math.sqrt(share * (1 - share)) if n else math.nan)
+
+
+def exact(values: Sequence[float], n: int) -> Evidence:
+    """What has no sampling error, as bytes have none: between the least and the greatest value."""
+    ends = min(values), max(values)
+    return Evidence(sum(values) / len(values), n, lambda level: ends, lambda level, m: ends, 0.0)
+
+
+# --- verdicts
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict; p: the least alpha at which it stands, 1 where it is inconclusive; needed: seeds
+    that would decide it with a chance of 80 % where the truth is what we measured, None where that
+    is not known or over a thousand; why: what stands in the way, in a few words."""
+
+    word: str
+    p: float = 1.0
+    needed: int | None = None
+    why: str = ""
+
+
+def judge_number(ours: Evidence, claimed: float, tolerance: Ends, runs: int = 1) -> Judgement:
+    """Whether our value is the claimed one, which rests on a mean of `runs` runs. tolerance: the
+    least and the greatest number that still count as the claimed one."""
+    least, most = tolerance
+
+    def verdict(alpha: float) -> str:
+        low, high = ours.interval(1 - 2 * alpha)
+        if least <= low and high <= most:
+            return HOLDS
+        low, high = ours.interval(1 - alpha)
+        if (low > most or high < least) and not _within(claimed, ours.prediction(1 - alpha, runs)):
+            return FAILS
+        return INCONCLUSIVE
+
+    low, high = ours.interval(1 - ALPHA)
+    why = f"the claim is {runs} run{'s' * (runs > 1)}" if low > most or high < least else ""
+    return _judgement(verdict, ours, tolerance, why)
+
+
+def judge_above(ours: Evidence, bound: float, floor: float = 0.0) -> Judgement:
+    """Whether our value is above a bound; floor: the least difference worth naming."""
+    def verdict(alpha: float) -> str:
+        low, high = ours.interval(1 - 2 * alpha)
+        return HOLDS if low > bound else FAILS if high < bound + floor else INCONCLUSIVE
+
+    return _judgement(verdict, ours, (bound, bound + floor))
+
+
+def judge_below(ours: Evidence, bound: float, floor: float = 0.0) -> Judgement:
+    """Whether our value is below a bound, as judge_above."""
+    def verdict(alpha: float) -> str:
+        low, high = ours.interval(1 - 2 * alpha)
+        return HOLDS if high < bound else FAILS if low > bound - floor else INCONCLUSIVE
+
+    return _judgement(verdict, ours, (bound - floor, bound))
+
+
+def judge_all(parts: Sequence[Judgement]) -> Judgement:
+    """Of a statement of several parts, all of which have to hold (no correction is needed); it
+    does not hold where one of them does not, corrected by Holm."""
+    if all(part.word == HOLDS for part in parts):
+        return Judgement(HOLDS, max(part.p for part in parts))
+    failed = [part for part in corrected(parts) if part.word == FAILS]
+    if failed:
+        return Judgement(FAILS, min(part.p for part in failed))
+    needed = [part.needed for part in parts if part.word == INCONCLUSIVE]
+    return Judgement(INCONCLUSIVE, needed=None if None in needed or not needed else max(needed))
+
+
+def corrected(parts: Sequence[Judgement]) -> list[Judgement]:
+    """The same verdicts, where Holm's correction of their p values leaves them."""
+    return [Judgement(INCONCLUSIVE, p, part.needed, f"p {p:.2g} after Holm")
+            if part.word != INCONCLUSIVE and p > ALPHA
+            else Judgement(part.word, p, part.needed, part.why)
+            for part, p in zip(parts, holm([part.p for part in parts]), strict=True)]
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p values after Holm 1979: each is the chance of any false verdict among all of them."""
+    order = np.argsort(p, kind="stable")
+    factors = np.arange(len(p), 0, -1)
+    adjusted = np.minimum(1.0, np.maximum.accumulate(np.asarray(p, dtype=float)[order] * factors))
+    return [float(adjusted[place]) for place in np.argsort(order, kind="stable")]
+
+
+def _within(value: float, ends: Ends) -> bool:
+    return ends[0] <= value <= ends[1]
+
+
+def _judgement(verdict: Callable[[float], str], ours: Evidence, edges: Ends, why: str = ""
+               ) -> Judgement:
+    word = verdict(ALPHA)
+    if word == INCONCLUSIVE:
+        needed = None if why else _needed(ours, edges)
+        if not why and needed is None and math.isfinite(ours.value) and ours.sd > 0:
+            why = "on the edge"
+        return Judgement(word, needed=needed, why=why)
+    low, high = math.log(LEAST_P), math.log(ALPHA)  # at `high` the verdict stands
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (low, middle) if verdict(math.exp(middle)) == word else (middle, high)
+    return Judgement(word, math.exp(high))
+
+
+def _needed(ours: Evidence, edges: Ends) -> int | None:
+    """Seeds for POWER at a one-sided ALPHA, were the true value ours: its distance from the
+    nearest edge decides."""
+    if not (math.isfinite(ours.value) and ours.sd > 0):
+        return None
+    scale = math.log if ours.log else float
+    gap = min(abs(scale(ours.value) - scale(edge)) for edge in edges)
+    ratio = (special.ndtri(1 - ALPHA) + special.ndtri(POWER)) * ours.sd / gap \
+        if gap else math.inf
+    return math.ceil(ratio**2) + 1 if ratio**2 < MOST_NEEDED else None
