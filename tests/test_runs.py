@@ -643,6 +643,11 @@ def test_stop_at_ends_the_run_early(tiny_data, tmp_path):
     assert launch("grokking", tmp_path / "run", "--set", "experiment.stop_at=0.0",
                   "--resume") == 0
     assert len(lines(tmp_path / "run")) == 1
+    for folder, epochs in (("whole", 4), ("parts", 2), ("parts", 4)):  # it goes on after that
+        assert launch("grokking", tmp_path / folder, "--set", "experiment.stop_at=0.0", "--set",
+                      "experiment.hold=2", "--set", "experiment.linger=1", "--resume",
+                      epochs=epochs) == 0
+        assert len(lines(tmp_path / folder)) == min(epochs, 3)
 
 
 def test_seed_option_changes_the_run_and_the_default_folder(tiny_data, tmp_path):

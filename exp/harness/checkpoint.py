@@ -41,6 +41,7 @@ class Position:
     best: dict[str, float] = field(default_factory=dict)
     milestones: dict[str, int | None] = field(default_factory=dict)
     held: int = 0  # epochs in a row, up to the last one, whose metric reached `stop_at`
+    arrived: int | None = None  # the first epoch in which `held` was as many as `hold` asks
 
 
 class Checkpoints:
@@ -116,6 +117,8 @@ class Checkpoints:
         if not from_main(lambda: best):
             self.keep_best()  # the weights are the same
         before, now = state["settings"]["experiment"], self.settings["experiment"]
+        if before.get("stop_at") != now.get("stop_at"):
+            at.arrived = None
         stopped = state["stopped"] and all(before.get(key) == now.get(key)
                                            for key in ("stop_at", "max_evaluations"))
         return at, stopped, state["wall_seconds"], record

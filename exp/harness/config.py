@@ -40,6 +40,7 @@ class Experiment:
     diagnostics_every: int | None = None  # steps between measurements; once an epoch by default
     stop_at: float | None = None  # stop when the metric has reached this
     hold: int = 1  # in that many epochs in a row
+    linger: int = 0  # and that many epochs later
     max_evaluations: int | None = None  # stop after the epoch that reaches this count
     test: bool = True  # evaluate the best weights on the test split, if any, at the end
 
@@ -50,6 +51,8 @@ class Experiment:
             raise ValueError(f"max_evaluations must be >= 1, got {self.max_evaluations}")
         if self.hold < 1:
             raise ValueError(f"hold must be >= 1, got {self.hold}")
+        if self.linger < 0:
+            raise ValueError(f"linger must be >= 0, got {self.linger}")
         if self.diagnostics_every is not None and self.diagnostics_every < 1:
             raise ValueError(f"diagnostics_every must be >= 1, got {self.diagnostics_every}")
         if not 0 <= self.seed < 2**63:

@@ -234,7 +234,11 @@ class Run:
         target = self.experiment.stop_at
         reached = target is not None and metric.reaches(value, target)
         self.at.held = self.at.held + 1 if reached else 0
-        self.stopped = self.at.held >= self.experiment.hold or self._is_spent()
+        if self.at.arrived is None and self.at.held >= self.experiment.hold:
+            self.at.arrived = self.at.epoch
+        self.stopped = self._is_spent() or (
+            self.at.arrived is not None
+            and self.at.epoch >= self.at.arrived + self.experiment.linger)
 
     def _is_spent(self) -> bool:
         limit = self.experiment.max_evaluations

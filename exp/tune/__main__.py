@@ -23,15 +23,19 @@ from exp.harness.recipes import ROOT
 from exp.harness.task import task_named
 from exp.jobs.queue import Stopped, run_jobs
 from exp.jobs.slurm import launcher_of
-from exp.tune.arms import all_arms, arm_named
+from exp.tune.arms import Arm, all_arms, arm_named
 from exp.tune.board import (
     board_path,
+    interim_path,
+    published,
     published_study,
     read_board,
     require_terms,
     save,
+    whole_studies,
     write_board,
     write_configs,
+    write_interim,
     write_page,
 )
 from exp.tune.cells import ADAMW_CELL, read_ablation
@@ -65,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def tune(options: argparse.Namespace) -> int:
     """Search, study by study for all arms, and publish the arms whose studies are complete."""
     path = board_path(options.outputs, options.task + "_ablation" * options.ablation)
-    standing = read_board(path)
-    terms = _terms(options, standing)
-    board = require_terms(standing, terms, options.replace)
+    finished, interim = read_board(path), read_board(interim_path(path))
+    terms = _terms(options, finished or interim)
+    board, begun = (require_terms(kept, terms, options.replace) for kept in (finished, interim))
     arms = [arm_named(name, terms["cap"]) for name in _names(options)]
     chains = sorted((Chain(arm, number, terms, _folder(options, arm.name, number))
                      for arm in arms for number in numbers_of(arm.name, terms)),
@@ -75,22 +79,44 @@ def tune(options: argparse.Namespace) -> int:
     for chain in chains:
         _ = chain.plan  # wrong settings are refused before anything is written
     launcher = launcher_of(options, options.outputs / "tune" / "submitit")
-    studies = {chain: chain.study() or published_study(board, chain) for chain in chains}
-    statuses = run_jobs([chain for chain in chains if studies[chain] is None], launcher)
-    studies |= {chain: chain.study() for chain in statuses}
-    complete = {arm.name: [studies[chain] for chain in chains if chain.arm is arm] for arm in arms}
-    unfinished = [name for name, of_arm in complete.items() if None in of_arm]
+    studies = {chain: chain.study() or published_study(board, chain)
+               or published_study(begun, chain) for chain in chains}
+
+    def keep(chain: Chain, _status: int) -> None:
+        before = whole_studies(_by_arm(studies))
+        studies[chain] = chain.study()
+        if before < whole_studies(_by_arm(studies)) < terms["studies"] and not board["arms"]:
+            write_interim(interim_path(path), terms, arms, _by_arm(studies))
+
+    run_jobs([chain for chain in chains if studies[chain] is None], launcher, keep)
+    return publish(options, path, board, arms, _by_arm(studies))
+
+
+def publish(options: argparse.Namespace, path: Path, board: dict, arms: list[Arm],
+            studies: dict[str, list[dict | None]]) -> int:
+    """Write the board with the arms whose studies are complete, and their configs."""
+    unfinished = [name for name, of_arm in studies.items() if None in of_arm]
     done = [arm for arm in arms if arm.name not in unfinished]
     if done:
-        write_board(path, board, done, complete)
+        write_board(path, board, done, studies)
         configs = (ROOT if options.outputs.resolve() == ROOT / "outputs" else options.outputs
                    ) / "config" / "tuned"
-        write_configs(configs, terms, done, complete)
+        write_configs(configs, board["terms"], done, studies)
         print(f"written: {path}, {path.stem}.md beside it, {configs}")
     if unfinished:
         print(f"not finished, and not published: {', '.join(unfinished)}; the same command "
               "continues from here", file=sys.stderr)
-    return FAILED if unfinished else COMPLETED
+        return FAILED
+    for suffix in (".json", ".md"):
+        interim_path(path).with_suffix(suffix).unlink(missing_ok=True)
+    return COMPLETED
+
+
+def _by_arm(studies: dict[Chain, dict | None]) -> dict[str, list[dict | None]]:
+    """The studies of each arm, in their order."""
+    names = dict.fromkeys(chain.arm.name for chain in studies)
+    return {name: [study for chain, study in studies.items() if chain.arm.name == name]
+            for name in names}
 
 
 def pace(options: argparse.Namespace) -> int:
@@ -107,7 +133,7 @@ def pace(options: argparse.Namespace) -> int:
 def check(outputs: Path) -> int:
     """Recompute every number of every board; 1 if one is wrong."""
     status = COMPLETED
-    for path in sorted(board_path(outputs, "any").parent.glob("*.json")):
+    for path in published(outputs):
         problems = check_board(read_board(path))
         print("\n".join([f"{path.name}: {len(problems)} problems", *problems]))
         status = FAILED if problems else status
@@ -117,7 +143,7 @@ def check(outputs: Path) -> int:
 def render(outputs: Path) -> int:
     """The pages of every board, the published leaderboard and ablation among them."""
     write_published(outputs / "paper")
-    for path in sorted(board_path(outputs, "any").parent.glob("*.json")):
+    for path in published(outputs):
         write_page(path)
     return COMPLETED
 

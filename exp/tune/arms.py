@@ -32,6 +32,8 @@ NO_DECAY = 1e6  # horizons: what stands for a weight decay of 0
 MEMORY = {"fast": ((0.9, 0.95), 0.9), "middle": ((0.9, 0.98), 0.95),
           "slow": ((0.95, 0.999), 0.98)}
 OWN = "own"  # a rule's own momenta, in trial 0
+MULTIPLIES = 0.5  # a default rate from here on multiplies a rate that the rule finds,
+FOUND = AUX_LR  # which its decay_time assumes to be this
 COMMON = ("lr", "weight_decay", "betas", "momentum", "beta2")
 
 
@@ -61,14 +63,16 @@ class Arm:
     def settings(self, params: dict, cap: int) -> dict:
         """The `[optimizer]` table of a trial; cap: gradient evaluations of the horizon."""
         table = json.loads(json.dumps(self.optimizer))
-        keywords = _keywords(table["name"])
+        keywords = _keywords(table["name"]) | table
         horizon = cap / self.gradient_evaluations_per_step
         rest = table.get("adamw", {})
-        for part, lr, allowed in ((table, params["lr"], keywords),
-                                  (rest, params["aux_lr"], COMMON[:3])):
+        found = FOUND if self.defaults["lr"] >= MULTIPLIES else 1.0
+        for part, lr, rate, allowed in (
+                (table, params["lr"], found * params["lr"], keywords),
+                (rest, params["aux_lr"], params["aux_lr"], dict.fromkeys(COMMON[:3]))):
             part["lr"] = lr
             if "weight_decay" in allowed:
-                part["weight_decay"] = significant(1 / (params["decay_time"] * horizon * lr))
+                part["weight_decay"] = significant(1 / (params["decay_time"] * horizon * rate))
             part |= _momenta(params.get("memory", OWN), allowed)
         for key in params.keys() - {"lr", "decay_time", "aux_lr", "memory"}:
             *tables, last = key.split(".")
@@ -159,12 +163,13 @@ def _declared(rule: str, constant: str, otherwise: Any) -> Any:
     return getattr(module, constant, otherwise)
 
 
-def _momenta(level: str, keywords: Any) -> dict:
+def _momenta(level: str, keywords: dict) -> dict:
     """The momenta of a level that a rule has; of more than two betas the first two are set."""
     if level == OWN:
         return {}
     betas, momentum = MEMORY[level]
-    values = {"betas": list(betas), "momentum": momentum, "beta2": betas[1]}
+    further = (keywords.get("betas") or ())[2:]
+    values = {"betas": [*betas, *further], "momentum": momentum, "beta2": betas[1]}
     return {key: value for key, value in values.items() if key in keywords}
 
 

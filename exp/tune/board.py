@@ -12,17 +12,28 @@ from exp.report.jsonfile import read_json, write_json
 from exp.report.tables import markdown, number, page
 from exp.tune.arms import Arm
 from exp.tune.chain import Chain
-from exp.tune.estimate import results, study_values
+from exp.tune.estimate import interim_results, results, study_values
 from exp.tune.space import Range, axis_of
-from exp.tune.terms import SCHEMA, code_of, settings_of
+from exp.tune.terms import IN_PROGRESS, SCHEMA, code_of, settings_of
 
 EDGE = 0.1  # the outermost part of an axis
+SIGN = {"": "", "at least": "≥ ", "at most": "≤ ", "unknown": "? "}  # of a ratio that is a bound
 LEGEND = Path(__file__).with_name("legend.md").read_text(encoding="utf-8").strip()
 
 
 def board_path(outputs: Path, name: str) -> Path:
     """Where a board is: its JSON; the page lies beside it."""
     return outputs / "paper" / "arena" / f"{name}.json"
+
+
+def interim_path(path: Path) -> Path:
+    """Where a board is until it has the studies that its terms announce."""
+    return path.parent / "in_progress" / path.name
+
+
+def published(outputs: Path) -> list[Path]:
+    """Every board, and every one in progress."""
+    return sorted(board_path(outputs, "any").parent.rglob("*.json"))
 
 
 def read_board(path: Path) -> dict | None:
@@ -62,11 +73,27 @@ def write_board(path: Path, board: dict, arms: Iterable[Arm], studies: dict[str,
     for arm in arms:
         before = board["arms"].get(arm.name, {})
         if before.get("studies") != studies[arm.name]:
-            board["arms"][arm.name] = {
-                **arm.record(), "ms_per_evaluation": _own_pace(studies[arm.name]),
-                "studies": studies[arm.name]}
+            board["arms"][arm.name] = _entry(arm, studies[arm.name])
     board["results"] = results(board["terms"], board["arms"])
     save(path, board)
+
+
+def write_interim(path: Path, terms: dict, arms: Iterable[Arm],
+                  studies: dict[str, list[dict | None]]) -> None:
+    """Write what may be said after the first studies, as many as are complete for all arms."""
+    count = whole_studies(studies)
+    entries = {arm.name: _entry(arm, studies[arm.name][:count]) for arm in arms}
+    save(path, {"schema": IN_PROGRESS, "terms": terms, "arms": entries,
+                "results": interim_results(terms, entries, count)})
+
+
+def whole_studies(studies: dict[str, list[dict | None]]) -> int:
+    """How many of the first studies are complete for all arms."""
+    return min([*of_arm, None].index(None) for of_arm in studies.values())
+
+
+def _entry(arm: Arm, studies: list[dict]) -> dict:
+    return {**arm.record(), "ms_per_evaluation": _own_pace(studies), "studies": studies}
 
 
 def write_configs(folder: Path, terms: dict, arms: Iterable[Arm], studies: dict[str, list[dict]]
@@ -103,31 +130,57 @@ def write_page(path: Path) -> None:
 
 def render(board: dict) -> str:
     """The page."""
+    if board["schema"] == IN_PROGRESS:
+        return _interim_page(board)
     terms, rows = board["terms"], board["results"]["arms"]
-    better = "at least" if terms["mode"] == "max" else "at most"
-    facts = {key: ", ".join(sorted({study[key] for arm in board["arms"].values()
-                                    for study in arm["studies"]}))
-             for key in ("machine", "torch", "commit")}
     order = sorted(rows, key=lambda name: (rows[name].get("rank", [0])[0], rows[name]["cost"]))
     lines = [("", "cost", "reached", f"times {terms['baseline']} [95 %]", "verdict", "rank",
               "wins", "needed", "ms an evaluation", "edge", "spent"),
              *(_line(name, rows[name], board["arms"][name]) for name in order)]
+    return page(_title(terms), LEGEND, _facts(board), markdown(lines), _noise(board["results"]))
+
+
+def _interim_page(board: dict) -> str:
+    """The page of a board in progress: arms in the order of their names, nothing is judged."""
+    terms, rows = board["terms"], board["results"]["arms"]
+    count = len(next(iter(board["arms"].values()))["studies"])
+    lines = [("", "cost", "reached", f"times {terms['baseline']}", "anytime 95 %", "e", "spent")]
+    for name, row in sorted(rows.items()):
+        anytime = "[{}, {}]".format(*map(number, row["anytime"])) if "anytime" in row else ""
+        lines.append((name, number(row["cost"]), "{} of {}".format(*row["reached"]),
+                      f"{SIGN[row['bound']]}{number(row['ratio'])}" if "ratio" in row else "",
+                      anytime, number(row["e"]) if "e" in row else "", number(row["spent"])))
     return page(
-        f"# Gradient evaluations to target after equal-budget tuning: {terms['task']}", LEGEND,
-        f"Target: {terms['metric']} {better} {terms['main_target']:g} in {terms['hold']} readings "
-        f"in a row, within {terms['cap']} gradient evaluations. {terms['studies']} studies of "
-        f"{terms['trials']} trials, {terms['fresh_seeds']} fresh seeds each. Config "
-        f"{terms['config']} with {', '.join(terms['set'])}. {facts['machine']}; torch "
-        f"{facts['torch']}; commit {facts['commit']}. One more arm: `python -m exp.tune "
-        f"{terms['task']} --optimizers NAME`.", markdown(lines), _noise(board["results"]))
+        f"{_title(terms)}, in progress", f"**{count} of the {terms['studies']} announced studies "
+        "are complete.** No arm is called cheaper or dearer before the last one. The anytime "
+        "interval (from the fourth study on) and the e-value hold however often they are looked "
+        "at. *cost*: geometric mean of gradient evaluations to the target, a miss counting as the "
+        "cap; ≥ or ≤ where misses make the ratio a bound.", _facts(board), markdown(lines))
+
+
+def _title(terms: dict) -> str:
+    return f"# Gradient evaluations to target after equal-budget tuning: {terms['task']}"
+
+
+def _facts(board: dict) -> str:
+    terms = board["terms"]
+    better = "at least" if terms["mode"] == "max" else "at most"
+    facts = {key: ", ".join(sorted({study[key] for arm in board["arms"].values()
+                                    for study in arm["studies"]}))
+             for key in ("machine", "torch", "commit")}
+    return (f"Target: {terms['metric']} {better} {terms['main_target']:g} in {terms['hold']} "
+            f"readings in a row, within {terms['cap']} gradient evaluations. {terms['studies']} "
+            f"studies of {terms['trials']} trials, {terms['fresh_seeds']} fresh seeds each. Config "
+            f"{terms['config']} with {', '.join(terms['set'])}. {facts['machine']}; torch "
+            f"{facts['torch']}; commit {facts['commit']}. One more arm: `python -m exp.tune "
+            f"{terms['task']} --optimizers NAME`.")
 
 
 def _line(name: str, row: dict, arm: dict) -> tuple[str, ...]:
     reached = "{} of {}".format(*row["reached"])
     if "ratio" in row:
-        sign = {"at least": "≥ ", "at most": "≤ ", "unknown": "? "}.get(row["bound"], "")
-        compared = (f"{sign}{number(row['ratio'])} [{number(row['low'])}, {number(row['high'])}]",
-                    row.get("verdict", "noise floor"))
+        compared = (f"{SIGN[row['bound']]}{number(row['ratio'])} [{number(row['low'])}, "
+                    f"{number(row['high'])}]", row.get("verdict", "noise floor"))
         chances = (f"{row['wins_a_study']:.2f}", str(row["studies_needed"]))
     else:
         compared, chances = ("", ""), ("", "")

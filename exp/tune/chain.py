@@ -119,8 +119,10 @@ class Chain:
             _append(self.folder / "trials.jsonl", trials)
         best = winner(trials)
         seeds = seeds_of(self.number, self.terms["fresh_seeds"])
+        linger = self.terms["linger"] + 1 - self.terms["hold"]
         fresh = [fresh_record(seed, self._run(f"seed{seed}", best["params"], seed,
-                                              self.terms["cap"]), self.terms) for seed in seeds]
+                                              self.terms["cap"], linger), self.terms)
+                 for seed in seeds]
         facts = read_object(self.folder / f"seed{seeds[-1]}" / "run.json")
         write_json(self.folder / "study.json", {
             "number": self.number, "seed": self.terms["study_seeds"][str(self.number)],
@@ -139,12 +141,12 @@ class Chain:
         print(f"{self.name} trial {index}: {trial['cost'] or trial['status']}", flush=True)
         return trial
 
-    def _run(self, name: str, params: dict, seed: int, most: int) -> dict:
+    def _run(self, name: str, params: dict, seed: int, most: int, linger: int = 0) -> dict:
         """Train in a folder of the chain, or continue, or read what is finished there; the run's
-        `status` and `lines`. most: gradient evaluations that it may take."""
+        `status` and `lines`. most, linger: as of settings_of."""
         folder = self.folder / name
         settings = settings_of(self.terms, self.arm, self.arm.settings(params, self.terms["cap"]),
-                               seed, most)
+                               seed, most, linger)
         same = folder_identity(folder, self.task).counts_as(identity(settings, self.task))
         if not same or _status(folder) not in ("completed", "diverged"):
             folder.mkdir(parents=True, exist_ok=True)

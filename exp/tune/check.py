@@ -17,18 +17,26 @@ KEYS = {"schema", "terms", "arms", "results"}
 
 
 def check_board(board: dict) -> list[str]:
-    """What is wrong with a board, one line each; empty if every number holds."""
-    if set(board) != KEYS or board["schema"] != "ars-arena/1":
+    """What is wrong with a board, one line each; empty if every number holds. One in progress has
+    the first studies of those that its terms announce, as many of every arm, and no verdicts."""
+    if set(board) != KEYS or board["schema"] not in ("ars-arena/1", "ars-arena/1 in progress"):
         return [f"I1: not a board of schema ars-arena/1: {sorted(board)}"]
     terms = board["terms"]
     problems = [] if board["arms"] else ["I2: no arm"]
+    count = terms["studies"]
+    if board["schema"] != "ars-arena/1":
+        count = min((len(arm["studies"]) for arm in board["arms"].values()), default=0)
+        problems += ["I2: in progress with all its studies"] * (not 0 < count < terms["studies"])
     for number, seed in terms["study_seeds"].items():
         if seed != zlib.crc32(f"{terms['task']}/{number}".encode()):
             problems.append(f"I4: seed of study {number}")
     for name, arm in board["arms"].items():
-        problems += [f"{name}: {problem}" for problem in _arm(terms, name, arm)]
+        problems += [f"{name}: {problem}" for problem in _arm(terms, name, arm, count)]
     if not problems:  # else there may be nothing to recompute from
-        problems += _differences("results", _results(terms, board["arms"]), board["results"])
+        ours = _results({**terms, "studies": count}, board["arms"])
+        if count < terms["studies"]:
+            ours = _without_verdicts(ours, count)
+        problems += _differences("results", ours, board["results"])
         noise = board["results"]["arms"].get(terms["noise_arm"], {})
         problems += ["I20: the baseline differs from itself"] * (noise.get("p", 1) <= 1e-3)
     return problems
@@ -37,10 +45,10 @@ def check_board(board: dict) -> list[str]:
 # --- the search
 
 
-def _arm(terms: dict, name: str, arm: dict) -> Iterator[str]:
+def _arm(terms: dict, name: str, arm: dict, count: int) -> Iterator[str]:
     first = terms["studies"] + 1 if name == terms["noise_arm"] else 1
     numbers = [study["number"] for study in arm["studies"]]
-    if numbers != list(range(first, first + terms["studies"])):
+    if numbers != list(range(first, first + count)):
         yield f"I2: studies {numbers}"
     for key in {"lr", "aux_lr"} & arm["axes"].keys():
         low, high, _ = arm["axes"][key]
@@ -155,6 +163,15 @@ def _results(terms: dict, arms: dict) -> dict:
             "noise": floor and {"ratio": floor["ratio"], "low": floor["low"],
                                 "high": floor["high"],
                                 "half_width": math.sqrt(floor["high"] / floor["low"])}}
+
+
+def _without_verdicts(results: dict, count: int) -> dict:
+    """What holds after any number of studies."""
+    fixed = {"low", "high", "p", "p_holm", "verdict", "equal", "rank", "wins_a_study",
+             "studies_needed", *(["anytime"] if count < 4 else [])}
+    return {"pooled_sd": results["pooled_sd"], "arms": {
+        name: {key: value for key, value in row.items() if key not in fixed}
+        for name, row in results["arms"].items()}}
 
 
 def _t(d: np.ndarray, pooled: float) -> stats.rv_continuous:

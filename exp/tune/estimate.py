@@ -19,6 +19,8 @@ PRIOR = 0.25  # of the e-value: prior variance of the standardized effect, in st
 TINY = 1e-300  # variance of studies that are all equal
 POWER, NEEDED_RATIO = (1.959964, 0.841621), 1.1  # studies needed: 5 %, 80 %, a ratio of 1.1
 OPPOSITE = {"cheaper": "at least", "dearer": "at most"}
+ANYTIME_FROM = 4  # studies: the anytime interval estimates a variance
+ANYTIME = ("values", "censored", "cost", "reached", "spent", "ratio", "bound", "e", "anytime")
 
 
 def results(terms: dict, arms: dict[str, dict]) -> dict:
@@ -44,6 +46,15 @@ def results(terms: dict, arms: dict[str, dict]) -> dict:
     return {"arms": rows, "pairs": ordered, "pooled_sd": math.sqrt(pooled),
             "noise": noise and {**{key: noise[key] for key in ("ratio", "low", "high")},
                                 "half_width": math.sqrt(noise["high"] / noise["low"])}}
+
+
+def interim_results(terms: dict, arms: dict[str, dict], count: int) -> dict:
+    """`results` after `count` of the studies that the terms announce: what may be looked at after
+    every study. The anytime interval comes with the fourth; no p value, no verdict, no rank."""
+    found = results({**terms, "studies": count}, arms)
+    keys = [key for key in ANYTIME if key != "anytime" or count >= ANYTIME_FROM]
+    return {"arms": {name: {key: row[key] for key in keys if key in row}
+                     for name, row in found["arms"].items()}, "pooled_sd": found["pooled_sd"]}
 
 
 # --- a study, an arm

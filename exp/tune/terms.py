@@ -17,7 +17,9 @@ from exp.tune.options import AMOUNTS, BASELINE, NOISE_ARM
 from exp.tune.suggest import GIVE_UP, START, STOP_FACTOR, study_seed
 
 SCHEMA = "ars-arena/1"
+IN_PROGRESS = f"{SCHEMA} in progress"  # a board with fewer studies than its terms announce
 HOLD = 2  # readings in a row at the target
+LINGER = 25  # readings of a fresh run after the first of these: do they stay there?
 
 
 def terms_of(task: Task, asked: dict, overrides: Iterable[str] = ()) -> dict:
@@ -38,6 +40,7 @@ def terms_of(task: Task, asked: dict, overrides: Iterable[str] = ()) -> dict:
     terms = {
         "task": task.name, "regime": "race", "metric": metric.name, "mode": metric.mode,
         "targets": targets, "main_target": target, "cap": cap, "evaluate_every": 1, "hold": HOLD,
+        "linger": LINGER,
         "grade_at": cap // GIVE_UP, "stop_factor": STOP_FACTOR, "start": START, **amounts,
         "baseline": BASELINE, "noise_arm": NOISE_ARM, "alpha": 0.05, "worth_naming": 1.05,
         "sampler": {"name": "GPSampler", "optuna": version("optuna"),
@@ -49,8 +52,10 @@ def terms_of(task: Task, asked: dict, overrides: Iterable[str] = ()) -> dict:
     return terms | {"evaluate_every": _steps_per_epoch(terms)}
 
 
-def settings_of(terms: dict, arm: Arm, optimizer: dict, seed: int, limit: int) -> dict:
-    """The complete settings of a run that may take `limit` gradient evaluations.
+def settings_of(terms: dict, arm: Arm, optimizer: dict, seed: int, limit: int, linger: int = 0
+                ) -> dict:
+    """The complete settings of a run that may take `limit` gradient evaluations and, where it
+    reaches the target, ends after the last reading in a row and `linger` more.
 
     Raises ConfigError for a wrong override, or a schedule that ends without a period of its own.
     """
@@ -63,7 +68,7 @@ def settings_of(terms: dict, arm: Arm, optimizer: dict, seed: int, limit: int) -
         raise ConfigError(str(error)) from error
     epoch = terms["evaluate_every"] * math.ceil(arm.gradient_evaluations_per_step)
     settings["experiment"] |= {
-        "seed": seed, "stop_at": terms["main_target"], "hold": terms["hold"], "epochs": limit,
+        "seed": seed, "stop_at": terms["main_target"], "hold": terms["hold"], "linger": linger, "epochs": limit,
         "max_evaluations": max(1, limit - epoch + 1),  # the last epoch ends within the limit
         "test": False, "diagnostics": False}
     settings["optimizer"] = optimizer
