@@ -68,7 +68,8 @@ def settings_of(terms: dict, arm: Arm, optimizer: dict, seed: int, limit: int, l
         raise ConfigError(str(error)) from error
     epoch = terms["evaluate_every"] * math.ceil(arm.gradient_evaluations_per_step)
     settings["experiment"] |= {
-        "seed": seed, "stop_at": terms["main_target"], "hold": terms["hold"], "linger": linger, "epochs": limit,
+        "seed": seed, "stop_at": terms["main_target"], "hold": terms["hold"], "linger": linger,
+        "epochs": limit,
         "max_evaluations": max(1, limit - epoch + 1),  # the last epoch ends within the limit
         "test": False, "diagnostics": False}
     settings["optimizer"] = optimizer
