@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from .parts.filtered import GradientFilter, with_filter
 from .parts.joint import Joint
 from .parts.layout import may_fuse
 from .parts.matrix import MatrixOptimizer
@@ -61,13 +62,15 @@ def is_wrapper(cls: type[Optimizer]) -> bool:
     return next(iter(inspect.signature(cls).parameters)) == "base"
 
 
-def build_optimizer(settings: dict, model: nn.Module) -> Optimizer:
+def build_optimizer(settings: dict, model: nn.Module,
+                    gradient_filter: GradientFilter | None = None) -> Optimizer:
     """Build the optimizer of an `[optimizer]` table for the trainable parameters of `model`.
 
     settings: `name` and that class's keywords; for a matrix rule also `routing` and the table
     `adamw` for the parameters off the matrix track, with tables in it for roles among them (given
     either, any class becomes the matrix rule beside an AdamW); every other table is a wrapper, the
     first one innermost. A class that has an argument `model` is given it.
+    gradient_filter: as `parts.filtered.with_filter` takes it, for the innermost rule.
     Raises ValueError for an unknown name, a bad value or a rate that AdamW cannot share, TypeError
     for an unknown keyword.
     """
@@ -82,7 +85,7 @@ def build_optimizer(settings: dict, model: nn.Module) -> Optimizer:
     elif routing is not None or adamw is not None:
         matrices, _ = split(model, routing or "role")
         rest = [group for group in parameter_groups(model, routing or "role", **(adamw or {}))
-                if group.pop("track") == "adamw"]
+                if group["track"] == "adamw"]
         _require_rate_of_its_own(cls, rest)
         shared = {key: settings[key] for key in ("lr", "weight_decay") if key in settings}
         parts = [(cls, matrices, _with_model(cls, settings, model)), (AdamW, rest, shared)]
@@ -96,6 +99,8 @@ def build_optimizer(settings: dict, model: nn.Module) -> Optimizer:
     else:
         params = [p for p in model.parameters() if p.requires_grad]
         optimizer = _fused(cls, params, _with_model(cls, settings, model))
+    if gradient_filter is not None:
+        optimizer = with_filter(optimizer, gradient_filter)
     for name, table in tables.items():
         wrapper = optimizer_class(name)
         optimizer = wrapper(optimizer, **_with_model(wrapper, table, model))

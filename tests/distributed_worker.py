@@ -57,13 +57,16 @@ RULES = {
     "looksam": {"name": "muon", "looksam": {"k": 3}},
     "lookahead": {"name": "muon", "lookahead": {"k": 2}},
     "qk_clip": {"name": "muon", "lr": 0.1, "qk_clip": {"tau": 0.05}},
+    "clipped": {"name": "muon", "lr": 1e-2, "adamw": {"eps": 1e-2}, "sam": {}},
+    "clipped all": {"name": "adamw", "lr": 1e-2, "eps": 1e-2},
 }
+CLIPPED = {"clip_norm": 0.3, "accumulation": 2}
 EVERYWHERE = ("adamw", "muon", "base", "sync", "lazy", "aga", "soap")
 UNEVEN = {"grokking": 25, "cifar": 15, "wikitext2": 7}  # rows of a batch
 CASES = [("grokking", rule, "optimizer") for rule in RULES] \
-    + [("grokking", rule, "none") for rule in ("adamw", "sync", "aga", "sam")] \
+    + [("grokking", rule, "none") for rule in ("adamw", "sync", "aga", "sam", "clipped")] \
     + [(task, rule, "optimizer") for task in ("cifar", "wikitext2") for rule in EVERYWHERE] \
-    + [("wikitext2", rule, "model") for rule in (*EVERYWHERE, "sam")]
+    + [("wikitext2", rule, "model") for rule in (*EVERYWHERE, "sam", "clipped")]
 
 
 def trajectory(task: str, rule: str, sharding: str, steps: int = STEPS) -> dict:
@@ -71,7 +74,8 @@ def trajectory(task: str, rule: str, sharding: str, steps: int = STEPS) -> dict:
     settings = dict(RULES[rule])
     if (task, rule) == ("wikitext2", "soap"):  # here the statistics have full rank
         settings |= {"max_precond_dim": 16, "precondition_frequency": 2}
-    run = built(task, settings, {"sharding": sharding}, {"batch_size": UNEVEN[task]})
+    experiment = {"sharding": sharding, **(CLIPPED if "clipped" in rule else {})}
+    run = built(task, settings, experiment, {"batch_size": UNEVEN[task]})
     losses = []
     epoch = 0
     while len(losses) < steps:
@@ -85,7 +89,8 @@ def trajectory(task: str, rule: str, sharding: str, steps: int = STEPS) -> dict:
                 "wikitext2": lambda: evaluate(run.objective, run.data, "test"),
                 "cifar": lambda: evaluate(run.objective, SimpleNamespace(eval=(
                     run.data.eval[0].double(), run.data.eval[1])))}
-    return {"losses": losses, "evaluation": held_out[task](),
+    clipped = run.objective.clipping.means() if run.objective.clipping else {}
+    return {"losses": losses, "evaluation": held_out[task]() | clipped,
             "train_loss": run.objective.means()["train_loss"],
             "weights": whole(run.model.state_dict()),
             "kept": sum(t.numel() for s in run.optimizer.state.values() for t in s.values()
@@ -140,7 +145,7 @@ def local_sam() -> list[torch.Tensor]:
 def lone_matrix() -> dict[str, torch.Tensor]:
     """One matrix after three steps of each rule: of two processes one has nothing to update."""
     found = {}
-    for rule in sorted(RULES.keys() - {"qk_clip"}):  # which looks at the model
+    for rule in sorted(RULES.keys() - {"qk_clip", "clipped", "clipped all"}):  # of whole models
         model = torch.nn.Linear(3, 2, bias=False)
         torch.nn.init.eye_(model.weight)
         model.roles = lambda: {"weight": "hidden"}

@@ -229,10 +229,15 @@ def press_ctrl_c_once(monkeypatch):
     monkeypatch.setattr(Objective, "_first", press_ctrl_c)
 
 
-def test_an_interrupt_in_mid_epoch_keeps_what_the_instruments_found_in_it(tmp_path, monkeypatch):
+def test_an_interrupt_in_mid_epoch_keeps_the_averages_of_what_came_before_it(tmp_path,
+                                                                             monkeypatch):
+    """Of the instruments and of clipping, with micro-batches, smoothed labels and one cycle."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    options = ["--set", 'experiment.diagnostics=["updates"]', "--set",
-               "experiment.diagnostics_every=1", "--set", "data.batch_size=10"]
+    options = [word for option in (
+        'experiment.diagnostics=["updates"]', "experiment.diagnostics_every=1",
+        "data.batch_size=10", "experiment.clip_norm=0.2", "experiment.accumulation=3",
+        "experiment.label_smoothing=0.1", "schedule={name = 'one_cycle', momentum = 'cycle'}")
+        for word in ("--set", option)]
     assert launch("grokking", whole, *options) == 0
     press_ctrl_c_once(monkeypatch)
     assert launch("grokking", parts, *options) == 130
@@ -241,6 +246,8 @@ def test_an_interrupt_in_mid_epoch_keeps_what_the_instruments_found_in_it(tmp_pa
     for expected, found in zip(timeless(whole), timeless(parts), strict=True):
         for line in (expected, found):
             assert line["diagnostics"].pop("updates/seconds") > 0
+            assert line["gradient_norm_matrix"] > 0 and line["gradient_norm_adamw"] > 0
+            assert 0 < line["clipped_share_matrix"] <= 1
         assert expected == found
 
 

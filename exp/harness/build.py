@@ -1,6 +1,8 @@
 """Build device, data, model, optimizer, schedule and objective from checked settings."""
 
-from dataclasses import dataclass
+import inspect
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch.optim import Optimizer
 from data import DataError
 from data.batches import Batches
 from exp.harness.batch_norm import synchronized
+from exp.harness.clipping import Clipping
 from exp.harness.device import autocast, pick_device, seed_everything, set_tf32
 from exp.harness.distributed import (
     data_parallel,
@@ -52,11 +55,13 @@ def build(settings: dict, task: Task) -> Built:
     missing data.
     """
     experiment = settings["experiment"]
+    task = with_smoothing(task, experiment["label_smoothing"])
+    clipping = Clipping(experiment["clip_norm"]) if "clip_norm" in experiment else None
     device = pick_device(experiment["device"])
     set_tf32(experiment["precision"] == "tf32")
     seed_everything(experiment["seed"])
     with together():
-        data, model, optimizer, schedule = _parts(settings, task, device)
+        data, model, optimizer, schedule = _parts(settings, task, device, clipping)
     if experiment["compile"]:
         model.compile()
     whole = list(model.parameters())
@@ -64,20 +69,30 @@ def build(settings: dict, task: Task) -> Built:
     if size() > 1:
         shards = dict(zip(whole, model.parameters(), strict=True))
         optimizer = over_processes(optimizer, experiment["sharding"], shards)
-    objective = Objective(model, task.loss_fn, autocast(device, experiment["precision"]), applied)
+    objective = Objective(model, task.loss_fn, autocast(device, experiment["precision"]), applied,
+                          experiment["accumulation"], clipping)
     # Weights are equal on all processes; random numbers of training (dropout) differ.
     if rank():
         torch.manual_seed(experiment["seed"] + rank())
     return Built(task, settings, device, data, model, optimizer, objective, schedule)
 
 
-def _parts(settings: dict, task: Task, device: torch.device) -> tuple:
+def with_smoothing(task: Task, share: float) -> Task:
+    """`task` with this label smoothing in its loss. Raises ConfigError where it has no classes."""
+    if share == 0:
+        return task
+    if "label_smoothing" not in inspect.signature(task.loss_fn).parameters:
+        raise ConfigError(f"[experiment] label_smoothing: task {task.name} has no classes")
+    return replace(task, loss_fn=partial(task.loss_fn, label_smoothing=share))
+
+
+def _parts(settings: dict, task: Task, device: torch.device, clipping: Clipping | None) -> tuple:
     experiment = settings["experiment"]
     table = "data"
     try:
         with main_first():
             data = task.data(**settings["data"], seed=experiment["seed"], device=device)
-        _require_work_for_all(data.train)
+        _require_work_for_all(data.train, experiment["accumulation"])
         table = "model"
         sizes = {name: getattr(data, name) for name in task.sizes}
         with MemoryBound(device):
@@ -88,8 +103,8 @@ def _parts(settings: dict, task: Task, device: torch.device) -> tuple:
             model = synchronized(model, device)
         table = "optimizer"
         require_step(settings["optimizer"], model, task, data.train,
-                     autocast(device, experiment["precision"]))
-        optimizer = build_optimizer(settings["optimizer"], model)
+                     autocast(device, experiment["precision"]), experiment["accumulation"])
+        optimizer = build_optimizer(settings["optimizer"], model, clipping)
         if size() > 1:
             _require_many_processes(optimizer, experiment)
         table = "schedule"
@@ -106,7 +121,10 @@ def _parts(settings: dict, task: Task, device: torch.device) -> tuple:
     return data, model, optimizer, schedule
 
 
-def _require_work_for_all(train: Batches) -> None:
+def _require_work_for_all(train: Batches, accumulation: int) -> None:
+    if accumulation > 1 and train.batch_size < accumulation * size():
+        raise ValueError(f"a batch of {train.batch_size} has no {accumulation} micro-batches for "
+                         f"each of {size()} processes: a smaller experiment.accumulation")
     last = train.examples % train.batch_size or train.batch_size
     if last < size():
         raise ValueError(f"the last batch of an epoch has {last} examples for {size()} processes: "

@@ -8,11 +8,14 @@ from exp.harness.distributed import all_sum, my_batches
 from exp.harness.objective import Objective
 
 
-def loss_fn(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean cross entropy and accuracy; labels (batch,)."""
+def loss_fn(model: nn.Module, inputs: Tensor, labels: Tensor, label_smoothing: float = 0.0
+            ) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean cross entropy and accuracy; labels (batch,). label_smoothing: the share of each target
+    that all classes have in equal parts (Szegedy et al. 2016, arXiv 1512.00567, section 7)."""
     logits = model(inputs)
     accuracy = (logits.argmax(-1) == labels).float().mean()
-    return F.cross_entropy(logits, labels), {"accuracy": accuracy}
+    loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    return loss, {"accuracy": accuracy}
 
 
 def evaluate(objective: Objective, inputs: Tensor, labels: Tensor, rows: dict[str, int]

@@ -34,6 +34,9 @@ class Experiment:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     compile: bool = False
+    clip_norm: float | None = None  # of the gradient, of each track its own
+    accumulation: int = 1  # micro-batches that a batch is computed in
+    label_smoothing: float = 0.0  # where the loss has classes
     sharding: Sharding = "optimizer"  # what several processes divide besides the batch
     tensorboard: bool = False
     diagnostics: bool | list[Instrument] = True  # the optimizer's own numbers, or instruments
@@ -49,6 +52,12 @@ class Experiment:
             raise ValueError(f"epochs must be >= 1, got {self.epochs}")
         if self.max_evaluations is not None and self.max_evaluations < 1:
             raise ValueError(f"max_evaluations must be >= 1, got {self.max_evaluations}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm must be > 0, got {self.clip_norm}")
+        if self.accumulation < 1:
+            raise ValueError(f"accumulation must be >= 1, got {self.accumulation}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
         if self.hold < 1:
             raise ValueError(f"hold must be >= 1, got {self.hold}")
         if self.linger < 0:

@@ -197,15 +197,24 @@ def my_batches(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(part.tensor_split(batches) for part in parts), strict=True)
 
 
-def part_of(batch: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | float]:
-    """This process's rows of a batch, and their share of its targets: means over the rows, weighted
-    by it, add up to the mean over the batch. batch[-1] are the targets; IGNORED ones do not count.
+Part = tuple[tuple[Tensor, ...], Tensor | float]
+
+
+def parts_of(batch: tuple[Tensor, ...], pieces: int = 1) -> list[Part]:
+    """This process's rows of a batch, in as many as `pieces` micro-batches, and the share of its
+    targets that each has: means over the rows, weighted by it, add up to the mean over the batch.
+    batch[-1] are the targets; IGNORED ones do not count. Every process has as many micro-batches.
     """
-    if size() == 1:
-        return batch, 1.0
-    part = tuple(tensor.tensor_split(size())[rank()] for tensor in batch)
-    counts = [(targets != IGNORED).sum(dtype=torch.float64) for targets in (part[-1], batch[-1])]
-    return part, counts[0] / counts[1].clamp_min(1)
+    pieces = max(1, min(pieces, len(batch[0]) // size()))  # none is empty
+    if size() == pieces == 1:
+        return [(batch, 1.0)]
+    mine = [tensor.tensor_split(size())[rank()].tensor_split(pieces) for tensor in batch]
+    whole = _targets(batch[-1]).clamp_min(1)
+    return [(part, _targets(part[-1]) / whole) for part in zip(*mine, strict=True)]
+
+
+def _targets(targets: Tensor) -> Tensor:
+    return (targets != IGNORED).sum(dtype=torch.float64)
 
 
 def all_sum(tensor: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """The closure that an optimizer calls: loss and gradients of one batch."""
 
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from exp.harness.distributed import Applied, all_sum, part_of, size
+from exp.harness.clipping import Clipping
+from exp.harness.distributed import Applied, all_sum, parts_of, size
 
 LossFunction = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
@@ -22,14 +23,18 @@ class Objective:
     Later calls of a step (sharpness-aware passes) do not update batch-norm running statistics and
     draw the same random numbers (dropout) as the first.
 
-    With several processes each computes its part of a batch; losses, means and gradients are those
-    of the whole batch. `applied` then runs the model (see `data_parallel`).
+    With several processes each computes its part of a batch, and with `accumulation` above 1 in so
+    many micro-batches, one after the other; losses, means and gradients are those of the whole
+    batch, but batch norms see a micro-batch. `applied` then runs the model (see `data_parallel`).
+    `clipping` has averages of its own.
     """
 
     def __init__(self, model: nn.Module, loss_fn: LossFunction, autocast: Callable,
-                 applied: nn.Module | None = None) -> None:
+                 applied: nn.Module | None = None, accumulation: int = 1,
+                 clipping: Clipping | None = None) -> None:
         self.model, self.loss_fn, self.autocast = model, loss_fn, autocast
         self.applied = applied or Applied(model)
+        self.accumulation, self.clipping = accumulation, clipping
         self.norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.gradient_evaluations = 0
         self.last_loss: Tensor | None = None
@@ -40,6 +45,8 @@ class Objective:
         """Start a new epoch's averages."""
         self.sums: dict[str, Tensor] = {}
         self.examples = 0
+        if self.clipping is not None:
+            self.clipping.reset()
 
     def on(self, batch: tuple[Tensor, ...]) -> Callable[[], Tensor]:
         """The closure of one batch: zero gradients, forward, backward, return the loss.
@@ -54,8 +61,7 @@ class Objective:
             nonlocal calls, rng
             calls += 1
             self.gradient_evaluations += 1
-            quiet = nullcontext() if synchronize or size() == 1 else self.applied.no_sync()
-            with quiet:
+            with self._quiet(not synchronize):
                 if calls == 1:
                     rng = rng_state(batch[0].device)
                     return self._first(batch)
@@ -77,15 +83,27 @@ class Objective:
 
     def _gradients(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         self.model.zero_grad(set_to_none=True)
-        part, share = part_of(batch)
-        with self.autocast():
-            loss, means = self.applied(self.loss_fn, *part)
-        if size() == 1:
-            loss.backward()
-            return loss.detach(), means
-        # DDP averages gradients over processes; this makes it a sum.
-        (loss * (share * size())).backward()
-        return of_whole_batch(loss.detach(), means, share)
+        parts = parts_of(batch, self.accumulation)
+        total: Tensor | float = 0.0
+        for number, (part, share) in enumerate(parts, 1):
+            with self._quiet(number < len(parts)):
+                with self.autocast():
+                    loss, means = self.applied(self.loss_fn, *part)
+                if size() == len(parts) == 1:
+                    loss.backward()
+                    return loss.detach(), means
+                # DDP averages gradients over processes; this makes it a sum.
+                (loss * (share * size())).backward()
+            values = [value.detach().double() for value in (loss, *means.values())]
+            total = total + torch.stack(values) * share
+        whole, *rest = all_sum(total)
+        return whole, dict(zip(means, rest, strict=True))
+
+    def _quiet(self, quiet: bool) -> AbstractContextManager:
+        """Inside, gradients stay with their process. A sharded model has no such mode: it adds up
+        what it has sent."""
+        wanted = quiet and hasattr(self.applied, "no_sync")
+        return self.applied.no_sync() if wanted else nullcontext()
 
     @torch.inference_mode()
     def measure(self, function: Callable, *inputs: Tensor) -> Any:
@@ -95,27 +113,23 @@ class Objective:
             return self.applied(function, *inputs)
 
     def means(self) -> dict[str, float]:
-        """The epoch's averages so far, prefixed "train_"."""
-        return {f"train_{name}": float(total) / self.examples for name, total in self.sums.items()}
+        """The epoch's averages so far, prefixed "train_", and those of clipping."""
+        means = {f"train_{name}": float(total) / self.examples for name, total in self.sums.items()}
+        return means | (self.clipping.means() if self.clipping else {})
 
     def state_dict(self) -> dict:
         """Counters and the averages of an unfinished epoch."""
+        clipping = {"clipping": self.clipping.state_dict()} if self.clipping else {}
         return {"gradient_evaluations": self.gradient_evaluations, "sums": self.sums,
-                "examples": self.examples}
+                "examples": self.examples, **clipping}
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what `state_dict` returned."""
         self.gradient_evaluations, self.examples = state["gradient_evaluations"], state["examples"]
         device = next(self.model.parameters()).device
         self.sums = {name: total.to(device) for name, total in state["sums"].items()}
-
-
-def of_whole_batch(loss: Tensor, means: dict[str, Tensor], share: Tensor | float
-                   ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss and the means of the whole batch from those of this process's share."""
-    values = torch.stack([value.double() for value in (loss, *means.values())]) * share
-    whole, *rest = all_sum(values)
-    return whole, dict(zip(means, rest, strict=True))
+        if self.clipping is not None:
+            self.clipping.load_state_dict(state["clipping"], device)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def require_fit(model: nn.Module, task: Task, train: Batches) -> None:
 
 
 def require_step(settings: dict, model: nn.Module, task: Task, train: Batches,
-                 autocast: Callable) -> None:
+                 autocast: Callable, accumulation: int = 1) -> None:
     """Take a step with the optimizer of `settings` on a copy of `model`, with two examples.
 
     Raises ValueError for whatever the step raises, and for a batch whose activations need more
@@ -98,16 +98,17 @@ def require_step(settings: dict, model: nn.Module, task: Task, train: Batches,
             raise ValueError(f"{settings['name']} cannot take a step: {reason(error)}") from error
     for p in model.parameters():
         saved.pop(p.untyped_storage().data_ptr(), None)
-    _require_activations(sum(saved.values()) / len(examples[0]), train)
+    _require_activations(sum(saved.values()) / len(examples[0]), train, accumulation)
 
 
-def _require_activations(per_example: float, train: Batches) -> None:
-    examples, device = min(train.batch_size, train.examples) / size(), train.tensors[0].device
+def _require_activations(per_example: float, train: Batches, accumulation: int) -> None:
+    examples = min(train.batch_size, train.examples) / size() / accumulation
+    device = train.tensors[0].device
     needed, there = (number / 2**30 for number in (per_example * examples, total_memory(device)))
     if needed > there:
         raise ValueError(f"a batch of {train.batch_size} examples needs {needed:.3g} GiB for "
                          f"activations, this machine's {device.type} has {there:.3g} GiB: a "
-                         "smaller data.batch_size")
+                         "smaller data.batch_size, or a larger experiment.accumulation")
 
 
 def first_rows(train: Batches, rows: int) -> tuple[Tensor, ...]:

@@ -4,12 +4,18 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from .base import Base
 
 
 class FirstOrder(Base):
-    """Subclasses give `update_group(params, group)`, in place, for parameters with a gradient."""
+    """Subclasses give `update_group(params, group)`, in place, for parameters with a gradient.
+
+    gradient_filter: called with the optimizer before each update (see parts/filtered.py).
+    """
+
+    gradient_filter: Callable[[Optimizer], None] | None = None
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """Update in place the tensors `params` of `group`, all with a dense gradient."""
@@ -26,6 +32,8 @@ class FirstOrder(Base):
         """One step; the loss of the closure's first call, None without a closure."""
         loss = self.gradient(closure)
         with torch.no_grad():
+            if self.gradient_filter is not None:
+                self.gradient_filter(self)
             self.update()
             self.after_step()
         return loss
