@@ -1,11 +1,9 @@
 """Optimizers: one algorithm per file, found by its file name; the folder is the registry."""
 
-import importlib.util
+import importlib
 import inspect
 import pkgutil
 import re
-import sys
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -14,6 +12,7 @@ from torch.optim import AdamW, Optimizer
 from .parts.filtered import GradientFilter, with_filter
 from .parts.joint import Joint
 from .parts.layout import may_fuse
+from .parts.library import library_class, wants_use_muon
 from .parts.matrix import MatrixOptimizer
 from .parts.split import parameter_groups, routing_table, split
 
@@ -44,7 +43,7 @@ def optimizer_class(name: str) -> type[Optimizer]:
     unknown name, and for a package or class that is not there.
     """
     if ":" in name:
-        return _library_class(*name.split(":", 1))
+        return library_class(*name.split(":", 1))
     key = _key(name)
     own = {_key(stem): stem for stem in _own()}
     if key in own:
@@ -71,8 +70,8 @@ def build_optimizer(settings: dict, model: nn.Module,
     either, any class becomes the matrix rule beside an AdamW); every other table is a wrapper, the
     first one innermost. A class that has an argument `model` is given it.
     gradient_filter: as `parts.filtered.with_filter` takes it, for the innermost rule.
-    Raises ValueError for an unknown name, a bad value or a rate that AdamW cannot share, TypeError
-    for an unknown keyword.
+    Raises ValueError for an unknown name, a bad value, a class without a rate or one whose rate
+    AdamW cannot share, TypeError for an unknown keyword.
     """
     settings = dict(settings)
     cls = optimizer_class(settings.pop("name"))
@@ -92,29 +91,21 @@ def build_optimizer(settings: dict, model: nn.Module,
         optimizer = Joint(*(_fused(*part) for part in parts if part[1]))
     elif next(iter(inspect.signature(cls).parameters)) == "model":
         optimizer = cls(**_with_model(cls, settings, model))
-    elif _wants_use_muon(cls):
+    elif wants_use_muon(cls):
         groups = zip(split(model), (True, False), strict=True)
         optimizer = cls([{"params": params, "use_muon": flag} for params, flag in groups if params],
                         **_with_model(cls, settings, model))
     else:
         params = [p for p in model.parameters() if p.requires_grad]
         optimizer = _fused(cls, params, _with_model(cls, settings, model))
+    if any("lr" not in group for group in optimizer.param_groups):
+        raise ValueError(f"{cls.__name__} has no lr, by which schedules and records go")
     if gradient_filter is not None:
         optimizer = with_filter(optimizer, gradient_filter)
     for name, table in tables.items():
         wrapper = optimizer_class(name)
         optimizer = wrapper(optimizer, **_with_model(wrapper, table, model))
     return optimizer
-
-
-def _wants_use_muon(cls: type[Optimizer]) -> bool:
-    """Whether a library's class wants groups that say `use_muon`, as pytorch_optimizer's do."""
-    if cls.__module__.startswith((f"{__name__}.", "torch.")):
-        return False
-    try:
-        return "use_muon" in inspect.getsource(sys.modules[cls.__module__])
-    except (OSError, TypeError):  # a module without source
-        return False
 
 
 def _require_rate_of_its_own(cls: type[Optimizer], groups: list[dict]) -> None:
@@ -168,31 +159,3 @@ def _torch() -> dict[str, type[Optimizer]]:
 
 def _key(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
-
-
-def _require_installed(package: str) -> None:
-    """Raise ValueError for a package of the working directory or of this project's checkout: a
-    config must not be able to run what some folder of results holds."""
-    home = Path(__file__).parents[1]  # the checkout, or site-packages
-    forbidden = {Path.cwd(), home} if (home / "pyproject.toml").exists() else {Path.cwd()}
-    spec = importlib.util.find_spec(package)
-    # A module of the interpreter itself ("os" is frozen) has no location.
-    files = [spec.origin] if spec and spec.has_location else []
-    places = (spec and spec.submodule_search_locations) or files
-    if any(Path(place).parent.resolve() in forbidden for place in places):
-        raise ValueError(f"{package} is not an installed package: package:Class names no code of "
-                         "the working directory")
-
-
-def _library_class(package: str, name: str) -> type[Optimizer]:
-    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", package):
-        raise ValueError(f"{package!r} is no package name; write package:Class")
-    _require_installed(package.split(".")[0])
-    try:
-        module = importlib.import_module("torch.optim" if package == "torch" else package)
-    except ImportError as error:
-        raise ValueError(f"optimizer {package}:{name}: no package {package} ({error})") from error
-    cls = getattr(module, name, None)
-    if not (inspect.isclass(cls) and issubclass(cls, Optimizer)):
-        raise ValueError(f"{package} has no optimizer class {name!r}")
-    return cls

@@ -1,6 +1,7 @@
-"""The table of all optimizers, or the update rule and arguments of one.
+"""The table of all optimizers, the update rule and arguments of one, or which classes of an
+installed library a config can name.
 
-python -m optimizer [NAME]
+python -m optimizer [NAME | --library PACKAGE]
 """
 
 import argparse
@@ -9,6 +10,7 @@ import inspect
 import sys
 
 from . import available_optimizers, optimizer_class
+from .parts.compatibility import card
 
 
 def table() -> str:
@@ -41,12 +43,17 @@ def _defaults(cls: type) -> str:
 
 
 def main() -> int:
-    """Print what was asked for; the exit status, 2 for an unknown name."""
+    """Print what was asked for; the exit status, 2 for an unknown name or package."""
     parser = argparse.ArgumentParser(prog="python -m optimizer")
     parser.add_argument("name", nargs="?", help="an optimizer's name; all of them without it")
-    name = parser.parse_args().name
+    parser.add_argument("--library", metavar="PACKAGE",
+                        help='take steps with every class of a library, as "PACKAGE:Class" would')
+    options = parser.parse_args()
     try:
-        print(describe(name) if name else table())
+        if options.library:
+            print(card(options.library))
+        else:
+            print(describe(options.name) if options.name else table())
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from exp.grokking.train import TASK, train
 from exp.harness import cli, precheck
@@ -16,7 +17,9 @@ from exp.harness.config import load_settings
 from exp.harness.errors import ConfigError
 from exp.harness.task import task_named
 from exp.harness.toml import read_toml
+from optimizer import __main__ as optimizers
 from optimizer import build_optimizer
+from optimizer.parts.library import library_classes
 from tests.conftest import TINY
 
 GROK = Path("config/lrp_grok_ars2_neo_aga_400e.toml")
@@ -120,8 +123,10 @@ def test_a_wrong_replacement_is_one_line_and_writes_nothing(options, words, tmp_
     ("{name = 'adam', capturable = true}", "adam cannot take a step: "),
     ("{name = 'adamw', differentiable = true}", "adamw cannot take a step: "),
     ("{name = 'lbfgs', routing = 'role', adamw = {lr = 0.1}}", "lbfgs cannot take a step: "),
-    ("{name = 'pytorch_optimizer:AdaHessian'}", "AdaHessian cannot take a step: "),
-    ("{name = 'pytorch_optimizer:SophiaH'}", "SophiaH cannot take a step: "),
+    ("{name = 'pytorch_optimizer:LOMO'}", "LOMO cannot take a step: it has no step() but updates"),
+    ("{name = 'pytorch_optimizer:LoRARite'}", "its documentation says: LoRA factor optimization"),
+    ("{name = 'pytorch_optimizer:A2Grad'}", "A2Grad has no lr"),
+    ("{name = 'pytorch_optimizer:SAM'}", "SAM goes around another optimizer, which code has to"),
 ])
 def test_what_the_first_step_refuses_is_one_line_and_writes_nothing(optimizer, words, tmp_path,
                                                                     capsys):
@@ -190,3 +195,54 @@ def test_the_router_says_which_parameters_of_a_librarys_muon_are_matrices():
     groups = build_optimizer({"name": "pytorch_optimizer:Muon"}, model).param_groups
     assert [group["use_muon"] for group in groups] == [True, False]
     assert groups[0]["params"] == [model[1].weight]
+
+
+def test_gradients_of_compiled_models_cannot_be_differentiated():
+    with pytest.raises(ConfigError, match="AdaHessian differentiates gradients: experiment.comp"):
+        build(grok("optimizer={name = 'pytorch_optimizer:AdaHessian'}", "experiment.compile=true",
+                   *TINY["grokking"], "experiment.device='cpu'"), TASK)
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")  # the reference's cycle
+@pytest.mark.parametrize(("task", "name"), [
+    ("grokking", "AdaHessian"), ("wikitext2", "SophiaH")])  # the latter's attention is fused
+def test_a_rule_that_differentiates_gradients_takes_the_librarys_own_steps(task, name, tiny_data):
+    of_task = task_named(task)
+    settings = load_settings(of_task.config, [
+        *TINY[task], "experiment.device='cpu'", f"optimizer={{name='pytorch_optimizer:{name}'}}"],
+        of_task)
+
+    def weights(plain):
+        run = build(settings, of_task)
+        torch.manual_seed(1)
+        for batch in run.data.train.epoch(0):
+            if plain:
+                run.optimizer.zero_grad()
+                with sdpa_kernel(SDPBackend.MATH):
+                    of_task.loss_fn(run.model, *batch)[0].backward(create_graph=True)
+                run.optimizer.step()
+            else:
+                run.optimizer.step(run.objective.on(batch))
+        return torch.cat([p.detach().flatten() for p in run.model.parameters()])
+
+    assert torch.equal(weights(plain=False), weights(plain=True))
+
+
+def test_the_card_takes_a_step_with_each_class_of_a_library(monkeypatch, capsys):
+    names = ["AdaHessian", "AliG", "BSAM", "LOMO", "Lion", "Lookahead", "SpectralSphere"]
+    assert set(names) < set(library_classes("pytorch_optimizer"))
+    monkeypatch.setattr("sys.argv", ["optimizer", "--library", "pytorch_optimizer"])
+    with monkeypatch.context() as patch:
+        patch.setattr("optimizer.parts.compatibility.library_classes", lambda _: names)
+        assert optimizers.main() == 0
+    words = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line)
+    assert words.pop("3") == "of 7 run"
+    assert {name for name, text in words.items() if text == "runs"} == {"AdaHessian", "Lion"}
+    assert words["SpectralSphere"].startswith('runs with routing = "role"; alone: ')
+    assert words["BSAM"] == "needs num_data"
+    for package, said in (("json", "json has no optimizer classes"), ("exp", "not an installed"),
+                          ("no_such", "no package no_such"), ("a/b", "'a/b' is no package name")):
+        monkeypatch.setattr("sys.argv", ["optimizer", "--library", package])
+        assert optimizers.main() == 2
+        error = capsys.readouterr().err
+        assert said in error and len(error.splitlines()) == 1

@@ -1,6 +1,7 @@
 """Build device, data, model, optimizer, schedule and objective from checked settings."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,7 +14,13 @@ from data import DataError
 from data.batches import Batches
 from exp.harness.batch_norm import synchronized
 from exp.harness.clipping import Clipping
-from exp.harness.device import autocast, pick_device, seed_everything, set_tf32
+from exp.harness.device import (
+    autocast,
+    pick_device,
+    seed_everything,
+    set_tf32,
+    twice_differentiable,
+)
 from exp.harness.distributed import (
     data_parallel,
     is_lost_peer,
@@ -24,13 +31,14 @@ from exp.harness.distributed import (
 )
 from exp.harness.errors import ConfigError
 from exp.harness.objective import Objective
-from exp.harness.precheck import MemoryBound, reason, require_fit, require_step
+from exp.harness.precheck import MemoryBound, require_fit, require_step
 from exp.harness.schedule import Schedule
 from exp.harness.task import Task
 from model import build_model
-from optimizer import build_optimizer
+from optimizer import build_optimizer, optimizer_class
 from optimizer.parts.distributed.gathered import Gathered
 from optimizer.parts.distributed.sharded import Sharded
+from optimizer.parts.library import reason, wants_graph
 from optimizer.parts.wrapper import Wrapper
 
 
@@ -60,8 +68,15 @@ def build(settings: dict, task: Task) -> Built:
     device = pick_device(experiment["device"])
     set_tf32(experiment["precision"] == "tf32")
     seed_everything(experiment["seed"])
+    graph = wants_graph(optimizer_class(settings["optimizer"]["name"]))
+    forward = autocast(device, experiment["precision"])
+    if graph:
+        forward = twice_differentiable(forward)
     with together():
-        data, model, optimizer, schedule = _parts(settings, task, device, clipping)
+        data, model, optimizer, schedule = _parts(settings, task, device, forward, clipping)
+    if graph and (experiment["compile"] or size() > 1):
+        raise ConfigError(f"[optimizer] {settings['optimizer']['name']} differentiates gradients: "
+                          "experiment.compile = false, and one process")
     if experiment["compile"]:
         model.compile()
     whole = list(model.parameters())
@@ -69,8 +84,8 @@ def build(settings: dict, task: Task) -> Built:
     if size() > 1:
         shards = dict(zip(whole, model.parameters(), strict=True))
         optimizer = over_processes(optimizer, experiment["sharding"], shards)
-    objective = Objective(model, task.loss_fn, autocast(device, experiment["precision"]), applied,
-                          experiment["accumulation"], clipping)
+    objective = Objective(model, task.loss_fn, forward, applied, experiment["accumulation"],
+                          clipping, graph=graph)
     # Weights are equal on all processes; random numbers of training (dropout) differ.
     if rank():
         torch.manual_seed(experiment["seed"] + rank())
@@ -86,7 +101,8 @@ def with_smoothing(task: Task, share: float) -> Task:
     return replace(task, loss_fn=partial(task.loss_fn, label_smoothing=share))
 
 
-def _parts(settings: dict, task: Task, device: torch.device, clipping: Clipping | None) -> tuple:
+def _parts(settings: dict, task: Task, device: torch.device, forward: Callable,
+           clipping: Clipping | None) -> tuple:
     experiment = settings["experiment"]
     table = "data"
     try:
@@ -102,8 +118,8 @@ def _parts(settings: dict, task: Task, device: torch.device, clipping: Clipping 
         if size() > 1:
             model = synchronized(model, device)
         table = "optimizer"
-        require_step(settings["optimizer"], model, task, data.train,
-                     autocast(device, experiment["precision"]), experiment["accumulation"])
+        require_step(settings["optimizer"], model, task, data.train, forward,
+                     experiment["accumulation"])
         optimizer = build_optimizer(settings["optimizer"], model, clipping)
         if size() > 1:
             _require_many_processes(optimizer, experiment)

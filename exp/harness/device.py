@@ -4,13 +4,14 @@ import ctypes
 import os
 import random
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from exp.harness.errors import ConfigError
 
@@ -33,6 +34,17 @@ def autocast(device: torch.device, precision: str) -> Callable:
     if precision != "bf16":
         return nullcontext
     return partial(torch.autocast, device.type, dtype=torch.bfloat16)
+
+
+def twice_differentiable(forward: Callable) -> Callable:
+    """`forward`, a context manager for forward passes, with attention whose gradient can be
+    differentiated: the fused kernels' cannot."""
+    @contextmanager
+    def context() -> Iterator[None]:
+        with forward(), sdpa_kernel(SDPBackend.MATH):
+            yield
+
+    return context
 
 
 def set_tf32(allowed: bool) -> None:

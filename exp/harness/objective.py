@@ -27,12 +27,15 @@ class Objective:
     many micro-batches, one after the other; losses, means and gradients are those of the whole
     batch, but batch norms see a micro-batch. `applied` then runs the model (see `data_parallel`).
     `clipping` has averages of its own.
+
+    graph: gradients can be differentiated, for rules with Hessian-vector products, which are not
+    counted.
     """
 
     def __init__(self, model: nn.Module, loss_fn: LossFunction, autocast: Callable,
                  applied: nn.Module | None = None, accumulation: int = 1,
-                 clipping: Clipping | None = None) -> None:
-        self.model, self.loss_fn, self.autocast = model, loss_fn, autocast
+                 clipping: Clipping | None = None, *, graph: bool = False) -> None:
+        self.model, self.loss_fn, self.autocast, self.graph = model, loss_fn, autocast, graph
         self.applied = applied or Applied(model)
         self.accumulation, self.clipping = accumulation, clipping
         self.norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -57,6 +60,7 @@ class Objective:
         calls = 0
         rng = None
 
+        @torch.enable_grad()  # a library's rule may call it under no_grad
         def closure(synchronize: bool = True) -> Tensor:
             nonlocal calls, rng
             calls += 1
@@ -90,10 +94,10 @@ class Objective:
                 with self.autocast():
                     loss, means = self.applied(self.loss_fn, *part)
                 if size() == len(parts) == 1:
-                    loss.backward()
+                    backward(loss, self.model, graph=self.graph)
                     return loss.detach(), means
                 # DDP averages gradients over processes; this makes it a sum.
-                (loss * (share * size())).backward()
+                backward(loss * (share * size()), self.model, graph=self.graph)
             values = [value.detach().double() for value in (loss, *means.values())]
             total = total + torch.stack(values) * share
         whole, *rest = all_sum(total)
@@ -130,6 +134,19 @@ class Objective:
         self.sums = {name: total.to(device) for name, total in state["sums"].items()}
         if self.clipping is not None:
             self.clipping.load_state_dict(state["clipping"], device)
+
+
+def backward(loss: Tensor, model: nn.Module, *, graph: bool = False) -> None:
+    """Add the gradients of `loss` to the parameters'; with `graph` they can be differentiated."""
+    if not graph:
+        loss.backward()
+        return
+    # Not by loss.backward(create_graph=True), which warns of the cycle that zero_grad breaks.
+    params = [p for p in model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
+    for p, gradient in zip(params, gradients, strict=True):
+        if gradient is not None:
+            p.grad = gradient if p.grad is None else p.grad + gradient
 
 
 @contextmanager

@@ -3,10 +3,8 @@
 import copy
 import math
 import random
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +15,11 @@ from torch.overrides import TorchFunctionMode
 from data.batches import Batches
 from exp.harness.device import total_memory
 from exp.harness.distributed import is_lost_peer, size
-from exp.harness.objective import rng_state, set_rng_state
+from exp.harness.objective import backward, rng_state, set_rng_state
 from exp.harness.task import Task
-from optimizer import build_optimizer
+from optimizer import build_optimizer, optimizer_class
 from optimizer.parts.base import set_mode
+from optimizer.parts.library import refusal, wants_graph
 
 ROWS = 2  # of the first batch
 WEIGHT_BYTES = 4 * 4  # per weight: itself and its gradient, in the run and in the copy here
@@ -69,7 +68,7 @@ def require_step(settings: dict, model: nn.Module, task: Task, train: Batches,
     """
     examples = first_rows(train, ROWS)
     with random_numbers_kept(examples[0].device):
-        model = copy.deepcopy(model)
+        model, cls = copy.deepcopy(model), optimizer_class(settings["name"])
         optimizer = build_optimizer(settings, model)
         for norm in model.modules():
             if isinstance(norm, nn.modules.batchnorm._BatchNorm):
@@ -81,12 +80,13 @@ def require_step(settings: dict, model: nn.Module, task: Task, train: Batches,
             saved[storage.data_ptr()] = storage.nbytes()
             return tensor
 
+        @torch.enable_grad()
         def closure(**_: bool) -> Tensor:
             model.zero_grad(set_to_none=True)
             saved.clear()
             with autocast(), torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
                 loss = task.loss_fn(model, *examples)[0]
-            loss.backward()
+            backward(loss, model, graph=wants_graph(cls))
             return loss.detach()
 
         try:
@@ -95,7 +95,8 @@ def require_step(settings: dict, model: nn.Module, task: Task, train: Batches,
         except Exception as error:
             if is_lost_peer(error):
                 raise
-            raise ValueError(f"{settings['name']} cannot take a step: {reason(error)}") from error
+            raise ValueError(f"{settings['name']} cannot take a step: {refusal(cls, error)}"
+                             ) from error
     for p in model.parameters():
         saved.pop(p.untyped_storage().data_ptr(), None)
     _require_activations(sum(saved.values()) / len(examples[0]), train, accumulation)
@@ -126,13 +127,3 @@ def random_numbers_kept(device: torch.device) -> Iterator[None]:
         set_rng_state(states[0], device)
         np.random.set_state(states[1])
         random.setstate(states[2])
-
-
-def reason(error: Exception) -> str:
-    """One line of an exception; one that is no message for users, with its type and place."""
-    text = " ".join(str(error).split())
-    if text and isinstance(error, ValueError | ImportError):
-        return text
-    places = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(places[-1].filename).name}, line {places[-1].lineno})" if places else ""
-    return f"{type(error).__name__}: {text}{place}"
