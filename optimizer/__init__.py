@@ -20,7 +20,7 @@ __all__ = ["GIVEN_BY_CODE", "available_optimizers", "build_optimizer", "is_wrapp
            "optimizer_class", "parameter_groups", "routing_table"]
 
 # Constructor arguments that `build_optimizer` fills in; a configuration sets the others.
-GIVEN_BY_CODE = ("params", "base", "model")
+GIVEN_BY_CODE = ("params", "base", "model", "names")
 
 
 def __getattr__(name: str) -> type[Optimizer]:
@@ -68,10 +68,11 @@ def build_optimizer(settings: dict, model: nn.Module,
     settings: `name` and that class's keywords; for a matrix rule also `routing` and the table
     `adamw` for the parameters off the matrix track, with tables in it for roles among them (given
     either, any class becomes the matrix rule beside an AdamW); every other table is a wrapper, the
-    first one innermost. A class that has an argument `model` is given it.
+    first one innermost, in the order of parts/wrapper.py. A class that has an argument `model`, or
+    `names`, is given it.
     gradient_filter: as `parts.filtered.with_filter` takes it, for the innermost rule.
     Raises ValueError for an unknown name, a bad value, a class without a rate or one whose rate
-    AdamW cannot share, TypeError for an unknown keyword.
+    AdamW cannot share, wrappers in a wrong order, TypeError for an unknown keyword.
     """
     settings = dict(settings)
     cls = optimizer_class(settings.pop("name"))
@@ -82,9 +83,9 @@ def build_optimizer(settings: dict, model: nn.Module,
         groups = parameter_groups(model, routing or "role", **(adamw or {}))
         optimizer = cls(groups, **_with_model(cls, settings, model))
     elif routing is not None or adamw is not None:
-        matrices, _ = split(model, routing or "role")
-        rest = [group for group in parameter_groups(model, routing or "role", **(adamw or {}))
-                if group["track"] == "adamw"]
+        groups = parameter_groups(model, routing or "role", **(adamw or {}))
+        matrices, rest = ([group for group in groups if group["track"] == track]
+                          for track in ("matrix", "adamw"))
         _require_rate_of_its_own(cls, rest)
         shared = {key: settings[key] for key in ("lr", "weight_decay") if key in settings}
         parts = [(cls, matrices, _with_model(cls, settings, model)), (AdamW, rest, shared)]
@@ -119,13 +120,14 @@ def _require_rate_of_its_own(cls: type[Optimizer], groups: list[dict]) -> None:
 
 
 def _with_model(cls: type[Optimizer], settings: dict, model: nn.Module) -> dict:
-    """`settings`, and the model too for a class that asks for one; arrays are tuples where the
-    class has a tuple."""
+    """`settings`, and the model, or the names of its parameters, for a class that asks for them;
+    arrays are tuples where the class has a tuple."""
     parameters = inspect.signature(cls).parameters
     settings = {key: tuple(value) if isinstance(value, list) and key in parameters
                 and isinstance(parameters[key].default, tuple) else value
                 for key, value in settings.items()}
-    return {**settings, "model": model} if "model" in parameters else settings
+    given = {"model": model, "names": {p: name for name, p in model.named_parameters()}}
+    return settings | {key: given[key] for key in given.keys() & parameters.keys()}
 
 
 def _fused(cls: type[Optimizer], params: list, settings: dict) -> Optimizer:

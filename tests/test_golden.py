@@ -33,6 +33,7 @@ from optimizer import (
     is_wrapper,
     optimizer_class,
 )
+from optimizer.parts.delta import Delta
 
 GOLDEN = Path(__file__).parent / "golden"
 COMMAND = "python -m pytest tests/test_golden.py --write-golden"
@@ -148,7 +149,8 @@ def cases(name):
 
 def table_of(name, keywords):
     if is_wrapper(optimizer_class(name)):
-        return {"name": "adamw", "weight_decay": 0.1, name: keywords}
+        decay = 0.0 if issubclass(optimizer_class(name), Delta) else 0.1
+        return {"name": "adamw", "weight_decay": decay, name: keywords}
     rate = {"lr": RATES[name]} if name in RATES else {}
     decays = "weight_decay" in inspect.signature(optimizer_class(name)).parameters
     return {"name": name, **rate, **({"weight_decay": 0.1} if decays else {}), **keywords}

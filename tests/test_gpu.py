@@ -19,7 +19,7 @@ from data.cifar10 import _statistics, augment
 from exp.harness.classification import loss_and_correct
 from exp.harness.toml import apply_override
 from model import build_model
-from optimizer import ars2_neo, build_optimizer
+from optimizer import ars2_neo, build_optimizer, hyperball
 
 GPU = torch.device("cuda", 0)
 # What cannot be shown: a rule, and why.
@@ -29,9 +29,11 @@ BEYOND = {
     "adamw_8bit": "has its library's kernels",
 }
 # Who asks for a value, and in which function.
-ASKS = {"soap": "eigh", "shampoo": "eigh", "soap_muon": "eigh", "tr_muon": "_step"}
-SETTINGS = {name: {"name": name} for name in OWN if name not in {*WRAPPERS, *BEYOND, *ASKS}}
-SETTINGS |= {name: {"name": "adamw", name: {}} for name in WRAPPERS}
+ASKS = {"soap": "eigh", "shampoo": "eigh", "soap_muon": "eigh", "tr_muon": "_step",
+        "hyperball": "are_nonzero"}
+ALL = {name: {"name": name} for name in OWN}
+ALL |= {name: {"name": "adamw", "weight_decay": 0.0, name: {}} for name in WRAPPERS}
+SETTINGS = {name: table for name, table in ALL.items() if name not in {*BEYOND, *ASKS}}
 for mode, changes in {"base": {"k": 0, "rho": 0.0}, "sync": {"k": 1}, "lazy": {"k": 2},
                       "lazy, bf16": {"k": 2, "shear_storage": "bf16"},
                       "lazy, 8 bits": {"k": 2, "shear_storage": "8bit"},
@@ -74,8 +76,13 @@ def test_a_step_stays_on_the_gpu_and_asks_for_no_value(settings):
 @pytest.mark.parametrize("name", ASKS)
 def test_who_asks_for_a_value_does_so_in_one_known_place(name):
     with pytest.raises(DataDependentOutputException) as caught:
-        steps_on_the_gpu({"name": name})
+        steps_on_the_gpu(ALL[name])
     assert ASKS[name] in asking(caught)
+
+
+def test_hyperball_asks_when_it_is_built_and_never_again(monkeypatch):
+    monkeypatch.setattr(hyperball, "are_nonzero", lambda params: [True] * len(params))
+    steps_on_the_gpu(ALL["hyperball"])
 
 
 def test_aga_asks_for_the_cosine_and_nothing_else(monkeypatch):

@@ -91,7 +91,7 @@ def test_the_recipes_of_the_docs_run_as_they_stand(site, tmp_path):
     text = Path("docs/using.md").read_text(encoding="utf-8")
     blocks = [block for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
               if not re.search(r"^(from|import) (transformers|lightning)", block, flags=re.M)]
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     quiet = "import warnings; warnings.filterwarnings('ignore', 'torch.distributed is disabled')\n"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

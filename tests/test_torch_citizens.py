@@ -25,7 +25,7 @@ from torch.optim.optimizer import (
 
 from optimizer import build_optimizer, optimizer_class
 
-ADAMW = {"name": "adamw", "lr": 0.01}
+ADAMW = {"name": "adamw", "lr": 0.01, "weight_decay": 0.0}
 CASES = {name: settings_of(name) for name in OWN}
 CASES |= {f"{name} of adamw": {**ADAMW, name: {}} for name in WRAPPERS}
 CASES |= {

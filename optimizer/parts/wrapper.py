@@ -1,6 +1,7 @@
-"""The base of optimizers that wrap another: SAM and its kin, Lookahead, QK-Clip."""
+"""The base of optimizers that wrap another: SAM and its kin, Lookahead, QK-Clip, the hooks around a
+rule's move, averages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -9,21 +10,37 @@ from torch.optim import Optimizer
 from .base import Base, inner_step
 from .checkpoint import upgraded
 
+# Kinds of wrappers, the innermost first: the order in which several of them go around one rule.
+ORDER = ("gradient filter", "update mask", "update length", "projection", "decay", "learning rate",
+         "outer step", "average")
+
 
 class Wrapper(Base):
     """An optimizer around `base`, sharing its param_groups, its state and its state_dict.
 
     The first argument of a wrapper is named `base`: that is how a configuration recognizes one.
-    Raises TypeError if `base` is not an optimizer.
+    stage: its place in ORDER; None goes anywhere.
+    Raises TypeError if `base` is not an optimizer, ValueError if it holds a wrapper of a later
+    stage.
     """
+
+    stage: str | None = None
 
     def __init__(self, base: Optimizer) -> None:
         if not isinstance(base, Optimizer):
             raise TypeError(f"{type(self).__name__} wraps an optimizer, got {type(base).__name__}")
+        self._require_order(base)
         self.base = base
         self.old_key = type(self).__name__
         super().__init__(base.param_groups, {})
         self._share()
+
+    def _require_order(self, base: Optimizer) -> None:
+        for inner in wrappers_of(base) if self.stage else ():
+            if inner.stage and ORDER.index(inner.stage) > ORDER.index(self.stage):
+                raise ValueError(
+                    f"{type(self).__name__} ({self.stage}) goes inside {type(inner).__name__} "
+                    f"({inner.stage}): the order, innermost first, is {', '.join(ORDER)}")
 
     def _share(self) -> None:
         self.param_groups, self.state = self.base.param_groups, self.base.state
@@ -91,3 +108,10 @@ class Wrapper(Base):
     def parameters(self) -> list[Tensor]:
         """All parameters, in the order of the groups."""
         return [p for group in self.param_groups for p in group["params"]]
+
+
+def wrappers_of(optimizer: Optimizer) -> Iterator[Wrapper]:
+    """The wrappers around a rule, the outermost first; none for a rule alone."""
+    while isinstance(optimizer, Wrapper):
+        yield optimizer
+        optimizer = optimizer.base

@@ -1,0 +1,126 @@
+"""The base of hooks around a rule's move: what `base` does to a weight is read, then changed."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from . import checks
+from .polar import as_matrices
+from .wrapper import Wrapper
+
+Scope = Literal["matrix", "all"]
+
+
+class Delta(Wrapper):
+    """Copies the weights W, lets `base` step, and puts W_after = move(p, W, u, group) in its place,
+    where u = (W - W_base) / lr is the direction of `base` with the lr of the group in this step.
+
+    scope: "matrix" the groups on the matrix track, in groups without a track the tensors of two or
+    more dimensions; "all" every parameter. W and u are stacks of matrices, (stack, m, n) as in
+    `as_matrices`, in float32 at least; of bfloat16 weights u has the rounding of the weights, since
+    there is no master copy. Where lr is 0 the weights stay.
+
+    The closure is passed through, so that any rule may be inside; norms are those of whole tensors,
+    as `Sharded` and `Gathered` have them (of DTensors that are cut up they would be wrong).
+    Raises ValueError where `base` has a weight decay of its own, which u would contain.
+    """
+
+    def __init__(self, base: Optimizer, scope: Scope = "matrix") -> None:
+        checks.choice(Scope, scope=scope)
+        super().__init__(base)
+        self.scope = scope
+        self.before: dict[Tensor, Tensor] = {}  # the weights of the step that is under way
+        for group in self.param_groups:
+            self._require_no_decay(group)
+
+    def move(self, p: Tensor, w: Tensor, u: Tensor, group: dict) -> Tensor:
+        """The weights of `p` after the step, of the shape of w and u."""
+        raise TypeError(f"{type(self).__name__} defines no move")
+
+    def scoped(self, group: dict) -> list[Tensor]:
+        """The parameters of `group` that this hook changes."""
+        if self.scope == "all":
+            return group["params"]
+        if "track" in group:
+            return group["params"] if group["track"] == "matrix" else []
+        return [p for p in group["params"] if p.ndim >= 2]
+
+    def add_param_group(self, group: dict) -> None:
+        """Add a group to the wrapped optimizer. Raises ValueError for one with a weight decay."""
+        super().add_param_group(group)
+        if "scope" in self.__dict__:
+            self._require_no_decay(self.param_groups[-1])
+
+    def _require_no_decay(self, group: dict) -> None:
+        decay = group.get("weight_decay", 0)
+        if decay and self.scoped(group):
+            raise ValueError(f"{type(self).__name__} needs weight_decay = 0 in the rule that it "
+                             f"wraps, got {decay}: a decay around it is CautiousDecay's")
+
+    # --- the step
+
+    @torch.compiler.disable(recursive=False)  # it would lose the weights; `base` is compiled
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One step of `base` and the change of its move; what `base` returns."""
+        try:
+            return super().step(closure)
+        finally:
+            self.before.clear()
+
+    def first_step(self, zero_grad: bool = False) -> bool:
+        """`first_step` of the sharpness-aware optimizer inside."""
+        self.after_gradient()
+        return super().first_step(zero_grad)
+
+    def inner_closure(self, closure: Callable[[], Tensor] | None) -> Callable[[], Tensor] | None:
+        """The closure; after it, and without one at once, the weights are noted."""
+        if closure is None:
+            self.after_gradient()
+            return None
+
+        def noting(**options: Any) -> Tensor:
+            loss = closure(**options)
+            self.after_gradient()
+            return loss
+
+        return noting
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def after_gradient(self) -> None:
+        """Note the weights that have a gradient, once a step: later calls are at moved weights."""
+        for group in self.param_groups:
+            for p in self.scoped(group):
+                if p.grad is not None and p.numel() and p not in self.before:
+                    self.before[p] = p.detach().clone()
+
+    @torch.compiler.disable
+    def after_step(self) -> None:
+        """`move` for every weight that was noted."""
+        for group in self.param_groups:
+            lr = float(group["lr"])
+            for p in self.scoped(group):
+                if p in self.before:
+                    w, moved = (matrices(x) for x in (self.before[p], p.detach()))
+                    after = self.move(p, w, (w - moved) / (lr or 1.0), group)
+                    if lr:  # else what a hook remembers has begun, as torch's checkpoints want
+                        p.copy_(after.reshape(p.shape))
+
+
+def matrices(tensor: Tensor) -> Tensor:
+    """`tensor` as (stack, m, n), a vector as (1, m, 1), in float32 at least."""
+    tensor = as_matrices(tensor if tensor.ndim else tensor[None])
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def norm(stack: Tensor) -> Tensor:
+    """The Frobenius norm of each matrix, (stack, 1, 1)."""
+    return torch.linalg.vector_norm(stack, dim=(-2, -1), keepdim=True)
+
+
+def over(numerator: Tensor, norms: Tensor) -> Tensor:
+    """numerator / norms; where a norm is 0, 0."""
+    return torch.where(norms > 0, numerator / norms.clamp_min(torch.finfo(norms.dtype).tiny), 0)
