@@ -94,9 +94,11 @@ class MatrixOptimizer(FirstOrder):
         """Share the groups and the state of the AdamW track with torch's AdamW; options that are
         younger than the checkpoint have their defaults."""
         super().after_loading()
+        # torch adds "differentiable" to the defaults of what it loads, to no group.
+        options = {key: value for key, value in self.defaults.items() if key != "differentiable"}
         for group in self.param_groups:
             if group["track"] == "matrix":
-                group.update({**self.defaults, **group})
+                group.update({**options, **group})
         if self.adamw is not None:
             groups = [group for group in self.param_groups if group["track"] == "adamw"]
             # Also puts a step count that is a plain number where the fused kernel needs it.
