@@ -26,7 +26,8 @@ class Claim:
     table, row, measure: which runs answer it (measures.py). against: the row to compare with.
     where: levels of the table's grid that it is limited to. runs: how many runs the claimed number
     is the mean of. logged, log: the value in the paper's own log, and whether it is this number.
-    cannot: why it is not tested here. withdrawn: by whom, or why it is no claim at all.
+    cannot: why it is not tested here. withdrawn: why it is no claim any more, after
+    "upstream: " what its authors say now.
     """
 
     id: str
@@ -64,7 +65,8 @@ class Claim:
 def judge(claim: Claim, ours: Evidence | None) -> Judgement:
     """The verdict on what we measured, None where nothing was run."""
     if claim.withdrawn:
-        return Judgement(WITHDRAWN, why=claim.withdrawn)
+        now = claim.withdrawn.removeprefix("upstream: ")
+        return Judgement(WITHDRAWN + " upstream" * (now != claim.withdrawn), why=now)
     if claim.cannot:
         return Judgement(UNTESTABLE, why=claim.cannot)
     if ours is None:

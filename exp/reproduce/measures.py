@@ -12,6 +12,7 @@ from exp.reproduce.yardstick import PERCENT, Yardstick
 
 SCALE_FREE = ("lead", "speedup", "delay", "evaluations")  # measures that compare two of our rows
 LEAST_ROUNDS = 3  # that a time is a median of
+FIT = 0.5  # nats
 OVERHEADS = {"extra_compute": "ratio", "extra_memory": "memory_ratio"}  # in the benchmark's rows
 
 Runs = dict[tuple, dict]  # (seed, levels of the grid) -> run
@@ -103,6 +104,12 @@ def shared(ours: Runs, other: Runs) -> tuple[Runs, Runs]:
     return {key: ours[key] for key in keys}, {key: other[key] for key in keys}
 
 
+def _fit_loss(c: Comparison) -> Evidence:
+    """The epoch at which the training loss falls below FIT: what ARS's README calls fitting."""
+    by = Yardstick(replace(LOSS, name="train_loss"), threshold=FIT)
+    return sample([by.epoch(run) or math.inf for run in c.ours.values()], log=True)
+
+
 def _epochs_to_best(c: Comparison) -> Evidence:
     return replace(c, scale=1.0).sample(lambda run: 1 + c.by.curve(run).index(c.by.best(run)),
                                         log=True)
@@ -192,6 +199,7 @@ def _of_both(pairs: Iterable[tuple[float, float]]) -> Evidence:
 
 MEASURES: dict[str, Callable[[Comparison], Evidence]] = {
     "best": lambda c: c.sample(c.by.best), "final": lambda c: c.sample(c.by.last),
+    "fit_loss": _fit_loss,
     "train_loss": lambda c: c.sample(Yardstick(replace(LOSS, name="train_loss")).last),
     "epochs_to_best": _epochs_to_best, "rebound": _rebound, "speedup": _speedup, "delay": _delay,
     "lead": _lead, "lag": _lag, "evaluations": _evaluations,

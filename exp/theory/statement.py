@@ -15,6 +15,7 @@ Markdown, or, where <name>.md is beside it, that file is:
     judge(rows)              -> Verdict, see `verdict`
     tables(rows)             name -> table or text; without it one table of all means
     figure(rows)             keywords of `exp.report.canvas.curves` for <name>.png; may be missing
+    WITHDRAWN                what the authors say now, where they no longer say this
 
 An experiment that settles no claim has neither rule nor `judge`.
 """
@@ -93,7 +94,15 @@ def render(folder: Path, name: str) -> str:
     (folder / f"{name}.md").write_text(page_of(name, rows, provenance), encoding="utf-8")
     if hasattr(module, "figure"):
         curves(folder / f"{name}.png", **module.figure(rows))
-    return module.judge(rows).word if hasattr(module, "judge") else "measured"
+    return judged(module, rows).word if hasattr(module, "judge") else "measured"
+
+
+def judged(module: ModuleType, rows: Rows) -> Verdict:
+    """What `judge` says; of a statement that its authors no longer make "withdrawn upstream"."""
+    found = module.judge(rows)
+    if not hasattr(module, "WITHDRAWN"):
+        return found
+    return Verdict("withdrawn upstream", f"as first stated it {found.word}: {found.numbers}")
 
 
 def page_of(name: str, rows: Rows, provenance: dict) -> str:
@@ -103,8 +112,9 @@ def page_of(name: str, rows: Rows, provenance: dict) -> str:
     parts = [title, f"{source}. `python -m exp.theory {name}`."]
     if hasattr(module, "judge"):
         rule, *prose = prose
-        parts.append(f"**{module.judge(rows).word}**. The rule, written before the run: "
-                     f"{rule.removeprefix('Rule: ')}")
+        found, now = judged(module, rows), getattr(module, "WITHDRAWN", "")
+        parts.append(f"**{found.word}**{f': {now}; {found.numbers}' if now else ''}. The rule, "
+                     f"written before the run: {rule.removeprefix('Rule: ')}")
     content = module.tables(rows) if hasattr(module, "tables") else {"means": means_table(rows)}
     content = {key: part if isinstance(part, str) else table(part)
                for key, part in content.items()}
@@ -129,7 +139,7 @@ def summary(folder: Path) -> str:
     for name in statement_files():
         path = folder / f"{name}.json"
         if path.exists() and hasattr(statement(name), "judge"):
-            word, numbers = statement(name).judge(read_rows(path)[0])
+            word, numbers = judged(statement(name), read_rows(path)[0])
             lines.append(f"| {says(name)} | **{word}** | {numbers} | "
                          f"[{name}](../{folder.as_posix()}/{name}.md) |")
     return page("# The paper's theory, tested", "\n".join(lines))
