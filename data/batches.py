@@ -1,5 +1,6 @@
 """Shuffled minibatches of tensors that live on the device, in an order that needs no state."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -22,6 +23,8 @@ class Batches:
     Raises ValueError for a batch_size or epochs_per_pass outside [1, 2**31) or an epoch without a
     batch.
     """
+
+    most_epochs = math.inf  # a set of which each example is used once has a last one
 
     def __init__(self, tensors: tuple[Tensor, ...], batch_size: int, seed: int,
                  drop_last: bool = False, augment: Augment | None = None,
@@ -46,18 +49,18 @@ class Batches:
         # Drawn on the CPU, so that every device sees the same order.
         rows = len(self.tensors[0])
         whole, part = divmod(epoch, self.epochs_per_pass)
-        order = torch.randperm(rows, generator=_generator("cpu", self.seed, whole))
+        order = torch.randperm(rows, generator=seeded("cpu", self.seed, whole))
         first = part * (rows // self.epochs_per_pass)
         chunks = order[first : first + self.examples].to(device).split(self.batch_size)
         for index in range(start, len(chunks)):
             batch = tuple(tensor[chunks[index]] for tensor in self.tensors)
             if self.augment is not None:
-                generator = _generator(device, self.seed, epoch, index + 1)
+                generator = seeded(device, self.seed, epoch, index + 1)
                 batch = (self.augment(batch[0], generator), *batch[1:])
             yield batch
 
 
-def _generator(device: torch.device | str, *keys: int) -> torch.Generator:
-    """A generator whose seed mixes the keys, so that neighbouring ones are unrelated."""
+def seeded(device: torch.device | str, *keys: int) -> torch.Generator:
+    """A torch generator whose seed mixes the keys, so that neighbouring ones are unrelated."""
     (word,) = np.random.SeedSequence(keys).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(word) % 2**63)

@@ -82,7 +82,7 @@ def wikitext2(
     Raises ValueError for sizes out of range, DataError for missing or damaged data.
     """
     _check(variant, packing, sequence_length, vocab_size, subset, eval_subset)
-    packed = _packed(_texts(variant), SHA256[variant], packing, sequence_length, vocab_size)
+    packed = _packed(texts(variant), SHA256[variant], packing, sequence_length, vocab_size)
     if not all(len(packed[split]) for split in SPLITS):
         raise ValueError(f"sequence_length {sequence_length} leaves a split without rows")
     shares = {"train": subset, "valid": eval_subset, "test": 1.0}
@@ -230,7 +230,7 @@ def _key(*parts) -> str:
     return hashlib.sha256(json.dumps([CACHE_FORMAT, *parts]).encode()).hexdigest()[:16]
 
 
-def _texts(variant: str) -> dict[str, str]:
+def texts(variant: str) -> dict[str, str]:
     """The text of each split, located or downloaded."""
     folder = locate(FOLDERS[variant]) or download(
         f'Wikitext-2, variant "{variant}",', FOLDERS[variant], [lambda: _from_hub(variant)])

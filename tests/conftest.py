@@ -1,5 +1,6 @@
 """Tiny data sets in the real layouts, and runs of the real training scripts on them."""
 
+import bz2
 import hashlib
 import os
 import pickle
@@ -11,6 +12,7 @@ import torch
 
 import data
 import data.cifar10
+import data.ladder
 import data.wikitext2
 from exp.harness.task import task_named, tasks
 from exp.harness.toml import read_toml, to_toml
@@ -69,12 +71,24 @@ def write_cifar(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     return md5, sha256
 
 
+def write_ladder(folder: Path) -> dict[str, str]:
+    rng = np.random.default_rng(2)
+    folder.mkdir(parents=True)
+    sums = {}
+    for name, words in (("eltec", 90_000), ("novels", 30_000), ("docs", 1000)):
+        text = " ".join(rng.choice(WORDS, words)).encode()
+        (folder / f"{name}.txt.bz2").write_bytes(bz2.compress(text))
+        sums[name] = hashlib.sha256(text).hexdigest()
+    return sums
+
+
 def write_data(root: Path) -> dict[str, dict]:
     """Write all data sets, tiny; their checksums: module -> name -> value."""
     texts = {"v1": write_text_splits(root / "wikitext-2", 0),
              "raw": write_text_splits(root / "wikitext-2-raw", 1)}
     md5, sha256 = write_cifar(root / "cifar-10-batches-py")
-    return {"data.cifar10": {"MD5": md5, "SHA256": sha256}, "data.wikitext2": {"SHA256": texts}}
+    return {"data.cifar10": {"MD5": md5, "SHA256": sha256}, "data.wikitext2": {"SHA256": texts},
+            "data.ladder": {"SHA256": write_ladder(root / "ladder")}}
 
 
 def use_data(root: Path, sums: dict[str, dict], patch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ def test_the_resolved_settings_survive_toml_and_resolve_to_themselves():
     ("optimizer.adamw.head.momentum=1", ["[optimizer.adamw.head]", "unknown key 'momentum'"]),
     ("optimizer.muon.lr=1.0", ["not a wrapper"]),
     ("optimizer.sam.radius=1.0", ["[optimizer.sam]", "rho"]),
-    ("model.name='gpt'", ["unknown model 'gpt'", "qwen3"]),
+    ("model.name='bert'", ["unknown model 'bert'", "qwen3"]),
     ("model.name='resnet19'", ["Did you mean 'resnet18'"]),
     ("model.vocab_size=5", ["unknown key 'vocab_size'"]),
     ("model.activation='tanh'", ["'relu'", "'gelu'"]),

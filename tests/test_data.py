@@ -1,5 +1,6 @@
 """Data: hand-made packings, the augmentation's distribution, purity of the order, clear errors."""
 
+import bz2
 import hashlib
 import importlib
 import json
@@ -7,6 +8,7 @@ import pickle
 import pkgutil
 import random
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -17,16 +19,21 @@ from conftest import REAL_DATA
 
 import data
 import data.cifar10
+import data.ladder
 import data.wikitext2
 from data import DataError
 from data.batches import Batches
 from data.cifar10 import augment, cifar10, normalize
 from data.modular import modular
 from data.wikitext2 import chunk, encode, lines, pack, sentences, wikitext2
+from exp.harness.build import build
+from exp.harness.config import load_settings
+from exp.harness.errors import ConfigError
+from exp.harness.task import task_named
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 NAMES = sorted(module.name for module in pkgutil.iter_modules(data.__path__)
-               if module.name != "batches")
+               if module.name != "batches" and not module.ispkg)
 CPU = {"seed": 3, "device": torch.device("cpu")}
 
 
@@ -193,6 +200,86 @@ def test_modular_arithmetic_refuses_what_it_cannot_label(settings, message):
         modular(**settings, **CPU)
 
 
+# --- the ladder
+
+
+def numbered(blocks):
+    """A text whose bytes say which block they are in, and what is left of another one."""
+    text = np.repeat(np.arange(blocks, dtype=np.uint8), data.ladder.BLOCK)
+    return np.concatenate([text, np.full(data.ladder.BLOCK - 1, 255, np.uint8)])
+
+
+def test_every_64th_block_is_held_out_and_windows_do_not_overlap():
+    train, held_out = data.ladder.split(numbered(130), 100)
+    assert train.shape == (127 * 655, 100) and held_out.shape == (3 * 655, 100)
+    assert held_out.unique().tolist() == [0, 64, 128]
+    assert train.unique().tolist() == sorted({*range(130)} - {0, 64, 128})
+    text = np.arange(2 * data.ladder.BLOCK) % 251
+    train, _ = data.ladder.split(text.astype(np.uint8), 100)
+    assert torch.equal(train.flatten(), torch.from_numpy(text)[65536 : 65536 + 65500].byte())
+
+
+def test_no_window_is_used_twice_and_runs_of_every_length_begin_alike():
+    windows = torch.arange(200, dtype=torch.uint8)[:, None].expand(-1, 6).contiguous()
+    train = data.ladder.OnePass(windows, 4, 7, seed=5)
+    assert (train.most_epochs, len(train), train.examples) == (7, 7, 28)
+    batches = [[inputs[:, 0] for inputs, _ in train.epoch(epoch)] for epoch in range(7)]
+    assert {len(epoch) for epoch in batches} == {7}
+    seen = torch.cat(sum(batches, []))
+    assert len(seen) == 196 == len(seen.unique())
+    longer = data.ladder.OnePass(windows, 4, 14, seed=5)
+    assert torch.equal(torch.cat([inputs[:, 0] for inputs, _ in longer.epoch(0)]), seen[:56])
+    resumed = [inputs[:, 0] for inputs, _ in train.epoch(2, start=3)]
+    assert torch.equal(torch.cat(resumed), torch.cat(batches[2][3:]))
+    inputs, targets = next(data.ladder.OnePass(
+        torch.arange(12, dtype=torch.uint8).view(2, 6), 2, 1, seed=0).epoch(0))
+    assert torch.equal(inputs + 1, targets) and inputs.dtype == torch.int64
+    with pytest.raises(ValueError, match="one pass has 7 epochs"):
+        next(train.epoch(7))
+    with pytest.raises(ValueError, match="more than one pass"):
+        data.ladder.OnePass(windows, 4, 51, seed=5)
+
+
+def test_windows_evaluated_are_evenly_spaced_and_those_of_a_corpus(tiny_data):
+    d = data.ladder.ladder(4, 2, eval_bytes=50 * 128, **CPU)
+    assert d.eval.shape == (50, 129) and d.vocab_size == 256
+    text = bz2.decompress((tiny_data / "ladder" / "eltec.txt.bz2").read_bytes())
+    starts = [index * 508 // 50 * 129 for index in range(50)]
+    assert [bytes(row.tolist()) for row in d.eval] == [text[i : i + 129] for i in starts]
+    assert d.digest == {name: data.ladder.SHA256[name] for name in ("eltec", "novels")}
+    with_docs = data.ladder.ladder(4, 2, "eltec+docs", eval_bytes=640, **CPU)
+    assert list(with_docs.digest) == ["eltec", "docs"]
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"corpus": "novel"}, "corpus must be one of"), ({"sequence_length": 0}, "sequence_length"),
+    ({"steps": 0}, "steps must be"), ({"eval_bytes": 100}, "eval_bytes"),
+    ({"corpus": "wikitext2"}, "blocks"), ({"batch_size": 10**6}, "more than one pass")])
+def test_what_the_ladders_data_refuse(settings, words, tiny_data):
+    with pytest.raises(ValueError, match=words):
+        data.ladder.ladder(**{"eval_bytes": 2000, **settings}, **CPU)
+
+
+def test_more_epochs_than_one_pass_are_refused_before_anything_is_written(tiny_data):
+    task = task_named("ladder")
+    overrides = [*task.scale("tiny"), "experiment.epochs=1000000", "experiment.device='cpu'"]
+    with pytest.raises(ConfigError, match=r"\[data\] one pass over the training set is \d+ epochs"):
+        build(load_settings(task.config, overrides, task), task)
+
+
+def test_a_damaged_text_is_refused(tiny_data, tmp_path, monkeypatch):
+    shutil.copytree(tiny_data / "ladder", tmp_path / "ladder")
+    monkeypatch.setenv("ARS_DATA", str(tmp_path))
+    monkeypatch.setattr("data.CACHE", tmp_path / "cache")
+    path = tmp_path / "ladder" / "eltec.txt.bz2"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match="cannot read .*eltec"):
+        data.ladder.load("eltec")
+    path.write_bytes(bz2.compress(b"another text"))
+    with pytest.raises(DataError, match="damaged or another file"):
+        data.ladder.load("eltec")
+
+
 # --- CIFAR-10
 
 
@@ -213,7 +300,8 @@ def drawn(count=4000, **settings):
 def test_a_data_set_is_a_pure_function_of_its_settings_and_seed(name, tiny_data):
     """Every file of data/: tensors to train and to evaluate on, the same ones for the same seed."""
     load = getattr(importlib.import_module(f"data.{name}"), name)
-    small = {"sequence_length": 9, "vocab_size": 300} if name == "wikitext2" else {}
+    small = {"wikitext2": {"sequence_length": 9, "vocab_size": 300},
+             "ladder": {"eval_bytes": 2000}}.get(name, {})
     one, again = (load(batch_size=7, **CPU, **small) for _ in range(2))
     for split in ("eval", "test"):
         tensors = getattr(one, split, None)
@@ -583,17 +671,17 @@ def test_wikitext_from_the_hub_gets_its_blank_lines_back(empty_cache, tmp_path, 
     hub = {split: {"text": rows} for split in ("train", "validation", "test")}
     monkeypatch.setattr("datasets.load_dataset", lambda *names: {
         ("Salesforce/wikitext", "wikitext-2-v1"): hub}[names])
-    assert data.wikitext2._texts("v1") == dict.fromkeys(sums, text)
+    assert data.wikitext2.texts("v1") == dict.fromkeys(sums, text)
     assert [path.name for path in empty_cache.iterdir()] == ["wikitext-2"]
     monkeypatch.setattr("datasets.load_dataset", None)
-    assert data.wikitext2._texts("v1") == dict.fromkeys(sums, text)
+    assert data.wikitext2.texts("v1") == dict.fromkeys(sums, text)
 
 
 def test_another_wikitext_from_the_hub_is_not_kept(tiny_data, empty_cache, monkeypatch):
     hub = {split: {"text": ["something else"]} for split in ("train", "validation", "test")}
     monkeypatch.setattr("datasets.load_dataset", lambda *_: hub)
     with pytest.raises(DataError, match="the hub's train split is damaged or another file"):
-        data.wikitext2._texts("raw")
+        data.wikitext2.texts("raw")
     assert list(empty_cache.iterdir()) == []
 
 
@@ -643,7 +731,7 @@ def test_the_real_files_are_what_they_should_be(monkeypatch):
         pixels, labels = data.cifar10._pickled(data.locate(data.cifar10.PICKLED), name)
         records = np.concatenate([labels.astype(np.uint8)[:, None], pixels], axis=1)
         assert hashlib.sha256(records.tobytes()).hexdigest() == checksum
-    texts = data.wikitext2._texts("v1")
+    texts = data.wikitext2.texts("v1")
     assert texts["train"].count("<unk>") == 54_625
     for split, text in texts.items():
         assert "<pad>" not in text and "<|endoftext|>" not in text
@@ -656,7 +744,7 @@ def test_the_real_files_are_what_they_should_be(monkeypatch):
 @pytest.mark.skipif(REAL_DATA is None, reason="ARS_DATA names no folder with the real data")
 def test_tokens_of_the_real_text_are_those_of_one_plain_encoding():
     """As before texts were encoded in pieces and special tokens in them were text."""
-    text = data.wikitext2._texts("v1")["valid"]
+    text = data.wikitext2.texts("v1")["valid"]
     tokenizer = data.wikitext2._trained(text, 600)
     expected = tokenizer.encode(text).ids
     tokenizer.encode_special_tokens = True

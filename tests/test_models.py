@@ -11,7 +11,7 @@ from model import available_models, build_model, model_class
 DOUBLE = torch.float64
 SMALL = {name: sys.modules[model_class(name).__module__].TINY for name in available_models()}
 PUBLISHED = {"grokking_transformer": {"vocab_size": 114}, "resnet18": {},
-             "qwen3": {"vocab_size": 300}}
+             "qwen3": {"vocab_size": 300}, "gpt": {"vocab_size": 256}}
 
 
 def small(name, **changes):
@@ -39,6 +39,7 @@ def test_roles_cover_every_parameter_once(name):
 @pytest.mark.parametrize(("name", "hidden", "others"), [
     ("grokking_transformer", 6, {"W_E": "embedding", "W_pos": "embedding", "W_U": "head"}),
     ("resnet18", 20, {"head.weight": "head", "head.bias": "vector"}),
+    ("gpt", 18, {"embed.weight": "embedding", "head.weight": "head", "head.bias": "vector"}),
     ("qwen3", 21, {"network.model.embed_tokens.weight": "embedding"}),
 ])
 def test_published_sizes_and_their_roles(name, hidden, others):
@@ -53,6 +54,7 @@ def test_parameter_counts():
     count = {name: sum(p.numel() for p in build_model({"name": name, **sizes}).parameters())
              for name, sizes in PUBLISHED.items()}
     assert count["resnet18"] == 11_173_962
+    assert count["gpt"] == 182_720
     assert count["grokking_transformer"] == 128 * (114 + 114 + 3) + 4 * 128**2 + 2 * 128 * 512 + 640
     attention, mlp = 4 * 512 * 512, 3 * 512 * 2048
     assert count["qwen3"] == 300 * 512 + 3 * (attention + mlp + 2 * 512 + 2 * 128) + 512
@@ -154,9 +156,66 @@ def test_impossible_sizes_are_refused(name, changes, word):
 @pytest.mark.parametrize("name", list(SMALL))
 def test_gradients_reach_every_parameter(name):
     model = small(name)
+    for p in model.parameters():
+        if not p.any():  # a matrix that starts at 0 lets nothing through
+            torch.nn.init.normal_(p)
     if "vocab_size" in SMALL[name]:
         outputs = model(torch.randint(0, SMALL[name]["vocab_size"], (8, 3)))
     else:
         outputs = model(torch.randn(8, 3, 32, 32))
     outputs.flatten(0, -2).log_softmax(-1)[:, 0].square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters())
+
+
+def plain_gpt(model, tokens):
+    """Head by head and position by position, as the formulas have it, in float64."""
+    def rms(x, gain=1.0):
+        return gain * x / (x.square().mean(-1, keepdim=True) + torch.finfo(DOUBLE).eps).sqrt()
+
+    def rotated(x, position):
+        half, quarter = len(x) // 2, len(x) // 4
+        y = x.clone()
+        for i in range(quarter):  # the other frequencies are 0
+            angle = position * 1024 ** -(i / max(1, quarter - 1))
+            c, s = math.cos(angle), math.sin(angle)
+            y[i], y[i + half] = c * x[i] + s * x[i + half], c * x[i + half] - s * x[i]
+        return y
+
+    x = rms(model.embed.weight[tokens], model.embed_norm.weight)  # (sequence, width)
+    for block in model.blocks:
+        seen = rms(x, block.attention_norm.weight)
+        d, mixed = block.head_width, torch.zeros_like(x)
+        for first in range(0, x.shape[1], d):
+            q, k, v = ((seen @ layer.weight.T + layer.bias)[:, first : first + d]
+                       for layer in (block.query, block.key, block.value))
+            q, k = (torch.stack([rotated(row, t) for t, row in enumerate(rms(part))])
+                    for part in (q, k))
+            for t in range(len(x)):
+                logits = k[: t + 1] @ q[t] * 0.12 * math.sqrt(128 / d)
+                mixed[t, first : first + d] = logits.softmax(0) @ v[: t + 1]
+        x = x + mixed @ block.project_heads.weight.T + block.project_heads.bias
+        hidden = rms(x, block.mlp_norm.weight) @ block.up.weight.T + block.up.bias
+        x = x + hidden.clamp_min(0) ** 2 @ block.project_up.weight.T + block.project_up.bias
+    logits = rms(x, model.head_norm.weight) @ model.head.weight.T + model.head.bias
+    return 15 * logits / (logits**2 + 15**2).sqrt()
+
+
+def test_gpt_equals_the_plain_computation():
+    model = small("gpt", projection_gain=1.0).to(DOUBLE)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))  # gains, biases and the head too
+        tokens = torch.randint(20, (3, 7))
+        expected = torch.stack([plain_gpt(model, row) for row in tokens])
+        assert torch.allclose(model(tokens), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_gpt_starts_with_equal_logits_and_the_stated_deviations():
+    model = small("gpt", vocab_size=256, width=64, head_width=32, hidden_gain=1.5)
+    assert not model(torch.randint(256, (2, 5))).any()
+    block = model.blocks[0]
+    assert not block.project_up.weight.any() and not block.project_heads.weight.any()
+    assert float(block.up.weight.detach().std()) == pytest.approx(1.5 / (3 * 64) ** 0.5, rel=0.05)
+    assert float(model.embed.weight.detach().std()) == pytest.approx(1, rel=0.05)
+    with pytest.raises(ValueError, match="width a multiple of head_width"):
+        small("gpt", head_width=12)

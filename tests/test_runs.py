@@ -188,7 +188,7 @@ def test_a_task_is_complete(name):
 @pytest.mark.parametrize("task", tasks())
 def test_resuming_after_an_epoch_is_bit_exact(task, tiny_data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    constant = ("--set", "schedule.name='constant'", "--set", "schedule.warmup_epochs=0.0")
+    constant = ("--set", "schedule={name = 'constant'}")
     assert launch(task, whole, *constant, epochs=4) == 0
     assert launch(task, parts, *constant, epochs=2) == 0
     torch.rand(7)  # whatever the process drew in between must not matter

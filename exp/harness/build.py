@@ -109,6 +109,7 @@ def _parts(settings: dict, task: Task, device: torch.device, forward: Callable,
         with main_first():
             data = task.data(**settings["data"], seed=experiment["seed"], device=device)
         _require_work_for_all(data.train, experiment["accumulation"])
+        _require_epochs(data.train, experiment["epochs"])
         table = "model"
         sizes = {name: getattr(data, name) for name in task.sizes}
         with MemoryBound(device):
@@ -145,6 +146,12 @@ def _require_work_for_all(train: Batches, accumulation: int) -> None:
     if last < size():
         raise ValueError(f"the last batch of an epoch has {last} examples for {size()} processes: "
                          "drop_last = true, another batch_size, or fewer processes")
+
+
+def _require_epochs(train: Batches, epochs: int) -> None:
+    if epochs > train.most_epochs:
+        raise ValueError(f"one pass over the training set is {train.most_epochs} epochs, "
+                         f"[experiment] epochs is {epochs}")
 
 
 def _require_many_processes(optimizer: Optimizer, experiment: dict) -> None:

@@ -1,0 +1,137 @@
+"""The ladder's corpus as bytes: novels of 1839-1931 and prose of Microsoft's Win32 documentation.
+
+The files are `ladder/{eltec,novels,docs}.txt.bz2`: COST-ELTeC/ELTeC-eng (level 1),
+computationalstylistics/100_english_novels and MicrosoftDocs/win32 on GitHub, cleaned; the training
+text of Wikitext-2 can take their place.
+"""
+
+import bz2
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data import DataError, cached, download, locate, verify
+from data.batches import Batches, seeded
+from data.wikitext2 import SHA256 as WIKITEXT2
+from data.wikitext2 import texts as wikitext2_texts
+
+FOLDER = "ladder"
+SHA256 = {  # of each text
+    "eltec": "9b1c7b61c4c13c704af099acd7bfc4b8b849ef0b71e9355165531f33e45a5b63",
+    "novels": "34d2c6b8a6f23bc5debc1ab9296998339a3724ccb776a988e3b37ee982b9da0c",
+    "docs": "efec4f5e49bc739b4c500ebe7ce1fa700aadb997da3d8aea8d043f73a19ba9de",
+}
+BLOCK = 2**16  # bytes
+HELD_OUT = 64  # every 64th block, from the first, is never trained on
+BYTES = 256  # symbols
+
+Corpus = Literal["eltec+novels", "eltec+novels+docs", "eltec+docs", "wikitext2"]
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """train: batches of (inputs, targets), int64, (batch, sequence_length) each. eval: windows
+    (windows, sequence_length + 1) uint8, of which every byte but the first is a target. digest:
+    text -> SHA-256."""
+
+    train: "OnePass"
+    eval: Tensor
+    digest: dict[str, str]
+    vocab_size: int = BYTES
+
+
+class OnePass(Batches):
+    """Windows of bytes in one order, drawn from the seed: an epoch is the next `steps` batches of
+    it, so that no window is used twice and runs of every length begin alike.
+
+    Raises ValueError for fewer windows than an epoch needs.
+    """
+
+    def __init__(self, windows: Tensor, batch_size: int, steps: int, seed: int) -> None:
+        super().__init__((windows,), batch_size, seed)
+        if steps < 1:
+            raise ValueError(f"steps must be >= 1, got {steps}")
+        self.examples = steps * batch_size
+        self.most_epochs = len(windows) // self.examples
+        if self.most_epochs < 1:
+            raise ValueError(f"{steps} steps of {batch_size} windows are more than one pass over "
+                             f"{len(windows)}")
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch, from batch `start` on. Raises ValueError after one pass."""
+        if epoch >= self.most_epochs:
+            raise ValueError(f"one pass has {self.most_epochs} epochs, asked for {epoch + 1}")
+        windows = self.tensors[0]
+        order = torch.randperm(len(windows), generator=seeded("cpu", self.seed))
+        rows = order[epoch * self.examples : (epoch + 1) * self.examples].to(windows.device)
+        for batch in rows.split(self.batch_size)[start:]:
+            yield pairs(windows[batch])
+
+
+def ladder(
+    batch_size: int = 32, steps: int = 250, corpus: Corpus = "eltec+novels",
+    sequence_length: int = 128, eval_bytes: int = 2**19, *, seed: int, device: torch.device,
+) -> Ladder:
+    """A corpus in windows of sequence_length + 1 bytes that do not overlap, on the device.
+
+    The text is cut into blocks of 65,536 bytes; those with an index of 0 mod 64 are held out, and
+    `eval_bytes` of them, in windows evenly spaced, are evaluated. steps: batches in an epoch.
+    Raises ValueError for sizes out of range, DataError for missing or damaged data.
+    """
+    if not 1 <= sequence_length < BLOCK:
+        raise ValueError(f"sequence_length must be in [1, {BLOCK}), got {sequence_length}")
+    parts = [load(name) for name in _names(corpus)]
+    train, held_out = split(np.concatenate([text for text, _ in parts]), sequence_length + 1)
+    count = eval_bytes // sequence_length
+    if not 1 <= count <= len(held_out):
+        raise ValueError(f"eval_bytes must be in [{sequence_length}, "
+                         f"{len(held_out) * sequence_length}], got {eval_bytes}")
+    spaced = held_out[torch.arange(count) * len(held_out) // count]
+    return Ladder(OnePass(train.to(device), batch_size, steps, seed), spaced.to(device),
+                  {name: digest for name, (_, digest) in zip(_names(corpus), parts, strict=True)})
+
+
+def split(content: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
+    """Windows (windows, length) uint8 to train on and held out; the rest of a block is dropped.
+    Raises ValueError for a text of less than two blocks."""
+    blocks = torch.from_numpy(content[: len(content) // BLOCK * BLOCK]).view(-1, BLOCK)
+    if len(blocks) < 2:
+        raise ValueError(f"{len(content)} bytes are fewer than two blocks of {BLOCK}")
+    held_out = torch.arange(len(blocks)) % HELD_OUT == 0
+    used = BLOCK // length * length
+    return tuple(blocks[part, :used].reshape(-1, length) for part in (~held_out, held_out))
+
+
+def pairs(windows: Tensor) -> tuple[Tensor, Tensor]:
+    """(inputs, targets) of windows of bytes, int64."""
+    windows = windows.long()
+    return windows[:, :-1], windows[:, 1:]
+
+
+def _names(corpus: str) -> list[str]:
+    if corpus not in get_args(Corpus):
+        raise ValueError(f"corpus must be one of {get_args(Corpus)}, got {corpus!r}")
+    return corpus.split("+")
+
+
+def load(name: str) -> tuple[np.ndarray, str]:
+    """The bytes of one text, uint8, and its SHA-256. Raises DataError."""
+    if name == "wikitext2":
+        content, digest = wikitext2_texts("v1")["train"].encode(), WIKITEXT2["v1"]["train"]
+    else:
+        digest = SHA256[name]
+        content = cached(f"ladder_{name}_{digest[:16]}", lambda: _decoded(name, digest))
+    return np.frombuffer(content, np.uint8), digest
+
+
+def _decoded(name: str, digest: str) -> bytes:
+    folder = locate(FOLDER) or download("the ladder's corpus", FOLDER, [])
+    path = folder / f"{name}.txt.bz2"
+    try:
+        return verify(bz2.decompress(path.read_bytes()), digest, f"the text in {path}")
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
