@@ -32,7 +32,7 @@ class Hyperball(Delta):
     Cost: no gradient evaluation of its own; one number per matrix.
     """
 
-    stage = "projection"
+    stage, pins = "projection", True
 
     def __init__(self, base: Optimizer, scope: Scope = "matrix",
                  names: Mapping[Tensor, str] | None = None) -> None:

@@ -56,6 +56,8 @@ RULES = {
     "gsam": {"name": "adamw", "lr": 1e-2, "gsam": {}},
     "looksam": {"name": "muon", "looksam": {"k": 3}},
     "lookahead": {"name": "muon", "lookahead": {"k": 2}},
+    "hooks": {"name": "muon", "cautious_update": {}, "hyperball": {},
+              "ema_nesterov": {"prefill": 0}},
     "qk_clip": {"name": "muon", "lr": 0.1, "qk_clip": {"tau": 0.05}},
     "clipped": {"name": "muon", "lr": 1e-2, "adamw": {"eps": 1e-2}, "sam": {}},
     "clipped all": {"name": "adamw", "lr": 1e-2, "eps": 1e-2},

@@ -6,9 +6,20 @@ The traces are ten digits of float64 programs that were written from the formula
 import pytest
 import torch
 from torch import nn
-from traces import DOUBLE, TARGETS, W0, differs, steps
+from traces import DOUBLE, TARGETS, VECTOR, VECTORS, W0, differs, steps
 
-from optimizer import AdaRMSuon, Hyperball, Muon, build_optimizer
+from optimizer import (
+    AdaRMSuon,
+    CautiousDecay,
+    CautiousUpdate,
+    EMANesterov,
+    Hyperball,
+    Lookahead,
+    Muon,
+    RadialBrake,
+    UpdateFloor,
+    build_optimizer,
+)
 
 
 def sgd(params, lr=0.1):
@@ -93,3 +104,116 @@ def test_beside_adamw_the_ball_has_the_hidden_matrices_alone():
         optimizer = build_optimizer({**settings, "hyperball": {}}, model)
         assert [p for group in optimizer.param_groups for p in optimizer.scoped(group)] \
             == [model[1].weight]
+
+
+# --- masks, lengths, decay
+
+HALVES = [[[x / 2 for x in row] for row in target] for target in TARGETS]
+NEGATIVE = [[[-x for x in row] for row in target] for target in TARGETS]
+TRACES = {
+    "relative": (lambda p: UpdateFloor(sgd(p), tau=1.0, bound="fixed"), W0, TARGETS,
+        ".8893202819 -1.7786405638 .4446601409 .0286405638 2.8893202819 -.8339804228",
+        ".7262087529 -1.9455403137 .3300263336 .0809065063 3.0039540893 -1.1092002786"),
+    "floor": (lambda p: UpdateFloor(sgd(p)), W0, HALVES,
+        ".9612620987 -1.9225241973 .4806310493 .1725241973 2.9612620987 -.9418931480",
+        ".9046980087 -1.9829955363 .4368437131 .1892082001 3.0050494349 -1.0396397415"),
+    "row floor": (lambda p: UpdateFloor(sgd(p), tau=0.3825, part="row"), W0, HALVES,
+        ".96175 -1.9235 .480875 .1598749791 2.9549374895 -.9324062343",
+        ".9057166588 -1.9788936400 .4445145300 .1764156593 3.0129704243 -1.0494180501"),
+    "brake": (lambda p: RadialBrake(sgd(p)), W0, TARGETS,
+        ".9495322431 -1.8990644861 .4747661215 .1499261436 2.9485474916 -.9245445524",
+        ".8604265004 -1.9456147358 .4177878935 .1726893533 2.9544336662 -1.0355999534"),
+    "brake, outward": (lambda p: RadialBrake(sgd(p)), W0, NEGATIVE,
+        "1.0328055206 -2.0656110411 .5164027603 .3456624441 2.9984610600 -1.0577943960",
+        "1.1050492245 -1.9853304622 .5648315584 .3196981491 2.9407789259 -.9301785475"),
+    "brake by the norm": (lambda p: RadialBrake(sgd(p), kind="norm"), W0, TARGETS,
+        ".95 -1.9 .475 .15 2.95 -.925",
+        ".8620837960 -1.9491675920 .4200322292 .1736752611 2.9595954644 -1.0374149807"),
+    "brake by the norm, outward": (lambda p: RadialBrake(sgd(p), kind="norm"), W0, NEGATIVE,
+        "1.0327788368 -2.0655576736 .5163894184 .3442596123 2.9999766211 -1.0573688091",
+        "1.1060475141 -1.9874466756 .5655042211 .3187606486 2.9453661688 -.9309116308"),
+    "decay": (lambda p: CautiousDecay(sgd(p), 0.5, scope="all"), VECTOR, VECTORS,
+        ".9 -1.8 2.825", ".77875 -1.875 2.63375"),
+    "decay of adam": (lambda p: CautiousDecay(adam(p, (0.9, 0.999)), 0.5, scope="all"), VECTOR,
+        VECTORS, ".8500000020 -1.8000000010 2.7500000040",
+        ".6760118246 -1.5930590963 2.3642492981"),
+    "cautious": (lambda p: CautiousUpdate(adam(p, (0.9, 0.999)), scope="all"), VECTOR, VECTORS,
+        ".9000000020 -1.9000000010 2.9000000040", ".7025665249 -1.9000000010 2.6346870605"),
+    "cautious by the count": (
+        lambda p: CautiousUpdate(adam(p, (0.9, 0.999)), "count", scope="all"), VECTOR, VECTORS,
+        ".9250000015 -1.9250000007 2.9250000030", ".8262832630 -1.9250000007 2.7923435312"),
+}
+
+
+@pytest.mark.parametrize("case", TRACES)
+def test_hooks_of_the_move(case):
+    make, start, gradients, first, third = TRACES[case]
+    assert_trace(make, first, third, start, gradients)
+
+
+def test_a_decay_around_the_ball_has_the_mask_of_the_direction_before_it():
+    """Every entry of u agrees with W, and the first of W minus where the ball has put it does not.
+    """
+    w, u = [[1.0, 1.0], [1.0, 2.0]], [[0.5, 1.0], [1.0, 2.0]]
+    ball, decayed = (fed(make, w, [u] * 3)[0] for make in (
+        lambda p: Hyperball(sgd(p)), lambda p: CautiousDecay(Hyperball(sgd(p)), 0.5)))
+    w = torch.tensor(w, dtype=DOUBLE)
+    assert ((w - ball) * w)[0, 0] < 0
+    torch.testing.assert_close(decayed, ball - 0.1 * 0.5 * w, rtol=0, atol=1e-15)
+
+
+def test_a_rule_that_overwrites_its_gradient_cannot_be_masked():
+    def overwriting(params):
+        optimizer = sgd(params)
+        optimizer.register_step_post_hook(lambda *_: [p.grad.mul_(2) for p in params])
+        return optimizer
+
+    with pytest.raises(ValueError, match="SGD frees or overwrites"):
+        fed(lambda p: CautiousUpdate(overwriting(p)))
+
+
+# --- along the path: EMA-Nesterov, outer momentum
+
+
+def downhill(make, count, h=1.0):
+    """The weights of `count` steps on h ||w||^2 / 2 from VECTOR."""
+    w = nn.Parameter(torch.tensor(VECTOR, dtype=DOUBLE))
+    optimizer, weights = make([w]), []
+
+    def closure():
+        w.grad = h * w.detach()
+        return w.detach().sum()
+
+    for _ in range(count):
+        optimizer.step(closure)
+        weights.append(w.detach().clone())
+    return weights
+
+
+def test_ema_nesterov():
+    weights = downhill(lambda p: EMANesterov(sgd(p), 0.5, 0.9, prefill=0), 3)
+    assert differs(weights[0], ".9 -1.8 2.7") < 1e-15
+    assert differs(weights[2], ".7166475 -1.4332950 2.1499425") < 1e-15
+    rested = downhill(lambda p: EMANesterov(sgd(p), 0.5, 0.9, prefill=0, rest=1), 3)
+    torch.testing.assert_close(rested, downhill(sgd, 3), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"step\(closure\)"):
+        EMANesterov(sgd([nn.Parameter(torch.ones(1))])).step()
+
+
+def test_outer_momentum():
+    weights = downhill(lambda p: Lookahead(sgd(p), k=2, alpha=0.7, outer_momentum=0.5), 6)
+    assert differs(weights[1], ".8005 -1.601 2.4015") < 1e-10
+    assert differs(weights[5], ".4431023501 -.8862047002 1.3293070504") < 1e-10
+
+
+# --- several around one rule
+
+
+def test_the_order_of_hooks_is_checked():
+    model = nn.Linear(3, 2)
+    sound = {"cautious_update": {}, "update_floor": {}, "sam": {}, "hyperball": {},
+             "cautious_decay": {}, "ema_nesterov": {}}
+    build_optimizer({"name": "muon", **sound}, model)
+    wrong = {"name": "muon", "hyperball": {}, "cautious_update": {}}
+    with pytest.raises(ValueError, match=r"CautiousUpdate \(update mask\) goes inside Hyperball"):
+        build_optimizer(wrong, model)

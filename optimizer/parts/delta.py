@@ -25,8 +25,14 @@ class Delta(Wrapper):
 
     The closure is passed through, so that any rule may be inside; norms are those of whole tensors,
     as `Sharded` and `Gathered` have them (of DTensors that are cut up they would be wrong).
-    Raises ValueError where `base` has a weight decay of its own, which u would contain.
+    A hook that puts weights back at a norm has `pins`: the mask of a decay around it is that of u.
+    Raises ValueError where `base` has a weight decay of its own, which u would contain, unless the
+    hook `accepts_decay`.
     """
+
+    accepts_decay = False
+    pins = False
+    handed: dict[Tensor, Tensor] | None = None  # u by parameter, for a hook around that asks for it
 
     def __init__(self, base: Optimizer, scope: Scope = "matrix") -> None:
         checks.choice(Scope, scope=scope)
@@ -37,7 +43,7 @@ class Delta(Wrapper):
             self._require_no_decay(group)
 
     def move(self, p: Tensor, w: Tensor, u: Tensor, group: dict) -> Tensor:
-        """The weights of `p` after the step, of the shape of w and u."""
+        """The weights after the step, of the shape of w and u; `p` has what `base` made of them."""
         raise TypeError(f"{type(self).__name__} defines no move")
 
     def scoped(self, group: dict) -> list[Tensor]:
@@ -56,7 +62,7 @@ class Delta(Wrapper):
 
     def _require_no_decay(self, group: dict) -> None:
         decay = group.get("weight_decay", 0)
-        if decay and self.scoped(group):
+        if decay and not self.accepts_decay and self.scoped(group):
             raise ValueError(f"{type(self).__name__} needs weight_decay = 0 in the rule that it "
                              f"wraps, got {decay}: a decay around it is CautiousDecay's")
 
@@ -105,7 +111,10 @@ class Delta(Wrapper):
             for p in self.scoped(group):
                 if p in self.before:
                     w, moved = (matrices(x) for x in (self.before[p], p.detach()))
-                    after = self.move(p, w, (w - moved) / (lr or 1.0), group)
+                    u = (w - moved) / (lr or 1.0)
+                    after = self.move(p, w, u, group)
+                    if self.handed is not None:
+                        self.handed[p] = u
                     if lr:  # else what a hook remembers has begun, as torch's checkpoints want
                         p.copy_(after.reshape(p.shape))
 
@@ -116,9 +125,11 @@ def matrices(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def norm(stack: Tensor) -> Tensor:
-    """The Frobenius norm of each matrix, (stack, 1, 1)."""
-    return torch.linalg.vector_norm(stack, dim=(-2, -1), keepdim=True)
+def norm(stack: Tensor, dim: tuple[int, ...] = (-2, -1)) -> Tensor:
+    """The Frobenius norm of each matrix, (stack, 1, 1); of each row with dim (-1,). No square
+    overflows."""
+    largest = stack.abs().amax(dim, keepdim=True)
+    return largest * torch.linalg.vector_norm(over(stack, largest), dim=dim, keepdim=True)
 
 
 def over(numerator: Tensor, norms: Tensor) -> Tensor:

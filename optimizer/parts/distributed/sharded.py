@@ -16,7 +16,7 @@ from torch.optim import LBFGS, Optimizer
 
 from ..base import inner_step
 from ..polar import as_matrices
-from ..wrapper import Wrapper
+from ..wrapper import Wrapper, wrappers_of
 from .collective import running
 
 ELEMENTWISE = 8  # what an element costs besides orthogonalization, in rows of the shorter side
@@ -75,7 +75,7 @@ class Sharded(Wrapper):
                     self._take_gradients()
                     loss = inner_step(self.base)
                 else:
-                    self.passes = 0
+                    self.passes = int(_moves_first(self.base))
                     loss = inner_step(self.base, partial(self._pass, closure))
                 self._exchange()
         finally:
@@ -90,7 +90,7 @@ class Sharded(Wrapper):
         if not synchronize:
             raise ValueError("a gradient of one process's own needs all weights there: "
                              'local = true goes with sharding = "none"')
-        if self.passes:  # the rule has moved its weights
+        if self.passes:  # the rule, or a wrapper, has moved its weights
             self._exchange()
         self.passes += 1
         loss = closure()
@@ -162,6 +162,12 @@ def _require_shardable(optimizer: Optimizer) -> None:
         raise ValueError("LBFGS cannot be shared out: it takes all parameters as one vector")
     if isinstance(optimizer, Wrapper):
         _require_shardable(optimizer.base)
+
+
+def _moves_first(optimizer: Optimizer) -> bool:
+    """Whether a wrapper moves the weights before the first gradient of a step."""
+    return any(getattr(wrapper, "moves_before_gradient", False)
+               for wrapper in wrappers_of(optimizer))
 
 
 def _grouped(params: Iterable[Tensor], owner: dict[Tensor, int]

@@ -1,0 +1,59 @@
+"""Cautious updates, Liang et al. 2024, arXiv 2411.16085: entries that agree with the gradient."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .parts import checks
+from .parts.delta import Delta, Scope, matrices
+
+__all__ = ["CautiousUpdate"]
+
+SEARCH_SPACE: dict = {}
+COST = {"gradient_evaluations": 1, "state_tensors": 0}
+
+Scale = Literal["mean", "count"]
+
+
+class CautiousUpdate(Delta):
+    """W <- W - lr s k u, with k = 1 where u g > 0 and else 0, element by element.
+
+    scale: "mean" s = 1 / max(mean k, 1e-3), the authors' code; "count" s = d / (sum k + 1) over the
+    d entries of a tensor, the paper: 25 % less on a vector of three, the same on large tensors.
+
+    g is the gradient that `base` leaves in `p.grad`: after filters, and of sharpness-aware rules
+    the final one. Around Muon the update is no longer orthogonal.
+    Raises ValueError for a rule that frees or overwrites its gradients.
+
+    Cost: no gradient evaluation of its own, no state.
+    """
+
+    stage = "update mask"
+
+    def __init__(self, base: Optimizer, scale: Scale = "mean", scope: Scope = "matrix") -> None:
+        checks.choice(Scale, scale=scale)
+        super().__init__(base, scope)
+        self.scale = scale
+        self.versions: dict[Tensor, tuple[Tensor, int]] = {}
+
+    def after_gradient(self) -> None:
+        """Note the weights, and in which state the gradients are."""
+        super().after_gradient()
+        self.versions = {p: (p.grad, p.grad._version) for p in self.before if p.grad is not None}
+
+    def after_step(self) -> None:
+        """The update of the class docstring."""
+        super().after_step()
+        self.versions = {}
+
+    def move(self, p: Tensor, w: Tensor, u: Tensor, group: dict) -> Tensor:
+        """The update of the class docstring."""
+        g, version = self.versions.get(p, (None, 0))
+        if p.grad is None or (p.grad is g and g._version != version):
+            raise ValueError(f"CautiousUpdate needs the gradient, which {type(self.base).__name__} "
+                             "frees or overwrites in its step")
+        k = (u.sign() * matrices(p.grad).sign() > 0).to(u.dtype)
+        s = 1 / k.mean().clamp_min(1e-3) if self.scale == "mean" else k.numel() / (k.sum() + 1)
+        return w - group["lr"] * s * torch.where(k > 0, u, 0)
