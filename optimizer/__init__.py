@@ -79,14 +79,16 @@ def build_optimizer(settings: dict, model: nn.Module,
     tables = {key: settings.pop(key) for key in list(settings) if isinstance(settings[key], dict)}
     routing = settings.pop("routing", None)
     adamw = tables.pop("adamw", None)
+    wrappers = [optimizer_class(name) for name in tables]
     if issubclass(cls, MatrixOptimizer):
         groups = parameter_groups(model, routing or "role", **(adamw or {}))
+        _require_rate_of_its_own([cls, *wrappers], groups)
         optimizer = cls(groups, **_with_model(cls, settings, model))
     elif routing is not None or adamw is not None:
         groups = parameter_groups(model, routing or "role", **(adamw or {}))
         matrices, rest = ([group for group in groups if group["track"] == track]
                           for track in ("matrix", "adamw"))
-        _require_rate_of_its_own(cls, rest)
+        _require_rate_of_its_own([cls, *wrappers], rest)
         shared = {key: settings[key] for key in ("lr", "weight_decay") if key in settings}
         parts = [(cls, matrices, _with_model(cls, settings, model)), (AdamW, rest, shared)]
         optimizer = Joint(*(_fused(*part) for part in parts if part[1]))
@@ -103,20 +105,24 @@ def build_optimizer(settings: dict, model: nn.Module,
         raise ValueError(f"{cls.__name__} has no lr, by which schedules and records go")
     if gradient_filter is not None:
         optimizer = with_filter(optimizer, gradient_filter)
-    for name, table in tables.items():
-        wrapper = optimizer_class(name)
+    for wrapper, table in zip(wrappers, tables.values(), strict=True):
         optimizer = wrapper(optimizer, **_with_model(wrapper, table, model))
     return optimizer
 
 
-def _require_rate_of_its_own(cls: type[Optimizer], groups: list[dict]) -> None:
-    """Raise ValueError where AdamW would share the rate of a rule whose rate is no step size of
-    AdamW's kind: Prodigy's or D-Adaptation's 1 multiplies the rate that they find."""
-    default = getattr(inspect.signature(cls).parameters.get("lr"), "default", None)
-    if isinstance(default, float | int) and default >= 0.5 and not all(
-            "lr" in group for group in groups):
-        raise ValueError(f"{cls.__name__}'s lr ({default} by default) is no rate for AdamW: "
-                         "state [optimizer.adamw] lr for the parameters off the matrix track")
+def _require_rate_of_its_own(classes: list[type[Optimizer]], groups: list[dict]) -> None:
+    """Raise ValueError where AdamW would share a rate that is no step size of AdamW's kind: 0.5 or
+    more by default, as Prodigy's and D-Adaptation's 1, which multiplies the rate that they find;
+    Scion's, which is the decay too; what a class of ours says in `lr_is`, as Hyperball's angle."""
+    alone = all("lr" in group for group in groups if group.get("track") == "adamw")
+    for cls in () if alone else classes:
+        default = getattr(inspect.signature(cls).parameters.get("lr"), "default", None)
+        means = getattr(cls, "lr_is", "step and decay at once" if "scion" in cls.__name__.lower()
+                        else f"{default} by default" if isinstance(default, float | int)
+                        and default >= 0.5 else "")
+        if means:
+            raise ValueError(f"{cls.__name__}'s lr ({means}) is no rate for AdamW: state "
+                             "[optimizer.adamw] lr for the parameters off the matrix track")
 
 
 def _with_model(cls: type[Optimizer], settings: dict, model: nn.Module) -> dict:

@@ -7,27 +7,54 @@ python -m optimizer [NAME | --library PACKAGE]
 import argparse
 import importlib
 import inspect
+import json
 import sys
+from pathlib import Path
 
 from . import available_optimizers, optimizer_class
 from .parts.compatibility import card
 
+BOARDS = Path(__file__).parents[1] / "outputs" / "paper" / "arena"  # of a checkout
+
 
 def table() -> str:
-    """One line for each optimizer: name, evaluations a step, state tensors, source, defaults."""
-    rows = [("name", "evaluations", "state", "source", "defaults")]
+    """One line for each optimizer: name, evaluations a step, state tensors, source, what it is
+    tested against, the boards of `exp.tune` that it stands on, defaults."""
+    rows, boards = [("name", "evaluations", "state", "source", "tested against", "boards",
+                     "defaults")], read_boards()
     for name in available_optimizers():
         cls = optimizer_class(name)
         module = importlib.import_module(cls.__module__)
         cost = getattr(module, "COST", {})
         source = (module.__doc__ or "").split("\n")[0].split(": ")[0]
+        tested = getattr(module, "TESTED_AGAINST", "the table of invariants")
         if not cls.__module__.startswith(f"{__package__}."):
-            source = "torch.optim"
+            source, tested = "torch.optim", ""
         rows.append((name, f"{cost.get('gradient_evaluations', '')}",
-                     f"{cost.get('state_tensors', '')}", source, _defaults(cls)))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+                     f"{cost.get('state_tensors', '')}", source, tested,
+                     ", ".join(sorted(board for board, names in boards.items() if name in names)),
+                     _defaults(cls)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     return "\n".join("  ".join([*(f"{cell:<{width}}" for cell, width in zip(row, widths,
-                     strict=False)), row[4]]).rstrip() for row in rows)
+                     strict=False)), row[-1]]).rstrip() for row in rows)
+
+
+def read_boards(folder: Path = BOARDS) -> dict[str, set[str]]:
+    """Board -> the rules and wrappers of its arms, by the names of `available_optimizers`; empty
+    without boards, as where the package is installed alone. A damaged file is left out."""
+    known, found = {name.replace("_", ""): name for name in available_optimizers()}, {}
+    for path in folder.glob("*.json"):
+        try:
+            arms = json.loads(path.read_text(encoding="utf-8"))["arms"].values()
+            tables = [arm["optimizer"] for arm in arms]
+            names = {name for table in tables for name in (
+                table["name"], *(key for key, value in table.items()
+                                 if isinstance(value, dict) and key != "adamw"))}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        plain = (name.lower().replace("-", "").replace("_", "") for name in names)
+        found[path.stem] = {known[name] for name in plain if name in known}
+    return found
 
 
 def describe(name: str) -> str:

@@ -18,6 +18,7 @@ SEARCH_SPACE = {
     "eps_ratio": (1e-3, 1.0, "log"),
 }
 COST = {"gradient_evaluations": 1, "state_tensors": 2}
+TESTED_AGAINST = "by hand, plain numpy"
 
 
 class AdaEps(FirstOrder):

@@ -18,6 +18,7 @@ SEARCH_SPACE = {
     "betas": [[0.9, 0.95], [0.9, 0.98], [0.9, 0.999]],
 }
 COST = {"gradient_evaluations": 1, "state_tensors": 2}  # the second one value a block
+TESTED_AGAINST = "by hand, plain numpy, pytorch_optimizer"
 
 Block = Literal["row", "matrix"]
 

@@ -22,6 +22,7 @@ SEARCH_SPACE = {
     "betas": [[0.9, 0.95], [0.9, 0.98], [0.9, 0.999]],
 }
 COST = {"gradient_evaluations": 1, "state_tensors": 2}  # of a byte an entry
+TESTED_AGAINST = "torch.optim.AdamW"
 REQUIRES = "bitsandbytes"
 
 

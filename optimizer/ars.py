@@ -21,6 +21,7 @@ SEARCH_SPACE = {
     "k": [1, 3, 5],
 }
 COST = {"gradient_evaluations": 2, "state_tensors": 2}
+TESTED_AGAINST = "plain numpy, ARS2-Neo"
 
 
 class ARS(ARS2Neo):

@@ -27,6 +27,7 @@ SEARCH_SPACE = {
     "adaptive_sync": [False, True],
 }
 COST = {"gradient_evaluations": 2, "state_tensors": 2}
+TESTED_AGAINST = "plain numpy, upstream's classes"
 
 
 class ARS2Neo(SharpnessAware, CurvatureAware, AdaRMSuon):

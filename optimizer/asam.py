@@ -13,6 +13,7 @@ __all__ = ["ASAM"]
 
 SEARCH_SPACE = {"rho": (0.1, 2.0, "log")}
 COST = {"gradient_evaluations": 2, "state_tensors": 0}
+TESTED_AGAINST = "by hand, plain numpy"
 
 
 class ASAM(SharpnessWrapper):

@@ -12,6 +12,7 @@ __all__ = ["Hyperball"]
 
 SEARCH_SPACE: dict = {}
 COST = {"gradient_evaluations": 1, "state_tensors": 0}
+TESTED_AGAINST = "plain numpy"
 
 
 class Hyperball(Delta):
@@ -33,6 +34,7 @@ class Hyperball(Delta):
     """
 
     stage, pins = "projection", True
+    lr_is = "an angle"
 
     def __init__(self, base: Optimizer, scope: Scope = "matrix",
                  names: Mapping[Tensor, str] | None = None) -> None:

@@ -23,6 +23,7 @@ SEARCH_SPACE = {
 }
 # Momentum, and of each of two factors: itself, its eigenvectors, its eigenvalues.
 COST = {"gradient_evaluations": 1, "state_tensors": 7}
+TESTED_AGAINST = "by hand, exact natural gradient, plain numpy"
 
 Tikhonov = Literal["exact", "factored"]
 ConvNorm = Literal["kfc", "kfac_pytorch"]

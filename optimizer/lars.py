@@ -18,6 +18,7 @@ SEARCH_SPACE = {
     "momentum": [0.0, 0.9, 0.95],
 }
 COST = {"gradient_evaluations": 1, "state_tensors": 1}
+TESTED_AGAINST = "by hand, torch.optim.SGD, pytorch_optimizer"
 
 
 class LARS(FirstOrder):

@@ -16,6 +16,7 @@ SEARCH_SPACE = {
     "betas": [[0.9, 0.99], [0.95, 0.98]],
 }
 COST = {"gradient_evaluations": 1, "state_tensors": 1}
+TESTED_AGAINST = "by hand, pytorch_optimizer"
 
 
 class Lion(FirstOrder):

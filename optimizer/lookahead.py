@@ -16,6 +16,7 @@ __all__ = ["Lookahead"]
 
 SEARCH_SPACE = {"k": [5, 6, 10], "alpha": (0.2, 0.8, "linear")}
 COST = {"gradient_evaluations": 1, "state_tensors": 1}
+TESTED_AGAINST = "by hand, pytorch_optimizer"
 
 
 class Lookahead(Wrapper):

@@ -15,6 +15,7 @@ __all__ = ["LookSAM"]
 
 SEARCH_SPACE = {"rho": (0.01, 0.5, "log"), "k": [2, 5, 10], "alpha": (0.1, 1.0, "linear")}
 COST = {"gradient_evaluations": 1.1, "state_tensors": 1}
+TESTED_AGAINST = "by hand, plain numpy"
 
 
 class LookSAM(SharpnessWrapper):

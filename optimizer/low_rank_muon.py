@@ -24,6 +24,7 @@ SEARCH_SPACE = {
     "adamw.lr": (1e-4, 1e-2, "log"),
 }
 COST = {"gradient_evaluations": 1, "state_tensors": 2}  # the second k columns
+TESTED_AGAINST = "plain numpy, exact SVD"
 
 OVERSAMPLING = 8  # columns beyond k, drawn at random: Halko et al., section 4.2
 

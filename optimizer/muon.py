@@ -4,12 +4,14 @@ Moonlight's scale: Liu et al. 2025, arXiv 2502.16982.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .parts import checks
+from .parts.equilibrate import Equilibrate, equilibrated_polar
 from .parts.matrix import MatrixOptimizer
 from .parts.polar import Orthogonalizer, as_matrices, orthogonalize
 
@@ -22,7 +24,9 @@ SEARCH_SPACE = {
     "adamw.lr": (1e-4, 1e-2, "log"),
 }
 COST = {"gradient_evaluations": 1, "state_tensors": 1}
+TESTED_AGAINST = "by hand, plain numpy; equilibrate: the authors' class"
 
+EPS = 1e-8  # MuonEq's, in squared lengths
 Scale = Literal["keller", "moonlight"]
 ConvScale = Literal["flattened", "keller"]
 
@@ -60,6 +64,9 @@ class Muon(MatrixOptimizer):
     track takes lr and weight_decay from here unless its group has its own: with Keller's scale
     lr is an order of magnitude above AdamW's, so give the group its own.
 
+    `equilibrate` makes rows or columns of U equally long before msign: MuonEq and Aurora,
+    parts/equilibrate.py.
+
     Deviations: the momentum is an average (Keller's code, torch), not Moonlight's sum; the two
     differ by a factor that msign removes. `conv_scale="keller"` is the reference's quirk.
 
@@ -77,6 +84,7 @@ class Muon(MatrixOptimizer):
         scale: Scale = "keller",
         conv_scale: ConvScale = "flattened",
         orthogonalizer: Orthogonalizer = "keller",
+        equilibrate: Equilibrate = "none",
     ) -> None:
         checks.non_negative(lr=lr, weight_decay=weight_decay)
         checks.fraction(momentum=momentum)
@@ -84,10 +92,11 @@ class Muon(MatrixOptimizer):
         checks.choice(Scale, scale=scale)
         checks.choice(ConvScale, conv_scale=conv_scale)
         checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)
+        checks.choice(Equilibrate, equilibrate=equilibrate)
         defaults = {
             "lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay,
             "ns_steps": ns_steps, "scale": scale, "conv_scale": conv_scale,
-            "orthogonalizer": orthogonalizer,
+            "orthogonalizer": orthogonalizer, "equilibrate": equilibrate,
         }
         super().__init__(params, defaults)
 
@@ -96,7 +105,13 @@ class Muon(MatrixOptimizer):
         directions = momentum_direction(
             [p.grad for p in params], self.buffers(params, "momentum_buffer"),
             group["momentum"], group["nesterov"])
-        polar = orthogonalize(directions, group["orthogonalizer"], group["ns_steps"])
+        msign = partial(orthogonalize, orthogonalizer=group["orthogonalizer"],
+                        steps=group["ns_steps"])
+        if group["equilibrate"] == "none":
+            polar = msign(directions)
+        else:  # their eps is for a momentum that is a sum
+            eps = EPS * (1 - group["momentum"]) ** 2
+            polar = equilibrated_polar(directions, group["equilibrate"], eps, msign)
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         for p, o in zip(params, polar, strict=True):
             c = step_scale(p.shape, group["scale"], group["conv_scale"])

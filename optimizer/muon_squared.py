@@ -19,6 +19,7 @@ SEARCH_SPACE = {
     "adamw.lr": (1e-4, 1e-2, "log"),
 }
 COST = {"gradient_evaluations": 1, "state_tensors": 2}
+TESTED_AGAINST = "plain numpy, Muon"
 
 
 class MuonSquared(MatrixOptimizer):

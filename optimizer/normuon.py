@@ -20,6 +20,7 @@ SEARCH_SPACE = {
     "adamw.lr": (1e-4, 1e-2, "log"),
 }
 COST = {"gradient_evaluations": 1, "state_tensors": 2}  # the second one value a row
+TESTED_AGAINST = "plain numpy, Muon"
 
 EPS = 1e-10  # the authors' code
 NormScale = Literal["official", "paper"]

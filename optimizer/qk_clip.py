@@ -15,6 +15,7 @@ __all__ = ["QKClip"]
 
 SEARCH_SPACE = {"tau": (10.0, 200.0, "log")}
 COST = {"gradient_evaluations": 1, "state_tensors": 0}
+TESTED_AGAINST = "by hand"
 
 
 class QKClip(Wrapper):

@@ -19,6 +19,7 @@ SEARCH_SPACE = {
     "betas": [[0.9, 0.95], [0.9, 0.98], [0.9, 0.999]],
 }
 COST = {"gradient_evaluations": 1, "state_tensors": 2}
+TESTED_AGAINST = "by hand, plain numpy"
 
 
 class RMSuon(MatrixOptimizer):

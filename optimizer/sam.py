@@ -13,6 +13,7 @@ __all__ = ["SAM"]
 
 SEARCH_SPACE = {"rho": (0.01, 0.5, "log")}
 COST = {"gradient_evaluations": 2, "state_tensors": 0}
+TESTED_AGAINST = "by hand, plain numpy, pytorch_optimizer"
 
 
 class SAM(SharpnessWrapper):

@@ -22,6 +22,7 @@ SEARCH_SPACE = {
     "graft": ["none", "adam"],
 }
 COST = {"gradient_evaluations": 1, "state_tensors": 5}  # one like the matrix, four square
+TESTED_AGAINST = "by hand, plain numpy, pytorch_optimizer"
 
 GRAFT_EPS = 1e-8  # added to Adam's denominator
 Graft = Literal["none", "sgd", "adam"]

@@ -16,6 +16,7 @@ SEARCH_SPACE = {
     "momentum": [0.9, 0.95, 0.99],
 }
 COST = {"gradient_evaluations": 1, "state_tensors": 1}
+TESTED_AGAINST = "by hand, pytorch_optimizer"
 
 
 class Signum(FirstOrder):

@@ -18,6 +18,7 @@ SEARCH_SPACE = {
     "precondition_frequency": [1, 10, 100],
 }
 COST = {"gradient_evaluations": 1, "state_tensors": 6}  # two like the matrix, four square
+TESTED_AGAINST = "plain numpy, torch.optim.AdamW, pytorch_optimizer"
 
 
 class SOAP(MatrixOptimizer):

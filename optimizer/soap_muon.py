@@ -24,6 +24,7 @@ SEARCH_SPACE = {
     "adamw.lr": (1e-4, 1e-2, "log"),
 }
 COST = {"gradient_evaluations": 1, "state_tensors": 6}  # two like the matrix, four square
+TESTED_AGAINST = "by hand, plain numpy, Muon"
 
 
 class SOAPMuon(MatrixOptimizer):

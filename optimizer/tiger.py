@@ -16,6 +16,7 @@ SEARCH_SPACE = {
     "beta": [0.9, 0.945, 0.965],
 }
 COST = {"gradient_evaluations": 1, "state_tensors": 1}
+TESTED_AGAINST = "by hand, plain numpy"
 
 VECTOR_RATE = 0.5  # what lr is multiplied by for biases and gains
 

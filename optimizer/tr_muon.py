@@ -23,6 +23,7 @@ SEARCH_SPACE = {
     "interval": [1, 4, 10],
 }
 COST = {"gradient_evaluations": 1.25, "state_tensors": 2}
+TESTED_AGAINST = "by hand, plain numpy"
 
 
 class TRMuon(TrustRegion):

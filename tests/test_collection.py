@@ -1,5 +1,7 @@
 """Optimizers besides the ARS family: hand-computed steps, identities, independent references."""
 
+import json
+
 import numpy as np
 import pytest
 import pytorch_optimizer
@@ -10,6 +12,7 @@ from torch import nn
 
 from optimizer import available_optimizers
 from optimizer.__main__ import main as optimizer_main
+from optimizer.__main__ import read_boards
 from optimizer.adamuon import AdaMuon
 from optimizer.asam import ASAM
 from optimizer.gsam import GSAM
@@ -355,6 +358,17 @@ def test_asam_by_hand():
 # --- python -m optimizer
 
 
+def test_boards_are_named_by_file_and_damaged_ones_left_out(tmp_path):
+    arms = {"a": {"optimizer": {"name": "ARS2-Neo", "k": 1}},
+            "b": {"optimizer": {"name": "muon", "sam": {}, "adamw": {}}},
+            "c": {"optimizer": {"name": "pytorch_optimizer:MARS"}}}
+    (tmp_path / "race.json").write_text(json.dumps({"arms": arms}))
+    (tmp_path / "half.json").write_text("{")
+    (tmp_path / "list.json").write_text("[1]")
+    assert read_boards(tmp_path) == {"race": {"ars2_neo", "muon", "sam"}}
+    assert read_boards(tmp_path / "none") == {}
+
+
 def test_the_table_lists_every_optimizer_and_one_can_be_described(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["optimizer"])
     assert optimizer_main() == 0
@@ -362,7 +376,7 @@ def test_the_table_lists_every_optimizer_and_one_can_be_described(monkeypatch, c
     assert [line.split()[0] for line in lines[1:]] == available_optimizers()
     (looksam,) = [line for line in lines if line.startswith("looksam")]
     assert "1.1" in looksam
-    assert "arXiv 2203.02714" in looksam
+    assert "arXiv 2203.02714" in looksam and "by hand, plain numpy" in looksam
     monkeypatch.setattr("sys.argv", ["optimizer", "ARS2-Neo"])
     assert optimizer_main() == 0
     assert "adaptive_lambda: float = 2.0" in capsys.readouterr().out

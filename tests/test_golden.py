@@ -56,6 +56,8 @@ NUMBERS = {
     "looksam": [{"k": 3}], "lookahead": [{"k": 3}, {"k": 2, "outer_momentum": 0.5}],
     "ema_nesterov": [{"prefill": 1}, {"prefill": 1, "rest": 3}], "qk_clip": [{"tau": 0.01}],
     "adamw_8bit": [{"min_8bit_size": 1}], "low_rank_muon": [{"k": 2}],
+    "sophia_h": [{"k": 2}], "error_feedback": [{"momentum": 0.9, "ratio": 0.3}],
+    "kl_soap": [{"precondition_frequency": 2}],
     "soap": [{"precondition_frequency": 3}], "soap_muon": [{"precondition_frequency": 3}],
     "kfac": [{"factor_interval": 2, "inverse_interval": 3}],
 }
@@ -159,7 +161,7 @@ def table_of(name, keywords):
 
 def models(name, case):
     """The models that a case is run on."""
-    if name.startswith("soap") or "svd" in case:
+    if "soap" in name or "svd" in case:
         return (square,)
     if name == "kfac" or "conv" in case:
         return (convnet,)

@@ -26,11 +26,12 @@ GPU = torch.device("cuda", 0)
 BEYOND = {
     "kfac": "its hooks wait for a backward pass",
     "low_rank_muon": "draws with a generator of the device",
+    "sophia_h": "draws with a generator of the device",
     "adamw_8bit": "has its library's kernels",
 }
 # Who asks for a value, and in which function.
-ASKS = {"soap": "eigh", "shampoo": "eigh", "soap_muon": "eigh", "tr_muon": "_step",
-        "hyperball": "are_nonzero"}
+ASKS = {"soap": "eigh", "kl_soap": "eigh", "shampoo": "eigh", "soap_muon": "eigh",
+        "tr_muon": "_step", "hyperball": "are_nonzero"}
 ALL = {name: {"name": name} for name in OWN}
 ALL |= {name: {"name": "adamw", "weight_decay": 0.0, name: {}} for name in WRAPPERS}
 SETTINGS = {name: table for name, table in ALL.items() if name not in {*BEYOND, *ASKS}}

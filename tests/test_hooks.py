@@ -88,7 +88,8 @@ def test_a_decay_of_the_rule_itself_is_refused():
     with pytest.raises(ValueError, match=r"Hyperball needs weight_decay = 0.*0\.1"):
         Hyperball(Muon([nn.Parameter(torch.ones(2, 2))], weight_decay=0.1))
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))  # AdamW's own parameters may decay
-    build_optimizer({"name": "muon", "adamw": {"weight_decay": 0.1}, "hyperball": {}}, model)
+    adamw = {"lr": 1e-3, "weight_decay": 0.1}
+    build_optimizer({"name": "muon", "adamw": adamw, "hyperball": {}}, model)
 
 
 def test_a_rate_of_zero_leaves_the_weights():
@@ -101,7 +102,9 @@ def test_beside_adamw_the_ball_has_the_hidden_matrices_alone():
     model.roles = lambda: {"0.weight": "embedding", "1.weight": "hidden", "1.bias": "vector",
                            "2.weight": "head", "2.bias": "vector"}
     for settings in ({"name": "adamw", "weight_decay": 0.0, "routing": "role"}, {"name": "muon"}):
-        optimizer = build_optimizer({**settings, "hyperball": {}}, model)
+        with pytest.raises(ValueError, match=r"Hyperball's lr \(an angle\) is no rate for AdamW"):
+            build_optimizer({**settings, "hyperball": {}}, model)
+        optimizer = build_optimizer({**settings, "adamw": {"lr": 1e-3}, "hyperball": {}}, model)
         assert [p for group in optimizer.param_groups for p in optimizer.scoped(group)] \
             == [model[1].weight]
 

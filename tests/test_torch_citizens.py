@@ -144,7 +144,8 @@ def test_torchs_checkpoints_of_models_continue_bit_for_bit(case, flat):
 # --- D3: two calls instead of a closure
 
 SHARP = [case for case, settings in CASES.items()
-         if case.split(" ")[0] in ("sam", "asam", "gsam", "looksam", "ars", "nested", "hooks")
+         if case.split(" ")[0] in ("sam", "asam", "gsam", "looksam", "ars", "nested", "hooks",
+                                   "sophia_h")
          or case.startswith("ars2_neo")]
 
 

@@ -1,5 +1,6 @@
 """Values: what a config may say besides its types, and the options that replace parts of it."""
 
+import inspect
 import random
 import tomllib
 from pathlib import Path
@@ -18,7 +19,7 @@ from exp.harness.errors import ConfigError
 from exp.harness.task import task_named
 from exp.harness.toml import read_toml
 from optimizer import __main__ as optimizers
-from optimizer import build_optimizer
+from optimizer import build_optimizer, optimizer_class
 from optimizer.parts.library import library_classes
 from tests.conftest import TINY
 
@@ -173,13 +174,15 @@ def test_the_step_that_is_tried_leaves_no_trace(name, tiny_data, monkeypatch):
     assert losses() == tried
 
 
-@pytest.mark.parametrize("name", ["pytorch_optimizer:Prodigy", "adadelta"])
+@pytest.mark.parametrize("name", ["pytorch_optimizer:Prodigy", "pytorch_optimizer:SCION",
+                                  "adadelta"])
 def test_a_rate_that_is_not_of_adamws_kind_is_not_shared_with_it(name):
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4))
     with pytest.raises(ValueError, match=r"state \[optimizer.adamw\] lr"):
         build_optimizer({"name": name, "routing": "all"}, model)
     built = build_optimizer({"name": name, "routing": "all", "adamw": {"lr": 0.1}}, model)
-    assert [group["lr"] for group in built.param_groups] == [1.0, 0.1]
+    assert [group["lr"] for group in built.param_groups] \
+        == [inspect.signature(optimizer_class(name)).parameters["lr"].default, 0.1]
     assert len(build_optimizer({"name": name}, model).param_groups) == 1
 
 

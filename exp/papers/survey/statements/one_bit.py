@@ -1,0 +1,52 @@
+"""What does it cost to send one bit for each weight?"""
+
+from collections.abc import Iterable
+
+from exp.report.rows import Row, Rows
+from exp.report.statistics import Estimate
+from exp.report.tables import interval
+from exp.theory import sweeps
+from exp.theory.statement import Verdict, verdict
+
+BOUND = 1.0  # percent
+
+
+def compressed(lr: float, compressor: str) -> dict:
+    """SGD with momentum 0.9 through a compressor."""
+    return {"name": "error_feedback", "lr": lr, "momentum": 0.9, "compressor": compressor}
+
+
+# Optimizer -> lr -> [optimizer] table, and where its grid begins.
+RULES = {"SGD": (lambda lr: compressed(lr, "none"), 2**-3),
+         "EF-signSGD": (lambda lr: compressed(lr, "sign"), 2**-3),
+         "EF top 1 %": (lambda lr: compressed(lr, "topk"), 2**-3),
+         "Signum, no feedback": (lambda lr: {"name": "signum", "lr": lr}, 2**-10)}
+GRID = {"optimizer": RULES}
+
+
+def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
+    """The grid of final losses of one rule."""
+    return sweeps.grid_rows(sweeps.curve_sweep(*RULES[optimizer], seeds), seeds)
+
+
+def costs(rows: Rows) -> dict[str, Estimate]:
+    """Rule -> by how many percent its loss is above SGD's, each at its best rate, over seeds."""
+    best = {name: sweeps.best_losses(grid) for name, grid in sweeps.grids_of(rows).items()}
+    base = best.pop("SGD")
+    return {name: sweeps.percent([a / b - 1 for a, b in zip(losses, base, strict=True)])
+            for name, losses in best.items()}
+
+
+def judge(rows: Rows) -> Verdict:
+    """By the cost of one bit and the end of its interval."""
+    found = costs(rows)
+    cost = found["EF-signSGD"]
+    return verdict(cost.high < BOUND, cost.value < BOUND, "loss above SGD's: " + ", ".join(
+        f"{interval(value)} % ({name})" for name, value in found.items()))
+
+
+def tables(rows: Rows) -> dict:
+    """Best rates and losses."""
+    lines = [("rule", "best lr", "loss")]
+    return {"losses": [*lines, *((name, sweeps.best_of_grid(grid), sweeps.best_losses(grid))
+                                 for name, grid in sweeps.grids_of(rows).items())]}

@@ -1,0 +1,86 @@
+"""Dion2, Microsoft 2025, after Dion, arXiv 2504.05295: Muon on a part of the rows."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from .parts import checks
+from .parts.matrix import MatrixOptimizer
+from .parts.polar import Orthogonalizer, as_matrices, orthogonalize
+
+__all__ = ["Dion2"]
+
+SEARCH_SPACE = {
+    "lr": (1e-3, 1e-1, "log"),
+    "weight_decay": (1e-3, 1.0, "log"),
+    "fraction": [0.25, 0.5, 1.0],
+    "adamw.lr": (1e-4, 1e-2, "log"),
+}
+COST = {"gradient_evaluations": 1, "state_tensors": 1}
+TESTED_AGAINST = "plain numpy"
+
+
+class Dion2(MatrixOptimizer):
+    """Per step only the rows with the largest momentum move (columns where m > n).
+
+        M <- M + g;   chosen: ceil(fraction side) rows of M of the largest L1 norm
+        W <- (1 - lr weight_decay) W,   W_chosen <- W_chosen - lr sqrt(m / n) msign(M_chosen)
+        M_chosen <- ef_decay M_chosen
+
+    The rest waits in M, a sum, and counts later: error feedback. Of equal rows the first is chosen.
+    Newton-Schulz of a quarter of the rows costs a sixteenth of its square products.
+
+    Cost: 1 gradient evaluation per step, 1 state tensor per matrix.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 0.01,
+        fraction: float = 0.25,
+        ef_decay: float = 0.95,
+        weight_decay: float = 0.01,
+        ns_steps: int = 5,
+        orthogonalizer: Orthogonalizer = "polar_express",
+    ) -> None:
+        checks.non_negative(lr=lr, weight_decay=weight_decay)
+        checks.fraction(ef_decay=ef_decay)
+        checks.at_least(1, ns_steps=ns_steps)
+        checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction must be in (0, 1], got {fraction!r}")
+        super().__init__(params, {
+            "lr": lr, "fraction": fraction, "ef_decay": ef_decay, "weight_decay": weight_decay,
+            "ns_steps": ns_steps, "orthogonalizer": orthogonalizer})
+
+    def update_group(self, params: list[Tensor], group: dict) -> None:
+        """The update of the class docstring, in place."""
+        momenta = self.buffers(params, "momentum_buffer")
+        torch._foreach_add_(momenta, [p.grad.to(m.dtype) for p, m in zip(params, momenta,
+                                                                         strict=True)])
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        chosen = [choose(as_matrices(m), group["fraction"]) for m in momenta]
+        polar = orthogonalize([part for _, _, part in chosen], group["orthogonalizer"],
+                              group["ns_steps"])
+        for p, momentum, (dim, index, part), o in zip(params, momenta, chosen, polar, strict=True):
+            whole = as_matrices(momentum)
+            kept = whole.scatter(dim, index, group["ef_decay"] * part)
+            momentum.copy_(kept.reshape(momentum.shape))
+            update = torch.zeros_like(whole).scatter(dim, index, o)
+            scale = (whole.shape[-2] / whole.shape[-1]) ** 0.5
+            p.add_(update.reshape(p.shape), alpha=-group["lr"] * scale)
+
+
+def choose(matrices: Tensor, fraction: float) -> tuple[int, Tensor, Tensor]:
+    """Of each matrix of a stack (stack, m, n) the rows, or where m > n columns, of the largest L1
+    norm: their dimension, their index, expanded to their shape, and they themselves."""
+    dim = -2 if matrices.shape[-2] <= matrices.shape[-1] else -1
+    norms = matrices.abs().sum(-3 - dim, keepdim=True)
+    count = math.ceil(fraction * matrices.shape[dim])
+    order = norms.argsort(dim=dim, descending=True, stable=True).narrow(dim, 0, count)
+    shape = list(matrices.shape)
+    shape[dim] = count
+    index = order.expand(shape)
+    return dim, index, matrices.gather(dim, index)

@@ -1,0 +1,307 @@
+"""Rules of 2025 and 2026: traces of their authors' code, or of float64 numpy, to ten digits."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from traces import TARGETS, VECTOR, VECTORS, W0, differs, steps
+
+from optimizer.dion2 import Dion2
+from optimizer.dyn_muon import DynMuon, power_at, powered
+from optimizer.error_feedback import ErrorFeedback, compressed
+from optimizer.kl_soap import KLSOAP
+from optimizer.muon import Muon
+from optimizer.muown import Muown
+from optimizer.parts import polar as polar_module
+from optimizer.sophia_h import SophiaH, random_signs
+
+A1, A2, A3 = TARGETS
+TALL = {"start": [list(row) for row in zip(*W0, strict=True)],
+        "fed": [[list(row) for row in zip(*a, strict=True)] for a in TARGETS]}
+
+
+@pytest.fixture
+def floored(monkeypatch):
+    """Newton-Schulz as released, which adds 1e-7 to the norm."""
+    monkeypatch.setattr(polar_module, "newton_schulz",
+                        partial(polar_module.newton_schulz, floor=1e-7))
+
+
+def check(make, traces, fed=TARGETS, start=W0):
+    weights, optimizer = steps(make, start, fed, max(traces))
+    for step, trace in traces.items():
+        assert differs(weights[step - 1], trace) < 1e-10, step
+    return optimizer
+
+
+# --- KL-SOAP and KL-Shampoo
+
+
+KL = {"lr": 0.1, "betas": (0.95, 0.9), "shampoo_beta": 0.9, "precondition_frequency": 1,
+      "weight_decay": 0.0}
+
+
+@pytest.mark.parametrize(("second_moment", "traces"), [
+    (True, {2: "1.0117506707 -2.0165335964 .4778965667 .2585584183 3.0227005547 -1.0033820396",
+            4: ".9939440347 -2.0375425730 .4362111569 .2627113590 3.0268508740 -1.0452450715"}),
+    # The specification has ...8657 for ...8730 (fourth step, fifth entry); numpy below has this.
+    (False, {2: "1.0124999988 -2.0249999975 .4500000050 .2250000025 3.0499999950 -1.0124999988",
+             4: ".9929942561 -2.0285956670 .4353373947 .2193238121 3.0558328730 -1.0336402780"})])
+def test_kl_soap_follows_its_traces(second_moment, traces):
+    check(partial(KLSOAP, second_moment=second_moment, **KL), traces, [A1, A2, A3, A1])
+
+
+def plain_kl(gradients, w, soap, b1=0.95, b2=0.9, sb=0.9, eps=1e-8, frequency=2, lr=0.1, wd=0.2):
+    """KL-SOAP of one matrix in numpy, the lines of arXiv 2509.03378's code."""
+    m, n = w.shape
+    first, *rest = gradients
+    s_a, s_b = (1 - sb) * first @ first.T / n, (1 - sb) * first.T @ first / m
+    q_a, q_b = (np.linalg.eigh(s)[1][:, ::-1] for s in (s_a, s_b))
+    r_a, r_b = np.full(m, 0.1**-0.5), np.full(n, 0.1**-0.5)
+    momentum, v = np.zeros((m, n)), np.zeros((m, n))
+    for t, g in enumerate(rest, 1):
+        y = q_a.T @ g @ q_b
+        momentum = b1 * momentum + (1 - b1) * g
+        if soap:
+            v = b2 * v + (1 - b2) * y**2
+            u = q_a.T @ momentum @ q_b / (np.sqrt(v) + eps)
+        else:
+            s = np.outer(r_a, r_b)
+            u = q_a.T @ momentum @ q_b * s / (1 + eps * s)
+        w = (1 - lr * wd) * (w - lr * q_a @ u @ q_b.T)
+        white_a, white_b = q_a * r_a @ q_a.T, q_b * r_b @ q_b.T
+        s_a = sb * s_a + (1 - sb) * g @ white_b @ white_b @ g.T / n
+        s_b = sb * s_b + (1 - sb) * g.T @ white_a @ white_a @ g / m
+        d_a, d_b = ((y * r_b) ** 2).mean(1), ((r_a[:, None] * y) ** 2).mean(0)
+        r_a = np.minimum((sb * r_a**-2 + (1 - sb) * d_a) ** -0.5, max(10, m))
+        r_b = np.minimum((sb * r_b**-2 + (1 - sb) * d_b) ** -0.5, max(10, n))
+        if t % frequency == 0:
+            q_a, q_b = np.linalg.qr(s_a @ q_a)[0], np.linalg.qr(s_b @ q_b)[0]
+    return w
+
+
+@pytest.mark.parametrize("soap", [True, False])
+def test_kl_soap_of_a_stack_is_its_plain_version_of_each_matrix(soap):
+    rng = np.random.default_rng(0)
+    start, gradients = rng.normal(size=(2, 3, 4)), rng.normal(size=(6, 2, 3, 4))
+    weights, _ = steps(partial(KLSOAP, **{**KL, "precondition_frequency": 2, "weight_decay": 0.2},
+                               second_moment=soap), start.tolist(), gradients.tolist(), 6)
+    for index in range(2):
+        expected = plain_kl(gradients[:, index], start[index], soap)
+        np.testing.assert_allclose(weights[-1][index], expected, rtol=1e-10)
+
+
+def test_a_row_without_gradient_is_bounded_and_a_long_side_is_left_alone():
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=(400, 3, 4))
+    gradients[1:, 0] = 0
+    optimizer = steps(partial(KLSOAP, second_moment=False), [[1.0] * 4] * 3, gradients.tolist(),
+                      400)[1]
+    (state,) = optimizer.state.values()
+    assert torch.isfinite(state["left_root"]).all() and state["left_root"].max() == 10
+    optimizer = steps(partial(KLSOAP, max_precond_dim=3), [[1.0] * 4] * 3, gradients.tolist(), 3)[1]
+    (state,) = optimizer.state.values()
+    assert "left" in state and "right" not in state
+
+
+# --- Muown
+
+
+MUOWN = partial(Muown, lr=0.1, orthogonalizer="svd")
+
+
+@pytest.mark.parametrize(("settings", "traces"), [
+    ({}, {1: "1.0449216475 -2.0951486867 .4865678638 .2222613464 3.0969673836 -1.0326285826",
+          3: ".9882663827 -2.1145829465 .4569162623 .2036921855 3.1431687046 -1.0719282400"}),
+    ({"weight_decay": 0.1},
+     {1: "1.0349216475 -2.0751486867 .4815678638 .2197613464 3.0669673836 -1.0226285826",
+      3: ".9586261859 -2.0523007134 .4425842944 .1971813244 3.0516511166 -1.0410499465"}),
+    ({"nesterov": False},
+     {3: ".9841356081 -2.1151658695 .4630944245 .2121292762 3.1362738634 -1.0902569450"})])
+def test_muown_follows_its_traces(settings, traces):
+    check(partial(MUOWN, **settings), traces, [A2, A3, A1])
+
+
+def test_muown_reads_its_gains_off_the_weights_and_keeps_their_sign():
+    w = nn.Parameter(torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64))
+    optimizer = Muown([w], lr=0.1)
+    w.grad = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    optimizer.step()
+    state = optimizer.state[w]
+    assert torch.isfinite(w).all() and float(state["gain"][0, 0, 0]) == pytest.approx(4.9)
+    state["gain"][0, 0] *= -1
+    row = w.detach()[0].clone()
+    with torch.no_grad():
+        w.mul_(2)  # a projection, say
+    w.grad = torch.zeros(2, 2, dtype=torch.float64)
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step()
+    torch.testing.assert_close(w.detach()[0], 2 * row)
+    assert float(state["gain"][0, 0, 0]) == pytest.approx(-9.8)
+
+
+# --- equilibration of Muon
+
+
+EQ = {"weight_decay": 0.1, "scale": "moonlight"}
+
+
+@pytest.mark.parametrize(("settings", "traces", "data"), [
+    ({"equilibrate": "row", **EQ},
+     {1: ".9732181149 -1.9503827471 .4885823161 .2206976058 2.9589176567 -.9710576313",
+      3: ".9184009662 -1.9129291681 .4419590649 .1924214847 2.9106675792 -.9837692672"}, {}),
+    ({"equilibrate": "row", "orthogonalizer": "keller", **EQ},
+     {1: ".9711660861 -1.9484577168 .4886458153 .2181764899 2.9589374290 -.9698069595"}, {}),
+    ({"equilibrate": "rowcol", **EQ},
+     {1: ".9724425876 -1.9512130860 .4870595432 .2231743495 2.9615552630 -.9668278368",
+      3: ".9178200206 -1.9160684631 .4419344999 .1977350126 2.9026074603 -.9716700129"}, {}),
+    ({"equilibrate": "aurora", "weight_decay": 0.025},
+     {1: ".9445600963 -1.9137758251 .4742551026 .1845879134 2.9724342729 -.9240153077",
+      3: ".8381499733 -1.9182751807 .3693580096 .1239181440 2.9583619944 -.9895851831"}, {}),
+    ({"equilibrate": "aurora_tall", "weight_decay": 0.025},
+     {1: ".9326621244 .1700273479 -1.8955211083 2.9679246036 .4687500000 -.9075000000",
+      3: ".8034563860 .0960022375 -1.9032706988 2.9540481944 .3408375803 -.9889258825"}, TALL),
+    ({"equilibrate": "aurora_tall", "weight_decay": 0.025},  # wide: Muon
+     {1: ".9486753793 -1.9096605421 .4804925814 .1722420645 2.9600884240 -.9427277442"}, {})])
+def test_equilibrated_muon_follows_its_traces(settings, traces, data, floored):
+    check(partial(Muon, **{"lr": 0.1, "orthogonalizer": "svd", **settings}), traces, **data)
+
+
+def test_aurora_brings_the_rows_of_a_tall_matrix_together():
+    lengths = {}
+    for how in ("none", "aurora"):
+        make = partial(Muon, lr=1.0, scale="moonlight", orthogonalizer="svd", equilibrate=how)
+        (w,), _ = steps(make, count=1, start=[[0.0, 0.0]] * 3, fed=TALL["fed"])
+        lengths[how] = torch.linalg.vector_norm(w, dim=1) / (0.2 * 3**0.5)
+    assert differs(lengths["none"], ".9128709292 .9128709292 .5773502692") < 1e-9
+    assert differs(lengths["aurora"], ".83666 .83666 .77460") < 1e-5
+
+
+def test_columns_are_the_rows_of_the_transpose():
+    settings = {"lr": 0.1, "orthogonalizer": "svd", "scale": "moonlight"}
+    (*_, wide), _ = steps(partial(Muon, equilibrate="col", **settings), W0, TARGETS)
+    (*_, tall), _ = steps(partial(Muon, equilibrate="row", **settings), **TALL)
+    torch.testing.assert_close(wide, tall.T, rtol=1e-12, atol=0)
+
+
+# --- compression with error feedback
+
+
+FEED = partial(ErrorFeedback, lr=0.1)
+
+
+@pytest.mark.parametrize(("settings", "traces", "error"), [
+    ({}, {1: ".9416666667 -1.9416666667 2.9416666667", 3: ".9361111111 -1.9361111111 2.9472222222"},
+     ".0611111111 .0388888889 .0222222222"),
+    ({"compressor": "topk"}, {1: "1 -1.9 3", 3: ".875 -1.9 2.875"}, "0 .075 -.05"),
+    ({"compressor": "none"}, {1: ".95 -1.9 2.975", 3: ".875 -1.975 2.925"}, "0 0 0")])
+def test_compressed_sgd_follows_its_traces_and_loses_nothing(settings, traces, error):
+    optimizer = check(partial(FEED, **settings), traces, VECTORS, VECTOR)
+    ((w, state),) = optimizer.state.items()
+    assert differs(state["error"], error) < 1e-10
+    whole = torch.tensor(VECTOR) - 0.1 * torch.tensor(VECTORS).double().sum(0)
+    torch.testing.assert_close(w.detach() - state["error"], whole, rtol=1e-12, atol=1e-12)
+
+
+def test_of_equal_entries_the_first_are_sent():
+    sent = compressed(torch.tensor([[1.0, -2], [2, 2]]), "topk", 0.5)
+    assert torch.equal(sent, torch.tensor([[0.0, -2], [2, 0]]))
+
+
+# --- DynMuon
+
+
+def test_powers_of_singular_values_by_hand():
+    x = torch.diag(torch.tensor([2.0, 1.0], dtype=torch.float64))[None]
+    length = 5**0.5
+    for power, exact in ((-0.25, ".8408964153 1"), (0.25, "1.1892071150 1")):
+        found = powered(x, power, "svd") * length**power
+        assert differs(found[0].diagonal(), exact) < 1e-10
+    floored = length + 1e-7  # as in the record
+    error = torch.eye(2, dtype=torch.float64) - x[0] @ x[0] / floored**2
+    for power, fast in ((-0.25, ".8405095347 .9363414149"), (0.25, "1.1895984594 1.0577605386")):
+        d = power / 2  # what "taylor" does to an exact msign
+        row = (1 - d * error + d * (d - 1) / 2 * error @ error).diagonal()
+        assert differs(row * floored**power, fast) < 1e-10
+        (polar,) = polar_module.orthogonalize([x])
+        assert torch.allclose(powered(x, power, "taylor")[0].diagonal(),
+                              row * polar[0].diagonal(), rtol=1e-7)
+    small = torch.diag(torch.tensor([1.0, 0.01], dtype=torch.float64))[None]
+    assert float(powered(small, -0.25, "svd")[0, 1, 1]) == pytest.approx(3.1623, rel=1e-3)
+
+
+def test_the_power_falls_from_its_start_to_its_end_and_the_first_is_muon_at_zero():
+    group = {"total_steps": 100, "power_start": 0.25, "power_end": -0.25, "center": 0.04,
+             "width": 0.04}
+    powers = power_at(torch.tensor([0.0, 4.0, 100.0], dtype=torch.float64), group)
+    assert powers.tolist() == pytest.approx([0.1155293, 0.0, -0.25], abs=1e-7)
+    settings = {"lr": 0.1, "weight_decay": 0.025}
+    ours = steps(partial(DynMuon, power_start=0.0, power_end=0.0, method="svd", **settings))[0]
+    muon = steps(partial(Muon, orthogonalizer="svd", **settings))[0]
+    torch.testing.assert_close(ours, muon, rtol=1e-12, atol=0)
+
+
+def test_the_power_one_is_the_normalized_momentum_also_of_a_tall_stack():
+    x = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x[1] = 0
+    torch.testing.assert_close(powered(x, 1.0, "svd")[0], x[0] / x[0].norm())
+    for method in ("svd", "taylor"):
+        assert not powered(x, -0.25, method)[1].any()
+    near = torch.linalg.qr(x[:1]).Q  # singular values of one size: both methods agree
+    torch.testing.assert_close(powered(near, 0.1, "taylor"),
+                               powered(near, 0.1, "svd"), rtol=0.3, atol=0.1)
+
+
+# --- Dion2
+
+
+def test_dion2_follows_its_trace():
+    check(partial(Dion2, lr=0.1, fraction=0.5, orthogonalizer="svd"),
+          {1: ".999 -1.998 .4995 .1891021565 2.9666760783 -.9535141174",
+           3: ".9279964431 -1.9802046868 .4570975659 .1152612961 2.9873443091 -.9281759283"})
+
+
+def test_dion2_of_a_tall_matrix_chooses_columns_and_of_all_rows_is_muon_without_average():
+    (w, *_), _ = steps(partial(Dion2, lr=0.1, fraction=0.5, weight_decay=0.0), **TALL)
+    moved = (w != torch.tensor(TALL["start"])).any(0)
+    assert moved.tolist() == [False, True]
+    whole = steps(partial(Dion2, lr=0.1, fraction=1.0, orthogonalizer="svd", ef_decay=0.0,
+                          weight_decay=0.0), count=1)[0]
+    muon = steps(partial(Muon, lr=0.1 * (2 / 3) ** 0.5, orthogonalizer="svd"), count=1)[0]
+    torch.testing.assert_close(whole, muon)
+
+
+# --- Sophia-H
+
+
+@pytest.mark.parametrize(("settings", "expected"), [
+    ({"gamma": 0.01, "k": 2, "weight_decay": 0.1},
+     {1: ".89 -1.88 2.87", 3: ".673289 -1.643588 2.613887"}),
+    ({"gamma": 20, "k": 1, "weight_decay": 0.0},
+     {1: ".98 -1.96 2.94", 3: ".9414937081 -1.8829874161 2.8244811242"})])
+def test_sophia_h_follows_its_traces(settings, expected):
+    """A difference of gradients of a quadratic is its curvature, up to rounding."""
+    w = nn.Parameter(torch.tensor(VECTOR, dtype=torch.float64))
+    h = torch.tensor([1, 4, 0.25], dtype=torch.float64)
+    optimizer, evaluations = SophiaH([w], lr=0.1, **settings), []
+
+    def closure():
+        evaluations.append(1)
+        optimizer.zero_grad()
+        loss = (h * w**2).sum() / 2
+        loss.backward()
+        return loss
+
+    for step in range(1, 4):
+        optimizer.step(closure)
+        if step in expected:
+            assert differs(w.detach(), expected[step]) < 1e-9
+    assert len(evaluations) == 3 + len(range(0, 3, settings["k"]))
+
+
+def test_the_probes_of_sophia_are_random_signs_of_the_step():
+    a, b, c = (random_signs(torch.zeros(1000), seed) for seed in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c) and torch.equal(a.abs(), torch.ones(1000))
+    assert abs(float(a.mean())) < 0.1 and abs(float((a * c).mean())) < 0.1

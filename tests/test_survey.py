@@ -1,0 +1,112 @@
+"""The survey's axioms: exact numbers of small landscapes, and verdicts by hand."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+from test_theory import rows
+
+from exp.papers.survey.statements import (
+    adam_diverges,
+    edge_of_stability,
+    nesterov_rates,
+    one_bit,
+    polyak_lojasiewicz,
+    sign_descent,
+    svrg,
+)
+from exp.report.rows import Rows
+from exp.theory.statement import measure
+
+
+@pytest.mark.parametrize(("amsgrad", "expected"), [
+    (False, {3: 1, 30: 1, 300: 1, 3000: 1}),
+    (True, {3: 0.909835, 30: 0.728750, 300: 0.200043, 3000: -0.998790})])
+def test_adam_stays_at_the_worst_point_and_amsgrad_leaves_it(amsgrad, expected):
+    path = [x for x, *_ in islice(adam_diverges.iterates(amsgrad), 3000)]
+    assert {step: path[step - 1] for step in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_sign_of_a_gradient_climbs_on_average_and_stays_where_it_is(monkeypatch):
+    monkeypatch.setattr(sign_descent, "STEPS", 300)
+    found = Rows(list(measure(sign_descent, [1])))
+    first = found.where(axis="first example").tree("optimizer")
+    assert first == {"SGD": [0.25], "signSGD": [-0.5]}
+    assert found.where(axis="second example, x1 + x2").tree("optimizer")["signSGD"] == [2.0]
+    losses = found.where(axis="second example, loss").tree("optimizer")
+    assert losses["signSGD"] == [2.0] and losses["EF-signSGD"][0] < 1e-4
+    assert sign_descent.judge(found).word == "holds partly"  # at 2000 steps 7e-37
+    one = sign_descent.descend("EF-signSGD", 1)  # p = .02 (3, -1): its length is .04
+    np.testing.assert_allclose(one, [1 - 0.04, 1 + 0.04], rtol=1e-12)
+
+
+def test_the_sharp_constant_of_the_pl_inequality():
+    mu, x = polyak_lojasiewicz.sharp_constant()
+    assert (mu, x) == pytest.approx((0.1755309859, 2.2017), abs=1e-4)
+    assert mu == pytest.approx(0.1755309859, abs=1e-10)
+    found = Rows(list(measure(polyak_lojasiewicz, [1])))
+    values = found.where(axis="f").tree("step")
+    assert values[0][0] == pytest.approx(9.0597445700, abs=1e-10)
+    assert values[1][0] == pytest.approx(7.0492337012, abs=1e-10)
+    assert values[10][0] == pytest.approx(1.8e-34, rel=0.02)
+    assert polyak_lojasiewicz.judge(found).word == "holds"
+
+
+def test_nesterovs_rates_and_bounds():
+    found = Rows(list(measure(nesterov_rates, [1]))).tree("problem", "axis", "steps")
+    convex, strong = found["convex"], found["strongly convex"]
+    assert convex["Nesterov"] == {10: [pytest.approx(0.0201187724, abs=1e-10)],
+                                  50: [pytest.approx(0.0038177124, abs=1e-10)]}
+    assert convex["bound"] == {10: [pytest.approx(0.5537, abs=1e-4)],
+                               50: [pytest.approx(0.02576, abs=1e-5)]}
+    assert convex["descent"][50] == [pytest.approx(0.0127918913, abs=1e-10)]
+    assert strong["Nesterov"][50] == [pytest.approx(9.467429e-06, rel=1e-6)]
+    assert strong["descent"][50] == [pytest.approx(0.1353262606, abs=1e-10)]
+    least = nesterov_rates.solution()
+    assert nesterov_rates.chain(least) == pytest.approx(-0.1237745098, abs=1e-10)
+    assert float(least @ least) == pytest.approx(33.5016339, abs=1e-7)
+    np.testing.assert_allclose(nesterov_rates.chain_slope(least), 0, atol=1e-15)
+
+
+def test_descent_on_the_chain_by_its_matrix():
+    """The error after 10 steps, from eigenvalues: x_k - x* = (I - A / 4)^k (0 - x*)."""
+    n = nesterov_rates.N
+    a = (2 * np.eye(n) - np.eye(n, k=1) - np.eye(n, k=-1)) / 4
+    error = -np.linalg.matrix_power(np.eye(n) - a, 10) @ nesterov_rates.solution()
+    path = nesterov_rates.descent(nesterov_rates.chain_slope, np.zeros(n), 1.0, 10)
+    found = nesterov_rates.chain(path[-1]) - nesterov_rates.chain(nesterov_rates.solution())
+    assert found == pytest.approx(float(error @ a @ error) / 2, rel=1e-10)
+
+
+def test_heavy_ball_with_the_new_gradient_is_nesterov_at_its_look_ahead_point():
+    """The survey's form: m <- b m + g, w <- w - lr (b m + g)."""
+    rate, b, w, m = 0.005, 0.8, np.ones(2), np.zeros(2)
+    path = nesterov_rates.nesterov(nesterov_rates.bowl_slope, np.ones(2), rate, 21, b)
+    for k in range(1, 21):
+        g = nesterov_rates.bowl_slope(w)
+        m = b * m + g
+        w = w - rate * (b * m + g)
+        np.testing.assert_allclose(w, path[k] + b * (path[k] - path[k - 1]), atol=1e-12)
+
+
+def test_the_edge_of_stability_is_two_over_the_curvature():
+    assert edge_of_stability.descend(1.0) == 1
+    assert abs(edge_of_stability.descend(1.01)) == pytest.approx(1.02**100)
+    assert abs(edge_of_stability.descend(0.99)) == pytest.approx(0.98**100)
+
+
+def test_svrg_by_hand_and_at_the_end():
+    mean = svrg.full_slope(np.zeros(2))
+    np.testing.assert_allclose(mean, [-1 / 3, -4 / 3])
+    path = svrg.epoch(np.zeros(2), 0.3, 3, True)
+    np.testing.assert_allclose([path[0], path[2]], [[0.1, 0.4], [0.15, 0.27]], atol=1e-12)
+    assert svrg.judge(Rows(list(measure(svrg, [1])))).word == "holds"
+
+
+@pytest.mark.parametrize(("bits", "verdict"), [
+    ([5.0, 5.0005], "holds"), ([5.0, 5.08], "holds partly"), ([5.2, 5.3], "does not hold")])
+def test_the_verdict_on_one_bit(bits, verdict):
+    grids = {name: {0.1: losses, 0.2: [9.0, 9.0]} for name, losses in {
+        "SGD": [5.0, 5.0], "EF-signSGD": bits, "EF top 1 %": [5.0, 5.0],
+        "Signum, no feedback": [5.5, 5.5]}.items()}
+    assert one_bit.judge(rows(grids, "optimizer", "lr")).word == verdict
