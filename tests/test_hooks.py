@@ -216,7 +216,8 @@ def test_the_order_of_hooks_is_checked():
     model = nn.Linear(3, 2)
     sound = {"cautious_update": {}, "update_floor": {}, "sam": {}, "hyperball": {},
              "cautious_decay": {}, "ema_nesterov": {}}
-    build_optimizer({"name": "muon", **sound}, model)
-    wrong = {"name": "muon", "hyperball": {}, "cautious_update": {}}
+    muon = {"name": "muon", "adamw": {"lr": 0.02}}
+    build_optimizer({**muon, **sound}, model)
+    wrong = {**muon, "hyperball": {}, "cautious_update": {}}
     with pytest.raises(ValueError, match=r"CautiousUpdate \(update mask\) goes inside Hyperball"):
         build_optimizer(wrong, model)
