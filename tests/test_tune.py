@@ -20,10 +20,10 @@ from exp.harness.task import task_named
 from exp.jobs import queue
 from exp.tune import __main__ as command
 from exp.tune import chain as chains
-from exp.tune import estimate, pace
+from exp.tune import check, estimate, inference, pace
 from exp.tune.arms import NO_DECAY, OWN, Arm, all_arms, arm_named
-from exp.tune.board import edges, render
 from exp.tune.check import check_board
+from exp.tune.page import edges, render
 from exp.tune.record import first_passage, grade, trial_record
 from exp.tune.space import AXES, Choice, Range, around
 from exp.tune.suggest import limit, normal_scores, shared_points, study_seed, suggest, winner
@@ -177,8 +177,8 @@ def test_a_target_is_reached_with_readings_in_a_row():
 
 
 def test_misses_are_graded_by_the_furthest_target_then_its_cost_then_an_early_reading():
-    aims = {"metric": "a", "mode": "max", "targets": [0.5, 0.9], "main_target": 0.9, "hold": 1,
-            "cap": 400, "grade_at": 100}
+    aims = {"regime": "race", "metric": "a", "mode": "max", "targets": [0.5, 0.9],
+            "main_target": 0.9, "hold": 1, "cap": 400, "grade_at": 100}
 
     def run(*values):
         return [{"gradient_evaluations": 50 * (i + 1), "a": value}
@@ -210,23 +210,23 @@ def test_the_estimator_gives_the_worked_example():
         [640, 500, 820, 560, 760, 700]))
     pooled = (np.var(b - a, ddof=1) + np.var(c - a, ddof=1)) / 2
     assert pooled == pytest.approx(0.021764, abs=5e-7)
-    found = estimate.comparison(b - a, pooled, False, False)
+    found = inference.comparison(b - a, pooled, False, False)
     expected = {"ratio": .735159, "low": .631898, "high": .855295, "p": .001093, "e": 16.843676,
                 "wins_a_study": .941148}
     assert {key: round(found[key], 6) for key in expected} == expected
     assert [round(end, 6) for end in found["anytime"]] == [.597867, .903978]
     assert (found["studies_needed"], found["bound"], found["equal"]) == (26, "", False)
-    found = estimate.comparison(c - a, pooled, True, True)
+    found = inference.comparison(c - a, pooled, True, True)
     expected = {"ratio": 1.030397, "low": .909567, "high": 1.167279, "p": .604399, "e": .241612,
                 "wins_a_study": .421916, "studies_needed": 19}
     assert {key: round(found[key], 6) for key in expected} == expected
     assert found["bound"] == "unknown"
-    assert estimate.holm([.01, .04, .03]) == pytest.approx([.03, .06, .06])
-    assert estimate.benjamini_hochberg([.01, .04, .03]) == pytest.approx([.03, .04, .04])
+    assert inference.holm([.01, .04, .03]) == pytest.approx([.03, .06, .06])
+    assert inference.benjamini_hochberg([.01, .04, .03]) == pytest.approx([.03, .04, .04])
 
 
 def test_study_values_are_restricted_means_and_bounds_stop_verdicts():
-    aims = {"main_target": 0.5, "mode": "max", "hold": 1, "cap": 2000}
+    aims = {"regime": "race", "main_target": 0.5, "mode": "max", "hold": 1, "cap": 2000}
 
     def study(*costs):
         return {"fresh": [{"status": "completed", "curve": {
@@ -401,8 +401,9 @@ def test_a_board_in_progress_has_whole_studies_and_no_verdicts(searched, monkeyp
 
 
 def test_interim_results_have_an_interval_from_the_fourth_study_on():
-    aims = {"main_target": 0.5, "mode": "max", "hold": 1, "cap": 100, "studies": 6, "alpha": 0.05,
-            "baseline": "a", "noise_arm": None}
+    aims = {"regime": "race", "targets": [0.5], "main_target": 0.5, "mode": "max", "hold": 1,
+            "cap": 100, "linger": 2, "studies": 6, "alpha": 0.05, "baseline": "a",
+            "noise_arm": None}
 
     def arm(*costs):
         return {"studies": [{"trials": [], "fresh": [{"status": "completed", "curve": {
@@ -413,6 +414,100 @@ def test_interim_results_have_an_interval_from_the_fourth_study_on():
     assert ["ratio" in row for row in rows] == [False, True, True]
     assert ["anytime" in row for row in rows] == [False, False, True]
     assert not {"p", "low", "verdict", "rank"} & rows[2].keys() and rows[2]["ratio"] == 1
+
+
+# --- the annealed regime
+
+
+@pytest.fixture(scope="module")
+def annealed(tmp_path_factory):
+    """A board of two annealed arms and the baseline's ladder: 60 evaluations, 30 and 120."""
+    outputs = tmp_path_factory.mktemp("anneal") / "outputs"
+    patch = pytest.MonkeyPatch()
+    patch.setitem(TASK.table, "tuning", {
+        "target": 0.05, "targets": [0.02, 0.05], "horizon": 60, "trials": 1, "studies": 2,
+        "set": []})
+    patch.setattr(command, "run_jobs", run_here)
+    try:
+        assert command.main([
+            "grokking", "--optimizers", "adamw,ars2_neo_sync", "--fresh-seeds", "1",
+            "--outputs", str(outputs), *(word for item in TINY for word in ("--set", item))]) == 0
+    finally:
+        patch.undo()
+    return outputs
+
+
+def test_annealed_runs_spend_exactly_the_horizon_and_end_at_rate_zero(annealed):
+    board = board_of(annealed)
+    spent = {name: {trial["spent"] for study in arm["studies"] for trial in study["trials"]}
+             for name, arm in board["arms"].items()}
+    assert spent == {"adamw": {60}, "ars2_neo_sync": {60}, "adamw_half": {30},
+                     "adamw_double": {120}}
+    folder = annealed / "tune" / "grokking" / "ars2_neo_sync" / "study1" / "trial0"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 30 and lines[-1]["gradient_evaluations"] == 60
+    peak = max(line["lr"] for line in lines)
+    assert lines[-1]["lr"] == pytest.approx(peak * 2 / 60 / 0.2)  # of the last step
+    assert check_board(board) == []
+    assert "## On the way" in (annealed / "paper" / "arena" / "grokking.md").read_text()
+    worst = board["terms"]["worst"]  # log error of a model that guesses one of eleven
+    assert worst == pytest.approx(math.log(10 / 11), abs=0.1)
+    assert all(value <= worst for row in board["results"]["arms"].values()
+               for value in row["values"])
+
+
+@pytest.mark.parametrize("edit", [
+    lambda arms: arms["adamw_half"]["studies"].pop(),
+    lambda arms: arms["adamw_double"]["studies"][0]["trials"][0].update(limit=60),
+    lambda arms: arms["adamw"]["studies"][0]["fresh"][0]["curve"]["metric"].pop(),
+    lambda arms: arms["ars2_neo_sync"]["studies"][0]["fresh"][0]["curve"]["metric"].append(0.5),
+    lambda arms: arms["adamw_half"]["studies"][0]["trials"][0]["params"].update(lr=0.5),
+    lambda arms: [run["curve"]["metric"].__setitem__(-1, 0.99) for study in
+                  arms["adamw"]["studies"] for run in study["fresh"]]])
+def test_the_check_refuses_an_edited_annealed_board(annealed, edit):
+    board = board_of(annealed)
+    edit(board["arms"])
+    assert check_board(board)
+
+
+def test_a_difference_is_a_budget_by_the_ladder_of_the_baseline():
+    aims = {"baseline": "adamw", "ladder": {"adamw_half": 0.5, "adamw_double": 2.0}}
+    ladder = inference.Ladder.of(aims, {"adamw_half": [4.4], "adamw": [4.1],
+                                        "adamw_double": [3.85]})
+    assert ladder.budget(4.0 - 4.1) == pytest.approx(1.319508, abs=5e-7)
+    assert (ladder.budget(1.0), ladder.budget(0.0), ladder.budget(-1.0)) == (0.5, 1.0, 2.0)
+    assert ladder.effect(2.0) == pytest.approx(0.25)
+    d = np.array([-0.10, -0.11, -0.09])
+    row = inference.comparison(d, 0.0, False, False, ladder)
+    assert row["budget"][0] == pytest.approx(1.319508, abs=5e-7)
+    assert row["budget"][1] < row["budget"][0] < row["budget"][2] and not row["equal"]
+    assert inference.comparison(d + 0.1, 0.0, False, False, ladder)["equal"]
+    assert inference.Ladder.of(aims, {"adamw_half": [4.0], "adamw": [4.1], "adamw_double": [3.8]}
+                               ) is None
+
+
+def test_the_annealed_results_are_those_of_the_independent_check():
+    """Forty boards of made-up curves, diverged runs among them."""
+    generator = np.random.default_rng(0)
+    aims = {"task": "t", "regime": "anneal", "metric": "ppl", "mode": "min",
+            "targets": [70.0, 60.0], "main_target": 60.0, "cap": 100, "horizon": 100,
+            "worst": math.log(100), "hold": 2,
+            "evaluate_every": 20, "studies": 3, "alpha": 0.05, "baseline": "adamw",
+            "noise_arm": "adamw_again", "ladder": {"adamw_half": 0.5, "adamw_double": 2.0}}
+
+    def arm(level):
+        return {"studies": [{"trials": [{"spent": 100}], "fresh": [{
+            "status": "diverged" if generator.random() < 0.05 else "completed",
+            "curve": {"evaluations": [20, 40, 60, 80, 100], "metric": list(
+                np.exp(level + 0.02 * generator.normal(size=5)) * np.array([3, 1.5, 1.1, 1.2, 1]))}
+            } for _ in range(2)]} for _ in range(3)]}
+
+    for _ in range(40):
+        arms = {name: arm(level) for name, level in (
+            ("adamw", 4.1), ("adamw_again", 4.1), ("adamw_half", 4.4), ("adamw_double", 3.85),
+            ("muon", 4.0), ("sgd", 4.1))}
+        written = json.loads(json.dumps(estimate.results(aims, arms)))
+        assert check._differences("results", check._results(aims, arms), written) == []
 
 
 @pytest.mark.parametrize("edit", [

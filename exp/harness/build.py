@@ -86,6 +86,7 @@ def build(settings: dict, task: Task) -> Built:
         optimizer = over_processes(optimizer, experiment["sharding"], shards)
     objective = Objective(model, task.loss_fn, forward, applied, experiment["accumulation"],
                           clipping, graph=graph)
+    schedule.evaluations = lambda: objective.gradient_evaluations
     # Weights are equal on all processes; random numbers of training (dropout) differ.
     if rank():
         torch.manual_seed(experiment["seed"] + rank())

@@ -1,6 +1,7 @@
 """Learning-rate and weight-decay schedules as pure functions of the step."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 from torch.optim import Optimizer
@@ -37,7 +38,9 @@ class Schedule:
     rises linearly and multiplies any but the one cycle. momentum = "cycle": the one cycle takes
     `momentum`, or the first of `betas`, from 0.95 to 0.85 and back, in groups where it is not 0.
     interval: the rate changes every "step", or as torch's schedulers are usually driven, every
-    "epoch".
+    "epoch". clock: "evaluations" counts gradient evaluations where all this says steps, so that
+    rules that pay for more than one a step end when their evaluations are spent; `evaluations`
+    then tells how many there were.
 
     batch_scaling: the initial rate of every group is multiplied by r = batch_size /
     base_batch_size ("linear", Goyal et al. 2017, arXiv 1706.02677) or by sqrt(r) ("sqrt",
@@ -73,6 +76,7 @@ class Schedule:
         shape: Shape | None = None,
         end_ratio: float | None = None,
         momentum: Literal["cycle"] | None = None,
+        clock: Literal["steps", "evaluations"] = "steps",
         *,
         batch_size: int = 1,
     ) -> None:
@@ -87,6 +91,8 @@ class Schedule:
         self.period = period_epochs * steps_per_epoch
         self.interval = steps_per_epoch if interval == "epoch" else 1
         self.weight_decay, self.momentum = weight_decay, momentum
+        self.clock = clock
+        self.evaluations: Callable[[], int] = lambda: 0
         self.decay = DECAY_SHARE if decay_share is None else decay_share
         self.adamw_decay = self.decay if adamw_decay_share is None else adamw_decay_share
         self.shape: Shape = shape or "linear"
@@ -119,6 +125,7 @@ class Schedule:
 
     def set_lr(self, step: int) -> None:
         """Set the rate, the decay and the momentum of the step after `step` finished ones."""
+        step = self.evaluations() if self.clock == "evaluations" else step
         step = step // self.interval * self.interval
         warmup = min(1.0, (step + self.interval) / self.warmup) if self.warmup else 1.0
         warmup = 1.0 if self.name == "one_cycle" else warmup

@@ -43,7 +43,7 @@ from exp.tune.chain import Chain
 from exp.tune.check import check_board
 from exp.tune.pace import time_winners
 from exp.tune.published import write_pages as write_published
-from exp.tune.terms import numbers_of, terms_of
+from exp.tune.terms import numbers_of, rung, terms_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,8 +72,9 @@ def tune(options: argparse.Namespace) -> int:
     finished, interim = read_board(path), read_board(interim_path(path))
     terms = _terms(options, finished or interim)
     board, begun = (require_terms(kept, terms, options.replace) for kept in (finished, interim))
-    arms = [arm_named(name, terms["cap"]) for name in _names(options)]
-    chains = sorted((Chain(arm, number, terms, _folder(options, arm.name, number))
+    arms = [arm_named(name, rung(terms, name)["cap"]) for name in _names(options, terms)]
+    chains = sorted((Chain(arm, number, rung(terms, arm.name),
+                           _folder(options, arm.name, number))
                      for arm in arms for number in numbers_of(arm.name, terms)),
                     key=lambda chain: chain.number % terms["studies"] or terms["studies"])
     for chain in chains:
@@ -157,10 +158,13 @@ def _terms(options: argparse.Namespace, standing: dict | None) -> dict:
     return terms | ({"baseline": ADAMW_CELL, "noise_arm": None} if options.ablation else {})
 
 
-def _names(options: argparse.Namespace) -> list[str]:
+def _names(options: argparse.Namespace, terms: dict) -> list[str]:
+    """The arms that are asked for; the baseline of an annealed board brings its other budgets."""
+    names = all_arms() if options.optimizers == "all" else options.optimizers.split(",")
     if options.ablation:
-        return list(read_ablation().arms())
-    return all_arms() if options.optimizers == "all" else options.optimizers.split(",")
+        names = list(read_ablation().arms())
+    asked = terms["baseline"] in names
+    return [*names, *(name for name in terms.get("ladder", ()) if asked and name not in names)]
 
 
 def _folder(options: argparse.Namespace, arm: str, number: int) -> Path:

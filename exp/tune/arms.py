@@ -22,6 +22,7 @@ from exp.harness.config import wrappers
 from exp.harness.errors import ConfigError
 from exp.harness.toml import read_toml
 from exp.tune.cells import ARMS, read_ablation
+from exp.tune.options import BASELINE, LADDER
 from exp.tune.space import Choice, Range, Space, around, axis_of, significant
 from optimizer import available_optimizers, is_wrapper, optimizer_class
 
@@ -117,6 +118,7 @@ def all_arms() -> list[str]:
 def _table(name: str) -> dict:
     """The `[optimizer]` table that arms.toml gives an arm, one of the ablation, or a bare name."""
     stated, cells = read_toml(ARMS)["arms"], read_ablation().arms()
+    name = BASELINE if name in LADDER else name
     if name in stated:
         return stated[name]
     if name in cells:

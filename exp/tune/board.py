@@ -9,16 +9,11 @@ from pathlib import Path
 from exp.harness.errors import ConfigError
 from exp.harness.toml import to_toml
 from exp.report.jsonfile import read_json, write_json
-from exp.report.tables import markdown, number, page
 from exp.tune.arms import Arm
 from exp.tune.chain import Chain
 from exp.tune.estimate import interim_results, results, study_values
-from exp.tune.space import Range, axis_of
-from exp.tune.terms import IN_PROGRESS, SCHEMA, code_of, settings_of
-
-EDGE = 0.1  # the outermost part of an axis
-SIGN = {"": "", "at least": "≥ ", "at most": "≤ ", "unknown": "? "}  # of a ratio that is a bound
-LEGEND = Path(__file__).with_name("legend.md").read_text(encoding="utf-8").strip()
+from exp.tune.page import render
+from exp.tune.terms import IN_PROGRESS, SCHEMA, code_of, rung, settings_of
 
 
 def board_path(outputs: Path, name: str) -> Path:
@@ -104,17 +99,19 @@ def write_configs(folder: Path, terms: dict, arms: Iterable[Arm], studies: dict[
         values, _ = study_values(terms, studies[arm.name])
         median = sorted(range(len(values)), key=values.__getitem__)[(len(values) - 1) // 2]
         study = studies[arm.name][median]
-        table = arm.settings(study["trials"][study["winner"]]["params"], terms["cap"])
-        settings = settings_of(terms, arm, table, 42, terms["cap"])
-        steps = terms["cap"] / arm.gradient_evaluations_per_step
+        table = arm.settings(study["trials"][study["winner"]]["params"],
+                             rung(terms, arm.name)["cap"])
+        settings = settings_of(rung(terms, arm.name), arm, table, 42, rung(terms, arm.name)["cap"])
+        steps = rung(terms, arm.name)["cap"] / arm.gradient_evaluations_per_step
         settings["experiment"] = {
             "task": terms["task"], "seed": 42, "epochs": int(steps // terms["evaluate_every"]),
-            **{key: settings["experiment"][key] for key in ("stop_at", "hold")}}
+            **{key: settings["experiment"][key] for key in ("stop_at", "hold")
+               if terms["regime"] == "race"}}
         path = folder / f"{terms['task']}_{arm.name}.toml"
         path.write_text(
             f"# python -m exp.{terms['task']}.train --config config/tuned/{path.name}\n"
-            f"# Written by exp.tune: the winner of study {study['number']} in a search for "
-            f"{terms['metric']} {terms['main_target']:g}.\n{to_toml(settings)}", encoding="utf-8")
+            f"# Written by exp.tune: the winner of study {study['number']}.\n{to_toml(settings)}",
+            encoding="utf-8")
 
 
 def save(path: Path, board: dict) -> None:
@@ -126,91 +123,6 @@ def save(path: Path, board: dict) -> None:
 def write_page(path: Path) -> None:
     """The page of a board, from its JSON."""
     path.with_suffix(".md").write_text(render(read_board(path)), encoding="utf-8")
-
-
-def render(board: dict) -> str:
-    """The page."""
-    if board["schema"] == IN_PROGRESS:
-        return _interim_page(board)
-    terms, rows = board["terms"], board["results"]["arms"]
-    order = sorted(rows, key=lambda name: (rows[name].get("rank", [0])[0], rows[name]["cost"]))
-    lines = [("", "cost", "reached", f"times {terms['baseline']} [95 %]", "verdict", "rank",
-              "wins", "needed", "ms an evaluation", "edge", "spent"),
-             *(_line(name, rows[name], board["arms"][name]) for name in order)]
-    return page(_title(terms), LEGEND, _facts(board), markdown(lines), _noise(board["results"]))
-
-
-def _interim_page(board: dict) -> str:
-    """The page of a board in progress: arms in the order of their names, nothing is judged."""
-    terms, rows = board["terms"], board["results"]["arms"]
-    count = len(next(iter(board["arms"].values()))["studies"])
-    lines = [("", "cost", "reached", f"times {terms['baseline']}", "anytime 95 %", "e", "spent")]
-    for name, row in sorted(rows.items()):
-        anytime = "[{}, {}]".format(*map(number, row["anytime"])) if "anytime" in row else ""
-        lines.append((name, number(row["cost"]), "{} of {}".format(*row["reached"]),
-                      f"{SIGN[row['bound']]}{number(row['ratio'])}" if "ratio" in row else "",
-                      anytime, number(row["e"]) if "e" in row else "", number(row["spent"])))
-    return page(
-        f"{_title(terms)}, in progress", f"**{count} of the {terms['studies']} announced studies "
-        "are complete.** No arm is called cheaper or dearer before the last one. The anytime "
-        "interval (from the fourth study on) and the e-value hold however often they are looked "
-        "at. *cost*: geometric mean of gradient evaluations to the target, a miss counting as the "
-        "cap; ≥ or ≤ where misses make the ratio a bound.", _facts(board), markdown(lines))
-
-
-def _title(terms: dict) -> str:
-    return f"# Gradient evaluations to target after equal-budget tuning: {terms['task']}"
-
-
-def _facts(board: dict) -> str:
-    terms = board["terms"]
-    better = "at least" if terms["mode"] == "max" else "at most"
-    facts = {key: ", ".join(sorted({study[key] for arm in board["arms"].values()
-                                    for study in arm["studies"]}))
-             for key in ("machine", "torch", "commit")}
-    return (f"Target: {terms['metric']} {better} {terms['main_target']:g} in {terms['hold']} "
-            f"readings in a row, within {terms['cap']} gradient evaluations. {terms['studies']} "
-            f"studies of {terms['trials']} trials, {terms['fresh_seeds']} fresh seeds each. Config "
-            f"{terms['config']} with {', '.join(terms['set'])}. {facts['machine']}; torch "
-            f"{facts['torch']}; commit {facts['commit']}. One more arm: `python -m exp.tune "
-            f"{terms['task']} --optimizers NAME`.")
-
-
-def _line(name: str, row: dict, arm: dict) -> tuple[str, ...]:
-    reached = "{} of {}".format(*row["reached"])
-    if "ratio" in row:
-        compared = (f"{SIGN[row['bound']]}{number(row['ratio'])} [{number(row['low'])}, "
-                    f"{number(row['high'])}]", row.get("verdict", "noise floor"))
-        chances = (f"{row['wins_a_study']:.2f}", str(row["studies_needed"]))
-    else:
-        compared, chances = ("", ""), ("", "")
-    rank = "–".join(map(str, dict.fromkeys(row["rank"]))) if "rank" in row else ""
-    return (name, number(row["cost"]), reached, *compared, rank, *chances,
-            number(arm["ms_per_evaluation"]), ", ".join(edges(arm)), number(row["spent"]))
-
-
-def edges(arm: dict) -> list[str]:
-    """The axes at one end of which at least half of the winners lie."""
-    names = []
-    for key, record in arm["axes"].items():
-        axis = axis_of(record)
-        if isinstance(axis, Range):
-            shares = [axis.share(study["trials"][study["winner"]]["params"][key])
-                      for study in arm["studies"]]
-            low, high = (sum(outside) for outside in zip(*(
-                (share < EDGE, share > 1 - EDGE) for share in shares), strict=True))
-            names += [key] if 2 * max(low, high) >= len(shares) else []
-    return names
-
-
-def _noise(results: dict) -> str:
-    noise = results["noise"]
-    if noise is None:
-        return ""
-    return ("Noise floor: the baseline against itself on other studies, "
-            f"{number(noise['ratio'])} [{number(noise['low'])}, {number(noise['high'])}], a factor "
-            f"{number(noise['half_width'])} to either side. Pooled deviation of a paired log "
-            f"ratio: {number(results['pooled_sd'])}.")
 
 
 def _own_pace(studies: list[dict]) -> float:

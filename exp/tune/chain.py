@@ -119,9 +119,8 @@ class Chain:
             _append(self.folder / "trials.jsonl", trials)
         best = winner(trials)
         seeds = seeds_of(self.number, self.terms["fresh_seeds"])
-        linger = self.terms["linger"] + 1 - self.terms["hold"]
         fresh = [fresh_record(seed, self._run(f"seed{seed}", best["params"], seed,
-                                              self.terms["cap"], linger), self.terms)
+                                              self.terms["cap"], fresh=True), self.terms)
                  for seed in seeds]
         facts = read_object(self.folder / f"seed{seeds[-1]}" / "run.json")
         write_json(self.folder / "study.json", {
@@ -141,12 +140,12 @@ class Chain:
         print(f"{self.name} trial {index}: {trial['cost'] or trial['status']}", flush=True)
         return trial
 
-    def _run(self, name: str, params: dict, seed: int, most: int, linger: int = 0) -> dict:
+    def _run(self, name: str, params: dict, seed: int, most: int, fresh: bool = False) -> dict:
         """Train in a folder of the chain, or continue, or read what is finished there; the run's
-        `status` and `lines`. most, linger: as of settings_of."""
+        `status`, `lines`, and {"test": metric} if it was tested. most: gradient evaluations."""
         folder = self.folder / name
         settings = settings_of(self.terms, self.arm, self.arm.settings(params, self.terms["cap"]),
-                               seed, most, linger)
+                               seed, most, fresh)
         same = folder_identity(folder, self.task).counts_as(identity(settings, self.task))
         if not same or _status(folder) not in ("completed", "diverged"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +157,10 @@ class Chain:
             for checkpoint in CHECKPOINTS:
                 (folder / checkpoint).unlink(missing_ok=True)
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return {"status": _status(folder), "lines": [json.loads(line) for line in lines]}
+        best = read_object(folder / "summary.json").get("best", {})
+        key = f"test_{self.terms['metric'].removeprefix('eval_')}"
+        return {"status": _status(folder), "lines": [json.loads(line) for line in lines],
+                "test": {"test": best[key]} if key in best else {}}
 
 
 def _status(folder: Path) -> str | None:

@@ -14,6 +14,8 @@ from scipy.stats import qmc
 TOLERANCE = 1e-9  # relative
 AXES = ("lr", "decay_time", "aux_lr", "memory")
 KEYS = {"schema", "terms", "arms", "results"}
+TABLES = ("on_the_way", "steadiness")  # of the results; a board may lack them
+DECAY = 0.2  # share of an annealed run in which the rate falls
 
 
 def check_board(board: dict) -> list[str]:
@@ -31,11 +33,14 @@ def check_board(board: dict) -> list[str]:
         if seed != zlib.crc32(f"{terms['task']}/{number}".encode()):
             problems.append(f"I4: seed of study {number}")
     for name, arm in board["arms"].items():
-        problems += [f"{name}: {problem}" for problem in _arm(terms, name, arm, count)]
+        problems += [f"{name}: {problem}"
+                     for problem in _arm(_on_rung(terms, name), name, arm, count)]
     if not problems:  # else there may be nothing to recompute from
         ours = _results({**terms, "studies": count}, board["arms"])
         if count < terms["studies"]:
             ours = _without_verdicts(ours, count)
+        ours = {key: value for key, value in ours.items()
+                if key not in TABLES or key in board["results"]}
         problems += _differences("results", ours, board["results"])
         noise = board["results"]["arms"].get(terms["noise_arm"], {})
         problems += ["I20: the baseline differs from itself"] * (noise.get("p", 1) <= 1e-3)
@@ -43,6 +48,12 @@ def check_board(board: dict) -> list[str]:
 
 
 # --- the search
+
+
+def _on_rung(terms: dict, name: str) -> dict:
+    """The terms of an arm: the baseline is also tuned for other budgets."""
+    share = terms.get("ladder", {}).get(name, 1)
+    return {**terms, "cap": int(terms["cap"] * share)}
 
 
 def _arm(terms: dict, name: str, arm: dict, count: int) -> Iterator[str]:
@@ -108,33 +119,59 @@ def _fresh(terms: dict, study: dict) -> Iterator[str]:
             yield f"I10: curve of seed {run['seed']}"
         elif np.any(np.diff([0, *spent]) > 2 * terms["evaluate_every"]):
             yield f"I12: readings of seed {run['seed']} are too sparse"
-        elif (run["status"] == "completed" and _cost(terms, run) is None
-              and spent[-1] + 2 * terms["evaluate_every"] <= terms["cap"]):
+        elif run["status"] == "completed" and (
+                spent[-1] != terms["cap"] if terms["regime"] == "anneal" else
+                _cost(terms, run) is None
+                and spent[-1] + 2 * terms["evaluate_every"] <= terms["cap"]):
             yield f"I11: seed {run['seed']} ended early"
 
 
 # --- the numbers
 
 
-def _cost(terms: dict, run: dict) -> int | None:
-    sign = 1 if terms["mode"] == "max" else -1
-    at = sign * np.asarray(run["curve"]["metric"]) >= sign * terms["main_target"]
+def _cost(terms: dict, run: dict, target: float | None = None) -> int | None:
+    sign, target = (1 if terms["mode"] == "max" else -1), target or terms["main_target"]
+    at = sign * np.asarray(run["curve"]["metric"]) >= sign * target
     spent = run["curve"]["evaluations"]
     for i in range(len(spent) - terms["hold"] + 1):
         window = slice(i, i + terms["hold"])
-        if at[window].all() and spent[window][-1] <= terms["cap"] and run["status"] != "diverged":
+        if at[window].all() and spent[window][-1] <= _cap(terms) and run["status"] != "diverged":
             return spent[i]
     return None
 
 
+def _cap(terms: dict) -> float:
+    return terms["cap"] * (1 if terms["regime"] == "race" else 1 - DECAY)
+
+
+def _logs(terms: dict, arms: dict, target: float | None = None) -> tuple[dict, dict]:
+    """Costs of the fresh runs by arm and study, and the mean of their logs."""
+    costs = {name: [[_cost(terms, run, target) for run in study["fresh"]]
+                    for study in arm["studies"]] for name, arm in arms.items()}
+    return costs, {name: np.array([np.mean([np.log(cost or _cap(terms)) for cost in study])
+                                   for study in of_arm]) for name, of_arm in costs.items()}
+
+
+def _ends(terms: dict, arms: dict) -> tuple[dict, dict]:
+    """The same for annealed runs: 1 for a run that ended well, and the logs of their metrics."""
+    def log(run: dict) -> float:
+        if run["status"] == "diverged":
+            return terms["worst"]
+        end = run["curve"]["metric"][-1]
+        return min(terms["worst"], np.log(end if terms["mode"] == "min" else max(1 - end, 1e-6)))
+
+    fine = {name: [[1 if run["status"] == "completed" else None for run in study["fresh"]]
+                   for study in arm["studies"]] for name, arm in arms.items()}
+    return fine, {name: np.array([np.mean([log(run) for run in study["fresh"]])
+                                  for study in arm["studies"]]) for name, arm in arms.items()}
+
+
 def _results(terms: dict, arms: dict) -> dict:
-    costs = {name: [[_cost(terms, run) for run in study["fresh"]] for study in arm["studies"]]
-             for name, arm in arms.items()}
-    logs = {name: np.array([np.mean([np.log(cost or terms["cap"]) for cost in study])
-                            for study in of_arm]) for name, of_arm in costs.items()}
+    race = terms["regime"] == "race"
+    costs, logs = _logs(terms, arms) if race else _ends(terms, arms)
     rows = {name: {
         "values": logs[name].tolist(), "cost": float(np.exp(logs[name].mean())),
-        "censored": [None in study for study in costs[name]],
+        "censored": [race and None in study for study in costs[name]],
         "reached": [sum(cost is not None for study in costs[name] for cost in study),
                     sum(map(len, costs[name]))],
         "spent": sum(trial["spent"] for study in arm["studies"] for trial in study["trials"]) + sum(
@@ -143,14 +180,14 @@ def _results(terms: dict, arms: dict) -> dict:
     base, noise = terms["baseline"], terms["noise_arm"]
     if base not in arms or terms["studies"] < 2:
         return {"arms": rows, "pairs": [], "pooled_sd": None, "noise": None}
-    others = [name for name in arms if name not in (base, noise)]
-    d = {name: logs[name] - logs[base] for name in arms if name != base}
+    ranked = [name for name in arms if name not in (noise, *terms.get("ladder", ()))]
+    others = [name for name in ranked if name != base]
+    d = {name: logs[name] - logs[base] for name in arms if name in (*others, noise)}
     pooled = np.mean([d[name].var(ddof=1) for name in others]) if others else 0.0
     for name in d:
         rows[name] |= _compared(d[name], pooled, any(rows[name]["censored"]),
-                                any(rows[base]["censored"]))
+                                any(rows[base]["censored"]), _rungs(terms, logs))
     _verdicts([rows[name] for name in others], terms["alpha"])
-    ranked = [name for name in arms if name != noise]
     pairs = _pairs({name: logs[name] for name in ranked}, terms["alpha"])
     for name in ranked:
         before, after = (sum(
@@ -162,12 +199,66 @@ def _results(terms: dict, arms: dict) -> dict:
     return {"arms": rows, "pairs": pairs, "pooled_sd": float(np.sqrt(pooled)),
             "noise": floor and {"ratio": floor["ratio"], "low": floor["low"],
                                 "high": floor["high"],
-                                "half_width": math.sqrt(floor["high"] / floor["low"])}}
+                                "half_width": math.sqrt(floor["high"] / floor["low"])},
+            "on_the_way": [_way(terms, {name: arms[name] for name in ranked}, target)
+                           for target in terms["targets"][:-1 if race else None]],
+            "steadiness": {name: _steady(terms, arm) for name, arm in arms.items()}
+            if race and "linger" in terms else {}}
+
+
+def _way(terms: dict, arms: dict, target: float) -> dict:
+    """Costs and ratios to another target."""
+    costs, logs = _logs(terms, arms, target)
+    d = {name: of_arm - logs[terms["baseline"]] for name, of_arm in logs.items()
+         if name != terms["baseline"]}
+    pooled = np.mean([of_arm.var(ddof=1) for of_arm in d.values()] or [0.0])
+    rows = {name: {"cost": float(np.exp(logs[name].mean())), "reached": [
+        sum(cost is not None for study in of_arm for cost in study), sum(map(len, of_arm))]}
+        for name, of_arm in costs.items()}
+    for name, of_arm in d.items():
+        low, high = np.exp(_t(of_arm, pooled).interval(0.95))
+        rows[name] |= {"ratio": float(np.exp(of_arm.mean())), "low": float(low),
+                       "high": float(high)}
+    return {"target": target, "arms": rows}
+
+
+def _steady(terms: dict, arm: dict) -> list[int]:
+    """Readings at the target, of those that followed an arrival."""
+    after = [value for study in arm["studies"] for run in study["fresh"]
+             for spent, value in list(zip(run["curve"]["evaluations"], run["curve"]["metric"],
+                                          strict=True))[_arrival(terms, run):][:terms["linger"]]]
+    sign = 1 if terms["mode"] == "max" else -1
+    return [sum(sign * value >= sign * terms["main_target"] for value in after), len(after)]
+
+
+def _arrival(terms: dict, run: dict) -> int:
+    """The number of readings up to the arrival, or all of them."""
+    spent, cost = run["curve"]["evaluations"], _cost(terms, run)
+    return len(spent) if cost is None else spent.index(cost) + 1
+
+
+def _rungs(terms: dict, logs: dict[str, np.ndarray]) -> list[tuple[float, float]]:
+    """(log budget over the horizon, log metric over that at the horizon) of the tuned baseline, the
+    smallest budget first; empty without a ladder that falls from rung to rung."""
+    shares = {terms["baseline"]: 1, **terms.get("ladder", {})}
+    if len(shares) < 2 or any(name not in logs for name in shares):
+        return []
+    home = logs[terms["baseline"]].mean()
+    rungs = sorted((math.log(share), logs[name].mean() - home) for name, share in shares.items())
+    return rungs if all(np.diff([metric for _, metric in rungs]) < 0) else []
+
+
+def _budget(rungs: list[tuple[float, float]], metric: float) -> float:
+    """Along the straight lines between the rungs, no further than the outer ones."""
+    for (left, above), (right, below) in zip(rungs, rungs[1:], strict=False):
+        if above >= metric >= below:
+            return math.exp(left + (above - metric) / (above - below) * (right - left))
+    return math.exp(rungs[0][0] if metric > rungs[0][1] else rungs[-1][0])
 
 
 def _without_verdicts(results: dict, count: int) -> dict:
     """What holds after any number of studies."""
-    fixed = {"low", "high", "p", "p_holm", "verdict", "equal", "rank", "wins_a_study",
+    fixed = {"budget", "low", "high", "p", "p_holm", "verdict", "equal", "rank", "wins_a_study",
              "studies_needed", *(["anytime"] if count < 4 else [])}
     return {"pooled_sd": results["pooled_sd"], "arms": {
         name: {key: value for key, value in row.items() if key not in fixed}
@@ -183,22 +274,29 @@ def _variance(d: np.ndarray, pooled: float) -> float:
     return max(d.var(ddof=1), (d.var(ddof=1) + pooled) / 2, 1e-300)
 
 
-def _compared(d: np.ndarray, pooled: float, ours: bool, theirs: bool) -> dict:
+def _compared(d: np.ndarray, pooled: float, ours: bool, theirs: bool,
+              rungs: list[tuple[float, float]]) -> dict:
     k, t = len(d), _t(d, pooled)
     s2 = _variance(d, pooled)
     low, high = np.exp(t.interval(0.95))
-    narrow = np.exp(t.interval(0.90))
+    narrow = [_budget(rungs, end) if rungs else math.exp(min(end, 700))
+              for end in t.interval(0.90)]
+    effect = math.log(1.1)
+    if rungs:  # along the line from the horizon on
+        effect *= -rungs[[log for log, _ in rungs].index(0) + 1][1] / rungs[-1][0]
     # The normal mixture that crosses 1 / alpha: n S^2 / (2 s2 (n + 1)) = log(sqrt(n + 1) / alpha).
     reach = math.sqrt(2 * s2 * (k + 1) * math.log(math.sqrt(k + 1) / 0.05)) / k
     ratio = np.square(d.sum()) / ((k + 0.25) * np.square(d).sum()) if d.any() else 0.0
-    return {"ratio": float(np.exp(d.mean())), "low": float(low), "high": float(high),
+    ends = (d.mean(), *t.interval(0.95)[::-1])
+    return {**({"budget": [_budget(rungs, end) for end in ends]} if rungs else {}),
+            "ratio": float(np.exp(d.mean())), "low": float(low), "high": float(high),
             "bound": [["", "at most"], ["at least", "unknown"]][ours][theirs],
             "p": float(2 * min(t.cdf(0), t.sf(0))),
             "anytime": [float(np.exp(d.mean() - reach)), float(np.exp(d.mean() + reach))],
             "e": math.sqrt(0.25 / (k + 0.25)) * (1 - ratio) ** (-k / 2),
             "wins_a_study": float(stats.t.cdf(-d.mean() / math.sqrt(s2 * (1 + 1 / k)), 2 * k - 2)),
-            "studies_needed": math.ceil(2 + s2 * ((1.959964 + 0.841621) / math.log(1.1)) ** 2),
-            "equal": bool(narrow[0] >= 0.95 and narrow[1] <= 1.05)}
+            "studies_needed": math.ceil(2 + s2 * ((1.959964 + 0.841621) / effect) ** 2),
+            "equal": bool(min(narrow) >= 0.95 and max(narrow) <= 1.05)}
 
 
 def _verdicts(rows: list[dict], alpha: float) -> None:

@@ -1,43 +1,46 @@
 """The numbers of a board, from its studies alone.
 
-The study is the unit of replication. Its value is the mean over its fresh seeds of the log of the
-gradient evaluations to the target, a miss counting as the cap (restricted mean). An arm is compared
-with the baseline by the mean of the paired differences of K studies; the variance is the arm's own,
-or half way to the mean over arms where that is larger. All intervals are 95 % but for `equal`.
+The study is the unit of replication. Its value is the mean over its fresh seeds: in a race of the
+log of the gradient evaluations to the target, a miss counting as the cap (restricted mean); where
+the rate is annealed of the log of the metric at the horizon, a diverged run counting as untrained.
+An arm is compared with the baseline by the mean of the paired differences of K studies; the
+variance is the arm's own, or half way to the mean over arms where that is larger. All intervals are
+95 % but for `equal`. In an annealed board a difference is also a budget: that with which the tuned
+baseline is as good, by its own values at half, once and twice the horizon.
 """
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
-from exp.tune.record import first_passage
+from exp.harness.curves import DECAY_SHARE
+from exp.tune.inference import Ladder, benjamini_hochberg, comparison, exp, holm, t_test
+from exp.tune.record import first_passage, is_reached, log_metric
 
-EQUAL = 0.05  # equal: the 90 % interval of the ratio lies within 1 -+ 5 %
-PRIOR = 0.25  # of the e-value: prior variance of the standardized effect, in studies
-TINY = 1e-300  # variance of studies that are all equal
-POWER, NEEDED_RATIO = (1.959964, 0.841621), 1.1  # studies needed: 5 %, 80 %, a ratio of 1.1
 OPPOSITE = {"cheaper": "at least", "dearer": "at most"}
 ANYTIME_FROM = 4  # studies: the anytime interval estimates a variance
 ANYTIME = ("values", "censored", "cost", "reached", "spent", "ratio", "bound", "e", "anytime")
 
 
 def results(terms: dict, arms: dict[str, dict]) -> dict:
-    """`results` of a board: every arm, every pair, the pooled deviation, the noise floor."""
+    """`results` of a board: every arm, every pair, the pooled deviation, the noise floor; by arm
+    and target of the way, its costs and ratio; by arm, the readings at the target out of those
+    that followed the arrival."""
     values = {name: study_values(terms, arm["studies"]) for name, arm in arms.items()}
     rows = {name: _row(terms, arms[name]["studies"], *values[name]) for name in arms}
-    base = terms["baseline"]
+    base, beside = terms["baseline"], {terms["noise_arm"], *terms.get("ladder", ())}
+    ranked = [name for name in arms if name not in beside]
     if base not in arms or terms["studies"] < 2:
         return {"arms": rows, "pairs": [], "pooled_sd": None, "noise": None}
-    compared = {name: np.subtract(values[name][0], values[base][0]) for name in arms
-                if name != base}
-    ranked = [name for name in arms if name != terms["noise_arm"]]
+    compared = {name: np.subtract(values[name][0], values[base][0])
+                for name in (*ranked, terms["noise_arm"]) if name in arms and name != base}
     pooled = float(np.mean([np.var(compared[name], ddof=1) for name in ranked if name != base]
                            or [0.0]))
+    ladder = Ladder.of(terms, {name: row["values"] for name, row in rows.items()})
     for name, d in compared.items():
         censored = [any(values[key][1]) for key in (name, base)]
-        rows[name] |= comparison(d, pooled, *censored)
+        rows[name] |= comparison(d, pooled, *censored, ladder)
     _judge([rows[name] for name in ranked if name != base], terms["alpha"])
     ordered = pairs({name: values[name][0] for name in ranked}, terms["alpha"])
     for name in ranked:
@@ -45,7 +48,10 @@ def results(terms: dict, arms: dict[str, dict]) -> dict:
     noise = rows.get(terms["noise_arm"])
     return {"arms": rows, "pairs": ordered, "pooled_sd": math.sqrt(pooled),
             "noise": noise and {**{key: noise[key] for key in ("ratio", "low", "high")},
-                                "half_width": math.sqrt(noise["high"] / noise["low"])}}
+                                "half_width": math.sqrt(noise["high"] / noise["low"])},
+            "on_the_way": _on_the_way(terms, {name: arms[name] for name in ranked}),
+            "steadiness": {name: _steadiness(terms, arm["studies"]) for name, arm in arms.items()}
+            if terms["regime"] == "race" else {}}
 
 
 def interim_results(terms: dict, arms: dict[str, dict], count: int) -> dict:
@@ -62,90 +68,81 @@ def interim_results(terms: dict, arms: dict[str, dict], count: int) -> dict:
 
 def study_values(terms: dict, studies: Sequence[dict]) -> tuple[list[float], list[bool]]:
     """The value of each study, and whether one of its seeds missed the target."""
-    costs = [[run_cost(terms, run) for run in study["fresh"]] for study in studies]
-    values = [float(np.mean([math.log(min(terms["cap"] if cost is None else cost, terms["cap"]))
-                             for cost in of_study])) for of_study in costs]
-    return values, [None in of_study for of_study in costs]
+    values = [float(np.mean([run_value(terms, run) for run in study["fresh"]]))
+              for study in studies]
+    race = terms["regime"] == "race"
+    return values, [race and any(run_cost(terms, run) is None for run in study["fresh"])
+                    for study in studies]
 
 
-def run_cost(terms: dict, run: dict) -> int | None:
-    """Gradient evaluations of a fresh run to the main target, None for a miss."""
+def run_value(terms: dict, run: dict) -> float:
+    """Log of the cost of a fresh run, or of its metric at the horizon."""
+    if terms["regime"] == "race":
+        cost = run_cost(terms, run)
+        return math.log(terms["cap"] if cost is None else min(cost, terms["cap"]))
+    if run["status"] == "diverged":
+        return terms["worst"]
+    return min(terms["worst"], log_metric(terms, run["curve"]["metric"][-1]))
+
+
+def run_cost(terms: dict, run: dict, target: float | None = None) -> int | None:
+    """Gradient evaluations of a fresh run to a target, the main one if none is given; None for a
+    miss. On the way to the end of an annealed run those count that were made at the full rate."""
     if run["status"] == "diverged":
         return None
+    most = terms["cap"] * (1 if terms["regime"] == "race" else 1 - DECAY_SHARE)
     return first_passage(run["curve"]["evaluations"], run["curve"]["metric"],
-                         terms["main_target"], terms["mode"], terms["hold"], terms["cap"])
+                         terms["main_target"] if target is None else target, terms["mode"],
+                         terms["hold"], most)
 
 
 def _row(terms: dict, studies: Sequence[dict], values: list[float], censored: list[bool]) -> dict:
-    costs = [run_cost(terms, run) for study in studies for run in study["fresh"]]
+    runs = [run for study in studies for run in study["fresh"]]
+    race = terms["regime"] == "race"
+    arrived = [run_cost(terms, run) is not None if race else run["status"] == "completed"
+               for run in runs]
     spent = sum(trial["spent"] for study in studies for trial in study["trials"])
-    spent += sum(run["curve"]["evaluations"][-1] for study in studies for run in study["fresh"]
-                 if run["curve"]["evaluations"])
+    spent += sum(run["curve"]["evaluations"][-1] for run in runs if run["curve"]["evaluations"])
     return {"values": values, "censored": censored, "cost": math.exp(np.mean(values)),
-            "reached": [len(costs) - costs.count(None), len(costs)], "spent": spent}
+            "reached": [sum(arrived), len(arrived)], "spent": spent}
 
 
-# --- an arm beside the baseline
+def _on_the_way(terms: dict, arms: dict[str, dict]) -> list[dict]:
+    """For every target but the main one of a race: each arm's geometric mean cost, restricted to
+    the cap, how many runs arrived, and the ratio to the baseline with its interval."""
+    race = terms["regime"] == "race"
+    cap = terms["cap"] * (1 if race else 1 - DECAY_SHARE)
+    table = []
+    for target in terms["targets"][:-1] if race else terms["targets"]:
+        costs = {name: [[run_cost(terms, run, target) for run in study["fresh"]]
+                        for study in arm["studies"]] for name, arm in arms.items()}
+        logs = {name: np.array([np.mean([math.log(cost or cap) for cost in study])
+                                for study in of_arm]) for name, of_arm in costs.items()}
+        d = {name: of_arm - logs[terms["baseline"]] for name, of_arm in logs.items()}
+        others = [name for name in arms if name != terms["baseline"]]
+        pooled = float(np.mean([np.var(d[name], ddof=1) for name in others] or [0.0]))
+        rows = {}
+        for name in arms:
+            hits = [cost is not None for study in costs[name] for cost in study]
+            rows[name] = {"cost": math.exp(np.mean(logs[name])), "reached": [sum(hits), len(hits)]}
+            if name in others:
+                mean, low, high, _ = t_test(d[name], pooled)
+                rows[name] |= {"ratio": math.exp(mean), "low": exp(low), "high": exp(high)}
+        table.append({"target": target, "arms": rows})
+    return table
 
 
-def comparison(d: np.ndarray, pooled: float, ours: bool, theirs: bool) -> dict:
-    """Ratio, interval, p and all else that paired differences say.
-
-    ours, theirs: whether a run of the arm, of the baseline, missed the target.
-    """
-    mean, low, high, p = t_test(d, pooled)
-    _, narrow_low, narrow_high, _ = t_test(d, pooled, level=0.90)
-    bound = {(True, True): "unknown", (True, False): "at least", (False, True): "at most"}
-    own = float(np.var(d, ddof=1))
-    return {"ratio": math.exp(mean), "low": _exp(low), "high": _exp(high),
-            "bound": bound.get((ours, theirs), ""), "p": p,
-            "anytime": anytime_interval(d, pooled), "e": e_value(d),
-            "wins_a_study": wins_a_study(mean, own, pooled, len(d)),
-            "studies_needed": studies_needed(own, pooled),
-            "equal": bool(narrow_low >= math.log(1 - EQUAL) and narrow_high <= math.log(1 + EQUAL))}
-
-
-def used_variance(own: float, pooled: float) -> float:
-    """The variance of an arm's differences that its interval uses; never 0."""
-    return max(own, (own + pooled) / 2, TINY)
-
-
-def t_test(d: np.ndarray, pooled: float, level: float = 0.95
-           ) -> tuple[float, float, float, float]:
-    """Mean, interval and two-sided p value of K >= 2 differences, 2 (K - 1) degrees of freedom."""
-    mean, count = float(np.mean(d)), len(d)
-    freedom = 2 * (count - 1)
-    error = math.sqrt(used_variance(float(np.var(d, ddof=1)), pooled) / count)
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
-    return mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, freedom))
-
-
-def anytime_interval(d: np.ndarray, pooled: float, alpha: float = 0.05) -> list[float]:
-    """The interval of the ratio that holds at every number of studies at once (normal mixture)."""
-    count, mean = len(d), float(np.mean(d))
-    variance = used_variance(float(np.var(d, ddof=1)), pooled)
-    half = math.sqrt(variance * 2 * (count + 1) / count**2 * math.log(
-        math.sqrt(count + 1) / alpha))
-    return [_exp(mean - half), _exp(mean + half)]
-
-
-def e_value(d: np.ndarray) -> float:
-    """The e-value of the t test of no difference, exact at every number of studies."""
-    count, total = len(d), float(np.sum(d))
-    scaled = (count + PRIOR) * max(float(np.sum(np.square(d))), TINY)
-    return math.sqrt(PRIOR / (count + PRIOR)) * (scaled / (scaled - total**2)) ** (count / 2)
-
-
-def wins_a_study(mean: float, own: float, pooled: float, count: int) -> float:
-    """The probability that one more study of both finds the arm cheaper."""
-    error = math.sqrt(used_variance(own, pooled) * (1 + 1 / count))
-    return float(stats.t.cdf(-mean / error, 2 * (count - 1)))
-
-
-def studies_needed(own: float, pooled: float) -> int:
-    """Studies to tell a ratio of 1.1 from 1 with power 0.8."""
-    variance = used_variance(own, pooled)
-    return math.ceil(sum(POWER)**2 * variance / math.log(NEEDED_RATIO)**2 + 2)
+def _steadiness(terms: dict, studies: Sequence[dict]) -> list[int]:
+    """Of the `linger` readings after each arrival: how many were at the target, and how many there
+    were (fewer where the cap cut them off)."""
+    after = []
+    for run in (run for study in studies for run in study["fresh"]):
+        cost = run_cost(terms, run)
+        if cost is not None:
+            place = run["curve"]["evaluations"].index(cost) + 1
+            after += run["curve"]["metric"][place:place + terms["linger"]]
+    return [sum(is_reached(value, terms["main_target"], terms["mode"]) for value in after),
+            len(after)]
 
 
 # --- many arms
@@ -180,30 +177,3 @@ def _rank(name: str, ordered: list[dict], count: int) -> list[int]:
     signs = [pair["log_ratio"] if pair["a"] == name else -pair["log_ratio"] for pair in ordered
              if pair["ordered"] and name in (pair["a"], pair["b"])]
     return [1 + sum(sign > 0 for sign in signs), count - sum(sign < 0 for sign in signs)]
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's adjusted p values."""
-    order = np.argsort(p)
-    factors = len(p) - np.arange(len(p))
-    adjusted = np.minimum(1.0, np.maximum.accumulate(np.asarray(p, float)[order] * factors))
-    return _unsorted(order, adjusted)
-
-
-def benjamini_hochberg(p: Sequence[float]) -> list[float]:
-    """Benjamini and Hochberg's adjusted p values."""
-    order = np.argsort(p)
-    factors = len(p) / (np.arange(len(p)) + 1)
-    scaled = np.asarray(p, float)[order] * factors
-    adjusted = np.minimum(1.0, np.minimum.accumulate(scaled[::-1])[::-1])
-    return _unsorted(order, adjusted)
-
-
-def _unsorted(order: np.ndarray, values: np.ndarray) -> list[float]:
-    result = np.empty(len(order))
-    result[order] = values
-    return result.tolist()
-
-
-def _exp(value: float) -> float:
-    return math.exp(min(value, 700.0))

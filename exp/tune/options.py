@@ -9,6 +9,7 @@ from exp.jobs.slurm import add_launcher_options
 
 OUTPUTS = Path("outputs")
 BASELINE, NOISE_ARM = "adamw", "adamw_again"
+LADDER = {"adamw_half": 0.5, "adamw_double": 2.0}  # AdamW with other budgets, shares of the horizon
 DEFAULT_ARMS = (BASELINE, "muon", "ars2_neo_base", "ars2_neo_aga")
 AMOUNTS = {"studies": 6, "trials": 12, "fresh_seeds": 2}
 

@@ -11,7 +11,7 @@ from exp.bench.training import steps
 from exp.harness.build import Built, build
 from exp.harness.task import task_named
 from exp.tune.arms import Arm
-from exp.tune.terms import settings_of
+from exp.tune.terms import rung, settings_of
 
 STEPS = 20  # timed together: whole cycles of what is done every second, fifth or tenth step
 ROUNDS = 9
@@ -35,7 +35,7 @@ def time_winners(board: dict, rounds: int = ROUNDS) -> None:
 
 
 def _built(terms: dict, name: str, entry: dict, study: dict) -> Built:
-    arm, task = Arm.of(name, entry), task_named(terms["task"])
+    arm, task, terms = Arm.of(name, entry), task_named(terms["task"]), rung(terms, name)
     table = arm.settings(study["trials"][study["winner"]]["params"], terms["cap"])
     return build(settings_of(terms, arm, table, study["number"], terms["cap"]), task)
 

@@ -1,12 +1,16 @@
 """What one run says: when it reached a target, and the records of trials and fresh runs.
 
 A target is reached with `hold` readings in a row at it or beyond; the cost is the gradient
-evaluations at the first of them. No reading beyond the limit counts.
+evaluations at the first of them. No reading beyond the limit counts. An annealed run's score is the
+log of its metric at the end: the rate is zero from the horizon on, and a reading that comes a few
+evaluations later counts as one at the horizon.
 """
 
+import math
 from collections.abc import Sequence
 
 KEY = "gradient_evaluations"
+LEAST_ERROR = 1e-6
 
 
 def first_passage(evaluations: Sequence[int], values: Sequence[float], target: float, mode: str,
@@ -25,8 +29,16 @@ def is_reached(value: float, target: float, mode: str) -> bool:
     return value >= target if mode == "max" else value <= target
 
 
-def readings(lines: Sequence[dict], terms: dict, limit: float) -> tuple[list[int], list[float]]:
+def log_metric(terms: dict, value: float) -> float:
+    """What annealed runs are compared by, lower is better: log of the metric, or of the error
+    where the metric is an accuracy."""
+    return math.log(value if terms["mode"] == "min" else max(1 - value, LEAST_ERROR))
+
+
+def readings(lines: Sequence[dict], terms: dict, limit: int) -> tuple[list[int], list[float]]:
     """Gradient evaluations and metric of every reading of a run up to the limit."""
+    if terms["regime"] == "anneal":
+        lines = [{**line, KEY: min(line[KEY], limit)} for line in lines]
     kept = [line for line in lines if line.get(terms["metric"]) is not None
             and line[KEY] <= limit]
     return [line[KEY] for line in kept], [line[terms["metric"]] for line in kept]
@@ -55,6 +67,11 @@ def grade(lines: Sequence[dict], terms: dict, limit: float) -> float:
 def trial_record(index: int, params: dict, limit: int, run: dict, terms: dict) -> dict:
     """A trial of a chain; run: its `status` and the `lines` of its metrics.jsonl."""
     lines = run["lines"]
+    if terms["regime"] == "anneal":
+        end = lines[-1][terms["metric"]] if run["status"] == "completed" else None
+        return {"index": index, "params": params, "limit": limit, "status": run["status"],
+                "cost": None, "spent": min(lines[-1][KEY], limit) if lines else 0,
+                "grade": -(terms["worst"] if end is None else log_metric(terms, end))}
     hit = None if run["status"] == "diverged" else cost(lines, terms, limit)
     status = run["status"] if hit is not None or run["status"] == "diverged" else "stopped"
     return {"index": index, "params": params, "limit": limit, "status": status, "cost": hit,
@@ -63,9 +80,10 @@ def trial_record(index: int, params: dict, limit: int, run: dict, terms: dict) -
 
 
 def fresh_record(seed: int, run: dict, terms: dict) -> dict:
-    """A run of a winner on a fresh seed: its curve up to the cap, time and memory."""
+    """A run of a winner on a fresh seed: its curve up to the cap, time and memory; `test`: the
+    metric on the test split, if it was tested."""
     evaluations, values = readings(run["lines"], terms, terms["cap"])
-    return {"seed": seed, "status": run["status"],
+    return {"seed": seed, "status": run["status"], **run["test"],
             "curve": {"evaluations": evaluations, "metric": values},
             "seconds": run["lines"][-1]["seconds"] if run["lines"] else 0.0,
             "peak_memory_bytes": max((line["peak_memory_bytes"] for line in run["lines"]),

@@ -6,19 +6,20 @@ import math
 from collections.abc import Iterable
 from importlib.metadata import version
 
-import torch
-
+from exp.harness.build import build
 from exp.harness.config import complete
 from exp.harness.errors import ConfigError
 from exp.harness.task import Task, task_named
 from exp.harness.toml import apply_override, read_toml
 from exp.tune.arms import Arm, arm_named
-from exp.tune.options import AMOUNTS, BASELINE, NOISE_ARM
+from exp.tune.options import AMOUNTS, BASELINE, LADDER, NOISE_ARM
+from exp.tune.record import log_metric
 from exp.tune.suggest import GIVE_UP, START, STOP_FACTOR, study_seed
 
 SCHEMA = "ars-arena/1"
 IN_PROGRESS = f"{SCHEMA} in progress"  # a board with fewer studies than its terms announce
 HOLD = 2  # readings in a row at the target
+WARMUP = 0.02  # of the horizon, where the rate is annealed
 LINGER = 25  # readings of a fresh run after the first of these: do they stay there?
 
 
@@ -26,36 +27,56 @@ def terms_of(task: Task, asked: dict, overrides: Iterable[str] = ()) -> dict:
     """The terms of a task: `[tuning]` of its task.toml where `asked` has None for `target`, `cap`,
     `studies`, `trials` or `fresh_seeds`.
 
-    Raises ConfigError for a task without `[tuning]`, and for a wrong override.
+    Regime "race": gradient evaluations to a target, at most `cap`, at a constant rate. "anneal":
+    the metric after exactly `horizon` evaluations, the rate decayed to zero by then; `cap` is the
+    horizon. Raises ConfigError for a task without `[tuning]`, and for a wrong override.
     """
     if "tuning" not in task.table:
         raise ConfigError(f"task {task.name} has no tuning goal: add [tuning] to "
                           f"exp/{task.name}/task.toml")
     goal = task.table["tuning"]
     metric = task.metric(goal.get("metric", task.primary.name))
-    cap = asked["cap"] or goal["cap"]
+    anneal = "horizon" in goal
+    cap = asked["cap"] or goal["horizon" if anneal else "cap"]
     target = goal["target"] if asked["target"] is None else asked["target"]
     targets = goal.get("targets", [target]) if asked["target"] is None else [target]
     amounts = {key: asked[key] or goal.get(key, usual) for key, usual in AMOUNTS.items()}
     terms = {
-        "task": task.name, "regime": "race", "metric": metric.name, "mode": metric.mode,
-        "targets": targets, "main_target": target, "cap": cap, "evaluate_every": 1, "hold": HOLD,
-        "linger": LINGER,
-        "grade_at": cap // GIVE_UP, "stop_factor": STOP_FACTOR, "start": START, **amounts,
-        "baseline": BASELINE, "noise_arm": NOISE_ARM, "alpha": 0.05, "worth_naming": 1.05,
+        "task": task.name, "regime": "anneal" if anneal else "race", "metric": metric.name,
+        "mode": metric.mode, "targets": targets, "main_target": target, "cap": cap,
+        "evaluate_every": 1, "hold": HOLD, "linger": LINGER, "grade_at": cap // GIVE_UP,
+        "stop_factor": STOP_FACTOR, "start": START, **amounts, "baseline": BASELINE,
+        "noise_arm": NOISE_ARM, "alpha": 0.05, "worth_naming": 1.05,
         "sampler": {"name": "GPSampler", "optuna": version("optuna"),
                     "values": "normal scores of ranks"},
         "study_seeds": {str(number): study_seed(f"{task.name}/{number}")
                         for number in range(1, 2 * amounts["studies"] + 1)},
         "fresh_seed": "1000 * study + j, j = 1 .. fresh_seeds",
         "config": task.config.stem, "set": [*goal["set"], *overrides]}
-    return terms | {"evaluate_every": _steps_per_epoch(terms)}
+    terms |= {"horizon": cap, "ladder": LADDER} if anneal else {}
+    arm = arm_named(BASELINE, cap)
+    settings = settings_of(terms, arm, arm.settings(arm.defaults, cap), 0, cap)
+    built = build(settings, task)
+    terms["evaluate_every"] = len(built.data.train)
+    if anneal:
+        untrained = task.evaluate(built.objective, built.data)[metric.name]
+        terms["worst"] = log_metric(terms, untrained)
+    return terms
 
 
-def settings_of(terms: dict, arm: Arm, optimizer: dict, seed: int, limit: int, linger: int = 0
+def rung(terms: dict, arm: str) -> dict:
+    """The terms of an arm: those of the board, but for the baseline with another budget."""
+    share = terms.get("ladder", {}).get(arm, 1)
+    if share == 1:
+        return terms
+    horizon = int(share * terms["horizon"])
+    return terms | {"cap": horizon, "horizon": horizon, "grade_at": horizon // GIVE_UP}
+
+
+def settings_of(terms: dict, arm: Arm, optimizer: dict, seed: int, limit: int, fresh: bool = False
                 ) -> dict:
-    """The complete settings of a run that may take `limit` gradient evaluations and, where it
-    reaches the target, ends after the last reading in a row and `linger` more.
+    """The complete settings of a run that may take `limit` gradient evaluations. One on a fresh
+    seed goes on after a target, and is tested where its task has a test split.
 
     Raises ConfigError for a wrong override, or a schedule that ends without a period of its own.
     """
@@ -66,12 +87,19 @@ def settings_of(terms: dict, arm: Arm, optimizer: dict, seed: int, limit: int, l
             apply_override(settings, override)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    epoch = terms["evaluate_every"] * math.ceil(arm.gradient_evaluations_per_step)
-    settings["experiment"] |= {
-        "seed": seed, "stop_at": terms["main_target"], "hold": terms["hold"], "linger": linger,
-        "epochs": limit,
-        "max_evaluations": max(1, limit - epoch + 1),  # the last epoch ends within the limit
-        "test": False, "diagnostics": False}
+    settings["experiment"] |= {"seed": seed, "epochs": limit, "diagnostics": False}
+    if terms["regime"] == "anneal":
+        settings["experiment"] |= {"max_evaluations": limit, "test": fresh}
+        settings["schedule"] = {
+            "name": "wsd", "clock": "evaluations", "warmup_steps": round(WARMUP * limit),
+            "period_epochs": limit / terms["evaluate_every"]}
+    else:
+        epoch = terms["evaluate_every"] * math.ceil(arm.gradient_evaluations_per_step)
+        settings["experiment"] |= {
+            "stop_at": terms["main_target"], "hold": terms["hold"],
+            "linger": terms["linger"] + 1 - terms["hold"] if fresh else 0,
+            "max_evaluations": max(1, limit - epoch + 1),  # the last epoch ends within the limit
+            "test": False}
     settings["optimizer"] = optimizer
     settings = complete(settings, task)
     schedule = settings["schedule"]
@@ -96,12 +124,3 @@ def seeds_of(study: int, count: int) -> list[int]:
 def code_of(recipes: dict[str, int]) -> str:
     """12 hexadecimal digits for the RECIPE numbers of what computed a study."""
     return hashlib.sha256(json.dumps(recipes, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _steps_per_epoch(terms: dict) -> int:
-    """Steps between two readings: the data set is loaded and counted."""
-    arm = arm_named(terms["baseline"], terms["cap"])
-    table = arm.settings(arm.defaults, terms["cap"])
-    settings = settings_of(terms, arm, table, 0, terms["cap"])
-    data = task_named(terms["task"]).data(**settings["data"], seed=0, device=torch.device("cpu"))
-    return len(data.train)

@@ -1,0 +1,138 @@
+"""The statistics of a board: intervals, tests, corrections, the ladder of budgets."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+EQUAL = 0.05  # equal: the 90 % interval of the ratio lies within 1 -+ 5 %
+PRIOR = 0.25  # of the e-value: prior variance of the standardized effect, in studies
+TINY = 1e-300  # variance of studies that are all equal
+POWER, NEEDED_RATIO = (1.959964, 0.841621), 1.1  # studies needed: 5 %, 80 %, a ratio of 1.1
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The tuned baseline at several budgets. logs: of the budget over the horizon, increasing;
+    differences: of its log metric to that at the horizon, decreasing."""
+
+    logs: list[float]
+    differences: list[float]
+
+    @classmethod
+    def of(cls, terms: dict, values: dict[str, list[float]]) -> "Ladder | None":
+        """The ladder of a board; None in a race, and where rungs are missing or out of order."""
+        shares = {terms["baseline"]: 1.0, **terms.get("ladder", {})}
+        if len(shares) == 1 or not shares.keys() <= values.keys():
+            return None
+        rungs = sorted((math.log(share), float(np.mean(values[name])))
+                       for name, share in shares.items())
+        home = float(np.mean(values[terms["baseline"]]))
+        differences = [mean - home for _, mean in rungs]
+        falling = all(a > b for a, b in zip(differences, differences[1:], strict=False))
+        return cls([log for log, _ in rungs], differences) if falling else None
+
+    def budget(self, difference: float) -> float:
+        """The share of the horizon with which the baseline is as good, at most that of its last
+        rung, at least that of its first."""
+        return math.exp(np.interp(difference, self.differences[::-1], self.logs[::-1]))
+
+    def effect(self, ratio: float) -> float:
+        """What a budget larger by this ratio takes off the baseline's log metric."""
+        return -float(np.interp(math.log(ratio), self.logs, self.differences))
+
+
+def comparison(d: np.ndarray, pooled: float, ours: bool, theirs: bool,
+               ladder: Ladder | None = None) -> dict:
+    """Ratio, interval, p and all else that paired differences say.
+
+    ours, theirs: whether a run of the arm, of the baseline, missed the target. With a ladder also
+    the budget, by which "equal" and the studies needed then go.
+    """
+    mean, low, high, p = t_test(d, pooled)
+    _, *narrow, _ = t_test(d, pooled, level=0.90)
+    ends = [ladder.budget(end) if ladder else exp(end) for end in narrow]
+    bound = {(True, True): "unknown", (True, False): "at least", (False, True): "at most"}
+    own = float(np.var(d, ddof=1))
+    row = {"ratio": math.exp(mean), "low": exp(low), "high": exp(high),
+           "bound": bound.get((ours, theirs), ""), "p": p,
+           "anytime": anytime_interval(d, pooled), "e": e_value(d),
+           "wins_a_study": wins_a_study(mean, own, pooled, len(d)),
+           "studies_needed": studies_needed(own, pooled, ladder.effect(NEEDED_RATIO) if ladder
+                                            else math.log(NEEDED_RATIO)),
+           "equal": bool(min(ends) >= 1 - EQUAL and max(ends) <= 1 + EQUAL)}
+    if ladder:
+        row["budget"] = [ladder.budget(end) for end in (mean, high, low)]
+    return row
+
+
+def used_variance(own: float, pooled: float) -> float:
+    """The variance of an arm's differences that its interval uses; never 0."""
+    return max(own, (own + pooled) / 2, TINY)
+
+
+def t_test(d: np.ndarray, pooled: float, level: float = 0.95
+           ) -> tuple[float, float, float, float]:
+    """Mean, interval and two-sided p value of K >= 2 differences, 2 (K - 1) degrees of freedom."""
+    mean, count = float(np.mean(d)), len(d)
+    freedom = 2 * (count - 1)
+    error = math.sqrt(used_variance(float(np.var(d, ddof=1)), pooled) / count)
+    half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
+    return mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, freedom))
+
+
+def anytime_interval(d: np.ndarray, pooled: float, alpha: float = 0.05) -> list[float]:
+    """The interval of the ratio that holds at every number of studies at once (normal mixture)."""
+    count, mean = len(d), float(np.mean(d))
+    variance = used_variance(float(np.var(d, ddof=1)), pooled)
+    half = math.sqrt(variance * 2 * (count + 1) / count**2 * math.log(
+        math.sqrt(count + 1) / alpha))
+    return [exp(mean - half), exp(mean + half)]
+
+
+def e_value(d: np.ndarray) -> float:
+    """The e-value of the t test of no difference, exact at every number of studies."""
+    count, total = len(d), float(np.sum(d))
+    scaled = (count + PRIOR) * max(float(np.sum(np.square(d))), TINY)
+    return math.sqrt(PRIOR / (count + PRIOR)) * (scaled / (scaled - total**2)) ** (count / 2)
+
+
+def wins_a_study(mean: float, own: float, pooled: float, count: int) -> float:
+    """The probability that one more study of both finds the arm cheaper."""
+    error = math.sqrt(used_variance(own, pooled) * (1 + 1 / count))
+    return float(stats.t.cdf(-mean / error, 2 * (count - 1)))
+
+
+def studies_needed(own: float, pooled: float, effect: float) -> int:
+    """Studies to tell a mean log difference of `effect` from 0 with power 0.8."""
+    return math.ceil(sum(POWER)**2 * used_variance(own, pooled) / effect**2 + 2)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjusted p values."""
+    order = np.argsort(p)
+    factors = len(p) - np.arange(len(p))
+    adjusted = np.minimum(1.0, np.maximum.accumulate(np.asarray(p, float)[order] * factors))
+    return _unsorted(order, adjusted)
+
+
+def benjamini_hochberg(p: Sequence[float]) -> list[float]:
+    """Benjamini and Hochberg's adjusted p values."""
+    order = np.argsort(p)
+    factors = len(p) / (np.arange(len(p)) + 1)
+    scaled = np.asarray(p, float)[order] * factors
+    adjusted = np.minimum(1.0, np.minimum.accumulate(scaled[::-1])[::-1])
+    return _unsorted(order, adjusted)
+
+
+def _unsorted(order: np.ndarray, values: np.ndarray) -> list[float]:
+    result = np.empty(len(order))
+    result[order] = values
+    return result.tolist()
+
+
+def exp(value: float) -> float:
+    """e^value, large but finite on overflow."""
+    return math.exp(min(value, 700.0))

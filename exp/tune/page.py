@@ -1,0 +1,205 @@
+"""The page of a board, from its JSON alone."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from exp.report.tables import markdown, number, page
+from exp.tune.space import Range, axis_of
+from exp.tune.terms import IN_PROGRESS
+
+EDGE = 0.1  # the outermost part of an axis
+SIGN = {"": "", "at least": "≥ ", "at most": "≤ ", "unknown": "? "}  # of a ratio that is a bound
+FOLDER = Path(__file__).parent
+RACE, ANNEAL, INTERIM = ((FOLDER / f"legend_{name}.md").read_text(encoding="utf-8").strip()
+                         for name in ("race", "anneal", "interim"))
+
+
+def render(board: dict) -> str:
+    """The page."""
+    if board["schema"] == IN_PROGRESS:
+        return _interim(board)
+    race = board["terms"]["regime"] == "race"
+    columns = COLUMNS | (RACE_COLUMNS if race else ANNEAL_COLUMNS)
+    rows = board["results"]["arms"]
+    order = sorted(rows, key=lambda name: (rows[name].get("rank", [0])[0], rows[name]["cost"]))
+    lines = [("", *columns), *((name, *(column(board, name) for column in columns.values()))
+                               for name in order)]
+    return page(_title(board), RACE if race else ANNEAL, _facts(board), markdown(lines),
+                _noise(board["results"]), *_on_the_way(board))
+
+
+# --- columns: of a board and the name of an arm
+
+Column = Callable[[dict, str], str]
+
+
+def _of_row(key: str, text: Callable[[object], str] = number) -> Column:
+    def column(board: dict, name: str) -> str:
+        row = board["results"]["arms"][name]
+        return text(row[key]) if key in row else ""
+
+    return column
+
+
+def _ratio(board: dict, name: str) -> str:
+    row = board["results"]["arms"][name]
+    return "" if "ratio" not in row else SIGN[row["bound"]] + _interval(row)
+
+
+def _budget(board: dict, name: str) -> str:
+    """The budget of the baseline that is as good; beyond the ladder's rungs only that it is."""
+    shares = board["terms"]["ladder"].values()
+
+    def text(share: float) -> str:
+        return (f"> {max(shares):g}" if share >= max(shares) else
+                f"< {min(shares):g}" if share <= min(shares) else number(share))
+
+    row = board["results"]["arms"][name]
+    return "{} [{}, {}]".format(*map(text, row["budget"])) if "budget" in row else ""
+
+
+def _verdict(board: dict, name: str) -> str:
+    if name in (board["terms"]["baseline"], *board["terms"].get("ladder", ())):
+        return ""
+    return board["results"]["arms"][name].get("verdict", "noise floor")
+
+
+def _steadiness(board: dict, name: str) -> str:
+    at, of = board["results"].get("steadiness", {}).get(name, (0, 0))
+    return f"{at / of:.0%}" if of else ""
+
+
+def _seconds(board: dict, name: str) -> str:
+    cost = board["results"]["arms"][name]["cost"]
+    return number(round(1e-3 * board["arms"][name]["ms_per_evaluation"] * cost, 2))
+
+
+def _steps(board: dict, name: str) -> str:
+    arm = board["arms"][name]
+    return number(round(board["results"]["arms"][name]["cost"]
+                        / arm["gradient_evaluations_per_step"]))
+
+
+def _memory(board: dict, name: str) -> str:
+    peaks = [run["peak_memory_bytes"] for study in board["arms"][name]["studies"]
+             for run in study["fresh"]]
+    return number(round(max(peaks) / 2**20))
+
+
+def _test(board: dict, name: str) -> str:
+    runs = [run for study in board["arms"][name]["studies"] for run in study["fresh"]]
+    tested = [run["test"] for run in runs if "test" in run]
+    return number(sum(tested) / len(tested)) if tested else ""
+
+
+def _pace(board: dict, name: str) -> str:
+    return number(board["arms"][name]["ms_per_evaluation"])
+
+
+def edges(arm: dict) -> list[str]:
+    """The axes at one end of which at least half of the winners lie."""
+    names = []
+    for key, record in arm["axes"].items():
+        axis = axis_of(record)
+        if isinstance(axis, Range):
+            shares = [axis.share(study["trials"][study["winner"]]["params"][key])
+                      for study in arm["studies"]]
+            low, high = (sum(outside) for outside in zip(*(
+                (share < EDGE, share > 1 - EDGE) for share in shares), strict=True))
+            names += [key] if 2 * max(low, high) >= len(shares) else []
+    return names
+
+
+COLUMNS: dict[str, Column] = {
+    "cost": _of_row("cost"), "reached": _of_row("reached", lambda pair: "{} of {}".format(*pair)),
+    "times AdamW's": _ratio, "verdict": _verdict,
+    "rank": _of_row("rank", lambda ends: "–".join(map(str, dict.fromkeys(ends)))),
+    "wins": _of_row("wins_a_study", lambda share: f"{share:.2f}"),
+    "needed": _of_row("studies_needed", str)}
+REST: dict[str, Column] = {
+    "ms an evaluation": _pace, "MiB": _memory,
+    "edge": lambda board, name: ", ".join(edges(board["arms"][name])), "spent": _of_row("spent")}
+RACE_COLUMNS = {"steady": _steadiness, "seconds": _seconds, "steps": _steps, **REST}
+ANNEAL_COLUMNS = {"AdamW's budget": _budget, "test": _test, **REST}
+
+
+# --- paragraphs and further tables
+
+
+def _interval(row: dict) -> str:
+    return f"{number(row['ratio'])} [{number(row['low'])}, {number(row['high'])}]"
+
+
+def _title(board: dict) -> str:
+    terms = board["terms"]
+    what = "Gradient evaluations to target" if terms["regime"] == "race" else (
+        f"Quality after {terms['horizon']} gradient evaluations")
+    return f"# {what}, after equal-budget tuning: {terms['task']}"
+
+
+def _facts(board: dict) -> str:
+    terms = board["terms"]
+    facts = {key: ", ".join(sorted({study[key] for arm in board["arms"].values()
+                                    for study in arm["studies"]}))
+             for key in ("machine", "torch", "commit")}
+    better = "at least" if terms["mode"] == "max" else "at most"
+    aim = (f"Target: {terms['metric']} {better} {terms['main_target']:g} in {terms['hold']} "
+           f"readings in a row, within {terms['cap']} gradient evaluations."
+           if terms["regime"] == "race" else
+           f"{terms['metric']} at {terms['horizon']} gradient evaluations, the rate falling to "
+           "zero in the last fifth.")
+    return (f"{aim} {terms['studies']} studies of {terms['trials']} trials, "
+            f"{terms['fresh_seeds']} fresh seeds each. Config {terms['config']} with "
+            f"{', '.join(terms['set'])}. {facts['machine']}; torch {facts['torch']}; commit "
+            f"{facts['commit']}. One more arm: `python -m exp.tune {terms['task']} "
+            "--optimizers NAME`.")
+
+
+def _noise(results: dict) -> str:
+    noise = results["noise"]
+    if noise is None:
+        return ""
+    return (f"Noise floor: the baseline against itself on other studies, {_interval(noise)}, a "
+            f"factor {number(noise['half_width'])} to either side. Pooled deviation of a paired "
+            f"log ratio: {number(results['pooled_sd'])}.")
+
+
+def _on_the_way(board: dict) -> tuple[str, ...]:
+    """Costs to the other targets, and the arms whose side of AdamW depends on the target."""
+    tables = board["results"].get("on_the_way", [])
+    if not tables:
+        return ()
+    heads = [f"{table['target']:g}: {what}" for table in tables
+             for what in ("cost", "times AdamW's")]
+    lines = [("", *heads)]
+    final = board["results"]["arms"]
+    turning = []
+    for name in tables[0]["arms"]:
+        rows = [table["arms"][name] for table in tables]
+        lines.append((name, *(text for row in rows for text in (
+            f"{number(row['cost'])} ({row['reached'][0]} of {row['reached'][1]})",
+            _interval(row) if "ratio" in row else ""))))
+        signs = {math.copysign(1, math.log(row["ratio"])) for row in (*rows, final[name])
+                 if row.get("ratio", 1) != 1}
+        turning += [name] if len(signs) == 2 else []
+    note = f"Depends on the target: {', '.join(turning)}." if turning else ""
+    return "## On the way (not ranked)", markdown(lines), note
+
+
+def _interim(board: dict) -> str:
+    """The page of a board in progress: arms in the order of their names, nothing is judged."""
+    terms, rows = board["terms"], board["results"]["arms"]
+    count = len(next(iter(board["arms"].values()))["studies"])
+    columns = {
+        "cost": COLUMNS["cost"], "reached": COLUMNS["reached"],
+        f"times {terms['baseline']}'s": lambda board, name: (
+            f"{SIGN[rows[name]['bound']]}{number(rows[name]['ratio'])}"
+            if "ratio" in rows[name] else ""),
+        "anytime 95 %": _of_row("anytime", lambda ends: "[{}, {}]".format(*map(number, ends))),
+        "e": _of_row("e"), "spent": _of_row("spent")}
+    lines = [("", *columns), *((name, *(column(board, name) for column in columns.values()))
+                               for name in sorted(rows))]
+    return page(f"{_title(board)}, in progress",
+                f"**{count} of the {terms['studies']} announced studies are complete.** {INTERIM}",
+                _facts(board), markdown(lines))
