@@ -20,9 +20,10 @@ from exp.harness.task import task_named
 from exp.jobs import queue
 from exp.tune import __main__ as command
 from exp.tune import chain as chains
-from exp.tune import check, estimate, inference, pace
+from exp.tune import challenge, check, estimate, inference, pace
 from exp.tune.arms import NO_DECAY, OWN, Arm, all_arms, arm_named
 from exp.tune.check import check_board
+from exp.tune.distinct import require_distinct
 from exp.tune.page import edges, render
 from exp.tune.record import first_passage, grade, trial_record
 from exp.tune.space import AXES, Choice, Range, around
@@ -398,6 +399,51 @@ def test_a_board_in_progress_has_whole_studies_and_no_verdicts(searched, monkeyp
     monkeypatch.setattr(command, "run_jobs", lambda missing, *_: jobs.extend(missing))
     assert command.main([*OPTIONS, "--outputs", str(outputs)]) == 1
     assert [job.number for job in jobs] == [2, 4, 2]
+
+
+def test_a_challenge_runs_one_arm_against_the_board_and_is_continued(searched, tmp_path,
+                                                                   monkeypatch, capsys):
+    outputs = tmp_path / "outputs"
+    shutil.copytree(searched / "paper", outputs / "paper")
+    words = [*OPTIONS[:2], "muon", *OPTIONS[3:], "--outputs", str(outputs)]
+    monkeypatch.setattr(challenge, "run_jobs", lambda jobs, launcher, look: run_here(
+        jobs[:1], launcher, look))
+    assert command.main(words) == 0
+    assert "nothing can be said before the second" in capsys.readouterr().out
+    path = outputs / "challenge" / "muon.json"
+    assert len(json.loads(path.read_text())["arms"]["muon"]["studies"]) == 1
+    ran = []
+    monkeypatch.setattr(challenge, "run_jobs", lambda jobs, launcher, look: (
+        ran.extend(jobs), run_here(jobs, launcher, look)))
+    assert command.main(words) == 0
+    said = capsys.readouterr().out
+    assert [job.name for job in ran] == ["muon study 2"]  # the board's studies are the partners
+    assert "lr: 0.0006667 to 0.6; of adamw: 3.333e-05 to 0.03" in said and "study 2: ratio" in said
+    assert "costs" in said and "undecided against adamw, ars2_neo_sync" in said
+    mine = json.loads(path.read_text())
+    assert set(mine["arms"]) == {"adamw", "ars2_neo_sync", "muon"} and check_board(mine) == []
+    assert command.main(["--check", "--outputs", str(outputs)]) == 0
+
+    board = board_of(outputs)  # arithmetic of another machine: the baseline runs here too
+    board["arms"]["adamw"]["studies"][0]["fresh"][0]["curve"]["metric"][-1] += 1e-9
+    arm = arm_named("muon", 400)
+    assert [len(chains) for chains in challenge._chains(board, arm, outputs, 2)] == [2, 2]
+
+
+def test_a_challenge_ends_when_enough_is_known_or_the_time_is_up():
+    for anytime, count, enough in (([0.5, 0.9], 6, True), ([0.5, 0.9], 5, False),
+                                   ([0.9, 1.1], 6, False), ([0.96, 1.04], 4, True)):
+        assert challenge._is_enough({"anytime": anytime}, count) is enough
+    with challenge._limited(1e-4):
+        time.sleep(5)
+        pytest.fail("it went on")
+
+
+def test_arms_with_equal_weights_are_one_arm(small):
+    arms = [arm_named(name, 400) for name in ("adamw", "adamw_again", "muon", "ars2_neo_base")]
+    require_distinct(arms, small)
+    with pytest.raises(ConfigError, match="ada_rmsuon and ars2_neo_base are one arm"):
+        require_distinct([*arms, arm_named("ada_rmsuon", 400)], small)
 
 
 def test_interim_results_have_an_interval_from_the_fourth_study_on():

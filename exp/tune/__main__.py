@@ -1,6 +1,7 @@
 """Search every optimizer with the same budget, run the winners on fresh seeds, write the board.
 
 python -m exp.tune TASK [--optimizers a,b,...|all] [--studies N] [--trials N] [--workers N]
+python -m exp.tune TASK --optimizers MINE [--minutes N]: one new arm against the task's board
 python -m exp.tune TASK --ablation: the parts of ARS2-Neo, each with and without
 python -m exp.tune TASK --pace: milliseconds of an evaluation, all winners of a board side by side
 python -m exp.tune --render: the pages of every board from its JSON
@@ -40,7 +41,9 @@ from exp.tune.board import (
 )
 from exp.tune.cells import ADAMW_CELL, read_ablation
 from exp.tune.chain import Chain
+from exp.tune.challenge import challenge
 from exp.tune.check import check_board
+from exp.tune.distinct import require_distinct
 from exp.tune.pace import time_winners
 from exp.tune.published import write_pages as write_published
 from exp.tune.terms import numbers_of, rung, terms_of
@@ -67,12 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def tune(options: argparse.Namespace) -> int:
-    """Search, study by study for all arms, and publish the arms whose studies are complete."""
+    """Search, study by study for all arms, and publish the arms whose studies are complete; one arm
+    that a published board does not have is a challenge to it."""
     path = board_path(options.outputs, options.task + "_ablation" * options.ablation)
     finished, interim = read_board(path), read_board(interim_path(path))
     terms = _terms(options, finished or interim)
     board, begun = (require_terms(kept, terms, options.replace) for kept in (finished, interim))
     arms = [arm_named(name, rung(terms, name)["cap"]) for name in _names(options, terms)]
+    standing = board if board["arms"] else begun
+    if standing["arms"] and len(arms) == 1 and arms[0].name not in standing["arms"]:
+        challenge(standing, arms[0], options.outputs, max(2, options.workers), options.minutes)
+        return COMPLETED
     chains = sorted((Chain(arm, number, rung(terms, arm.name),
                            _folder(options, arm.name, number))
                      for arm in arms for number in numbers_of(arm.name, terms)),
@@ -82,14 +90,18 @@ def tune(options: argparse.Namespace) -> int:
     launcher = launcher_of(options, options.outputs / "tune" / "submitit")
     studies = {chain: chain.study() or published_study(board, chain)
                or published_study(begun, chain) for chain in chains}
+    missing = [chain for chain in chains if studies[chain] is None]
+    if missing:
+        require_distinct(arms, terms)
 
     def keep(chain: Chain, _status: int) -> None:
         before = whole_studies(_by_arm(studies))
         studies[chain] = chain.study()
-        if before < whole_studies(_by_arm(studies)) < terms["studies"] and not board["arms"]:
+        new = before < whole_studies(_by_arm(studies)) < terms["studies"]
+        if new and begun["arms"].keys() <= {arm.name for arm in arms} and not board["arms"]:
             write_interim(interim_path(path), terms, arms, _by_arm(studies))
 
-    run_jobs([chain for chain in chains if studies[chain] is None], launcher, keep)
+    run_jobs(missing, launcher, keep)
     return publish(options, path, board, arms, _by_arm(studies))
 
 

@@ -27,8 +27,9 @@ def interim_path(path: Path) -> Path:
 
 
 def published(outputs: Path) -> list[Path]:
-    """Every board, and every one in progress."""
-    return sorted(board_path(outputs, "any").parent.rglob("*.json"))
+    """Every board, every one in progress, every challenge."""
+    return sorted((*board_path(outputs, "any").parent.rglob("*.json"),
+                   *(outputs / "challenge").glob("*.json")))
 
 
 def read_board(path: Path) -> dict | None:
@@ -68,7 +69,7 @@ def write_board(path: Path, board: dict, arms: Iterable[Arm], studies: dict[str,
     for arm in arms:
         before = board["arms"].get(arm.name, {})
         if before.get("studies") != studies[arm.name]:
-            board["arms"][arm.name] = _entry(arm, studies[arm.name])
+            board["arms"][arm.name] = entry_of(arm, studies[arm.name])
     board["results"] = results(board["terms"], board["arms"])
     save(path, board)
 
@@ -77,7 +78,7 @@ def write_interim(path: Path, terms: dict, arms: Iterable[Arm],
                   studies: dict[str, list[dict | None]]) -> None:
     """Write what may be said after the first studies, as many as are complete for all arms."""
     count = whole_studies(studies)
-    entries = {arm.name: _entry(arm, studies[arm.name][:count]) for arm in arms}
+    entries = {arm.name: entry_of(arm, studies[arm.name][:count]) for arm in arms}
     save(path, {"schema": IN_PROGRESS, "terms": terms, "arms": entries,
                 "results": interim_results(terms, entries, count)})
 
@@ -87,7 +88,8 @@ def whole_studies(studies: dict[str, list[dict | None]]) -> int:
     return min([*of_arm, None].index(None) for of_arm in studies.values())
 
 
-def _entry(arm: Arm, studies: list[dict]) -> dict:
+def entry_of(arm: Arm, studies: list[dict]) -> dict:
+    """An arm with its studies, as a board has it."""
     return {**arm.record(), "ms_per_evaluation": _own_pace(studies), "studies": studies}
 
 

@@ -131,6 +131,13 @@ class Chain:
             "code": code_of(read_object(self.folder / "chain.json")["recipes"]),
             "trials": trials, "winner": best["index"], "fresh": fresh}, depth=1)
 
+    def repeats(self, study: dict) -> bool:
+        """Whether this machine gets the first fresh run of a published study bit for bit."""
+        published = study["fresh"][0]
+        run = self._run("fresh", study["trials"][study["winner"]]["params"], published["seed"],
+                        self.terms["cap"], fresh=True)
+        return fresh_record(published["seed"], run, self.terms)["curve"] == published["curve"]
+
     def _trial(self, trials: Sequence[dict]) -> dict:
         index, most = len(trials), limit(trials, self.terms["cap"])
         params = suggest(self.arm.axes, self.arm.defaults, trials,

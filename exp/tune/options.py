@@ -32,6 +32,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     which.add_argument("--render", action="store_true",
                        help="search nothing: write the pages of every board from its JSON")
     _add_budget(parser)
+    parser.add_argument("--minutes", type=float, metavar="N",
+                        help="a challenge, one optimizer that the task's board does not have, ends "
+                             "after so long; the same command continues it")
     parser.add_argument("--replace", action="store_true",
                         help="drop a board that stands on other terms")
     parser.add_argument("--workers", type=positive, default=1, metavar="N",

@@ -1,0 +1,190 @@
+"""A challenge: one new arm against the studies of a board, looked at after each of its own.
+
+The arm gets the board's points, seeds and sampler, study by study. The anytime interval and the
+e-value hold whenever one looks or stops, so a challenge may be interrupted and continued at will.
+It writes a board of its own: the first studies of every arm of the board, and the new one's.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from exp.harness.errors import ConfigError
+from exp.jobs.launch import Local
+from exp.jobs.queue import run_jobs
+from exp.report.tables import number
+from exp.tune.arms import Arm
+from exp.tune.board import entry_of, read_board, save
+from exp.tune.chain import Chain
+from exp.tune.distinct import require_distinct
+from exp.tune.estimate import ANYTIME_FROM, interim_results
+from exp.tune.inference import EQUAL, e_value, holm, studies_needed, wins_a_study
+from exp.tune.terms import IN_PROGRESS
+
+LEAST = 6  # studies before an interval that excludes 1 ends a challenge
+
+
+class Over(Exception):
+    """Enough is known, or the time is up."""
+
+
+def challenge(board: dict, arm: Arm, outputs: Path, workers: int, minutes: float | None) -> Path:
+    """Run the arm's studies, as many as the board has, until enough is known; the file written.
+
+    Raises ConfigError for an arm that is one of the board's.
+    """
+    terms = board["terms"]
+    known = [Arm.of(name, entry) for name, entry in board["arms"].items()]
+    require_distinct([*known, arm], terms)
+    path = outputs / "challenge" / f"{arm.name.replace(':', '_')}.json"
+    count = len(board["arms"][terms["baseline"]]["studies"])
+    _announce(arm, board, path)
+    mine, partners = _chains(board, arm, outputs, count)
+    done: dict[Chain, dict | None] = {chain: chain.study() for chain in (*mine, *partners)}
+
+    def look(chain: Chain, _status: int) -> None:
+        done[chain] = chain.study()
+        whole = _whole(mine, partners, done)
+        if whole and chain.number == whole:
+            row = _write(path, board, arm, mine[:whole], partners[:whole], done)
+            print(_line(whole, row), flush=True)
+            if _is_enough(row, whole):
+                raise Over
+
+    with _limited(minutes):
+        run_jobs([chain for pair in zip(mine, partners or mine, strict=True)
+                  for chain in dict.fromkeys(pair) if done[chain] is None], Local(workers), look)
+    whole = _whole(mine, partners, done)
+    if not whole:
+        raise ConfigError("no study is complete yet; the same command continues from here")
+    _write(path, board, arm, mine[:whole], partners[:whole], done)
+    print(*_sentences(read_board(path), arm.name), f"written: {path}", sep="\n")
+    return path
+
+
+@contextmanager
+def _limited(minutes: float | None) -> Iterator[None]:
+    """Raise `Over` inside after so many minutes, and end quietly when it is raised."""
+    def ring(*_: object) -> None:
+        raise Over
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 60 * (minutes or 0))
+    try:
+        yield
+    except Over:
+        pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _chains(board: dict, arm: Arm, outputs: Path, count: int) -> tuple[list[Chain], list[Chain]]:
+    """The arm's chains, and the baseline's where this machine's arithmetic is not the board's."""
+    terms, base = board["terms"], board["terms"]["baseline"]
+
+    def chains(of: Arm) -> list[Chain]:
+        return [Chain(of, number, terms, outputs / "tune" / terms["task"] / of.name
+                      / f"study{number}") for number in range(1, count + 1)]
+
+    entry = board["arms"][base]
+    baseline = Chain(Arm.of(base, entry), 1, terms, outputs / "tune" / terms["task"] / "machine")
+    if baseline.repeats(entry["studies"][0]):
+        return chains(arm), []
+    print(f"This machine's arithmetic is not that of the board: {base}'s studies run here too, and "
+          "the board's other arms cannot be compared with.")
+    return chains(arm), chains(baseline.arm)
+
+
+def _whole(mine: list[Chain], partners: list[Chain], done: dict) -> int:
+    """How many of the first studies are complete."""
+    states = [all(done[chain] for chain in pair)
+              for pair in zip(mine, partners or mine, strict=True)]
+    return [*states, False].index(False)
+
+
+def _write(path: Path, board: dict, arm: Arm, mine: list[Chain], partners: list[Chain],
+           done: dict) -> dict:
+    """Write the challenge's own board; the arm's row of it."""
+    terms, base, count = board["terms"], board["terms"]["baseline"], len(mine)
+    if partners:
+        arms = {base: {**board["arms"][base], "studies": [done[chain] for chain in partners]}}
+    else:
+        beside = (terms["noise_arm"], *terms.get("ladder", ()))
+        arms = {name: {**entry, "studies": entry["studies"][:count]}
+                for name, entry in board["arms"].items() if name not in beside}
+    arms[arm.name] = entry_of(arm, [done[chain] for chain in mine])
+    terms = {**terms, "studies": max(terms["studies"], count + 1), "noise_arm": None, "ladder": {}}
+    results = interim_results(terms, arms, count)
+    save(path, {"schema": IN_PROGRESS, "terms": terms, "arms": arms, "results": results})
+    return results["arms"][arm.name]
+
+
+def _is_enough(row: dict, count: int) -> bool:
+    """Whether the anytime interval excludes 1 after six studies, or lies within 5 % of it."""
+    low, high = row.get("anytime", (0, 2))
+    return (count >= LEAST and not low <= 1 <= high) or (low >= 1 - EQUAL and high <= 1 + EQUAL)
+
+
+# --- what it says
+
+
+def _announce(arm: Arm, board: dict, path: Path) -> None:
+    base = board["terms"]["baseline"]
+    theirs = board["arms"][base]["axes"]
+    for key, axis in arm.record()["axes"].items():
+        print(f"{key}: {_span(axis)}; of {base}: {_span(theirs.get(key))}")
+    earlier = [other for other in path.parent.glob("*.json") if other != path and any(
+        entry["optimizer"]["name"] == arm.optimizer["name"]
+        for name, entry in read_board(other)["arms"].items() if name == other.stem)]
+    if earlier:
+        print(f"Version {len(earlier) + 1} of {arm.optimizer['name']} that is tried; earlier ones: "
+              f"{', '.join(other.stem for other in sorted(earlier))}")
+
+
+def _span(axis: list | dict | None) -> str:
+    if axis is None:
+        return "none"
+    return ", ".join(axis["choices"]) if isinstance(axis, dict) else (
+        f"{number(axis[0])} to {number(axis[1])}")
+
+
+def _line(count: int, row: dict) -> str:
+    if count < 2:
+        return f"study {count}: complete"
+    anytime = "" if count < ANYTIME_FROM else ", anytime [{}, {}]".format(
+        *map(number, row["anytime"]))
+    enough = "; may stop" if _is_enough(row, count) else ""
+    return f"study {count}: ratio {number(row['ratio'])}{anytime}, e {number(row['e'])}{enough}"
+
+
+def _sentences(board: dict, name: str) -> list[str]:
+    """Against the baseline, against the board, what would decide the rest."""
+    rows, base = board["results"]["arms"], board["terms"]["baseline"]
+    values = {arm: np.array(row["values"]) for arm, row in rows.items()}
+    count, row = len(values[name]), rows[name]
+    if count < 2:
+        return [f"{name}: one study is complete, and nothing can be said before the second."]
+    d = {arm: values[name] - of_arm for arm, of_arm in values.items() if arm != name}
+    own, pooled = float(d[base].var(ddof=1)), board["results"]["pooled_sd"]**2
+    interval = "no interval before the fourth study" if count < ANYTIME_FROM else (
+        "anytime 95 % interval [{}, {}]".format(*map(number, row["anytime"])))
+    wins = wins_a_study(float(d[base].mean()), own, pooled, count)
+    adjusted = dict(zip(d, holm([min(1.0, 1 / e_value(of_arm)) for of_arm in d.values()]),
+                        strict=True))
+    sides = {"cheaper than": [arm for arm in d if adjusted[arm] <= 0.05 and d[arm].mean() < 0],
+             "dearer than": [arm for arm in d if adjusted[arm] <= 0.05 and d[arm].mean() > 0],
+             "undecided against": [arm for arm in d if adjusted[arm] > 0.05]}
+    effect = abs(float(d[base].mean())) or 1e-6
+    spent = row["spent"] * board["arms"][name]["ms_per_evaluation"] / count / 6e4
+    needed = max(0, studies_needed(own, pooled, effect) - count)
+    return [
+        f"{name} costs {number(row['ratio'])} times what {base} does, {interval}, after {count} "
+        f"studies; one more study of both would find it cheaper with probability {wins:.2f}.",
+        "Against the board, Holm's correction over arms: " + "; ".join(
+            f"{side} {', '.join(arms)}" for side, arms in sides.items() if arms) + ".",
+        f"If the difference to {base} is what it seems, {needed} more studies would decide it, "
+        f"about {number(round(needed * spent, 1))} minutes of one core."]

@@ -1,0 +1,40 @@
+"""Arms that are one arm: equal weights after a few steps at equal settings."""
+
+import hashlib
+from collections.abc import Iterable
+
+from exp.bench.training import steps
+from exp.harness.build import build
+from exp.harness.errors import ConfigError
+from exp.harness.task import task_named
+from exp.tune.arms import Arm
+from exp.tune.terms import settings_of
+
+STEPS = 20
+SETTINGS = {"lr": 1e-3, "aux_lr": 1e-3, "decay_time": 1.0, "memory": "middle"}
+
+
+def require_distinct(arms: Iterable[Arm], terms: dict) -> None:
+    """Train every arm at equal settings for 20 steps of the task's tiny scale. Raises ConfigError
+    for two with equal weights, but for those that are meant to be the baseline."""
+    beside = {terms["noise_arm"], *terms.get("ladder", ())}
+    names: dict[str, str] = {}
+    for arm in arms:
+        if arm.name not in beside:
+            other = names.setdefault(_weights(arm, terms), arm.name)
+            if other != arm.name:
+                raise ConfigError(f"{arm.name} and {other} are one arm: after {STEPS} steps at "
+                                  "equal settings their weights are equal, bit for bit")
+
+
+def _weights(arm: Arm, terms: dict) -> str:
+    """A hash of the weights after the steps."""
+    task = task_named(terms["task"])
+    tiny = {**terms, "set": [*terms["set"], *task.scale("tiny")]}
+    table = arm.settings({**arm.defaults, **SETTINGS}, terms["cap"])
+    built = build(settings_of(tiny, arm, table, 0, terms["cap"]), task)
+    steps(built, STEPS)()
+    digest = hashlib.sha256()
+    for weight in built.model.parameters():
+        digest.update(weight.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
