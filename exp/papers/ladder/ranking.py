@@ -1,0 +1,138 @@
+"""The statistics of the ladder's preregistration: two orders of optimizers compared.
+
+Every function is declared in preregistration.toml beside this file. Orders are by a number of which
+less is better: bits per byte here, steps or loss in a reference.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import scipy
+
+from exp.report.statistics import LEVEL, RESAMPLES, Estimate, deviation, paired
+
+TARGET_LOSS = 3.28  # of track 3
+SIGMA = 0.0013  # nats: track 3's assumed deviation between seeds
+SLOPE = 0.145  # nats per factor e of steps near the end: measured on track 3's logs
+LOSS_PER_STEP = 0.0045 / 100  # the same per step near 3,225 steps
+SEPARATED = 0.004  # track 3's rule: the least (difference of loss) / sqrt(1/n1 + 1/n2)
+POWER = 0.90
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A row of track 3: steps, mean validation loss (nats) and number of runs."""
+
+    steps: int
+    loss: float
+    n: int
+
+    @property
+    def normalized(self) -> float:
+        """The steps that would have reached 3.28 exactly."""
+        return self.steps * math.exp(-(TARGET_LOSS - self.loss) / SLOPE)
+
+    @property
+    def error(self) -> float:
+        """Standard error of the logarithm of `normalized`."""
+        return SIGMA / math.sqrt(self.n) / SLOPE
+
+    def is_better(self, other: "Reference") -> bool:
+        """Whether track 3's own rule separates the two, this one ahead."""
+        lead = other.loss - self.loss + (other.steps - self.steps) * LOSS_PER_STEP
+        return lead / math.sqrt(1 / self.n + 1 / other.n) >= SEPARATED
+
+
+def spearman(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Spearman's rho with midranks for ties; nan where all of one side are equal."""
+    return float(_rhos(np.array([ours]), np.array([theirs]))[0])
+
+
+def _rhos(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """`spearman` of each row, (rows, arms) both."""
+    a, b = (scipy.stats.rankdata(values, axis=1) for values in (ours, theirs))
+    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
+
+
+def permutation_p(ours: Sequence[float], theirs: Sequence[float], draws: int = 99_999) -> float:
+    """One-sided p value of `spearman`: the share of random orders that agree at least as well."""
+    rng = np.random.default_rng(0)
+    a, b = (scipy.stats.rankdata(values) for values in (ours, theirs))
+    agreement = rng.permuted(np.tile(a, (draws, 1)), axis=1) @ b
+    return float((1 + np.count_nonzero(agreement >= a @ b - 1e-9)) / (1 + draws))
+
+
+def bootstrap_rho(ours: Mapping[str, Sequence[float]], reference: Mapping[str, Reference]
+                  ) -> Estimate:
+    """`spearman` of the arms' means over seeds and the normalized steps, with the 95 % interval of
+    resampled seeds and of references redrawn within their errors. Arms: those of `ours`."""
+    rng = np.random.default_rng(0)
+    arms = list(ours)
+    steps = np.array([reference[arm].normalized for arm in arms])
+    errors = np.array([reference[arm].error for arm in arms])
+    means = np.stack([rng.choice(np.asarray(ours[arm], dtype=float),
+                                 (RESAMPLES, len(ours[arm]))).mean(1) for arm in arms], axis=1)
+    rhos = _rhos(means, steps * np.exp(errors * rng.standard_normal(means.shape)))
+    low, high = np.quantile(rhos, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    rho = spearman([np.mean(ours[arm]) for arm in arms], steps)
+    return Estimate(rho, float(low), float(high), len(arms))
+
+
+def agreeing_pairs(ours: Mapping[str, float], reference: Mapping[str, Reference]
+                   ) -> tuple[int, int]:
+    """(pairs that point the same way here, pairs that track 3 separates)."""
+    separated = [(a, b) for pair in combinations(ours, 2) for a, b in (pair, pair[::-1])
+                 if reference[a].is_better(reference[b])]
+    return sum(ours[a] < ours[b] for a, b in separated), len(separated)
+
+
+def chance(reference: Mapping[str, Reference], error: float, target: float = 0.8,
+           draws: int = 2000) -> tuple[float, float]:
+    """(median rho, chance of rho >= target) if ln(steps) here were the reference's plus a normal
+    error of this deviation: the power of the test of the order."""
+    rng = np.random.default_rng(0)
+    logs = np.log([row.normalized for row in reference.values()])
+    noise = error * rng.standard_normal((draws, len(logs)))
+    rhos = _rhos(logs + noise, np.broadcast_to(logs, noise.shape))
+    return float(np.median(rhos)), float(np.mean(rhos >= target))
+
+
+def seeds_needed(difference: float, sigma: float) -> int:
+    """Seeds per arm that detect a difference of two means at 95 % with 90 % power, unpaired."""
+    quantile = scipy.stats.norm.ppf
+    z = quantile((1 + LEVEL) / 2) + quantile(POWER)
+    return math.ceil(2 * z**2 * (sigma / difference) ** 2) if difference else math.inf
+
+
+def noise_band(repeats: Sequence[float], n: int) -> float:
+    """The 95 % band of the difference of two means of n seeds of the same arm, from its repeats."""
+    t = scipy.stats.t.ppf((1 + LEVEL) / 2, len(repeats) - 1)
+    return float(t * deviation(repeats) * math.sqrt(2 / n))
+
+
+def is_better(ours: Mapping[int, float], other: Mapping[int, float], band: float) -> bool:
+    """Whether an arm is ahead at one rung: seed -> bits per byte of both. The paired interval
+    excludes 0 and the difference is at least the band. A verdict needs a second rung."""
+    difference, _ = paired(dict(ours), dict(other))
+    return difference.high < 0 and -difference.value >= band
+
+
+def fit_horizons(steps: Sequence[float], losses: Sequence[float]) -> tuple[float, float, float]:
+    """(a, b, c) of losses = a + b steps^-c by least squares, from at least four horizons."""
+    scale = float(np.mean(steps))
+    x = np.asarray(steps, dtype=float) / scale
+    start = (0.8 * min(losses), 0.2 * min(losses), 0.5)
+    (a, b, c), _ = scipy.optimize.curve_fit(lambda s, a, b, c: a + b * s**-c, x, losses, start,
+                                            maxfev=20_000)
+    return float(a), float(b * scale**c), float(c)
+
+
+def steps_equivalent(loss: float, curve: tuple[float, float, float]) -> float:
+    """The steps in which the fitted arm gets to a loss; infinite below its asymptote."""
+    a, b, c = curve
+    return (b / (loss - a)) ** (1 / c) if loss > a else math.inf

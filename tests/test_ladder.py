@@ -1,0 +1,191 @@
+"""The ladder's preregistered statistics against numbers computed by hand, and its files."""
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+import torch
+
+from exp.harness import cli
+from exp.harness.recipes import ROOT
+from exp.ladder import train
+from exp.papers.ladder import analysis, ranking
+from exp.papers.ladder.ranking import Reference
+from exp.report.rows import Row, Rows, read_rows
+from model import build_model
+from model.gpt import TINY
+from optimizer import build_optimizer, optimizer_class
+
+ADAMW, MUON, SHAMPOO = (Reference(4950, 3.2776, 10), Reference(3250, 3.2787, 10),
+                        Reference(4100, 3.2776, 4))
+
+
+def test_normalized_steps_by_hand():
+    assert ADAMW.normalized == pytest.approx(4950 * math.exp(-0.0024 / 0.145))
+    assert [round(row.normalized) for row in (ADAMW, MUON, SHAMPOO)] == [4869, 3221, 4033]
+    assert Reference(1, 3.28, 1).error == pytest.approx(0.0013 / 0.145)
+    assert ADAMW.error == pytest.approx(0.0013 / 0.145 / 10**0.5)
+
+
+def test_track_3_separates_by_its_own_rule():
+    """0.004 sqrt(1/4 + 1/10) = 0.002366 nats are 52.6 steps at equal losses."""
+    row = Reference(3250, 3.28, 10)
+    assert row.is_better(Reference(3303, 3.28, 4)) and not row.is_better(Reference(3302, 3.28, 4))
+    assert MUON.is_better(ADAMW) and not ADAMW.is_better(MUON)
+
+
+def test_spearman_with_ties_by_hand():
+    """Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: 4.5 / sqrt(4.5 * 5)."""
+    assert ranking.spearman([1, 2, 2, 3], [10, 20, 30, 40]) == pytest.approx(4.5 / 22.5**0.5)
+    assert ranking.spearman([3, 2, 1], [1, 2, 3]) == -1
+    assert math.isnan(ranking.spearman([1, 1], [1, 2]))
+
+
+def test_the_permutation_p_of_a_perfect_order_is_one_in_all_orders():
+    assert ranking.permutation_p([1, 2, 3, 4], [1, 2, 3, 4]) == pytest.approx(1 / 24, rel=0.05)
+    assert ranking.permutation_p([4, 3, 2, 1], [1, 2, 3, 4]) == 1
+
+
+def test_the_bootstrap_moves_with_seeds_and_with_the_references_errors():
+    reference = {"a": Reference(1000, 3.28, 1), "b": Reference(2000, 3.28, 1),
+                 "c": Reference(3000, 3.28, 1)}
+    sure = ranking.bootstrap_rho({"a": [1.0, 1.1], "b": [2.0, 2.1], "c": [3.0, 3.1]}, reference)
+    assert (sure.value, sure.low, sure.high, sure.n) == (1, 1, 1, 3)
+    noisy = ranking.bootstrap_rho({"a": [1.0, 3.5], "b": [2.0, 2.7], "c": [2.9, 3.2]}, reference)
+    assert noisy.low < noisy.value == 1
+    close = {**reference, "b": Reference(1001, 3.28, 1)}  # within an error of 0.9 % of a
+    assert ranking.bootstrap_rho({"a": [1.0], "b": [2.0], "c": [3.0]}, close).low == 0.5
+
+
+def test_pairs_that_are_separated_and_point_the_same_way():
+    reference = {"a": Reference(1000, 3.28, 10), "b": Reference(1001, 3.28, 10),
+                 "c": Reference(3000, 3.28, 10)}
+    assert ranking.agreeing_pairs({"a": 1.0, "b": 3.0, "c": 2.0}, reference) == (1, 2)
+
+
+def test_the_chance_of_success_is_that_of_the_protocol():
+    """LADDER's simulation: at an error of 3 % the 14 arms succeed with 0.85, without one surely."""
+    reference = {str(steps): Reference(steps, 3.28, 10) for steps in (
+        4869, 4681, 4033, 3327, 3225, 3221, 3219, 3217, 3201, 3095, 3086, 3082, 3054, 8079)}
+    median, success = ranking.chance(reference, 0.03)
+    assert 0.75 < success < 0.95 and 0.8 < median < 0.95
+    assert ranking.chance(reference, 1e-9, draws=10) == (pytest.approx(1), 1.0)
+
+
+def test_seeds_needed_and_the_band_by_hand():
+    z = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.9)
+    assert ranking.seeds_needed(0.005, 0.003) == math.ceil(2 * z**2 * 0.36) == 8
+    assert ranking.seeds_needed(0, 1) == math.inf
+    repeats = [1.0, 2.0, 3.0]  # deviation 1, t(2) = 4.3027
+    assert ranking.noise_band(repeats, 8) == pytest.approx(4.3027 / 2, rel=1e-4)
+
+
+def test_better_needs_the_interval_and_the_band():
+    ours, other = {1: 1.0, 2: 2.0, 3: 3.0}, {1: 1.5, 2: 2.6, 3: 3.4}
+    assert ranking.is_better(ours, other, band=0.49)
+    assert not ranking.is_better(ours, other, band=0.51)  # the mean difference is 0.5
+    assert not ranking.is_better(ours, {1: 1.5, 2: 2.6, 3: 2.9}, band=0.0)
+    assert not ranking.is_better(other, ours, band=0.0)
+
+
+def test_the_horizon_curve_finds_its_own_coefficients_and_inverts():
+    steps = np.array([1250, 1750, 2500, 3500, 5000])
+    curve = ranking.fit_horizons(steps, 1.5 + 40 * steps**-0.6)
+    assert curve == pytest.approx((1.5, 40, 0.6), rel=1e-3)
+    assert ranking.steps_equivalent(1.5 + 40 * 3333**-0.6, curve) == pytest.approx(3333, rel=1e-3)
+    assert ranking.steps_equivalent(1.4, curve) == math.inf
+
+
+def test_the_preregistration_holds_the_references_of_the_protocol():
+    plan = analysis.preregistration()
+    normalized = {name: row.normalized for name, row in plan.references.items()}
+    assert normalized == pytest.approx({  # computed by hand from the logs' means
+        "adamw": 4869, "adamh": 4681, "shampoo": 4033, "psgdh": 3327, "normuon": 3225,
+        "muon": 3221, "muonh": 3219, "muon_squared": 3217, "normuonh": 3201,
+        "muon_ema_nesterov": 3095, "soaph": 3086, "kl_soaph": 3082, "muown": 3054,
+        "spectral_descent": 8079}, abs=0.7)
+    assert plan.digest in (ROOT / "README.md").read_text(encoding="utf-8")
+    once, eight_times = zip(*plan.marin.values(), strict=True)
+    assert ranking.spearman(once, eight_times) == pytest.approx(0.78, abs=0.005)
+
+
+def test_every_primary_arm_that_is_there_takes_a_step():
+    plan, built = analysis.preregistration(), []
+    for name, arm in plan.arms.items():
+        try:
+            optimizer_class(arm["optimizer"]["name"])
+        except ValueError:  # the rule is not there: `fallback`
+            continue
+        on_the_ball = "hyperball" in arm["optimizer"]
+        model = build_model({"name": "gpt", **TINY, "projection_gain": float(on_the_ball)})
+        settings = {**arm["optimizer"], "lr": arm["rate"], "adamw": {"lr": 0.01}}
+        optimizer = build_optimizer(settings, model)
+        before = model.blocks[0].up.weight.detach().clone()
+
+        def closure(model=model):
+            for p in model.parameters():
+                p.grad = torch.randn_like(p)
+            return torch.tensor(0.0)
+
+        optimizer.step(closure)
+        assert not torch.equal(before, model.blocks[0].up.weight), name
+        built.append(name)
+    assert len(built) >= 12
+
+
+def rows_of_order(plan, reverse=False):
+    """Scores at S in the reference's order, 0.01 apart, and repeats of two arms."""
+    order = sorted(plan.arms, key=lambda arm: plan.references[arm].normalized, reverse=reverse)
+    runs = [("scoring", arm, seed, 2 + rank / 100 + seed / 1e4)
+            for rank, arm in enumerate(order) for seed in (1, 2, 3, 4)]
+    runs += [("repeats", arm, seed, value + seed / 1000)
+             for arm, value in (("adamw", 2.0), ("muon", 1.9)) for seed in range(11, 19)]
+    return Rows(Row(analysis.METRIC, seed, value, "ladder", arm,
+                    {"rung": "S", "part": part, "steps": 2500, "seconds": 240.0})
+                for part, arm, seed, value in runs)
+
+
+def text_of(*arguments):
+    return " ".join(analysis.write_page(*arguments).split())
+
+
+def test_the_page_says_which_hypothesis_holds():
+    plan = analysis.preregistration()
+    text = text_of(rows_of_order(plan), {"device": ["a CPU"]}, plan)
+    assert "holds: 1" in text and "H4: order of marin at 1x | rho >= 0.7" in text
+    assert "not tested: 2 of 10 arms" in text and "Go: AdamW's s.d. 0.002449" in text
+    text = text_of(rows_of_order(plan, reverse=True), {}, plan)
+    assert "fails: -1" in text and "fails: 0 of" in text
+    few = rows_of_order(plan).where(optimizer="muon")
+    text = text_of(few, {}, plan)
+    assert "not tested: 1 of 14 arms, 12 needed" in text and "not decided" in text
+
+
+def test_no_go_where_the_repeats_spread():
+    adamw = {seed: 2 + 0.009 * (-1) ** seed for seed in range(8)}
+    assert analysis.go({"adamw": adamw, "muon": adamw}).startswith("No go: AdamW's s.d. 0.0096")
+    narrow = {seed: 2 + 0.001 * (-1) ** seed for seed in range(7)}
+    assert analysis.go({"adamw": narrow, "muon": narrow}).startswith("Go, on fewer than the eight")
+    assert analysis.go({"adamw": narrow, "muon": {k: v / 9 for k, v in narrow.items()}}
+                       ).startswith("No go")
+
+
+def test_runs_are_collected_and_the_page_is_made_again(tiny_data, tmp_path, capsys):
+    folder = tmp_path / "runs" / "S" / "repeats" / "adamw" / "seed11"
+    overrides = [word for override in (*train.TASK.scale("tiny"), "experiment.epochs=2")
+                 for word in ("--set", override)]
+    assert cli.launch(train.TASK, train.train, [
+        "--config", str(train.TASK.config), "--seed", "11", "--device", "cpu",
+        "--output", str(folder), *overrides]) == 0
+    output = ["--output", str(tmp_path / "page")]
+    assert analysis.main([*output, "--collect", str(tmp_path / "runs")]) == 0
+    (row,), provenance = read_rows(tmp_path / "page" / "rows.json")
+    assert (row.optimizer, row.seed, row["steps"], row["rung"]) == ("adamw", 11, 4, "S")
+    assert row.value == row["curve"][-1] and len(row["curve"]) == 2 and provenance["device"]
+    page = tmp_path / "page" / "ladder.md"
+    written = page.read_text()
+    page.unlink()
+    assert analysis.main(output) == 0 and page.read_text() == written
+    assert analysis.main(["--output", str(tmp_path / "empty")]) == 2
+    assert capsys.readouterr().err.count("\n") >= 1
