@@ -9,10 +9,12 @@ import torch
 
 from exp.harness import cli
 from exp.harness.recipes import ROOT
+from exp.harness.toml import read_toml
 from exp.ladder import train
 from exp.papers.ladder import analysis, ranking
 from exp.papers.ladder.ranking import Reference
 from exp.report.rows import Row, Rows, read_rows
+from exp.tune import path
 from model import build_model
 from model.gpt import TINY
 from optimizer import build_optimizer, optimizer_class
@@ -189,3 +191,83 @@ def test_runs_are_collected_and_the_page_is_made_again(tiny_data, tmp_path, caps
     assert analysis.main(output) == 0 and page.read_text() == written
     assert analysis.main(["--output", str(tmp_path / "empty")]) == 2
     assert capsys.readouterr().err.count("\n") >= 1
+
+
+# --- the tuning path
+
+ARM = path.Arm("muon", {"name": "muon"}, 0.01, "optimizer.momentum", (0.9, 0.98))
+
+
+def walked(arm, score, tie=0.0):
+    """The trials of a path whose scores are a function of the point."""
+    trials = []
+    while (point := path.next_point(arm, trials, tie)) is not None:
+        trials.append(path.Trial(point, score(point)))
+        assert path.next_point(arm, trials[:-1], tie) == point  # a pure function of the records
+    return trials
+
+
+def bowl(rate, decay, constant=None):
+    """Least at a rate, a decay and a constant."""
+    def score(point):
+        return (math.log(point.rate / rate)**2 + 0.01 * math.log(point.decay / decay)**2
+                - 0.001 * (point.constant == constant))
+    return score
+
+
+def test_the_path_takes_eleven_runs_in_the_declared_order():
+    trials = walked(ARM, bowl(0.0125, 3.3, 0.98))
+    points = [(t.point.rate, t.point.decay, t.point.constant) for t in trials]
+    assert points == [
+        *((rate, 3, None) for rate in (0.0025, 0.005, 0.01, 0.02, 0.04)),
+        (0.01, 1, None), (0.01, 8, None), (0.0141421, 3, None), (0.00707107, 3, None),
+        (0.0141421, 3, 0.9), (0.0141421, 3, 0.98)]
+    assert path.best(trials).point == trials[-1].point
+
+
+def test_edges_are_followed_at_most_three_times():
+    trials = walked(ARM, bowl(0.2, 3))
+    assert [t.point.rate for t in trials[5:7]] == [0.08, 0.16] and trials[7].point.rate == 0.32
+    assert len(trials) == 14 == path.CAP
+    with pytest.raises(path.NotTuned, match="after 8 rates"):
+        walked(ARM, bowl(5.0, 3))
+    with pytest.raises(path.NotTuned):
+        walked(ARM, lambda point: -point.rate)
+    trials = walked(ARM, bowl(0.01, 30))
+    assert [t.point.decay for t in trials[5:8]] == [1, 8, 20] and len(trials) == 12
+
+
+def test_diverged_runs_lose_and_ties_go_to_the_smaller_rate():
+    trials = walked(ARM, lambda point: math.inf if point.rate > 0.006 else -point.rate)
+    assert path.best(trials).point.rate == 0.005
+    trials = [path.Trial(path.Point(rate, 3.0), score) for rate, score in (
+        (0.01, 1.0), (0.02, 0.9), (0.005, 1.2))]
+    assert path.best(trials).point.rate == 0.02 and path.best(trials, 0.1).point.rate == 0.01
+
+
+def test_arms_on_the_ball_tune_the_gain_of_the_weights_instead_of_the_decay():
+    arm = path.Arm("muonh", {"name": "muon", "hyperball": {}}, 0.018, "optimizer.momentum", (0.9,))
+    trials = walked(arm, bowl(0.018, 1.5))
+    assert [t.point.decay for t in trials] == [1, 1, 1, 1, 1, 1.5, 1.5, 1.5, 1.5]
+    assert path.overrides(arm, trials[-1].point, 2500) == (
+        "optimizer.lr=0.018", "model.projection_gain=1.0", "model.hidden_gain=1.5",
+        "optimizer.momentum=0.9")
+    assert path.overrides(ARM, path.Point(0.01, 3.0), 2500) == (
+        "optimizer.lr=0.01", "optimizer.weight_decay=0.12")
+
+
+def test_runs_of_a_path_share_a_process_and_are_read_when_they_are_there(tiny_data, tmp_path):
+    plan = read_toml(path.PLAN)
+    runs = path.Runs(path.arm_named("adamh", plan), "tiny", tmp_path, plan,
+                     ["experiment.epochs=2", "experiment.device='cpu'"])
+    point = path.Point(0.02, 1.5, (0.9, 0.98))
+    score = runs.score("tuning", "trial0", point, 100)
+    folder = tmp_path / "tiny" / "tuning" / "adamh" / "trial0"
+    settings = read_toml(folder / "config.toml")
+    assert settings["optimizer"]["betas"] == [0.9, 0.98] and "hyperball" in settings["optimizer"]
+    assert settings["optimizer"]["adamw"]["head"]["lr"] == 0.01
+    assert settings["model"]["hidden_gain"] == 1.5
+    (folder / "train.log").unlink()
+    assert runs.score("tuning", "trial0", point, 100) == score  # not trained again
+    assert not (folder / "train.log").exists()
+    assert path.main(["unknown"]) == 2
