@@ -56,6 +56,7 @@ NUMBERS = {
     "looksam": [{"k": 3}], "lookahead": [{"k": 3}, {"k": 2, "outer_momentum": 0.5}],
     "ema_nesterov": [{"prefill": 1}, {"prefill": 1, "rest": 3}], "qk_clip": [{"tau": 0.01}],
     "adamw_8bit": [{"min_8bit_size": 1}], "low_rank_muon": [{"k": 2}],
+    "newton_muon": [{"refresh_interval": 2}],
     "sophia_h": [{"k": 2}], "error_feedback": [{"momentum": 0.9, "ratio": 0.3}],
     "kl_soap": [{"precondition_frequency": 2}],
     "soap": [{"precondition_frequency": 3}], "soap_muon": [{"precondition_frequency": 3}],
@@ -163,7 +164,7 @@ def models(name, case):
     """The models that a case is run on."""
     if "soap" in name or "svd" in case:
         return (square,)
-    if name == "kfac" or "conv" in case:
+    if name in ("kfac", "newton_muon") or "conv" in case:
         return (convnet,)
     return (transformer, convnet) if case == "{}" else (transformer,)
 

@@ -25,6 +25,7 @@ GPU = torch.device("cuda", 0)
 # What cannot be shown: a rule, and why.
 BEYOND = {
     "kfac": "its hooks wait for a backward pass",
+    "newton_muon": "its hooks wait for a backward pass",
     "low_rank_muon": "draws with a generator of the device",
     "sophia_h": "draws with a generator of the device",
     "adamw_8bit": "has its library's kernels",

@@ -14,6 +14,7 @@ from optimizer.error_feedback import ErrorFeedback, compressed
 from optimizer.kl_soap import KLSOAP
 from optimizer.muon import Muon
 from optimizer.muown import Muown
+from optimizer.newton_muon import NewtonMuon, damped_inverse
 from optimizer.parts import polar as polar_module
 from optimizer.sophia_h import SophiaH, random_signs
 
@@ -305,3 +306,57 @@ def test_the_probes_of_sophia_are_random_signs_of_the_step():
     a, b, c = (random_signs(torch.zeros(1000), seed) for seed in (1, 1, 2))
     assert torch.equal(a, b) and not torch.equal(a, c) and torch.equal(a.abs(), torch.ones(1000))
     assert abs(float(a.mean())) < 0.1 and abs(float((a * c).mean())) < 0.1
+
+
+# --- Newton-Muon
+
+
+def newton_muon(model, **settings):
+    return NewtonMuon(model.parameters(), model,
+                      **{"lr": 0.1, "orthogonalizer": "svd", "refresh_interval": 1, **settings})
+
+
+def fed_layer(model, optimizer, rows, gradient):
+    """One step with these inputs and this gradient of the weight."""
+    optimizer.zero_grad()
+    model(torch.tensor(rows, dtype=torch.float64)).sum().backward()
+    model.weight.grad = torch.tensor(gradient, dtype=torch.float64)
+    optimizer.step()
+
+
+def test_newton_muon_follows_its_trace():
+    model = nn.Linear(3, 2, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor(W0))
+    optimizer = newton_muon(model)
+    fed_layer(model, optimizer, [[1, 2, 0], [0, 1, -1], [2, 0, 1], [1, 1, 1]], A1)
+    state = optimizer.state[model.weight]
+    gamma = 0.2 * float(state["covariance"].trace()) / 3 + 1e-8
+    assert gamma == pytest.approx(0.0126900100, abs=1e-12)
+    assert differs(model.weight.detach(), ".9538613404 -1.9066345843 .4818024133 .1967839351 "
+                                          "2.9827328339 -.9130086847") < 1e-10
+    model.eval()  # K and P stay
+    for gradient in (A2, A3):
+        fed_layer(model, optimizer, [[5, 5, 5]], gradient)
+    assert differs(model.weight.detach(), ".8595139111 -1.8548399291 .3752581605 .1224514926 "
+                                          "3.0141003691 -1.0001355554") < 1e-10
+
+
+def test_newton_muon_is_muon_until_its_first_refresh_and_keeps_the_rows_until_then():
+    torch.manual_seed(0)
+    models = [nn.Linear(3, 2, dtype=torch.float64) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    ours = newton_muon(models[0], refresh_interval=3)
+    muon = Muon(models[1].parameters(), lr=0.1, weight_decay=0.025, orthogonalizer="svd")
+    for step, same in enumerate((True, True, False)):
+        for model, optimizer in zip(models, (ours, muon), strict=True):
+            fed_layer(model, optimizer, [[1, 2, step], [0, 1, -1]], TARGETS[step])
+        assert torch.equal(models[0].weight, models[1].weight) is same
+        assert torch.equal(models[0].bias, models[1].bias)  # AdamW's
+        assert ours.state[models[0].weight]["rows"] == (2 * (step + 1) if same else 0)
+
+
+def test_an_input_that_is_not_finite_leaves_the_gradient_alone():
+    bad = torch.full((2, 2), torch.nan, dtype=torch.float64)
+    assert torch.equal(damped_inverse(-torch.eye(2), 0.2), torch.eye(2))
+    assert torch.equal(damped_inverse(bad, 0.2), torch.eye(2, dtype=torch.float64))

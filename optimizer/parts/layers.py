@@ -10,18 +10,20 @@ from .matrix import ADAMW_KEYS, BOOKKEEPING, MatrixOptimizer, by_track
 
 
 class LayerOptimizer(MatrixOptimizer):
-    """A matrix rule for the weight and bias of layers of `model`, with a `Recorder` on each.
+    """A matrix rule for the weight and bias of layers of `model`, with a `Recorder` on each; with
+    `weights_only` biases take AdamW, and the gradients of outputs are not recorded.
 
     Raises ValueError as MatrixOptimizer does.
     """
 
+    weights_only = False
     one_process = "its factors are of the activations that this process has seen"
 
     def __init__(self, params: Iterable, model: nn.Module, defaults: dict) -> None:
         self.layers = layers_of(model)
         self.recorders: dict[Tensor, Recorder] = {}
         self.hooks = []
-        super().__init__(routed(params, self.layers), defaults)
+        super().__init__(routed(params, self.layers, self.weights_only), defaults)
 
     def is_matrix(self, tensor: Tensor) -> bool:
         """Whether it is the weight or the bias of one of the layers."""
@@ -30,13 +32,13 @@ class LayerOptimizer(MatrixOptimizer):
 
     def add_param_group(self, group: dict) -> None:
         """Add a group: the layers in it to this track, with a hook each, the rest to AdamW's."""
-        for part in routed([group], self.layers):
+        for part in routed([group], self.layers, self.weights_only):
             super().add_param_group(part)
             for p in self.param_groups[-1]["params"]:
                 if part["track"] == "matrix" and p in self.layers:
                     layer = self.layers[p]
                     has_bias = any(b is layer.bias for b in self.param_groups[-1]["params"])
-                    self.recorders[p] = Recorder(has_bias)
+                    self.recorders[p] = Recorder(has_bias, outputs=not self.weights_only)
                     self.hooks.append(layer.register_forward_hook(self.recorders[p]))
 
     def record(self, due: bool) -> None:
@@ -59,8 +61,8 @@ class Recorder:
     pickled.
     """
 
-    def __init__(self, bias: bool) -> None:
-        self.bias, self.active = bias, True
+    def __init__(self, bias: bool, outputs: bool = True) -> None:
+        self.bias, self.with_outputs, self.active = bias, outputs, True
         self.reset()
 
     def reset(self) -> None:
@@ -87,7 +89,8 @@ class Recorder:
         self.rows += len(a)
         self.samples += len(inputs) if isinstance(layer, nn.Conv2d) else len(a)
         self.inputs = self.inputs + a.mT @ a
-        self.outputs = self.outputs + d.mT @ d
+        if self.with_outputs:
+            self.outputs = self.outputs + d.mT @ d
 
     def factors(self, conv_norm: str) -> tuple[Tensor, Tensor]:
         """A and G of the recorded passes; `samples` undoes the mean in the loss.
@@ -117,16 +120,19 @@ def layers_of(model: nn.Module) -> dict[Tensor, nn.Module]:
     return layers
 
 
-def routed(params: Iterable, layers: Mapping[Tensor, nn.Module]) -> list[dict]:
+def routed(params: Iterable, layers: Mapping[Tensor, nn.Module], weights_only: bool = False
+           ) -> list[dict]:
     """`params` as groups that name their track: a tensor that is not a weight of `layers` moves
-    from the matrices to the first AdamW group, and the bias of a layer follows its weight."""
+    from the matrices to the first AdamW group, and the bias of a layer follows its weight, unless
+    `weights_only`."""
     items = list(params)
     groups = items if items and isinstance(items[0], dict) else [{"params": items}]
     parts = [part for group in groups for part in by_track(group)]
     given = {_tensor(p): p for part in parts for p in part["params"]}
     weights = [_tensor(p) for part in parts if part["track"] == "matrix" for p in part["params"]
                if _tensor(p) in layers]
-    bias_of = {w: given[layers[w].bias] for w in weights if layers[w].bias in given}
+    bias_of = {w: given[layers[w].bias] for w in weights
+               if layers[w].bias in given and not weights_only}
     moved = {layers[w].bias for w in bias_of}
     matrices, rest, strays = [], [], []
     for part in parts:
