@@ -11,6 +11,7 @@ python -m exp.tune --check: every published number, recomputed by itself
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from exp.tune.options import AMOUNTS, parse
@@ -49,6 +50,29 @@ from exp.tune.published import write_pages as write_published
 from exp.tune.terms import numbers_of, rung, terms_of
 
 
+@dataclass(frozen=True)
+class Search:
+    """What is asked for: the arms on which terms, beside the board that is finished, and the one
+    that is in progress, at `path`; `finished` and `begun` have no arms where there is none."""
+
+    path: Path
+    terms: dict
+    arms: list[Arm]
+    finished: dict
+    begun: dict
+
+    @property
+    def standing(self) -> dict:
+        """The board that is there."""
+        return self.finished if self.finished["arms"] else self.begun
+
+    @property
+    def is_challenge(self) -> bool:
+        """Whether it is one new arm against a board."""
+        known = self.standing["arms"]
+        return bool(known) and len(self.arms) == 1 and self.arms[0].name not in known
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0, 2 bad arguments, 1 something failed, 130 Ctrl-C."""
     options = parse(arguments)
@@ -57,7 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return render(options.outputs)
         if options.check:
             return check(options.outputs)
-        return pace(options) if options.pace else tune(options)
+        if options.pace:
+            return pace(options)
+        search = read_search(options)
+        if search.is_challenge:
+            challenge(search.standing, search.arms[0], options.outputs, max(2, options.workers),
+                      options.minutes)
+            return COMPLETED
+        return tune(search, options)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -69,18 +100,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
 
 
-def tune(options: argparse.Namespace) -> int:
-    """Search, study by study for all arms, and publish the arms whose studies are complete; one arm
-    that a published board does not have is a challenge to it."""
+def read_search(options: argparse.Namespace) -> Search:
+    """What the options ask for. Raises ConfigError for terms that are not the board's."""
     path = board_path(options.outputs, options.task + "_ablation" * options.ablation)
     finished, interim = read_board(path), read_board(interim_path(path))
     terms = _terms(options, finished or interim)
-    board, begun = (require_terms(kept, terms, options.replace) for kept in (finished, interim))
+    boards = [require_terms(kept, terms, options.replace) for kept in (finished, interim)]
     arms = [arm_named(name, rung(terms, name)["cap"]) for name in _names(options, terms)]
-    standing = board if board["arms"] else begun
-    if standing["arms"] and len(arms) == 1 and arms[0].name not in standing["arms"]:
-        challenge(standing, arms[0], options.outputs, max(2, options.workers), options.minutes)
-        return COMPLETED
+    return Search(path, terms, arms, *boards)
+
+
+def tune(search: Search, options: argparse.Namespace) -> int:
+    """Run what is missing, study by study for all arms, and publish the arms whose studies are
+    complete."""
+    terms, arms = search.terms, search.arms
     chains = sorted((Chain(arm, number, rung(terms, arm.name),
                            _folder(options, arm.name, number))
                      for arm in arms for number in numbers_of(arm.name, terms)),
@@ -88,21 +121,22 @@ def tune(options: argparse.Namespace) -> int:
     for chain in chains:
         _ = chain.plan  # wrong settings are refused before anything is written
     launcher = launcher_of(options, options.outputs / "tune" / "submitit")
-    studies = {chain: chain.study() or published_study(board, chain)
-               or published_study(begun, chain) for chain in chains}
+    studies = {chain: chain.study() or published_study(search.finished, chain)
+               or published_study(search.begun, chain) for chain in chains}
     missing = [chain for chain in chains if studies[chain] is None]
     if missing:
         require_distinct(arms, terms)
+    interim = search.begun["arms"].keys() <= _by_arm(studies).keys()
 
     def keep(chain: Chain, _status: int) -> None:
         before = whole_studies(_by_arm(studies))
         studies[chain] = chain.study()
         new = before < whole_studies(_by_arm(studies)) < terms["studies"]
-        if new and begun["arms"].keys() <= {arm.name for arm in arms} and not board["arms"]:
-            write_interim(interim_path(path), terms, arms, _by_arm(studies))
+        if new and interim and not search.finished["arms"]:
+            write_interim(interim_path(search.path), terms, arms, _by_arm(studies))
 
     run_jobs(missing, launcher, keep)
-    return publish(options, path, board, arms, _by_arm(studies))
+    return publish(options, search.path, search.finished, arms, _by_arm(studies))
 
 
 def publish(options: argparse.Namespace, path: Path, board: dict, arms: list[Arm],

@@ -54,14 +54,7 @@ def terms_of(task: Task, asked: dict, overrides: Iterable[str] = ()) -> dict:
         "fresh_seed": "1000 * study + j, j = 1 .. fresh_seeds",
         "config": task.config.stem, "set": [*goal["set"], *overrides]}
     terms |= {"horizon": cap, "ladder": LADDER} if anneal else {}
-    arm = arm_named(BASELINE, cap)
-    settings = settings_of(terms, arm, arm.settings(arm.defaults, cap), 0, cap)
-    built = build(settings, task)
-    terms["evaluate_every"] = len(built.data.train)
-    if anneal:
-        untrained = task.evaluate(built.objective, built.data)[metric.name]
-        terms["worst"] = log_metric(terms, untrained)
-    return terms
+    return terms | _measured(terms)
 
 
 def rung(terms: dict, arm: str) -> dict:
@@ -124,3 +117,15 @@ def seeds_of(study: int, count: int) -> list[int]:
 def code_of(recipes: dict[str, int]) -> str:
     """12 hexadecimal digits for the RECIPE numbers of what computed a study."""
     return hashlib.sha256(json.dumps(recipes, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _measured(terms: dict) -> dict:
+    """Steps between two readings; for annealed runs the log metric of an untrained model."""
+    arm, task = arm_named(terms["baseline"], terms["cap"]), task_named(terms["task"])
+    table = arm.settings(arm.defaults, terms["cap"])
+    built = build(settings_of(terms, arm, table, 0, terms["cap"]), task)
+    measured = {"evaluate_every": len(built.data.train)}
+    if terms["regime"] == "anneal":
+        untrained = task.evaluate(built.objective, built.data)[terms["metric"]]
+        measured["worst"] = log_metric(terms, untrained)
+    return measured
