@@ -20,11 +20,13 @@ from exp.harness.task import task_named
 from exp.jobs import queue
 from exp.tune import __main__ as command
 from exp.tune import chain as chains
-from exp.tune import challenge, check, estimate, inference, pace
+from exp.tune import challenge, check, estimate, follow_up, inference, pace, probe
 from exp.tune.arms import NO_DECAY, OWN, Arm, all_arms, arm_named
 from exp.tune.check import check_board
 from exp.tune.distinct import require_distinct
+from exp.tune.figures import best_so_far
 from exp.tune.page import edges, render
+from exp.tune.recommend import regrets
 from exp.tune.record import first_passage, grade, trial_record
 from exp.tune.space import AXES, Choice, Range, around
 from exp.tune.suggest import limit, normal_scores, shared_points, study_seed, suggest, winner
@@ -363,7 +365,7 @@ def test_a_search_writes_a_board_that_its_check_accepts_and_repeats_nothing(sear
     settings = load_settings(config, (), TASK)
     assert settings["optimizer"]["k"] == 1 and settings["experiment"]["epochs"] == 100
     page = (searched / "paper" / "arena" / "grokking.md").read_text()
-    assert page == render(board) and "| ars2_neo_sync" in page and "Noise floor" in page
+    assert page.startswith(render(board)) and "| ars2_neo_sync" in page and "Noise floor" in page
     monkeypatch.setattr(command, "run_jobs", lambda jobs, *_: pytest.fail(str(jobs)) if jobs else 0)
     assert command.main([*OPTIONS, "--outputs", str(searched)]) == 0
     assert board_of(searched) == board
@@ -599,6 +601,84 @@ def test_pace_is_time_over_the_gradient_evaluations_of_the_same_steps(searched, 
     pace.time_winners(board, rounds=2)
     found = {name: arm["ms_per_evaluation"] for name, arm in board["arms"].items()}
     assert found == {"adamw": 150, "adamw_again": 150, "ars2_neo_sync": 75}
+
+
+# --- after a board
+
+
+@pytest.fixture(scope="module")
+def followed(searched, tmp_path_factory):
+    """Every question asked of the searched board, with as few runs as can be."""
+    outputs = tmp_path_factory.mktemp("followed") / "outputs"
+    shutil.copytree(searched / "paper", outputs / "paper")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(follow_up, "run_jobs", lambda jobs, launcher: [
+        chains.main([job.work().command[-1]], probe.Probe) for job in jobs])
+    patch.setattr(follow_up, "RATES", [1.0, 10.0])
+    for name, seed in (("RATE_SEEDS", 9), ("MOVE_SEEDS", 9), ("KNOWN_SEEDS", 7),
+                       ("REPORT_SEEDS", 8)):
+        patch.setattr(follow_up, name, range(seed, seed + 1))
+    patch.setattr(follow_up, "read_toml", lambda _: {"known": {}})
+    try:
+        for words in (["--sensitivity"], ["--transfer", "grokking"], ["--best-known"]):
+            assert command.main(["grokking", *words, "--outputs", str(outputs)]) == 0
+    finally:
+        patch.undo()
+    return outputs
+
+
+def test_follow_ups_write_their_files_and_pages(followed):
+    folder = followed / "paper" / "follow_up"
+    rates = json.loads((folder / "grokking_sensitivity.json").read_text())
+    assert set(rates["arms"]) == {"adamw", "ars2_neo_sync"}  # and no noise arm
+    low, high = map(float, rates["arms"]["adamw"])
+    assert high / low == pytest.approx(10, rel=1e-2)
+    assert [run["seed"] for run in rates["arms"]["adamw"][f"{high:.3g}"]] == [9]
+    assert "decades within the best" in (folder / "grokking_sensitivity.md").read_text()
+    assert (folder / "grokking_sensitivity.png").exists()
+    moved = json.loads((folder / "grokking_transfer_from_grokking.json").read_text())
+    assert len(moved["arms"]["adamw"]["moved"]) == 1
+    known = json.loads((folder / "grokking_best_known.json").read_text())
+    (label, runs), = known["arms"]["adamw"].items()
+    assert label.startswith("winner of study") and [run["seed"] for run in runs] == [8]
+    assert "A setting, not an optimizer" in (folder / "grokking_best_known.md").read_text()
+    (folder / "grokking_best_known.md").unlink()
+    assert command.main(["--render", "--outputs", str(followed)]) == 0
+    assert (folder / "grokking_best_known.md").exists()
+
+
+def test_a_basin_is_the_decades_of_the_rate_near_the_best():
+    rates = (1e-4, 1e-3, 1e-2, 1e-1)
+    assert follow_up.basin(rates, (2.0, 0.0, 0.0, 1.0), 0.5) == pytest.approx(0.25 + 1 + 0.5)
+    assert follow_up.basin(rates, (0.0, 0.2, 0.9, 0.0), 0.5) == pytest.approx(1 + 0.3 / 0.7)
+
+
+def test_the_recommender_is_judged_on_the_task_left_out():
+    def board(**ratios):
+        terms = {"regime": "race", "cap": 100, "hold": 1, "main_target": 1, "mode": "max",
+                 "baseline": "adamw"}
+        return {"terms": terms, "arms": ratios, "results": {"arms": {
+            name: {"rank": [1, 3], "ratio": ratio, "values": [math.log(50 * ratio)]}
+            for name, ratio in ratios.items()}}}
+
+    def moved(**costs):
+        return {"arms": {name: {"moved": [{"status": "completed", "curve": {
+            "evaluations": [cost], "metric": [1]}}]} for name, cost in costs.items()}}
+
+    boards = {"a": board(adamw=1, soap=0.5, sgd=2), "b": board(adamw=1, soap=2, sgd=0.8)}
+    rows = regrets(boards, {("a", "b"): moved(adamw=60, soap=90, sgd=80)})
+    assert [(row["task"], row["choice"]) for row in rows] == [("b", "soap")]
+    assert {key: math.exp(rows[0][key]) for key in ("regret", "baseline", "random")} == (
+        pytest.approx({"regret": 90 / 40, "baseline": 60 / 40,
+                       "random": (60 * 90 * 80) ** (1 / 3) / 40}))
+
+
+def test_best_so_far_never_rises_and_misses_count_as_the_cap():
+    trials = [trial(0, None), trial(1, 300), trial(2, 350), trial(3, 100)]
+    assert best_so_far({"regime": "race", "cap": 400}, trials) == [400, 300, 300, 100]
+    graded = [trial(0, None, grade=-2.0), trial(1, None, grade=-3.0), trial(2, None, grade=-1.0)]
+    assert best_so_far({"regime": "anneal"}, graded) == pytest.approx(
+        [math.e**2, math.e**2, math.e])
 
 
 def test_winners_at_one_end_of_an_axis_are_named():

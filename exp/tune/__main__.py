@@ -4,6 +4,8 @@ python -m exp.tune TASK [--optimizers a,b,...|all] [--studies N] [--trials N] [-
 python -m exp.tune TASK --optimizers MINE [--minutes N]: one new arm against the task's board
 python -m exp.tune TASK --ablation: the parts of ARS2-Neo, each with and without
 python -m exp.tune TASK --pace: milliseconds of an evaluation, all winners of a board side by side
+python -m exp.tune TASK --sensitivity | --best-known | --transfer FROM: after a board is finished
+python -m exp.tune --recommend: what boards and transfers recommend for a task left out
 python -m exp.tune --render: the pages of every board from its JSON
 python -m exp.tune --check: every published number, recomputed by itself
 """
@@ -28,6 +30,7 @@ from exp.jobs.slurm import launcher_of
 from exp.tune.arms import Arm, all_arms, arm_named
 from exp.tune.board import (
     board_path,
+    entry_of,
     interim_path,
     published,
     published_study,
@@ -45,8 +48,10 @@ from exp.tune.chain import Chain
 from exp.tune.challenge import challenge
 from exp.tune.check import check_board
 from exp.tune.distinct import require_distinct
+from exp.tune.follow_up import ask, write_follow_up
 from exp.tune.pace import time_winners
 from exp.tune.published import write_pages as write_published
+from exp.tune.recommend import recommend
 from exp.tune.terms import numbers_of, rung, terms_of
 
 
@@ -83,6 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return check(options.outputs)
         if options.pace:
             return pace(options)
+        if options.recommend:
+            recommend(options.outputs)
+            return COMPLETED
+        if options.sensitivity or options.best_known or options.transfer:
+            return follow_up(options)
         search = read_search(options)
         if search.is_challenge:
             challenge(search.standing, search.arms[0], options.outputs, max(2, options.workers),
@@ -154,7 +164,7 @@ def publish(options: argparse.Namespace, path: Path, board: dict, arms: list[Arm
         print(f"not finished, and not published: {', '.join(unfinished)}; the same command "
               "continues from here", file=sys.stderr)
         return FAILED
-    for suffix in (".json", ".md"):
+    for suffix in (".json", ".md", ".png"):
         interim_path(path).with_suffix(suffix).unlink(missing_ok=True)
     return COMPLETED
 
@@ -168,13 +178,34 @@ def _by_arm(studies: dict[Chain, dict | None]) -> dict[str, list[dict | None]]:
 
 def pace(options: argparse.Namespace) -> int:
     """Time the winners of a board."""
-    path = board_path(options.outputs, options.task)
+    board = _finished(options.outputs, options.task)
+    time_winners(board)
+    save(board_path(options.outputs, options.task), board)
+    return COMPLETED
+
+
+def follow_up(options: argparse.Namespace) -> int:
+    """Ask a question about a finished board; for the best settings known one in progress will do,
+    or none: then those set by hand are run."""
+    if options.best_known:
+        search = read_search(options)
+        board = search.standing if search.standing["arms"] else {
+            **search.standing, "arms": {arm.name: entry_of(arm, []) for arm in search.arms}}
+    else:
+        board = _finished(options.outputs, options.task)
+    source = _finished(options.outputs, options.transfer) if options.transfer else None
+    question = ("transfer" if source else "sensitivity" if options.sensitivity else "best_known")
+    launcher = launcher_of(options, options.outputs / "tune" / "submitit")
+    print(f"written: {ask(question, board, options.outputs, launcher, source)}")
+    return COMPLETED
+
+
+def _finished(outputs: Path, task: str) -> dict:
+    path = board_path(outputs, task)
     board = read_board(path)
     if board is None:
         raise ConfigError(f"{path} does not exist: search first")
-    time_winners(board)
-    save(path, board)
-    return COMPLETED
+    return board
 
 
 def check(outputs: Path) -> int:
@@ -192,6 +223,8 @@ def render(outputs: Path) -> int:
     write_published(outputs / "paper")
     for path in published(outputs):
         write_page(path)
+    for path in sorted((outputs / "paper" / "follow_up").glob("*.json")):
+        write_follow_up(path, outputs)
     return COMPLETED
 
 

@@ -12,6 +12,7 @@ from exp.report.jsonfile import read_json, write_json
 from exp.tune.arms import Arm
 from exp.tune.chain import Chain
 from exp.tune.estimate import interim_results, results, study_values
+from exp.tune.figures import draw_tuning
 from exp.tune.page import render
 from exp.tune.terms import IN_PROGRESS, SCHEMA, code_of, rung, settings_of
 
@@ -123,8 +124,11 @@ def save(path: Path, board: dict) -> None:
 
 
 def write_page(path: Path) -> None:
-    """The page of a board, from its JSON."""
-    path.with_suffix(".md").write_text(render(read_board(path)), encoding="utf-8")
+    """The page of a board and the figure of its tuning curves, from its JSON."""
+    board = read_board(path)
+    path.with_suffix(".md").write_text(
+        f"{render(board)}\n![Tuning curves]({path.stem}.png)\n", encoding="utf-8")
+    draw_tuning(path.with_suffix(".png"), board)
 
 
 def _own_pace(studies: list[dict]) -> float:

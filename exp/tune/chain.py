@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from data import DataError
 from exp.harness.arguments import BAD_INPUT, COMPLETED, INTERRUPTED
@@ -46,6 +47,7 @@ class Chain:
     number: int
     terms: dict
     folder: Path
+    module: ClassVar[str] = "exp.tune.chain"  # that a worker runs
 
     @property
     def name(self) -> str:
@@ -55,7 +57,7 @@ class Chain:
     @cached_property
     def plan(self) -> dict:
         """The content of chain.json: all that the worker needs to know. Raises ConfigError."""
-        table = self.arm.settings(self.arm.defaults, self.terms["cap"])
+        table = self.table(self.arm.defaults)
         settings = settings_of(self.terms, self.arm, table, 0, self.terms["cap"])
         return json.loads(json.dumps({
             "arm": self.arm.name, "number": self.number, "terms": self.terms,
@@ -83,7 +85,7 @@ class Chain:
         if path.exists() and not _continues(read_object(path), self.plan):
             self.folder.rename(free_name(self.folder))
         write_json(self.folder / "chain.json", self.plan, depth=1)
-        command = [sys.executable, "-m", "exp.tune.chain", str(self.folder)]
+        command = [sys.executable, "-m", self.module, str(self.folder)]
         return Work(self.folder, command, command)
 
     def outcome(self) -> int | None:
@@ -131,6 +133,10 @@ class Chain:
             "code": code_of(read_object(self.folder / "chain.json")["recipes"]),
             "trials": trials, "winner": best["index"], "fresh": fresh}, depth=1)
 
+    def table(self, params: dict) -> dict:
+        """The `[optimizer]` table of a trial."""
+        return self.arm.settings(params, self.terms["cap"])
+
     def repeats(self, study: dict) -> bool:
         """Whether this machine gets the first fresh run of a published study bit for bit."""
         published = study["fresh"][0]
@@ -151,8 +157,7 @@ class Chain:
         """Train in a folder of the chain, or continue, or read what is finished there; the run's
         `status`, `lines`, and {"test": metric} if it was tested. most: gradient evaluations."""
         folder = self.folder / name
-        settings = settings_of(self.terms, self.arm, self.arm.settings(params, self.terms["cap"]),
-                               seed, most, fresh)
+        settings = settings_of(self.terms, self.arm, self.table(params), seed, most, fresh)
         same = folder_identity(folder, self.task).counts_as(identity(settings, self.task))
         if not same or _status(folder) not in ("completed", "diverged"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -195,11 +200,11 @@ def _append(path: Path, trials: Sequence[dict]) -> None:
     part.replace(path)
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], kind: type[Chain] = Chain) -> int:
     """Run the chain of a folder; the exit status: 0, 2 bad input, 130 interrupted."""
     keep_freed_memory()
     try:
-        chain = Chain.read(Path(arguments[0]))
+        chain = kind.read(Path(arguments[0]))
         lock = acquire(chain.folder)
         try:
             chain.run()

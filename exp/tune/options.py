@@ -31,6 +31,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                        help="search nothing: recompute every number of every board")
     which.add_argument("--render", action="store_true",
                        help="search nothing: write the pages of every board from its JSON")
+    which.add_argument("--sensitivity", action="store_true",
+                       help="seven learning rates around each arm's median winner")
+    which.add_argument("--best-known", action="store_true",
+                       help="each arm's best setting, hand-set ones of arms.toml among them")
+    which.add_argument("--transfer", metavar="FROM",
+                       help="the winners of that task's board on this one")
+    which.add_argument("--recommend", action="store_true",
+                       help="what the boards recommend for a task they do not know, and its regret")
     _add_budget(parser)
     parser.add_argument("--minutes", type=float, metavar="N",
                         help="a challenge, one optimizer that the task's board does not have, ends "
@@ -49,7 +57,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                         help="where results are and go to; studies that its paper/ holds are not "
                              "run again (default: outputs)")
     options = parser.parse_args(arguments)
-    if options.task is None and not (options.render or options.check):
+    if options.task is None and not (options.render or options.check or options.recommend):
         parser.error("name a TASK")
     return options
 

@@ -1,0 +1,172 @@
+"""What a finished board leaves open: sensitivity to the learning rate, winners on another task, the
+best settings known.
+
+Each question is a set of probes, kept in outputs/paper/follow_up/<task>_<question>.json:
+{"question", "terms", "arms": {name: {label: fresh runs}}}. Pages are made from these files alone.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from exp.harness.errors import ConfigError
+from exp.harness.recipes import ROOT
+from exp.harness.toml import read_toml
+from exp.jobs.launch import Launcher
+from exp.jobs.queue import run_jobs
+from exp.report.canvas import canvas, styles
+from exp.report.jsonfile import read_json, write_json
+from exp.report.statistics import mean
+from exp.report.tables import page, table
+from exp.tune.arms import Arm
+from exp.tune.board import board_path, read_board
+from exp.tune.cells import ARMS
+from exp.tune.estimate import run_value, study_values
+from exp.tune.inference import Ladder
+from exp.tune.probe import Probe, probe, value
+from exp.tune.terms import rung
+
+RATES = [10 ** (place / 2) for place in range(-3, 4)]  # seven, half a decade apart
+NEAR = 1.25  # the basin: rates that cost at most so many times the best
+RATE_SEEDS, MOVE_SEEDS, KNOWN_SEEDS, REPORT_SEEDS = (
+    range(9001, 9003), range(9101, 9103), range(8001, 8005), range(8011, 8021))
+
+
+def ask(question: str, board: dict, outputs: Path, launcher: Launcher, source: dict | None = None
+        ) -> Path:
+    """Run the probes of a question about a board and write its file and page; the file's path.
+    source: the board whose winners are moved to this one's task, for "transfer"."""
+    make = {"sensitivity": _rates, "transfer": _moved, "best_known": _known}[question]
+    from_board = board if source is None else source
+    name = f"{board['terms']['task']}_{question}" + (
+        f"_from_{source['terms']['task']}" if source else "")
+    beside = {board["terms"]["noise_arm"], *board["terms"].get("ladder", ())}
+    probes = {arm: make(Arm.of(arm, entry), board["terms"], from_board,
+                        outputs / "tune" / board["terms"]["task"] / name / arm.replace(":", "_"))
+              for arm, entry in from_board["arms"].items() if arm not in beside}
+    probes = {arm: job for arm, job in probes.items() if job.points}
+    run_jobs([job for job in probes.values() if job.study() is None], launcher)
+    unfinished = [arm for arm, job in probes.items() if job.study() is None]
+    if unfinished:
+        raise ConfigError(f"not finished: {', '.join(unfinished)}; the same command continues")
+    path = outputs / "paper" / "follow_up" / f"{name}.json"
+    write_json(path, {"question": question, "terms": board["terms"], "arms": {
+        arm: job.study() for arm, job in probes.items()}}, depth=4)
+    write_follow_up(path, outputs)
+    return path
+
+
+def median_winner(terms: dict, entry: dict) -> dict:
+    """The parameters of the winner of the median study."""
+    values, _ = study_values(terms, entry["studies"])
+    return _winner(entry["studies"][int(np.argsort(values)[(len(values) - 1) // 2])])
+
+
+def best_winner(terms: dict, entry: dict) -> dict:
+    """The parameters of the winner of the best study."""
+    values, _ = study_values(terms, entry["studies"])
+    return _winner(entry["studies"][int(np.argmin(values))])
+
+
+def _winner(study: dict) -> dict:
+    return study["trials"][study["winner"]]["params"]
+
+
+def _rates(arm: Arm, terms: dict, board: dict, folder: Path) -> Probe:
+    params = median_winner(terms, board["arms"][arm.name])
+    points = {f"{params['lr'] * factor:.3g}": {**params, "lr": params["lr"] * factor}
+              for factor in RATES}
+    return probe(arm, terms, folder, points, RATE_SEEDS)
+
+
+def _moved(arm: Arm, terms: dict, source: dict, folder: Path) -> Probe:
+    """Rate, decay time in horizons and memory are the same on every task: nothing is rescaled."""
+    params = best_winner(source["terms"], source["arms"][arm.name])
+    return probe(arm, terms, folder, {"moved": params}, MOVE_SEEDS)
+
+
+def _known(arm: Arm, terms: dict, board: dict, folder: Path) -> Probe:
+    points = {f"winner of study {study['number']}": _winner(study)
+              for study in board["arms"][arm.name]["studies"]}
+    for recipe in read_toml(ARMS)["known"].get(terms["task"], {}).get(arm.name, []):
+        points[recipe] = read_toml(ROOT / "config" / f"{recipe}.toml")["optimizer"]
+    return probe(arm, terms, folder, points, KNOWN_SEEDS, REPORT_SEEDS)
+
+
+# --- pages
+
+
+def write_follow_up(path: Path, outputs: Path) -> None:
+    """The page of a question, and the figure of the rates, from its file and the boards."""
+    kept = read_json(path)
+    board = read_board(board_path(outputs, kept["terms"]["task"]))
+    text = {"sensitivity": _sensitivity, "transfer": _transfer, "best_known": _best_known}
+    path.with_suffix(".md").write_text(text[kept["question"]](kept, board, path), encoding="utf-8")
+
+
+def _sensitivity(kept: dict, board: dict, path: Path) -> str:
+    terms = kept["terms"]
+    margin = math.log(NEAR)
+    if terms["regime"] == "anneal":
+        ladder = Ladder.of(terms, {name: study_values(rung(terms, name), entry["studies"])[0]
+                                   for name, entry in board["arms"].items()})
+        margin = math.nan if ladder is None else -ladder.effect(1 / NEAR)
+    lines, curves = [("", "decades within the best", "best rate")], {}
+    for arm, points in kept["arms"].items():
+        rates, values = zip(*((float(label), value(terms, runs))
+                              for label, runs in points.items()), strict=True)
+        curves[arm] = rates, np.exp(values)
+        lines.append((arm, basin(rates, values, margin), rates[int(np.argmin(values))]))
+    with canvas(path.with_suffix(".png"), panel=(9, 6)) as panels:
+        for arm, style in styles(list(curves)).items():
+            panels[0, 0].plot(*curves[arm], **style)
+        panels[0, 0].set(xlabel="learning rate", xscale="log", yscale="log",
+                         ylabel="cost" if terms["regime"] == "race" else terms["metric"])
+    return page(f"# Sensitivity to the learning rate: {terms['task']}",
+                f"Seven rates around each arm's median winner, two seeds each. *decades*: of the "
+                f"rate, within {NEAR:g} times the best cost, or within what AdamW loses with "
+                f"1/{NEAR:g} of its budget.", table(lines), f"![rates]({path.stem}.png)")
+
+
+def basin(rates: tuple[float, ...], values: tuple[float, ...], margin: float) -> float:
+    """Decades of the rate around the best one where the value, linear between rates on a log scale,
+    is at most `margin` above the best."""
+    logs, excess = np.log10(rates), np.array(values) - min(values) - margin
+    best = int(np.argmin(values))
+
+    def reach(order: range) -> float:
+        last = best
+        for place in order:
+            if excess[place] > 0:
+                share = excess[last] / (excess[last] - excess[place])
+                return logs[last] + share * (logs[place] - logs[last])
+            last = place
+        return logs[last]
+
+    return float(reach(range(best + 1, len(logs))) - reach(range(best - 1, -1, -1)))
+
+
+def _transfer(kept: dict, board: dict | None, path: Path) -> str:
+    terms, lines = kept["terms"], [("", "with the winner of the other task", "tuned here", "times")]
+    for arm, points in kept["arms"].items():
+        moved = value(terms, points["moved"])
+        entry = board["arms"].get(arm) if board else None
+        tuned = float(np.mean(study_values(terms, entry["studies"])[0])) if entry else None
+        lines.append((arm, math.exp(moved), tuned and math.exp(tuned),
+                      math.exp(moved - tuned) if entry else None))
+    return page(f"# Winners of {path.stem.split('_from_')[1]} on {terms['task']}",
+                "Rate, decay time in horizons and memory of each arm's best study, two seeds.",
+                table(lines))
+
+
+def _best_known(kept: dict, board: dict, path: Path) -> str:
+    terms, lines = kept["terms"], [("", "setting", "cost", "reported on")]
+    for arm, points in kept["arms"].items():
+        (label, runs), = points.items()
+        values = [math.exp(run_value(terms, run)) for run in runs]
+        lines.append((arm, label, mean(values), f"{len(runs)} seeds"))
+    return page(f"# The best setting known: {terms['task']}",
+                "**A setting, not an optimizer**: for each arm the best of its studies' winners "
+                "and of the hand-set recipes of `exp/tune/arms.toml`, chosen on four seeds and "
+                "reported on ten others, with a 95 % interval over these.", table(lines))

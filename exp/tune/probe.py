@@ -1,0 +1,94 @@
+"""A probe: settings of one arm that are given, not searched for, each on fresh seeds.
+
+python -m exp.tune.probe FOLDER
+
+FOLDER/chain.json holds the points, {label: parameters or a whole [optimizer] table}; probe.json the
+runs of each. With `final_seeds` the best point is run on these too.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from exp.harness.folder import read_object
+from exp.report.jsonfile import write_json
+from exp.tune import chain
+from exp.tune.arms import Arm
+from exp.tune.chain import Chain
+from exp.tune.estimate import run_value
+from exp.tune.record import fresh_record
+
+
+@dataclass(frozen=True, eq=False)
+class Probe(Chain):
+    """A probe as a job of the queue. points: label -> parameters."""
+
+    points: dict[str, dict] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
+    final_seeds: tuple[int, ...] = ()
+    module: ClassVar[str] = "exp.tune.probe"
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return f"{self.arm.name} {self.folder.parent.name}"
+
+    @cached_property
+    def plan(self) -> dict:
+        """The content of chain.json."""
+        return super().plan | json.loads(json.dumps(
+            {"points": self.points, "seeds": self.seeds, "final_seeds": self.final_seeds}))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Probe":
+        """The probe of a folder. Raises ConfigError if there is none."""
+        whole, plan = Chain.read(folder), read_object(folder / "chain.json")
+        return cls(whole.arm, whole.number, whole.terms, folder, plan["points"],
+                   tuple(plan["seeds"]), tuple(plan["final_seeds"]))
+
+    def study(self) -> dict | None:
+        """The runs of all points, label -> fresh records; None before the last."""
+        kept, runs = (read_object(self.folder / f"{name}.json") for name in ("chain", "probe"))
+        return runs if runs and kept == self.plan else None
+
+    def position(self) -> str:
+        """How far it is."""
+        return f"{self.name} {len(list(self.folder.glob('*/summary.json')))} runs"
+
+    def run(self) -> None:
+        """Make the runs that are missing; write probe.json."""
+        runs = {label: self._on(label, self.seeds) for label in self.points}
+        if self.final_seeds:
+            best = min(runs, key=lambda label: value(self.terms, runs[label]))
+            runs = {best: self._on(best, self.final_seeds)}
+        write_json(self.folder / "probe.json", runs, depth=2)
+
+    def _on(self, label: str, seeds: tuple[int, ...]) -> list[dict]:
+        place = list(self.points).index(label)
+        return [fresh_record(seed, self._run(f"point{place}_seed{seed}", self.points[label], seed,
+                                             self.terms["cap"], fresh=True), self.terms)
+                for seed in seeds]
+
+    def table(self, params: dict) -> dict:
+        """The `[optimizer]` table of a point."""
+        return params if "name" in params else super().table(params)
+
+
+def value(terms: dict, runs: list[dict]) -> float:
+    """The mean log cost of runs, or log metric."""
+    return float(np.mean([run_value(terms, run) for run in runs]))
+
+
+def probe(arm: Arm, terms: dict, folder: Path, points: dict[str, dict], seeds: range,
+          final_seeds: range = range(0)) -> Probe:
+    """The probe of an arm."""
+    return Probe(arm, 0, terms, folder, points, tuple(seeds), tuple(final_seeds))
+
+
+if __name__ == "__main__":
+    sys.exit(chain.main(sys.argv[1:], Probe))

@@ -1,0 +1,58 @@
+"""What boards and transfers recommend for a task that is left out, and what that costs there."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from exp.harness.errors import ConfigError
+from exp.report.jsonfile import read_json
+from exp.report.tables import table
+from exp.tune.board import board_path, read_board
+from exp.tune.probe import value
+
+
+def regrets(boards: dict[str, dict], moved: dict[tuple[str, str], dict]) -> list[dict]:
+    """For every task: what the boards of the other tasks recommend, and what that costs there over
+    the best arm tuned there (log).
+
+    boards: by task. moved: (from, to) -> the file of that transfer; costs there are means over the
+    tasks that an arm's winner was moved from. `choice`: the arm with the least mean log ratio to
+    the baseline on the other tasks; beside its `regret` those of the `baseline`, moved alike, and
+    of a `random` arm.
+    """
+    rows = []
+    for task, board in boards.items():
+        others = [other for other in boards if (other, task) in moved]
+        names = [name for name, row in board["results"]["arms"].items() if "rank" in row and all(
+            name in boards[other]["arms"] and name in moved[other, task]["arms"]
+            for other in others)]
+        if not others or not names:
+            continue
+        tuned = min(np.mean(row["values"]) for row in board["results"]["arms"].values()
+                    if "rank" in row)
+        lost = {name: float(np.mean(
+            [value(board["terms"], moved[other, task]["arms"][name]["moved"]) for other in others])
+            - tuned) for name in names}
+        choice = min(names, key=lambda name: np.mean(
+            [math.log(boards[other]["results"]["arms"][name].get("ratio", 1)) for other in others]))
+        rows.append({"task": task, "choice": choice, "regret": lost[choice],
+                     "baseline": lost.get(board["terms"]["baseline"], math.nan),
+                     "random": float(np.mean(list(lost.values())))})
+    return rows
+
+
+def recommend(outputs: Path) -> None:
+    """Print the regrets of every task that has a board and transfers to it. Raises ConfigError
+    where there is none."""
+    boards = {path.stem: read_board(path)
+              for path in board_path(outputs, "any").parent.glob("*.json")}
+    moved = {tuple(path.stem.split("_transfer_from_")[::-1]): read_json(path)
+             for path in (outputs / "paper" / "follow_up").glob("*_transfer_from_*.json")}
+    rows = regrets(boards, moved)
+    if not rows:
+        raise ConfigError("the recommender needs boards of two tasks and --transfer between them")
+    print(table([("left out", "chosen", "cost", "AdamW, moved", "a random arm"), *(
+        (row["task"], row["choice"], *(math.exp(row[key]) for key in (
+            "regret", "baseline", "random"))) for row in rows)]))
+    print("Times the cost of the best arm tuned there. Every task is one number: no interval.")
