@@ -187,10 +187,9 @@ def pace(options: argparse.Namespace) -> int:
 def follow_up(options: argparse.Namespace) -> int:
     """Ask a question about a finished board; for the best settings known one in progress will do,
     or none: then those set by hand are run."""
-    if options.best_known:
-        search = read_search(options)
-        board = search.standing if search.standing["arms"] else {
-            **search.standing, "arms": {arm.name: entry_of(arm, []) for arm in search.arms}}
+    path = board_path(options.outputs, options.task)
+    if options.best_known and not path.exists():
+        board = read_board(interim_path(path)) or _without_studies(read_search(options))
     else:
         board = _finished(options.outputs, options.task)
     source = _finished(options.outputs, options.transfer) if options.transfer else None
@@ -198,6 +197,10 @@ def follow_up(options: argparse.Namespace) -> int:
     launcher = launcher_of(options, options.outputs / "tune" / "submitit")
     print(f"written: {ask(question, board, options.outputs, launcher, source)}")
     return COMPLETED
+
+
+def _without_studies(search: Search) -> dict:
+    return {"terms": search.terms, "arms": {arm.name: entry_of(arm, []) for arm in search.arms}}
 
 
 def _finished(outputs: Path, task: str) -> dict:
