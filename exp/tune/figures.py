@@ -34,6 +34,7 @@ def draw_tuning(path: Path, board: dict) -> None:
             trials = np.arange(1, of_arm.shape[1] + 1)
             axes.fill_between(trials, of_arm.min(0), of_arm.max(0), color=color(name), alpha=0.2)
             if terms["baseline"] in curves:
-                axes.plot(trials, np.median(curves[terms["baseline"]], 0), color=NEUTRAL)
+                axes.plot(trials, np.median(curves[terms["baseline"]], 0), color=NEUTRAL,
+                          linestyle="--")
             axes.plot(trials, np.median(of_arm, 0), color=color(name))
             axes.set(title=display_name(name), xlabel="trials", ylabel=ylabel, yscale="log")
