@@ -143,3 +143,6 @@ def test_the_vectors_beside_take_a_constant_radius_and_adamw():
             optimizer.step(closure)
     assert set(optimizer.state[vector]) == {"step", "exp_avg", "exp_avg_sq"}
     assert 0.01 < float(optimizer.state[matrix]["rho"]) < 0.1
+    says = optimizer.diagnostics
+    assert says["matrix_rho"] == float(optimizer.state[matrix]["rho"])
+    assert 0 < says["alignment"] <= 1

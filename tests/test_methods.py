@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from traces import TARGETS, VECTOR, VECTORS, W0, differs, steps
 
+from optimizer import optimizer_class
 from optimizer.dion2 import Dion2
 from optimizer.dyn_muon import DynMuon, power_at, powered
 from optimizer.error_feedback import ErrorFeedback, compressed
@@ -360,3 +361,33 @@ def test_an_input_that_is_not_finite_leaves_the_gradient_alone():
     bad = torch.full((2, 2), torch.nan, dtype=torch.float64)
     assert torch.equal(damped_inverse(-torch.eye(2), 0.2), torch.eye(2))
     assert torch.equal(damped_inverse(bad, 0.2), torch.eye(2, dtype=torch.float64))
+
+
+# --- by name: what the installed library computes
+
+
+@pytest.mark.parametrize(("name", "settings", "traces", "data"), [
+    ("AdEMAMix", {"alpha": 2.0}, {1: ".8999800020 -1.8999800010 2.8999800040",
+                                  3: ".8074847078 -1.8671872053 2.7778754530"}, {}),
+    # Clips at t^(1/4), the authors' code one step later.
+    ("ADOPT", {}, {1: "1 -2 3", 3: ".9963392599 -2.0120000938 2.9905658049"}, {}),
+    ("SCION", {"scale": 2.0, "constraint": True, "norm_type": 4},
+     {1: ".8333333333 -1.7333333333 .3833333333 .1583333333 2.6333333333 -.8333333333",
+      3: ".5483333333 -1.2773333333 .1838333333 .0015833333 2.1263333333 -.6816666667"},
+     {"fed": TARGETS, "start": W0})])
+def test_rules_by_name_follow_their_traces(name, settings, traces, data):
+    check(partial(optimizer_class(f"pytorch_optimizer:{name}"), lr=0.1, **settings), traces,
+          **{"fed": VECTORS, "start": VECTOR, **data})
+
+
+@pytest.mark.parametrize(("name", "third"), [
+    ("Prodigy", ".8486064920 -1.8487133576 2.8487528458"),
+    ("DAdaptAdam", ".6191773770 -1.6134802042 2.6116423038")])
+def test_rules_that_find_their_rate_follow_their_traces(name, third):
+    """On the gradient w; the library keeps d in float32."""
+    w = nn.Parameter(torch.tensor(VECTOR, dtype=torch.float64))
+    optimizer = optimizer_class(f"pytorch_optimizer:{name}")([w], lr=1.0, d0=0.01)
+    for _ in range(3):
+        w.grad = w.detach().clone()
+        optimizer.step()
+    assert differs(w.detach(), third) < 1e-7

@@ -64,6 +64,14 @@ class CurvatureAware(MatrixOptimizer):
         """Whether any option asks for C."""
         return self.beta_rule != "fixed" or self.rho_rule == "curvature"
 
+    @property
+    def diagnostics(self) -> dict[str, float]:
+        """Means over the matrices: the alignment al and the radius, where they are kept."""
+        kept = {name: [entry[key].mean() for entry in self.state.values() if key in entry]
+                for name, key in (("alignment", "alignment"), ("matrix_rho", "rho"))}
+        return {**super().diagnostics, **{name: float(torch.stack(values).mean())
+                                          for name, values in kept.items() if values}}
+
     def radii(self, params: Sequence[Tensor], rho: float) -> list[float | Tensor]:
         """The radius of each parameter: `rho`, and of a matrix what AR-GSAM has made of it."""
         return [self.state.get(p, {}).get("rho", rho) for p in params]
