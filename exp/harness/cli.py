@@ -9,7 +9,6 @@ from pathlib import Path
 from data import DataError
 from exp.harness.arguments import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED, parse
 from exp.harness.config import load_settings
-from exp.harness.device import keep_freed_memory
 from exp.harness.distributed import (
     from_main,
     is_lost_peer,
@@ -45,7 +44,6 @@ def _launch(task: Task, train: Callable[[dict, RunFolder], None], options: argpa
         overrides.append(f"experiment.seed={options.seed}")
     if options.device is not None:
         overrides.append(f'experiment.device="{options.device}"')
-    keep_freed_memory()
     try:
         settings = load_settings(options.config, overrides, task, unset=options.unset,
                                  optimizer=options.optimizer)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optimizer.parts.sharpness import norm_of_all
+from optimizer.parts.distributed.collective import total_norm
 
 
 class Clipping:
@@ -32,7 +32,8 @@ class Clipping:
         self.steps += 1
         for suffix, params in _tracks(optimizer).items():
             gradients = [p.grad for p in params if p.grad is not None]
-            norm = norm_of_all(gradients)
+            norms = torch._foreach_norm(gradients) if gradients else [torch.zeros(())]
+            norm = total_norm(torch.linalg.vector_norm(torch.stack(norms)))
             self._add("gradient_norm" + suffix, norm)
             self._add("clipped_share" + suffix, norm > self.max_norm)
             factor = (self.max_norm / norm).clamp(max=1)

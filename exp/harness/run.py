@@ -14,7 +14,7 @@ from exp.harness.board import Board
 from exp.harness.build import Built
 from exp.harness.checkpoint import Checkpoints, Position
 from exp.harness.config import Experiment
-from exp.harness.device import peak_memory, restart_peak_memory, wait_for
+from exp.harness.device import keep_freed_memory, peak_memory, restart_peak_memory, wait_for
 from exp.harness.diagnostics import Instruments
 from exp.harness.distributed import (
     DelayedMax,
@@ -101,6 +101,7 @@ class Run:
         return self
 
     def _begin(self) -> None:
+        keep_freed_memory()  # of steps, not of what read the data
         record = ""
         resumed = self.checkpoints.load()
         if resumed is not None:

@@ -27,7 +27,7 @@ from exp.harness.run import Run
 from exp.harness.task import Metric, Task
 from exp.wikitext2.loss import linear_cross_entropy, token_losses
 
-EVAL_TOKENS = {"cpu": 2**12, "cuda": 2**15}  # at a time: fit a CPU's cache, fill a GPU
+EVAL_TOKENS = {"cpu": 2**10, "cuda": 2**15}  # at a time: fit a CPU's cache, fill a GPU
 
 
 def loss_fn(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

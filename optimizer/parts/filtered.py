@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from .first_order import FirstOrder
-from .trust_region import TrustRegion
 from .wrapper import Wrapper
 
 GradientFilter = Callable[[Optimizer], None]
@@ -20,7 +19,7 @@ def with_filter(optimizer: Optimizer, gradient_filter: GradientFilter) -> Optimi
 
     Raises ValueError for a rule that compares gradients of one step with its losses.
     """
-    if isinstance(optimizer, TrustRegion | LBFGS):
+    if isinstance(optimizer, LBFGS) or getattr(optimizer, "compares_losses", False):
         raise ValueError(f"{type(optimizer).__name__} compares gradients with losses: a filtered "
                          "gradient is not that of the loss")
     if not isinstance(optimizer, FirstOrder):

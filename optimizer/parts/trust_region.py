@@ -33,6 +33,8 @@ class TrustRegion(MatrixOptimizer):
     r = 1. Raises ValueError for an invalid value.
     """
 
+    compares_losses = True  # of a step with what its gradient promises
+
     def __init__(self, params: Iterable, defaults: dict, rule: str, interval: int, gain: float,
                  target: float, accept: float, control: str, radius_range: tuple[float, float]
                  ) -> None:
