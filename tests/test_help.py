@@ -7,7 +7,7 @@ import sys
 import pytest
 
 COMMANDS = ["grokking.train", "cifar.train", "wikitext2.train", "runs", "theory", "landscape",
-            "bench", "reproduce", "tune"]
+            "bench", "reproduce", "tune", "report"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,6 +1,6 @@
 """Claims beside our estimates, with their verdicts; verdicts.md, which has those of every paper."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from exp.reproduce.measures import SCALE_FREE, evidence, overhead
 from exp.reproduce.papers import Paper
 from exp.reproduce.plan import Table
 from exp.reproduce.records import read_kept
+
+Line = tuple[str, ...]
 
 DECIDED = (HOLDS, FAILS, INCONCLUSIVE)  # what a run can end in
 
@@ -25,22 +27,28 @@ def render_verdicts(papers: Iterable[Paper], kept: Path) -> str:
 
 def _verdicts(paper: Paper, kept: Path) -> list[str]:
     """One paper's tables of claims, and what its overheads were measured on."""
-    benches = _benches(paper, kept)
-    measured = {claim.id: overhead(claim, benches, paper.overheads["configs"])
-                for claim in paper.claims if benches}
     parts = []
-    for bench in benches:
+    for bench in _benches(paper, kept):
         facts = bench["facts"]
         parts.append(f"Overheads in time and memory: {facts['processor']}, {facts['threads']} "
                      f"threads, torch {facts['versions']['torch']}; {paper.overheads['note']}.")
+    for title, lines in paper_claims(paper, kept):
+        parts += [f"### {title}", markdown(lines)]
+    return parts
+
+
+def paper_claims(paper: Paper, kept: Path) -> Iterator[tuple[str, list[Line]]]:
+    """(title, lines) of each table of claims of a paper; the first line is the head."""
+    benches = _benches(paper, kept)
+    measured = {claim.id: overhead(claim, benches, paper.overheads["configs"])
+                for claim in paper.claims if benches}
     tables = {table.name: table for table in paper.tables}
     for name in dict.fromkeys([*tables, *(claim.table for claim in paper.claims)]):
         claims = paper.claims_of(name)
         if claims:
             title = tables[name].title if name in tables else name or "Statements in the text"
-            parts += [f"### {title}", claims_table(claims, tables.get(name),
-                                                  read_kept(kept / f"{name}.json"), measured)]
-    return parts
+            yield title, claims_lines(claims, tables.get(name), read_kept(kept / f"{name}.json"),
+                                      measured)
 
 
 def _benches(paper: Paper, kept: Path) -> list[dict]:
@@ -49,10 +57,15 @@ def _benches(paper: Paper, kept: Path) -> list[dict]:
     return [read_kept(path) for path in sorted((kept / "bench").glob(f"{name}_*.json"))]
 
 
-def claims_table(
+def claims_table(claims: Iterable[Claim], table: Table, records: dict) -> str:
+    """`claims_lines` as a Markdown table."""
+    return markdown(claims_lines(claims, table, records))
+
+
+def claims_lines(
     claims: Iterable[Claim], table: Table | None, records: dict,
     overheads: dict[str, Evidence | None] | None = None,
-) -> str:
+) -> list[Line]:
     """Claimed, logged, ours and the verdict, one line per claim; Holm's correction is over those
     of them that were run.
 
@@ -69,7 +82,7 @@ def claims_table(
                       shown(ours, claim.unit, _counted(table)),
                       shown(fixed, claim.unit, _counted(table)),
                       f"**{verdict.word}**{word}{_why(verdict, ours, _counted(table))}"))
-    return markdown(lines)
+    return lines
 
 
 def _judged(claims: Iterable[Claim], table: Table | None, records: dict,

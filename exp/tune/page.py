@@ -25,7 +25,7 @@ def render(board: dict) -> str:
     order = sorted(rows, key=lambda name: (rows[name].get("rank", [0])[0], rows[name]["cost"]))
     lines = [("", *columns), *((name, *(column(board, name) for column in columns.values()))
                                for name in order)]
-    return page(_title(board), RACE if race else ANNEAL, _facts(board), markdown(lines),
+    return page(_title(board), RACE if race else ANNEAL, facts(board), markdown(lines),
                 _noise(board["results"]), *_on_the_way(board))
 
 
@@ -138,7 +138,7 @@ def _title(board: dict) -> str:
     return f"# {what}, after equal-budget tuning: {terms['task']}"
 
 
-def _facts(board: dict) -> str:
+def facts(board: dict) -> str:
     terms = board["terms"]
     facts = {key: ", ".join(sorted({study[key] for arm in board["arms"].values()
                                     for study in arm["studies"]}))
@@ -202,4 +202,4 @@ def _interim(board: dict) -> str:
                                for name in sorted(rows))]
     return page(f"{_title(board)}, in progress",
                 f"**{count} of the {terms['studies']} announced studies are complete.** {INTERIM}",
-                _facts(board), markdown(lines))
+                facts(board), markdown(lines))

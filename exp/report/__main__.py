@@ -1,0 +1,123 @@
+"""The web page of all results, from the committed JSON: outputs/paper/index.html.
+
+python -m exp.report [--output FILE]
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from exp.report.options import PAPER, parse
+
+if __name__ == "__main__":
+    parse()  # answers --help and mistyped options before torch is imported
+
+from exp.harness.arguments import BAD_INPUT, COMPLETED
+from exp.harness.errors import ConfigError
+from exp.report import web
+from exp.report.jsonfile import read_json
+from exp.report.rows import read_rows
+from exp.report.tables import number
+from exp.reproduce.papers import read_papers
+from exp.reproduce.verdicts import paper_claims
+from exp.theory import statement
+from exp.tune import page
+
+SCHEMA = "ars-arena/1"
+
+
+def site(kept: Path = PAPER) -> str:
+    """The page. Raises ValueError for a damaged record."""
+    boards = {path.stem: board for path in sorted((kept / "arena").glob("*.json"))
+              if (board := read_json(path)) and board.get("schema") == SCHEMA}
+    sections = {f"Board: {name}": board_section(board) for name, board in boards.items()}
+    if not sections:
+        sections["Boards"] = web.paragraphs(
+            "No board is complete yet. `python -m exp.tune TASK` makes one; see docs/running.md.")
+    sections["How to read a board"] = web.paragraphs(page.RACE)
+    for paper in read_papers():
+        body = [web.paragraphs(paper.note)]
+        body += [web.table(title, lines) for title, lines in paper_claims(paper, kept)]
+        if len(body) > 1:
+            sections[f"Paper: {paper.title}"] = "\n".join(body)
+    sections["Statements about training and geometry"] = statements(kept / "theory")
+    return web.document(sections)
+
+
+def board_section(board: dict) -> str:
+    """Forest plot, table, and of every arm its command, search space and winners."""
+    rows = board["results"]["arms"]
+    race = board["terms"]["regime"] == "race"
+    columns = page.COLUMNS | (page.RACE_COLUMNS if race else page.ANNEAL_COLUMNS)
+    order = sorted(rows, key=lambda name: (rows[name].get("rank", [0])[0], rows[name]["cost"]))
+    lines = [("optimizer", *columns), *((name, *(column(board, name) for column
+                                                 in columns.values())) for name in order)]
+    ratios = [(name, *(rows[name][key] for key in ("ratio", "low", "high")))
+              for name in order if "ratio" in rows[name]]
+    baseline = board["terms"].get("baseline", "adamw")
+    return "\n".join([
+        web.paragraphs(page.facts(board)),
+        web.forest(f"cost / that of {baseline}, 95 % intervals; left is better", ratios),
+        web.table(f"{board['terms']['task']}: {board['terms']['metric']}", lines),
+        *(arm_details(board, name) for name in order)])
+
+
+def arm_details(board: dict, name: str) -> str:
+    """What unfolds beneath a board, one arm."""
+    arm, task = board["arms"][name], board["terms"]["task"]
+    axes = [("constant", "searched", "default"),
+            *((key, _range(record), str(arm["defaults"].get(key, "")))
+              for key, record in arm["axes"].items())]
+    winners = [study["trials"][study["winner"]]["params"] for study in arm["studies"]]
+    found = [("study", *arm["axes"]), *(
+        (str(study["number"]), *(_value(params.get(key)) for key in arm["axes"]))
+        for study, params in zip(arm["studies"], winners, strict=True))]
+    return web.details(f"{name}: command, search space, winning settings", "\n".join([
+        web.code(f"python -m exp.tune {task} --optimizers {name}"),
+        web.table(f"Search space of {name}", axes),
+        web.table(f"Winning settings of {name}, by study", found)]))
+
+
+def _range(record: list | dict) -> str:
+    if isinstance(record, dict):
+        return "one of " + ", ".join(map(str, record["choices"]))
+    low, high, scale = record
+    return f"{number(low)} to {number(high)}, {scale}"
+
+
+def _value(value: object) -> str:
+    return number(value) if isinstance(value, float | int) else str(value)
+
+
+def statements(folder: Path) -> str:
+    """Every statement with its verdict and the command that measures it."""
+    lines = [("statement", "verdict", "numbers", "command")]
+    for name in statement.statement_files():
+        command = f"`python -m exp.theory {name}`"
+        if not (folder / f"{name}.json").exists():
+            lines.append((statement.says(name), "not yet run", "", command))
+            continue
+        rows, _ = read_rows(folder / f"{name}.json")
+        module = statement.statement(name)
+        found = statement.judged(module, rows) if hasattr(module, "judge") else None
+        lines.append((statement.says(name), f"**{found.word}**" if found else "measured",
+                      found.numbers if found else "", command))
+    return web.table("Each statement had its rule before its run", lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page; the exit status: 0, or 2 for a damaged record."""
+    options = parse(arguments)
+    try:
+        text = site()
+    except (ValueError, ConfigError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(text, encoding="utf-8")
+    print(f"written to {options.output}: {len(text) // 1024} KB")
+    return COMPLETED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
