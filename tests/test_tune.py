@@ -497,6 +497,10 @@ def test_annealed_runs_spend_exactly_the_horizon_and_end_at_rate_zero(annealed):
     peak = max(line["lr"] for line in lines)
     assert lines[-1]["lr"] == pytest.approx(peak * 2 / 60 / 0.2)  # of the last step
     assert check_board(board) == []
+    longer = board["arms"]["ars2_neo_sync"]["studies"][0]["equal_steps"]
+    assert [run["curve"]["evaluations"][-1] for run in longer] == [120]
+    rows = board["results"]["arms"]
+    assert [name for name in rows if "equal_steps" in rows[name]] == ["ars2_neo_sync"]
     assert "## On the way" in (annealed / "paper" / "arena" / "grokking.md").read_text()
     worst = board["terms"]["worst"]  # log error of a model that guesses one of eleven
     assert worst == pytest.approx(math.log(10 / 11), abs=0.1)
@@ -510,6 +514,8 @@ def test_annealed_runs_spend_exactly_the_horizon_and_end_at_rate_zero(annealed):
     lambda arms: arms["adamw"]["studies"][0]["fresh"][0]["curve"]["metric"].pop(),
     lambda arms: arms["ars2_neo_sync"]["studies"][0]["fresh"][0]["curve"]["metric"].append(0.5),
     lambda arms: arms["adamw_half"]["studies"][0]["trials"][0]["params"].update(lr=0.5),
+    lambda arms: arms["ars2_neo_sync"]["studies"][0]["equal_steps"][0]["curve"]["metric"].append(
+        0.01),
     lambda arms: [run["curve"]["metric"].__setitem__(-1, 0.99) for study in
                   arms["adamw"]["studies"] for run in study["fresh"]]])
 def test_the_check_refuses_an_edited_annealed_board(annealed, edit):

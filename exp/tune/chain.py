@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -121,9 +121,7 @@ class Chain:
             _append(self.folder / "trials.jsonl", trials)
         best = winner(trials)
         seeds = seeds_of(self.number, self.terms["fresh_seeds"])
-        fresh = [fresh_record(seed, self._run(f"seed{seed}", best["params"], seed,
-                                              self.terms["cap"], fresh=True), self.terms)
-                 for seed in seeds]
+        fresh = [self._fresh(f"seed{seed}", best["params"], seed) for seed in seeds]
         facts = read_object(self.folder / f"seed{seeds[-1]}" / "run.json")
         write_json(self.folder / "study.json", {
             "number": self.number, "seed": self.terms["study_seeds"][str(self.number)],
@@ -131,7 +129,22 @@ class Chain:
             "torch": facts["versions"]["torch"],
             "commit": f"{facts['commit']}{'+' * facts['uncommitted_changes']}",
             "code": code_of(read_object(self.folder / "chain.json")["recipes"]),
-            "trials": trials, "winner": best["index"], "fresh": fresh}, depth=1)
+            "trials": trials, "winner": best["index"], "fresh": fresh,
+            **self._equal_steps(best["params"], seeds)}, depth=1)
+
+    def _equal_steps(self, params: dict, seeds: Sequence[int]) -> dict:
+        """For an annealed rule with two gradients a step: its winner with as many steps as a rule
+        with one has, which no ranking uses."""
+        cost = self.arm.gradient_evaluations_per_step
+        if self.terms["regime"] == "race" or cost < 2:
+            return {}
+        horizon = int(cost * self.terms["horizon"])
+        longer = replace(self, terms=self.terms | {"cap": horizon, "horizon": horizon})
+        return {"equal_steps": [longer._fresh(f"steps{seed}", params, seed) for seed in seeds]}
+
+    def _fresh(self, name: str, params: dict, seed: int) -> dict:
+        run = self._run(name, params, seed, self.terms["cap"], fresh=True)
+        return fresh_record(seed, run, self.terms)
 
     def table(self, params: dict) -> dict:
         """The `[optimizer]` table of a trial."""
@@ -140,9 +153,8 @@ class Chain:
     def repeats(self, study: dict) -> bool:
         """Whether this machine gets the first fresh run of a published study bit for bit."""
         published = study["fresh"][0]
-        run = self._run("fresh", study["trials"][study["winner"]]["params"], published["seed"],
-                        self.terms["cap"], fresh=True)
-        return fresh_record(published["seed"], run, self.terms)["curve"] == published["curve"]
+        winner = study["trials"][study["winner"]]["params"]
+        return self._fresh("fresh", winner, published["seed"])["curve"] == published["curve"]
 
     def _trial(self, trials: Sequence[dict]) -> dict:
         index, most = len(trials), limit(trials, self.terms["cap"])

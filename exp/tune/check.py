@@ -154,16 +154,18 @@ def _logs(terms: dict, arms: dict, target: float | None = None) -> tuple[dict, d
 
 def _ends(terms: dict, arms: dict) -> tuple[dict, dict]:
     """The same for annealed runs: 1 for a run that ended well, and the logs of their metrics."""
-    def log(run: dict) -> float:
-        if run["status"] == "diverged":
-            return terms["worst"]
-        end = run["curve"]["metric"][-1]
-        return min(terms["worst"], np.log(end if terms["mode"] == "min" else max(1 - end, 1e-6)))
-
     fine = {name: [[1 if run["status"] == "completed" else None for run in study["fresh"]]
                    for study in arm["studies"]] for name, arm in arms.items()}
-    return fine, {name: np.array([np.mean([log(run) for run in study["fresh"]])
+    return fine, {name: np.array([np.mean([_end(terms, run) for run in study["fresh"]])
                                   for study in arm["studies"]]) for name, arm in arms.items()}
+
+
+def _end(terms: dict, run: dict) -> float:
+    """The log of a run's last metric, or of its error."""
+    if run["status"] == "diverged":
+        return terms["worst"]
+    end = run["curve"]["metric"][-1]
+    return min(terms["worst"], np.log(end if terms["mode"] == "min" else max(1 - end, 1e-6)))
 
 
 def _results(terms: dict, arms: dict) -> dict:
@@ -176,7 +178,7 @@ def _results(terms: dict, arms: dict) -> dict:
                     sum(map(len, costs[name]))],
         "spent": sum(trial["spent"] for study in arm["studies"] for trial in study["trials"]) + sum(
             max(run["curve"]["evaluations"], default=0) for study in arm["studies"]
-            for run in study["fresh"])} for name, arm in arms.items()}
+            for run in study["fresh"]), **_equal_steps(terms, arm)} for name, arm in arms.items()}
     base, noise = terms["baseline"], terms["noise_arm"]
     if base not in arms or terms["studies"] < 2:
         return {"arms": rows, "pairs": [], "pooled_sd": None, "noise": None}
@@ -204,6 +206,12 @@ def _results(terms: dict, arms: dict) -> dict:
                            for target in terms["targets"][:-1 if race else None]],
             "steadiness": {name: _steady(terms, arm) for name, arm in arms.items()}
             if race and "linger" in terms else {}}
+
+
+def _equal_steps(terms: dict, arm: dict) -> dict:
+    """What a rule with two gradients has after twice the evaluations."""
+    logs = [_end(terms, run) for study in arm["studies"] for run in study.get("equal_steps", [])]
+    return {"equal_steps": float(np.exp(np.mean(logs)))} if logs else {}
 
 
 def _way(terms: dict, arms: dict, target: float) -> dict:

@@ -103,8 +103,11 @@ def _row(terms: dict, studies: Sequence[dict], values: list[float], censored: li
                for run in runs]
     spent = sum(trial["spent"] for study in studies for trial in study["trials"])
     spent += sum(run["curve"]["evaluations"][-1] for run in runs if run["curve"]["evaluations"])
+    longer = [[run_value(terms, run) for run in study["equal_steps"]] for study in studies
+              if "equal_steps" in study]
     return {"values": values, "censored": censored, "cost": math.exp(np.mean(values)),
-            "reached": [sum(arrived), len(arrived)], "spent": spent}
+            "reached": [sum(arrived), len(arrived)], "spent": spent,
+            **({"equal_steps": math.exp(np.mean(longer))} if longer else {})}
 
 
 def _on_the_way(terms: dict, arms: dict[str, dict]) -> list[dict]:

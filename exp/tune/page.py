@@ -121,7 +121,8 @@ REST: dict[str, Column] = {
     "ms an evaluation": _pace, "MiB": _memory,
     "edge": lambda board, name: ", ".join(edges(board["arms"][name])), "spent": _of_row("spent")}
 RACE_COLUMNS = {"steady": _steadiness, "seconds": _seconds, "steps": _steps, **REST}
-ANNEAL_COLUMNS = {"AdamW's budget": _budget, "test": _test, **REST}
+ANNEAL_COLUMNS = {"AdamW's budget": _budget, "equal steps": _of_row("equal_steps"),
+                  "test": _test, **REST}
 
 
 # --- paragraphs and further tables

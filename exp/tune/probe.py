@@ -21,7 +21,6 @@ from exp.tune import chain
 from exp.tune.arms import Arm
 from exp.tune.chain import Chain
 from exp.tune.estimate import run_value
-from exp.tune.record import fresh_record
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +69,7 @@ class Probe(Chain):
 
     def _on(self, label: str, seeds: tuple[int, ...]) -> list[dict]:
         place = list(self.points).index(label)
-        return [fresh_record(seed, self._run(f"point{place}_seed{seed}", self.points[label], seed,
-                                             self.terms["cap"], fresh=True), self.terms)
+        return [self._fresh(f"point{place}_seed{seed}", self.points[label], seed)
                 for seed in seeds]
 
     def table(self, params: dict) -> dict:
