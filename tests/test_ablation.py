@@ -108,8 +108,8 @@ def test_the_ablation_is_a_board_of_its_own_against_the_cell_that_is_adamw(tmp_p
     for module in (command, arms):
         monkeypatch.setattr(module, "read_ablation", lambda: two)
     monkeypatch.setattr(command, "ADAMW_CELL", "ablation-no-frobenius-none")
-    monkeypatch.setattr(command, "run_jobs", lambda jobs, _: {
-        job: chain.main([job.work().command[-1]]) for job in jobs})
+    monkeypatch.setattr(command, "run_jobs", lambda jobs, _, report: [
+        report(job, chain.main([job.work().command[-1]])) for job in jobs])
     outputs = tmp_path / "outputs"
     words = [word for item in task_named("grokking").scale("tiny") for word in ("--set", item)]
     assert command.main(["grokking", "--ablation", "--trials", "1", "--studies", "2",
