@@ -515,7 +515,7 @@ def test_annealed_runs_spend_exactly_the_horizon_and_end_at_rate_zero(annealed):
     lambda arms: arms["ars2_neo_sync"]["studies"][0]["fresh"][0]["curve"]["metric"].append(0.5),
     lambda arms: arms["adamw_half"]["studies"][0]["trials"][0]["params"].update(lr=0.5),
     lambda arms: arms["ars2_neo_sync"]["studies"][0]["equal_steps"][0]["curve"]["metric"].append(
-        0.01),
+        0.99),
     lambda arms: [run["curve"]["metric"].__setitem__(-1, 0.99) for study in
                   arms["adamw"]["studies"] for run in study["fresh"]]])
 def test_the_check_refuses_an_edited_annealed_board(annealed, edit):
