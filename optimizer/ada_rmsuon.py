@@ -66,7 +66,7 @@ class AdaRMSuon(MatrixOptimizer):
     ) -> None:
         checks.non_negative(lr=lr, eps=eps, weight_decay=weight_decay)
         checks.pair_of_fractions(betas=betas)
-        checks.at_least(1, ns_steps=ns_steps, ns_passes=ns_passes)
+        checks.iterations(ns_steps=ns_steps, ns_passes=ns_passes)
         checks.choice(EnergyNorm, energy_norm=energy_norm)
         checks.choice(EnergyScope, energy_scope=energy_scope)
         checks.choice(OptionalOrthogonalizer, orthogonalizer=orthogonalizer)

@@ -49,7 +49,7 @@ class AdaMuon(MatrixOptimizer):
     ) -> None:
         checks.non_negative(lr=lr, eps=eps, weight_decay=weight_decay)
         checks.fraction(momentum=momentum)
-        checks.at_least(1, ns_steps=ns_steps)
+        checks.iterations(ns_steps=ns_steps)
         checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)
         super().__init__(params, {
             "lr": lr, "momentum": momentum, "nesterov": nesterov, "eps": eps,

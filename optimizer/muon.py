@@ -88,7 +88,7 @@ class Muon(MatrixOptimizer):
     ) -> None:
         checks.non_negative(lr=lr, weight_decay=weight_decay)
         checks.fraction(momentum=momentum)
-        checks.at_least(1, ns_steps=ns_steps)
+        checks.iterations(ns_steps=ns_steps)
         checks.choice(Scale, scale=scale)
         checks.choice(ConvScale, conv_scale=conv_scale)
         checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)

@@ -48,7 +48,7 @@ class MuonSquared(MatrixOptimizer):
     ) -> None:
         checks.non_negative(lr=lr, eps=eps, weight_decay=weight_decay)
         checks.fraction(momentum=momentum, beta2=beta2)
-        checks.at_least(1, ns_steps=ns_steps)
+        checks.iterations(ns_steps=ns_steps)
         checks.choice(Scale, scale=scale)
         checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)
         super().__init__(params, {

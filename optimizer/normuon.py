@@ -55,7 +55,7 @@ class NorMuon(MatrixOptimizer):
     ) -> None:
         checks.non_negative(lr=lr, weight_decay=weight_decay)
         checks.fraction(momentum=momentum, beta2=beta2)
-        checks.at_least(1, ns_steps=ns_steps)
+        checks.iterations(ns_steps=ns_steps)
         checks.choice(NormScale, scale=scale)
         checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)
         super().__init__(params, {

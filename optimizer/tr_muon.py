@@ -74,7 +74,7 @@ class TRMuon(TrustRegion):
     ) -> None:
         checks.non_negative(lr=lr, eps=eps, weight_decay=weight_decay)
         checks.pair_of_fractions(betas=betas)
-        checks.at_least(1, ns_steps=ns_steps)
+        checks.iterations(ns_steps=ns_steps)
         checks.choice(EnergyScope, energy_scope=energy_scope)
         checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)
         super().__init__(params, {

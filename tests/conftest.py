@@ -38,6 +38,23 @@ def aga_config(name: str, folder: Path) -> Path:
     return path
 
 
+# The files that take longest, in this order, go first: the last ones fill both processes.
+SLOW = ("optimizers", "distributed", "runs", "contributing", "tune", "reproduce", "bench",
+        "torch_citizens", "diagnostics", "output", "launch", "theory_small", "damage", "chaos",
+        "theory_sweeps", "published", "optimizer_package")
+
+
+def pytest_configure(config):
+    """pytest-xdist's own order would be by the number of tests."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Slow files first, the others as they were."""
+    places = {f"test_{name}": place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(SLOW)))
+
+
 def pytest_addoption(parser):
     parser.addoption("--write-golden", action="store_true",
                      help="write tests/golden/ where a RECIPE was raised or a file is new")

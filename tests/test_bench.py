@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,7 @@ def test_training_needs_weights_gradients_state_and_what_the_pass_keeps(monkeypa
 
 @pytest.mark.filterwarnings("ignore")  # the libraries' own
 def test_the_command_writes_numbers_tables_and_a_plot(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # no g++
     monkeypatch.setattr(polar, "SIZES", [(4, 6), (6, 6)])
     monkeypatch.setattr(steps, "shapes", lambda: {"toy": [(2, 4, 6), (5, 5)]})
     monkeypatch.setattr(sys, "argv", ["bench", "polar", "steps", "--rounds", "2", "--output",

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-import optimizer
 from data.modular import modular
 from exp.harness.build import build
 from exp.harness.config import complete, load_settings
@@ -21,6 +20,7 @@ from exp.harness.schema import conforms
 from exp.harness.toml import to_toml
 from exp.wikitext2.train import TASK as WIKITEXT2
 from optimizer import optimizer_class
+from optimizer.parts import library
 
 CONFIGS = sorted(Path("config").glob("*.toml"))
 GROK = Path("config/lrp_grok_ars2_neo_aga_400e.toml")
@@ -89,6 +89,9 @@ def test_the_resolved_settings_survive_toml_and_resolve_to_themselves():
     ("experiment.epochs", ["write table.key=value"]),
     ("optimizer.name=adamw", ["strings need quotes"]),
     ("optimizer.lr.x=1", ["lr is no table"]),
+    ("optimizer.lr=1\noptimizer.k=2", [r"--set 'optimizer.lr=1\noptimizer.k=2': "]),
+    (r'optimizer={name="adamw", "a\nb"={}}', [r"[optimizer.'a\nb'] unknown optimizer 'a\nb'"]),
+    (r'experiment.task="a\nb"', [r"run python -m exp.'a\nb'.train"]),
 ])
 def test_each_mistake_gets_a_message_that_helps(override, words):
     with pytest.raises(ConfigError) as caught:
@@ -108,8 +111,8 @@ def test_a_config_cannot_import_from_the_working_directory(tmp_path, monkeypatch
             optimizer_class(name)
     assert not {"evil", "evil.rule", "wicked", "outputs"} & sys.modules.keys()
     assert optimizer_class("torch:RAdam") is torch.optim.RAdam
-    installed = Path(torch.__file__).parents[1] / "ars_optim" / "__init__.py"
-    monkeypatch.setattr(optimizer, "__file__", str(installed))  # as a package, beside others
+    installed = Path(torch.__file__).parents[1] / "ars_optim" / "parts" / "library.py"
+    monkeypatch.setattr(library, "__file__", str(installed))  # as a package, beside others
     assert optimizer_class("torch.optim.radam:RAdam") is torch.optim.RAdam
 
 

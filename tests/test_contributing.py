@@ -2,12 +2,15 @@
 lines of its task: CONTRIBUTING's examples, carried out in a copy of the project."""
 
 import json
+import multiprocessing
+import os
 import re
+import runpy
 import shutil
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 PAGE = Path("CONTRIBUTING.md").read_text(encoding="utf-8")
 EXAMPLE = re.search(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
@@ -25,9 +28,38 @@ def copy_of_the_project(folder, code):
     (folder / "optimizer" / "normalized_sgd.py").write_text(code, encoding="utf-8")
 
 
+SERVER = multiprocessing.get_context("forkserver")  # the libraries are imported once, for all runs
+SERVER.set_forkserver_preload(["torch._dynamo", "matplotlib.pyplot", "pytest"])
+
+
 def run(folder, *arguments):
-    return subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True,
-                          check=False)
+    """What `python *arguments` says in a copy of the project: returncode, stdout, stderr."""
+    logs = folder / "stdout.log", folder / "stderr.log"
+    process = SERVER.Process(target=interpreter, args=(folder, arguments, logs))
+    process.start()
+    process.join()
+    said = (log.read_text(encoding="utf-8") for log in logs)
+    return SimpleNamespace(returncode=process.exitcode, stdout=next(said), stderr=next(said))
+
+
+def interpreter(folder, arguments, logs):
+    """Be `python *arguments`, in a process of its own."""
+    for number, log in enumerate(logs, 1):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    here = Path(__file__).parents[1]
+    sys.path[:] = [str(folder), *(path for path in sys.path
+                                  if Path(path) not in (here, here / "tests"))]
+    os.chdir(folder)
+    del sys.modules[__name__]
+    assert not {"exp", "optimizer", "model", "data", "conftest"} & sys.modules.keys()
+    flag, sys.argv = arguments[0], list(arguments)
+    if flag == "-m":
+        sys.argv = list(arguments[1:])
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    elif flag == "-c":
+        exec(arguments[1], {"__name__": "__main__"})
+    else:
+        runpy.run_path(flag, run_name="__main__")
 
 
 def test_the_example_is_tested_listed_and_trained_with_no_other_edit(tmp_path):

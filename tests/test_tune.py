@@ -21,7 +21,7 @@ from exp.jobs import queue
 from exp.tune import __main__ as command
 from exp.tune import chain as chains
 from exp.tune import challenge, check, estimate, follow_up, inference, pace, probe
-from exp.tune.arms import NO_DECAY, OWN, Arm, all_arms, arm_named
+from exp.tune.arms import NO_DECAY, OWN, Arm, all_arms, arm_named, own_arms
 from exp.tune.check import check_board
 from exp.tune.distinct import require_distinct
 from exp.tune.figures import best_so_far
@@ -105,6 +105,28 @@ def test_defaults_are_the_constructors_and_levels_set_all_momenta():
 def test_what_is_no_arm_is_a_clear_error(name):
     with pytest.raises(ConfigError, match=name):
         arm_named(name, 100)
+
+
+def test_a_users_own_file_has_arms_and_what_they_search(tmp_path):
+    path = tmp_path / "arms.toml"
+    path.write_text('[arms.mine]\nname = "pytorch_optimizer:AdaShift"\nlr = 0.01\n'
+                    'search = { eps = [1e-12, 1e-6] }\n')
+    arm = arm_named("mine", 3200, own_arms(path))
+    assert (arm.axes["lr"], arm.axes["eps"]) == (around(0.01), Range(1e-12, 1e-6))
+    assert list(arm.axes) == [*AXES, "eps"] and arm.defaults["eps"] == 1e-10
+    table = arm.settings({**arm.defaults, "lr": 0.02, "eps": 1e-7}, 3200)
+    assert (table["name"], table["lr"], table["eps"]) == (
+        "pytorch_optimizer:AdaShift", 0.02, 1e-7) and "search" not in table
+    for text, words in (("", "no table"), ("[arms.adamw]\nname = 'lion'", "already"),
+                        ("[arms.a]\nlr = 1.0", "needs name"), ("arms = 3", "no table"),
+                        ("[arms.a]\nname = 'lion'\nsearch = 3", "table of ranges")):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=words):
+            own_arms(path)
+    for searched in ({"eps": [1.0, 0.1]}, {"eps": [0, 1]}, {"eps": [2.0, 3.0]}, {"lr": [0.1, 1.0]},
+                     {"roh": [0.1, 1.0]}, {"eps": [True, 2]}):
+        with pytest.raises(ConfigError, match=r"\[arms.a\] search: (one|eps|roh)"):
+            arm_named("a", 3200, {"a": {"name": "ada_eps", "search": searched}})
 
 
 def test_ranges_and_choices_by_hand():
@@ -257,7 +279,7 @@ CHILD = "import sys; from exp.tune.chain import main; sys.exit(main(sys.argv[1:]
 
 def test_a_chain_killed_in_a_trial_continues_and_equals_one_that_was_not(tmp_path, monkeypatch):
     """A target out of reach: every trial takes its limit, long enough to be killed in."""
-    killed, whole = (make_chain(tmp_path / name, cap=400, target=0.999)
+    killed, whole = (make_chain(tmp_path / name, cap=240, target=0.999)
                      for name in ("killed", "whole"))
     for made in (killed, whole):
         made.work()
@@ -278,7 +300,7 @@ def test_a_chain_killed_in_a_trial_continues_and_equals_one_that_was_not(tmp_pat
     assert (killed.folder / "trials.jsonl").read_text() == (
         whole.folder / "trials.jsonl").read_text()
     lines = [json.loads(line)["epoch"] for line in second.read_text().splitlines()]
-    assert lines == list(range(1, 201))
+    assert lines == list(range(1, 121))
     assert [fresh["curve"] for fresh in killed.study()["fresh"]] == [
         fresh["curve"] for fresh in whole.study()["fresh"]]
     assert not list(tmp_path.rglob("*.pt"))

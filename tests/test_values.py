@@ -249,3 +249,13 @@ def test_the_card_takes_a_step_with_each_class_of_a_library(monkeypatch, capsys)
         assert optimizers.main() == 2
         error = capsys.readouterr().err
         assert said in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("optimizer", "words"), [
+    ("{name = 'muon', ns_steps = 1000000000}", "ns_steps must be at most 1000, got 1000000000"),
+    ("{name = 'ada_rmsuon', ns_passes = 1001}", "ns_passes must be at most 1000, got 1001"),
+    ("{name = 'pytorch_optimizer:Muon', ns_steps = 10000000}",
+     "tensor operations in one step: take smaller numbers of iterations")])
+def test_a_step_that_would_never_end_is_refused(optimizer, words):
+    with pytest.raises(ConfigError, match=words):
+        build(grok(*TINY["grokking"], "experiment.device='cpu'", f"optimizer={optimizer}"), TASK)

@@ -12,7 +12,7 @@ from exp.harness import schema
 from exp.harness.errors import ConfigError
 from exp.harness.schedule import Schedule
 from exp.harness.task import Task
-from exp.harness.toml import apply_override, drop_key, read_toml
+from exp.harness.toml import apply_override, drop_key, read_toml, shown
 from model import available_models, model_class
 from optimizer import GIVEN_BY_CODE, available_optimizers, is_wrapper, optimizer_class
 from optimizer.parts.matrix import ADAMW_KEYS, MatrixOptimizer
@@ -90,7 +90,7 @@ def load_settings(path: Path, overrides: Iterable[str], task: Task, *, unset: It
 
 def complete(settings: dict[str, dict], task: Task) -> dict[str, dict]:
     """Check every table against the signature it will be called with; return it with defaults."""
-    problems = [f"unknown table [{name}]. Accepted: {', '.join(TABLES)}"
+    problems = [f"unknown table [{shown(name)}]. Accepted: {', '.join(TABLES)}"
              for name in settings if name not in TABLES]
     problems += [f"[{name}] must be a table" for name in TABLES
               if not isinstance(settings.get(name, {}), dict)]
@@ -99,8 +99,8 @@ def complete(settings: dict[str, dict], task: Task) -> dict[str, dict]:
         raise ConfigError("\n".join(problems))
     name = settings["experiment"].get("task", task.name)
     if name != task.name:
-        raise ConfigError(f"[experiment] task is {name!r}: run python -m exp.{name}.train"
-                          f" (this script trains {task.name!r})")
+        raise ConfigError(f"[experiment] task is {name!r}: run python -m exp.{shown(str(name))}"
+                          f".train (this script trains {task.name!r})")
     simple = {
         "experiment": schema.keywords(Experiment),
         "data": schema.keywords(task.data, ("seed", "device")),
@@ -179,14 +179,15 @@ def _optimizer_table(key: str, table: dict, problems: list[str]) -> dict:
         for role, own in roles.items():
             problems += _adamw_problems(f"optimizer.adamw.{role}", own)
         return table
-    cls = _named(optimizer_class, f"optimizer.{key}", {"name": key}, problems)
+    cls = _named(optimizer_class, f"optimizer.{shown(key)}", {"name": key}, problems)
     if cls is None:
         return table
     if not is_wrapper(cls):
-        problems.append(f"[optimizer.{key}] {key!r} is not a wrapper: give it as [optimizer] name")
+        problems.append(f"[optimizer.{shown(key)}] {key!r} is not a wrapper: give it as "
+                        "[optimizer] name")
         return table
     accepted = schema.keywords(cls, GIVEN_BY_CODE)
-    problems += schema.problems(f"optimizer.{key}", table, accepted)
+    problems += schema.problems(f"optimizer.{shown(key)}", table, accepted)
     return {**schema.defaults(accepted), **table}
 
 

@@ -23,6 +23,8 @@ from optimizer.parts.library import refusal, wants_graph
 
 ROWS = 2  # of the first batch
 WEIGHT_BYTES = 4 * 4  # per weight: itself and its gradient, in the run and in the copy here
+TENSOR_WEIGHTS = 256  # what a tensor's Python objects take, as weights
+OPERATIONS = 3_000  # per parameter tensor: what a step may take
 FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
 
 
@@ -45,10 +47,28 @@ class MemoryBound(TorchFunctionMode):
     def _count(self, shape: tuple) -> None:
         sizes = shape[0] if shape and isinstance(shape[0], tuple | list) else shape
         self.elements += math.prod(size for size in sizes if isinstance(size, int))
+        self.elements += TENSOR_WEIGHTS
         if self.elements * WEIGHT_BYTES > self.memory:
             raise ValueError(f"{self.elements:,} weights or more do not fit into the "
                              f"{self.memory / 2**30:.3g} GiB of this machine's {self.kind} "
                              "memory, with gradients and a copy: take smaller sizes")
+
+
+class OperationBound(TorchFunctionMode):
+    """Inside, at most `most` tensor operations: ValueError for the next one."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.count = most, 0
+
+    def __torch_function__(self, func: Callable, types: tuple, args: tuple = (),
+                           kwargs: dict | None = None) -> Any:
+        """Count an operation."""
+        self.count += 1
+        if self.count > self.most:
+            raise ValueError(f"more than {self.most:,} tensor operations in one step: take "
+                             "smaller numbers of iterations")
+        return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()
@@ -91,7 +111,8 @@ def require_step(settings: dict, model: nn.Module, task: Task, train: Batches,
 
         try:
             set_mode(optimizer, "train")
-            optimizer.step(closure)
+            with OperationBound(OPERATIONS * len(list(model.parameters()))):
+                optimizer.step(closure)
         except Exception as error:
             if is_lost_peer(error):
                 raise

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from exp.harness.toml import shown
+
 LARGEST = (2 - 2**-23) * 2.0**127  # of float32
 MAY_BE_INFINITE = ("kl_clip",)  # K-FAC's: no clip
 
@@ -30,7 +32,7 @@ def problems(
     """One line for each unknown, missing or mistyped key of `settings`, and for each number that
     is not finite (a default of the signature may be infinite); `extra` keys pass."""
     messages = []
-    names = [*accepted, *extra]
+    names = [shown(key) for key in (*accepted, *extra)]
     for key, value in settings.items():
         if key in extra:
             continue

@@ -22,18 +22,24 @@ def apply_override(settings: dict, override: str) -> None:
     replaces the whole table. ValueError if it is none."""
     path, equals, text = override.partition("=")
     *tables, key = path.strip().split(".")
+    override = shown(override)
     if not equals or not (tables or text.lstrip().startswith("{")):
         raise ValueError(f"--set {override}: write table.key=value, or table={{key = value}}")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value, = tomllib.loads(f"value = {text}").values()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"--set {override}: {text!r} is no TOML value"
-                          f" ({_in_toml_syntax(path, text)})") from error
+                          f" ({_in_toml_syntax(shown(path), text)})") from error
     for table in tables:
         settings = settings.setdefault(table, {})
         if not isinstance(settings, dict):
-            raise ValueError(f"--set {override}: {table} is no table")
+            raise ValueError(f"--set {override}: {shown(table)} is no table")
     settings[key] = value
+
+
+def shown(text: str) -> str:
+    """A user's text for a message, on one line: quoted where it has line breaks and the like."""
+    return text if text.isprintable() else repr(text)
 
 
 def _in_toml_syntax(path: str, text: str) -> str:
@@ -41,18 +47,20 @@ def _in_toml_syntax(path: str, text: str) -> str:
     try:
         return f"write the number as {path}={float(text)!r}"  # ".01", "1.", "007"
     except ValueError:
-        return f"strings need quotes: {path}='\"{text}\"'"
+        return f"strings need quotes: {path}='\"{shown(text)}\"'"
 
 
 def drop_key(settings: dict, path: str) -> None:
     """Drop the key or table `table.key` in place. ValueError if it is not there."""
     *tables, key = path.strip().split(".")
+    path = shown(path)
     for table in tables:
         settings = settings.get(table, {})
         if not isinstance(settings, dict):
-            raise ValueError(f"--unset {path}: {table} is no table")
+            raise ValueError(f"--unset {path}: {shown(table)} is no table")
     if key not in settings:
-        raise ValueError(f"--unset {path}: there is no {key!r} among {', '.join(settings)}")
+        raise ValueError(f"--unset {path}: there is no {key!r} among "
+                         f"{', '.join(map(shown, settings))}")
     del settings[key]
 
 

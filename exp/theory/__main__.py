@@ -17,7 +17,7 @@ import torch
 from exp.harness.arguments import BAD_INPUT, COMPLETED
 from exp.harness.facts import device_name, short_commit, version_of
 from exp.report.rows import write_rows
-from exp.theory import statement
+from exp.theory import statement, training
 
 SUMMARY = Path("docs/theory.md")
 
@@ -50,8 +50,10 @@ def measure(folder: Path, names: Sequence[str], seeds: list[int]) -> None:
                   "commit": short_commit(),  # of the code that is loaded, whatever happens later
                   "seeds": seeds}
     for name in names:
+        training.DATA.clear()
         rows = list(statement.measure(statement.statement(name), seeds))
-        write_rows(folder / f"{name}.json", rows, provenance)
+        data = {"data": dict(training.DATA)} if training.DATA else {}
+        write_rows(folder / f"{name}.json", rows, provenance | data)
         render(folder, [name])
 
 

@@ -123,7 +123,10 @@ def page_of(name: str, rows: Rows, provenance: dict) -> str:
         parts += content.values()
     torch = f", torch {provenance['torch']}" if "torch" in provenance else ""
     commit = f"commit {provenance['commit']}" if "commit" in provenance else "commit not recorded"
-    return page(*parts, f"{provenance['device']}{torch}; {commit}; seeds {provenance['seeds']}.")
+    data = "".join(f"; data of {task} {digest}"
+                   for task, digest in provenance.get("data", {}).items())
+    return page(*parts, f"{provenance['device']}{torch}; {commit}; seeds {provenance['seeds']}"
+                        f"{data}.")
 
 
 def means_table(rows: Rows) -> list[tuple]:

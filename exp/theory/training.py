@@ -12,6 +12,9 @@ from exp.harness.build import Built, build
 from exp.harness.config import complete
 from exp.harness.task import task_named
 from exp.harness.toml import read_toml
+from exp.jobs.finished import data_digest
+
+DATA: dict[str, str | None] = {}  # task -> digest of the data that `built` has trained on
 
 
 def built(optimizer: dict, seed: int, task: str = "grokking", scale: str = "full",
@@ -26,7 +29,9 @@ def built(optimizer: dict, seed: int, task: str = "grokking", scale: str = "full
     for tables in (of_task.scales[scale], changes):
         for table, keys in tables.items():
             settings[table] |= keys
-    return build(complete(settings, of_task), of_task)
+    run = build(complete(settings, of_task), of_task)
+    DATA[task] = data_digest({"data": run.data.digest})
+    return run
 
 
 def examples(run: Built, count: int | None = None) -> tuple[Tensor, Tensor]:

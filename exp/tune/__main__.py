@@ -27,7 +27,7 @@ from exp.harness.recipes import ROOT
 from exp.harness.task import task_named
 from exp.jobs.queue import Stopped, run_jobs
 from exp.jobs.slurm import launcher_of
-from exp.tune.arms import Arm, all_arms, arm_named
+from exp.tune.arms import Arm, all_arms, arm_named, own_arms
 from exp.tune.board import (
     board_path,
     entry_of,
@@ -116,7 +116,8 @@ def read_search(options: argparse.Namespace) -> Search:
     finished, interim = read_board(path), read_board(interim_path(path))
     terms = _terms(options, finished or interim)
     boards = [require_terms(kept, terms, options.replace) for kept in (finished, interim)]
-    arms = [arm_named(name, rung(terms, name)["cap"]) for name in _names(options, terms)]
+    own = own_arms(options.arms) if options.arms else {}
+    arms = [arm_named(name, rung(terms, name)["cap"], own) for name in _names(options, terms)]
     return Search(path, terms, arms, *boards)
 
 

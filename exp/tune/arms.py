@@ -8,14 +8,17 @@ Every arm is searched on the same axes, as far as its rule has them:
     memory      one level for all momenta, of the AdamW for the rest too
 
 and on at most one of its own. What an arm states in arms.toml is fixed; of lr, weight_decay and
-momenta it is the default, in place of the constructor's.
+momenta it is the default, in place of the constructor's. `search = { eps = [1e-12, 1e-6] }` in an
+arm states its own axis, of a rule whose file declares none.
 """
 
 import importlib
 import inspect
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from exp.harness.config import wrappers
@@ -82,16 +85,19 @@ class Arm:
         return table | {"routing": "role", "adamw": rest}
 
 
-def arm_named(name: str, cap: int) -> Arm:
-    """The arm of that name, or the optimizer. cap: gradient evaluations of the horizon.
+def arm_named(name: str, cap: int, own: Mapping[str, dict] | None = None) -> Arm:
+    """The arm of that name, in `own` or arms.toml, or the optimizer. cap: gradient evaluations of
+    the horizon.
 
-    Raises ConfigError for a name that is neither, a wrapper, and a rule without a default lr.
+    Raises ConfigError for a name that is neither, a wrapper, a rule without a default lr, and a
+    wrong range.
     """
-    table = _table(name)
+    table = dict(_table(name, own or {}))
+    searched = table.pop("search", {})
     defaults = {**_keywords(table["name"]), **table}
     if not isinstance(defaults.get("lr"), float):
-        raise ConfigError(f"{name} has no default lr to search around: state one in "
-                          f'[arms."{name}"] of {ARMS}')
+        raise ConfigError(f"{name} has no default lr to search around: state one under [arms.NAME]"
+                          " in a TOML file, with name = \"" + table["name"] + "\", for --arms")
     evaluations = _cost(table)
     lr, decay = defaults["lr"], defaults.get("weight_decay", 0.0)
     time = evaluations / (lr * decay * cap) if decay else NO_DECAY
@@ -99,10 +105,29 @@ def arm_named(name: str, cap: int) -> Arm:
     axes = {"lr": around(lr), "decay_time": DECAY_TIME, "aux_lr": around(AUX_LR),
             "memory": Choice(tuple(MEMORY), _nearest(momenta))}
     values = {"lr": lr, "decay_time": significant(time), "aux_lr": AUX_LR, "memory": OWN}
-    key, axis, value = _own_axis(table)
+    key, axis, value = _stated_axis(name, searched, defaults) if searched else _own_axis(table)
     if key:
         axes[key], values[key] = axis, value
     return Arm(name, table, axes, values, evaluations)
+
+
+def own_arms(path: Path) -> dict[str, dict]:
+    """The arms of a user's TOML file: [arms.NAME] tables as in arms.toml. Raises ConfigError for a
+    file without any, a name that is taken, and a table that names no optimizer."""
+    try:
+        arms = read_toml(path).get("arms")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if not isinstance(arms, dict) or not arms:
+        raise ConfigError(f"{path} has no table [arms.NAME]")
+    for name, table in arms.items():
+        if not isinstance(table, dict) or not isinstance(table.get("name"), str):
+            raise ConfigError(f"{path}: [arms.{name}] needs name = \"...\", its optimizer")
+        if name in read_toml(ARMS)["arms"] or name in read_ablation().arms():
+            raise ConfigError(f"{path}: {name!r} is an arm of {ARMS.name} already")
+        if not isinstance(table.get("search", {}), dict):
+            raise ConfigError(f"{path}: [arms.{name}] search must be a table of ranges")
+    return arms
 
 
 def all_arms() -> list[str]:
@@ -115,9 +140,10 @@ def all_arms() -> list[str]:
     return sorted({*files, *stated})
 
 
-def _table(name: str) -> dict:
-    """The `[optimizer]` table that arms.toml gives an arm, one of the ablation, or a bare name."""
-    stated, cells = read_toml(ARMS)["arms"], read_ablation().arms()
+def _table(name: str, own: Mapping[str, dict]) -> dict:
+    """The `[optimizer]` table that `own` or arms.toml gives an arm, one of the ablation, or a bare
+    name."""
+    stated, cells = {**read_toml(ARMS)["arms"], **own}, read_ablation().arms()
     name = BASELINE if name in LADDER else name
     if name in stated:
         return stated[name]
@@ -158,6 +184,24 @@ def _own_axis(table: dict) -> tuple[str, Range | None, float]:
             if ranged and (default := _keywords(rule)[key]):
                 return prefix + key, around(default, *space[:2]), default
     return "", None, 0.0
+
+
+def _stated_axis(name: str, searched: dict, defaults: dict) -> tuple[str, Range, float]:
+    """The axis that an arm states as `search`. Raises ConfigError for one that is none."""
+    (key, ends), *more = searched.items()
+    if more or key in COMMON:
+        raise ConfigError(f"[arms.{name}] search: one number of the rule's own; lr is searched "
+                          "around the arm's lr, decay and momenta as for every arm")
+    numbers = isinstance(ends, list) and len(ends) == 2 and all(
+        isinstance(end, int | float) and not isinstance(end, bool) for end in ends)
+    if not (numbers and 0 < ends[0] < ends[1] < math.inf):
+        raise ConfigError(f"[arms.{name}] search: {key} must be [low, high], 0 < low < high, "
+                          f"got {ends!r}")
+    default = defaults.get(key)
+    if not isinstance(default, float) or not ends[0] <= default <= ends[1]:
+        raise ConfigError(f"[arms.{name}] search: {key} must be a number of the optimizer whose "
+                          f"default lies in the range, got {default!r}")
+    return key, Range(float(ends[0]), float(ends[1])), default
 
 
 def _declared(rule: str, constant: str, otherwise: Any) -> Any:

@@ -26,6 +26,7 @@ from exp.harness.lock import acquire, release
 from exp.harness.recipes import recipes
 from exp.harness.run import Diverged, Interrupted
 from exp.harness.task import Task, task_named, train_function
+from exp.jobs.finished import data_digest
 from exp.jobs.freshness import folder_identity, identity
 from exp.jobs.launch import LOG, Work
 from exp.jobs.queue import free_name
@@ -128,6 +129,7 @@ class Chain:
             "machine": f"{facts['device']}, {facts['threads']} threads",
             "torch": facts["versions"]["torch"],
             "commit": f"{facts['commit']}{'+' * facts['uncommitted_changes']}",
+            "data": data_digest(facts),
             "code": code_of(read_object(self.folder / "chain.json")["recipes"]),
             "trials": trials, "winner": best["index"], "fresh": fresh,
             **self._equal_steps(best["params"], seeds)}, depth=1)

@@ -39,6 +39,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                        help="the winners of that task's board on this one")
     which.add_argument("--recommend", action="store_true",
                        help="what the boards recommend for a task they do not know, and its regret")
+    parser.add_argument("--arms", type=Path, metavar="FILE",
+                        help="a TOML file with arms of your own, [arms.NAME] as in arms.toml, for "
+                             "--optimizers; search = { eps = [1e-12, 1e-6] } states an axis")
     _add_budget(parser)
     parser.add_argument("--minutes", type=float, metavar="N",
                         help="a challenge, one optimizer that the task's board does not have, ends "

@@ -141,9 +141,9 @@ def _title(board: dict) -> str:
 
 def facts(board: dict) -> str:
     terms = board["terms"]
-    facts = {key: ", ".join(sorted({study[key] for arm in board["arms"].values()
-                                    for study in arm["studies"]}))
-             for key in ("machine", "torch", "commit")}
+    facts = {key: ", ".join(sorted({study.get(key) or "not recorded"
+                                    for arm in board["arms"].values() for study in arm["studies"]}))
+             for key in ("machine", "torch", "commit", "data")}
     better = "at least" if terms["mode"] == "max" else "at most"
     aim = (f"Target: {terms['metric']} {better} {terms['main_target']:g} in {terms['hold']} "
            f"readings in a row, within {terms['cap']} gradient evaluations."
@@ -153,8 +153,8 @@ def facts(board: dict) -> str:
     return (f"{aim} {terms['studies']} studies of {terms['trials']} trials, "
             f"{terms['fresh_seeds']} fresh seeds each. Config {terms['config']} with "
             f"{', '.join(terms['set'])}. {facts['machine']}; torch {facts['torch']}; commit "
-            f"{facts['commit']}. One more arm: `python -m exp.tune {terms['task']} "
-            "--optimizers NAME`.")
+            f"{facts['commit']}; data {facts['data']}. One more arm: "
+            f"`python -m exp.tune {terms['task']} --optimizers NAME`.")
 
 
 def _noise(results: dict) -> str:

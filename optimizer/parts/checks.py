@@ -4,6 +4,8 @@ from typing import Any, get_args
 
 import torch
 
+MOST_ITERATIONS = 1000  # of one step; ten are many
+
 
 def one_number(**values: float) -> None:
     """Raise ValueError for a tensor that is not one number."""
@@ -33,6 +35,14 @@ def at_least(minimum: int, **values: int) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise ValueError(f"{name} must be a whole number >= {minimum}, got {value!r}")
+
+
+def iterations(**values: int) -> None:
+    """Raise ValueError unless every value is a whole number from 1 to MOST_ITERATIONS."""
+    at_least(1, **values)
+    for name, value in values.items():
+        if value > MOST_ITERATIONS:
+            raise ValueError(f"{name} must be at most {MOST_ITERATIONS}, got {value!r}")
 
 
 def pair_of_fractions(**values: tuple[float, float]) -> None:

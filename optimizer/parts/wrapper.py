@@ -62,8 +62,9 @@ class Wrapper(Base):
         return loss
 
     def first_step(self, zero_grad: bool = False) -> bool:
-        """`first_step` of the sharpness-aware optimizer inside."""
-        return self.base.first_step(zero_grad)
+        """`first_step` of the sharpness-aware optimizer inside; False where there is none: one
+        gradient is enough."""
+        return self.base.first_step(zero_grad) if hasattr(self.base, "first_step") else False
 
     def second_step(self, zero_grad: bool = False) -> None:
         """The step after `first_step`: `step()`, then `zero_grad()` if asked for."""
