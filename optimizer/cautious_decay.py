@@ -14,6 +14,7 @@ __all__ = ["CautiousDecay"]
 
 SEARCH_SPACE = {"weight_decay": (1e-3, 1.0, "log")}
 COST = {"gradient_evaluations": 1, "state_tensors": 0}
+TESTED_AGAINST = "plain numpy"
 
 Mask = Literal["cautious", "strict", "none"]
 

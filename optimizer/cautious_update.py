@@ -13,6 +13,7 @@ __all__ = ["CautiousUpdate"]
 
 SEARCH_SPACE: dict = {}
 COST = {"gradient_evaluations": 1, "state_tensors": 0}
+TESTED_AGAINST = "plain numpy"
 
 Scale = Literal["mean", "count"]
 

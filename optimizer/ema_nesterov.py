@@ -13,6 +13,7 @@ __all__ = ["EMANesterov"]
 
 SEARCH_SPACE = {"beta": (0.1, 0.9, "linear"), "gamma": [0.9, 0.97, 0.99]}
 COST = {"gradient_evaluations": 1, "state_tensors": 1}
+TESTED_AGAINST = "plain numpy"
 
 
 class EMANesterov(Delta):

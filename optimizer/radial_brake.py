@@ -13,6 +13,7 @@ __all__ = ["RadialBrake"]
 
 SEARCH_SPACE = {"outward": (0.0, 1.0, "linear")}
 COST = {"gradient_evaluations": 1, "state_tensors": 0}
+TESTED_AGAINST = "plain numpy"
 
 Kind = Literal["pin", "norm"]
 

@@ -15,6 +15,7 @@ __all__ = ["UpdateFloor"]
 
 SEARCH_SPACE = {"tau": (0.1, 1.0, "log")}
 COST = {"gradient_evaluations": 1, "state_tensors": 0}
+TESTED_AGAINST = "plain numpy"
 
 Part = Literal["matrix", "row"]
 Bound = Literal["floor", "fixed"]

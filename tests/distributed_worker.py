@@ -36,6 +36,7 @@ from exp.harness.folder import RunFolder
 from exp.harness.task import task_named
 from exp.harness.toml import apply_override, read_toml
 from optimizer import build_optimizer
+from optimizer.parts.base import set_mode
 from optimizer.parts.distributed.sharded import Sharded
 
 STEPS = 6
@@ -60,6 +61,8 @@ RULES = {
     "lookahead": {"name": "muon", "lookahead": {"k": 2}},
     "hooks": {"name": "muon", "adamw": {"lr": 0.02}, "cautious_update": {}, "hyperball": {},
               "ema_nesterov": {"prefill": 0}},
+    "ema": {"name": "muon", "ema": {"horizon": 2.0}},
+    "schedule_free": {"name": "adamw", "lr": 1e-2, "schedule_free": {}},
     "qk_clip": {"name": "muon", "lr": 0.1, "qk_clip": {"tau": 0.05}},
     "clipped": {"name": "muon", "lr": 1e-2, "adamw": {"eps": 1e-2}, "sam": {}},
     "clipped all": {"name": "adamw", "lr": 1e-2, "eps": 1e-2},
@@ -70,7 +73,7 @@ UNEVEN = {"grokking": 25, "cifar": 15, "wikitext2": 7}  # rows of a batch
 CASES = [("grokking", rule, "optimizer") for rule in RULES] \
     + [("grokking", rule, "none") for rule in ("adamw", "sync", "aga", "sam", "clipped")] \
     + [(task, rule, "optimizer") for task in ("cifar", "wikitext2") for rule in EVERYWHERE] \
-    + [("wikitext2", rule, "model") for rule in (*EVERYWHERE, "sam", "clipped")]
+    + [("wikitext2", rule, "model") for rule in (*EVERYWHERE, "sam", "clipped", "ema")]
 
 
 def trajectory(task: str, rule: str, sharding: str, steps: int = STEPS) -> dict:
@@ -88,6 +91,7 @@ def trajectory(task: str, rule: str, sharding: str, steps: int = STEPS) -> dict:
             if rule == "soap" and task != "wikitext2" and len(losses) == 1:
                 fix_bases(run.optimizer.state)
         epoch += 1
+    set_mode(run.optimizer, "eval")
     evaluate = run.task.evaluate
     held_out = {"grokking": lambda: evaluate(run.objective, run.data),
                 "wikitext2": lambda: evaluate(run.objective, run.data, "test"),

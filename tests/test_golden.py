@@ -33,6 +33,7 @@ from optimizer import (
     is_wrapper,
     optimizer_class,
 )
+from optimizer.parts.base import set_mode
 from optimizer.parts.delta import Delta
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -53,6 +54,8 @@ NUMBERS = {
     "ada_rmsuon": [{"ns_passes": 2}],
     "ars": [{"k": 3}, {"rho_schedule": "gap", "rho_gap": 0.01}],
     "sam": [{"rho_schedule": "gap", "rho_gap": 0.01}],
+    "swa": [{"every": 2}], "lawa": [{"every": 2, "k": 2}],
+    "ema": [{"horizon": 3.0, "start": 2, "share": 0.6}],
     "looksam": [{"k": 3}], "lookahead": [{"k": 3}, {"k": 2, "outer_momentum": 0.5}],
     "ema_nesterov": [{"prefill": 1}, {"prefill": 1, "rest": 3}], "qk_clip": [{"tau": 0.01}],
     "adamw_8bit": [{"min_8bit_size": 1}], "low_rank_muon": [{"k": 2}],
@@ -124,7 +127,8 @@ def with_numbers(model):
 
 
 def losses(table, made):
-    """The loss before each of STEPS full-batch steps, and after them."""
+    """The loss before each of STEPS full-batch steps, and after them with the weights to evaluate.
+    """
     torch.manual_seed(0)
     model, inputs, targets = made()
     optimizer = build_optimizer(table, model)
@@ -135,7 +139,9 @@ def losses(table, made):
         loss.backward(create_graph=create_graph)
         return loss
 
-    return [optimizer.step(closure).item() for _ in range(STEPS)] + [closure().item()]
+    found = [optimizer.step(closure).item() for _ in range(STEPS)]
+    set_mode(optimizer, "eval")
+    return [*found, closure().item()]
 
 
 def cases(name):

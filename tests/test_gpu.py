@@ -32,7 +32,7 @@ BEYOND = {
 }
 # Who asks for a value, and in which function.
 ASKS = {"soap": "eigh", "kl_soap": "eigh", "shampoo": "eigh", "soap_muon": "eigh",
-        "tr_muon": "_step", "hyperball": "are_nonzero"}
+        "tr_muon": "_step", "hyperball": "are_nonzero", "hypergradient": "adapt"}
 ALL = {name: {"name": name} for name in OWN}
 ALL |= {name: {"name": "adamw", "weight_decay": 0.0, name: {}} for name in WRAPPERS}
 SETTINGS = {name: table for name, table in ALL.items() if name not in {*BEYOND, *ASKS}}

@@ -3,23 +3,33 @@
 The traces are ten digits of float64 programs that were written from the formulas alone.
 """
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from traces import DOUBLE, TARGETS, VECTOR, VECTORS, W0, differs, steps
 
 from optimizer import (
+    EMA,
+    LAWA,
+    MARS,
+    SWA,
     AdaRMSuon,
     CautiousDecay,
     CautiousUpdate,
     EMANesterov,
+    GrokFast,
     Hyperball,
+    Hypergradient,
     Lookahead,
     Muon,
     RadialBrake,
+    ScheduleFree,
     UpdateFloor,
     build_optimizer,
 )
+from optimizer.parts.base import evaluated_weights
 
 
 def sgd(params, lr=0.1):
@@ -179,7 +189,7 @@ def test_a_rule_that_overwrites_its_gradient_cannot_be_masked():
 
 
 def downhill(make, count, h=1.0):
-    """The weights of `count` steps on h ||w||^2 / 2 from VECTOR."""
+    """The weights after each of `count` steps on h ||w||^2 / 2 from VECTOR, and the optimizer."""
     w = nn.Parameter(torch.tensor(VECTOR, dtype=DOUBLE))
     optimizer, weights = make([w]), []
 
@@ -190,23 +200,173 @@ def downhill(make, count, h=1.0):
     for _ in range(count):
         optimizer.step(closure)
         weights.append(w.detach().clone())
-    return weights
+    return weights, optimizer
 
 
 def test_ema_nesterov():
-    weights = downhill(lambda p: EMANesterov(sgd(p), 0.5, 0.9, prefill=0), 3)
+    weights, _ = downhill(lambda p: EMANesterov(sgd(p), 0.5, 0.9, prefill=0), 3)
     assert differs(weights[0], ".9 -1.8 2.7") < 1e-15
     assert differs(weights[2], ".7166475 -1.4332950 2.1499425") < 1e-15
-    rested = downhill(lambda p: EMANesterov(sgd(p), 0.5, 0.9, prefill=0, rest=1), 3)
-    torch.testing.assert_close(rested, downhill(sgd, 3), rtol=0, atol=0)
+    rested, _ = downhill(lambda p: EMANesterov(sgd(p), 0.5, 0.9, prefill=0, rest=1), 3)
+    torch.testing.assert_close(rested, downhill(sgd, 3)[0], rtol=0, atol=0)
     with pytest.raises(ValueError, match=r"step\(closure\)"):
         EMANesterov(sgd([nn.Parameter(torch.ones(1))])).step()
 
 
 def test_outer_momentum():
-    weights = downhill(lambda p: Lookahead(sgd(p), k=2, alpha=0.7, outer_momentum=0.5), 6)
+    weights, _ = downhill(lambda p: Lookahead(sgd(p), k=2, alpha=0.7, outer_momentum=0.5), 6)
     assert differs(weights[1], ".8005 -1.601 2.4015") < 1e-10
     assert differs(weights[5], ".4431023501 -.8862047002 1.3293070504") < 1e-10
+
+
+# --- gradient filters, and a rate that adapts
+
+
+@pytest.mark.parametrize(("make", "first", "third"), [
+    (lambda p: MARS(adam(p, (0.95, 0.99)), scope="all"),
+     ".9000000023 -1.9000000011 2.9000000046", ".8307123184 -1.8798750517 2.7937819194"),
+    (lambda p: GrokFast(sgd(p)), ".85 -1.7 2.925", ".57894 -1.39188 2.77206"),
+    (lambda p: Hypergradient(sgd(p), 0.01, "additive"), ".95 -1.9 2.975",
+     ".8840625 -1.970625 2.92375"),
+    (lambda p: Hypergradient(adam(p, (0.9, 0.999)), 1e-3, "additive"), None,
+     ".8074835771 -1.8671603626 2.7777287796"),
+    (lambda p: Hypergradient(sgd(p), 0.1), ".95 -1.9 2.975",
+     ".8817687075 -1.9717006803 2.9241156463"),
+], ids=["mars", "grokfast", "hypergradient", "of adam", "multiplicative"])
+def test_filters_and_hypergradient(make, first, third):
+    weights = fed(make, VECTOR, VECTORS)
+    assert first is None or differs(weights[0], first) < 1e-10
+    assert differs(weights[2], third) < 1e-10
+
+
+def test_a_hypergradient_leaves_the_rate_to_the_schedule():
+    _, optimizer = steps(lambda p: Hypergradient(sgd(p), 0.1), VECTOR, VECTORS)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert optimizer.diagnostics["factor_0"] == pytest.approx(0.92517006803, abs=1e-10)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "ars2_neo"])
+def test_filters_work_at_the_rule_the_last_one_first(rule):
+    """Also around SAM and rules with two gradients: it is the final one that they filter."""
+    seen = []
+    model = nn.Linear(3, 2)
+    nn.init.ones_(model.weight)
+    nn.init.ones_(model.bias)
+    settings = {"name": rule, "lr": 0.1, "sam": {}} if rule == "sgd" else {"name": rule, "k": 1}
+    optimizer = build_optimizer({**settings, "mars": {"scope": "all"}, "grokfast": {"lamb": 1.0}},
+                                model, lambda _: seen.append(model.weight.grad.clone()))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(torch.ones(3)).square().sum()
+        loss.backward()
+        finals.append(model.weight.grad.clone())
+        return loss.detach()
+
+    finals = []
+    for _ in range(2):
+        optimizer.step(closure)
+    assert len(finals) == 4 and len(seen) == 2
+    first, second = finals[1], finals[3]
+    last = torch.zeros(2, 3)  # GrokFast first, then MARS corrects and clips
+    for found, g in zip(seen, (2 * first, 1.02 * second + 0.98 * first), strict=True):
+        c, last = g + 0.025 * 0.95 / 0.05 * (g - last), g
+        torch.testing.assert_close(found, c / c.norm().clamp_min(1))
+
+
+def test_a_rule_that_compares_gradients_with_losses_takes_no_filter():
+    with pytest.raises(ValueError, match="TRMuon compares gradients with losses"):
+        build_optimizer({"name": "tr_muon", "grokfast": {}}, nn.Linear(2, 2))
+
+
+# --- averages for evaluation
+
+
+def evaluated(optimizer, p):
+    """The weights in eval mode; afterwards those of training are back to the bit."""
+    before = p.detach().clone()
+    optimizer.eval()
+    weights = p.detach().clone()
+    optimizer.train()
+    assert torch.equal(p, before)
+    return weights
+
+
+@pytest.mark.parametrize(("make", "expected"), [
+    (lambda p: EMA(sgd(p), horizon=3, start=1), ".7084077778 -1.4168155556 2.1252233333"),
+    (lambda p: EMA(sgd(p), horizon=3, start=1, share=0.6),
+     ".6612406667 -1.3224813333 1.9837220000"),
+    (lambda p: SWA(sgd(p), every=1), ".737118 -1.474236 2.211354"),
+    (lambda p: LAWA(sgd(p), k=3, every=1), ".65853 -1.31706 1.97559"),
+], ids=["ema", "tail ema", "swa", "lawa"])
+def test_averages(make, expected):
+    weights, optimizer = downhill(make, 5)
+    torch.testing.assert_close(weights, downhill(sgd, 5)[0], rtol=0, atol=0)  # SGD's trajectory
+    assert evaluated_weights(optimizer) == type(optimizer).__name__
+    p = optimizer.param_groups[0]["params"][0]
+    assert differs(evaluated(optimizer, p), expected) < 1e-10
+    optimizer.eval()
+    with pytest.raises(ValueError, match=r"train\(\) puts back"):
+        optimizer.step()
+
+
+def test_before_an_average_begins_the_weights_themselves_are_evaluated():
+    for make in (lambda p: EMA(sgd(p), start=4), lambda p: SWA(sgd(p), start=4),
+                 lambda p: LAWA(sgd(p), every=4)):
+        weights, optimizer = downhill(make, 3)
+        p = optimizer.param_groups[0]["params"][0]
+        assert evaluated_weights(optimizer) is None
+        assert torch.equal(evaluated(optimizer, p), weights[-1])
+
+
+ADAM_FREE = {"betas": (0.0, 0.999)}
+
+
+@pytest.mark.parametrize(("make", "first", "third", "average"), [
+    (lambda p: ScheduleFree(sgd(p)), ".95 -1.9 2.975", ".9275 -1.945 2.925",
+     ".9333333333 -1.9416666667 2.925"),
+    (lambda p: ScheduleFree(adam(p, **ADAM_FREE)), ".9000000020 -1.9000000010 2.9000000040",
+     ".8838215029 -1.9594025165 2.8342169863", ".8917891732 -1.9547733511 2.8337501062"),
+    (lambda p: ScheduleFree(adam(p, **ADAM_FREE), weight_decay=0.1), None,
+     ".8639119218 -1.9186247154 2.7730118972", ".8727895222 -1.9158918502 2.7753541986"),
+], ids=["sgd", "adamw", "decay"])
+def test_schedule_free(make, first, third, average):
+    weights, optimizer = steps(make, VECTOR, VECTORS)
+    assert first is None or differs(weights[0], first) < 1e-10
+    assert differs(weights[2], third) < 1e-10
+    assert differs(evaluated(optimizer, optimizer.param_groups[0]["params"][0]), average) < 1e-10
+
+
+def test_two_kinds_of_evaluated_weights_are_refused():
+    for tables in ({"ema": {}, "swa": {}}, {"schedule_free": {}, "ema": {}}):
+        with pytest.raises(ValueError, match="both choose the weights"):
+            build_optimizer({"name": "sgd", "lr": 0.1, **tables}, nn.Linear(2, 2))
+
+
+def test_a_state_in_eval_mode_continues_to_the_bit():
+    def built():
+        model = nn.Linear(3, 2)
+        nn.init.ones_(model.weight)
+        nn.init.zeros_(model.bias)
+        return model, build_optimizer({"name": "muon", "ema": {"horizon": 2.0}}, model)
+
+    def step(model, optimizer, number):
+        optimizer.zero_grad()
+        model(torch.arange(3.0) + number).square().sum().backward()
+        optimizer.step()
+
+    model, optimizer = built()
+    for number in range(3):
+        step(model, optimizer, number)
+    optimizer.eval()
+    twin, fresh = built()
+    twin.load_state_dict(copy.deepcopy(model.state_dict()))
+    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for other, of_other in ((model, optimizer), (twin, fresh)):
+        of_other.train()
+        step(other, of_other, 4)
+        of_other.eval()
+    assert torch.equal(model.weight, twin.weight)
 
 
 # --- several around one rule

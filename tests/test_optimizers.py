@@ -19,6 +19,7 @@ from optimizer import (
     is_wrapper,
     optimizer_class,
 )
+from optimizer.parts.base import set_mode
 
 OWN = [n for n in available_optimizers() if optimizer_class(n).__module__.startswith("optimizer.")]
 WRAPPERS = [name for name in OWN if is_wrapper(optimizer_class(name))]
@@ -122,11 +123,12 @@ def run(settings, steps, **kwargs):
 
 
 def trajectory(name, changes, steps=8):
-    """Final weights after steps on a new batch each, as training has them."""
+    """Weights to evaluate after steps on a new batch each, as training has them."""
     model, optimizer, closure = problem(settings_of(name, **changes))
     for _ in range(steps):
         closure.tokens = torch.randint(0, 7, (5,))
         optimizer.step(closure)
+    set_mode(optimizer, "eval")
     return weights(model)
 
 

@@ -522,6 +522,35 @@ def test_a_schedule_free_optimizer_is_evaluated_at_its_averaged_weights(routing,
     assert timeless(folder) == timeless(whole)
 
 
+def test_an_average_is_evaluated_with_batch_norm_statistics_of_its_own(tiny_data, tmp_path):
+    """Those of torch's update_bn. Training is that of the run without, and resumes to the bit."""
+    from exp.cifar.train import TASK, evaluate
+    from exp.harness.build import build
+
+    plain, whole, folder = (tmp_path / name for name in ("plain", "whole", "resumed"))
+    sgd = "optimizer={name='sgd', lr=0.05%s}"
+    constant = ("--set", "schedule={}", "--set")
+    averaged = (*constant, sgd % ", ema={horizon=2.0}")
+    assert launch("cifar", plain, *constant, sgd % "") == 0
+    assert launch("cifar", whole, *averaged) == 0
+    assert launch("cifar", folder, *averaged, epochs=2) == 0
+    assert launch("cifar", folder, "--resume", *averaged) == 0
+    assert timeless(folder) == timeless(whole)
+    assert same(checkpoint(folder)["optimizer"], checkpoint(whole)["optimizer"])
+    last, other = lines(whole)[-1], lines(plain)[-1]
+    assert last["evaluated_weights"] == "EMA" and "evaluated_weights" not in other
+    assert last["train_loss"] == other["train_loss"] and last["eval_loss"] != other["eval_loss"]
+    built = build(tomllib.loads((whole / "config.toml").read_text()), TASK)
+    built.model.load_state_dict(checkpoint(whole)["model"])
+    assert evaluate(built.objective, built.data)["eval_loss"] == pytest.approx(last["eval_loss"])
+    for buffer in built.model.buffers():
+        buffer.zero_()
+    torch.optim.swa_utils.update_bn((images for images, _ in built.data.train.epoch(2)),
+                                    built.model)
+    found = evaluate(built.objective, built.data)["eval_loss"]
+    assert found == pytest.approx(last["eval_loss"], rel=1e-6)
+
+
 def test_resuming_with_other_settings_is_refused(tiny_data, tmp_path, capsys):
     folder = tmp_path / "run"
     assert launch("grokking", folder, epochs=1) == 0

@@ -42,6 +42,8 @@ CASES |= {
     "hooks": {"name": "adamw", "weight_decay": 0.0, "cautious_update": {}, "radial_brake": {},
               "sam": {}, "hyperball": {}, "cautious_decay": {}},
     "outer momentum": {**ADAMW, "lookahead": {"k": 2, "outer_momentum": 0.5}},
+    "filters": {"name": "muon", "looksam": {"k": 2}, "mars": {}, "grokfast": {}},
+    "lawa 2": {**ADAMW, "lawa": {"k": 2, "every": 1}},
     "nested": {"name": "muon", "looksam": {"k": 2}, "lookahead": {"k": 3}},
     "joint": {"name": "lion", "routing": "role", "adamw": {"lr": 0.01}},
     "soap 2": {"name": "soap", "precondition_frequency": 2},
@@ -145,7 +147,7 @@ def test_torchs_checkpoints_of_models_continue_bit_for_bit(case, flat):
 
 SHARP = [case for case, settings in CASES.items()
          if case.split(" ")[0] in ("sam", "asam", "gsam", "looksam", "ars", "nested", "hooks",
-                                   "sophia_h")
+                                   "sophia_h", "filters")
          or case.startswith("ars2_neo")]
 
 

@@ -1,4 +1,7 @@
-"""Synchronized batch norm on CPU and CUDA."""
+"""Synchronized batch norm on CPU and CUDA, and running statistics that start anew."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -78,3 +81,18 @@ class _AllSum(torch.autograd.Function):
         total = grad.clone()
         dist.all_reduce(total)
         return total
+
+
+@contextmanager
+def new_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Inside, running statistics begin anew and are the mean over the passes in training mode, as
+    torch.optim.swa_utils.update_bn has it."""
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -1,12 +1,13 @@
 """The closure that an optimizer calls: loss and gradients of one batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from exp.harness.batch_norm import new_statistics
 from exp.harness.clipping import Clipping
 from exp.harness.distributed import Applied, all_sum, parts_of, size
 
@@ -28,6 +29,9 @@ class Objective:
     batch, but batch norms see a micro-batch. `applied` then runs the model (see `data_parallel`).
     `clipping` has averages of its own.
 
+    Weights that are evaluated but not trained have batch-norm statistics of their own:
+    `average_statistics` computes them, `restore_statistics` puts back those of training.
+
     graph: gradients can be differentiated, for rules with Hessian-vector products, which are not
     counted.
     """
@@ -39,6 +43,7 @@ class Objective:
         self.applied = applied or Applied(model)
         self.accumulation, self.clipping = accumulation, clipping
         self.norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.training_statistics: list[Tensor] = []  # while the model has others
         self.gradient_evaluations = 0
         self.last_loss: Tensor | None = None
         self.batch: tuple[Tensor, ...] = ()  # of the last `on`
@@ -116,6 +121,31 @@ class Objective:
         with self.autocast():
             return self.applied(function, *inputs)
 
+    @torch.no_grad()
+    def average_statistics(self, batches: Iterable[tuple[Tensor, ...]]) -> None:
+        """Batch-norm running statistics of the weights that are in the model now, by a pass over
+        `batches` that draws no random number of training's; none where there are no batch norms."""
+        norms = [norm for norm in self.norms if norm.track_running_stats]
+        if not norms:
+            return
+        self.training_statistics = [buffer.clone() for buffer in _statistics(norms)]
+        device = next(self.model.parameters()).device
+        state = rng_state(device)
+        self.model.train()
+        with new_statistics(norms):
+            for batch in batches:
+                for part, _ in parts_of(batch, self.accumulation):
+                    with self.autocast():
+                        self.applied(self.loss_fn, *part)
+        set_rng_state(state, device)
+
+    @torch.no_grad()
+    def restore_statistics(self) -> None:
+        """Put back the running statistics of training, if the model has others."""
+        for buffer, kept in zip(_statistics(self.norms), self.training_statistics, strict=False):
+            buffer.copy_(kept)
+        self.training_statistics = []
+
     def means(self) -> dict[str, float]:
         """The epoch's averages so far, prefixed "train_", and those of clipping."""
         means = {f"train_{name}": float(total) / self.examples for name, total in self.sums.items()}
@@ -125,15 +155,21 @@ class Objective:
         """Counters and the averages of an unfinished epoch."""
         clipping = {"clipping": self.clipping.state_dict()} if self.clipping else {}
         return {"gradient_evaluations": self.gradient_evaluations, "sums": self.sums,
-                "examples": self.examples, **clipping}
+                "examples": self.examples, "training_statistics": self.training_statistics,
+                **clipping}
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what `state_dict` returned."""
         self.gradient_evaluations, self.examples = state["gradient_evaluations"], state["examples"]
         device = next(self.model.parameters()).device
         self.sums = {name: total.to(device) for name, total in state["sums"].items()}
+        self.training_statistics = state.get("training_statistics", [])
         if self.clipping is not None:
             self.clipping.load_state_dict(state["clipping"], device)
+
+
+def _statistics(norms: list[nn.Module]) -> list[Tensor]:
+    return [buffer for norm in norms if norm.track_running_stats for buffer in norm.buffers()]
 
 
 def backward(loss: Tensor, model: nn.Module, *, graph: bool = False) -> None:

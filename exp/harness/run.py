@@ -30,7 +30,7 @@ from exp.harness.folder import RunFolder
 from exp.harness.interrupts import Interrupts
 from exp.harness.plots import plot_curves, plot_diagnostics
 from exp.harness.progress import Progress, final_table
-from optimizer.parts.base import set_mode
+from optimizer.parts.base import evaluated_weights, set_mode
 from optimizer.parts.state import has_nan
 
 STOP, NOT_FINITE = 1, 2  # signals of one process to all of them
@@ -143,6 +143,7 @@ class Run:
         while self.at.epoch < self.experiment.epochs and not self.stopped:
             self.model.train()
             set_mode(self.optimizer, "train")
+            self.objective.restore_statistics()
             yield self.at.epoch + 1
 
     def batches(self, train: Batches) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -168,10 +169,12 @@ class Run:
                 self.progress.show(self.at.epoch + 1, self.at.step, loss)
                 signal = signal if math.isfinite(loss) else NOT_FINITE
             self._act_on(self.signals.all_max(signal))
+        set_mode(self.optimizer, "eval")
+        if evaluated_weights(self.optimizer) is not None:  # a pass over the data, if at all
+            self.objective.average_statistics(train.epoch(self.at.epoch))
         wait_for(self.device)
         self.at.seconds = time.perf_counter() - started - self.instruments.seconds
         self.peak_memory = peak_memory(self.device)  # evaluation takes larger batches
-        set_mode(self.optimizer, "eval")
 
     def log(self, evaluation: dict[str, float]) -> None:
         """End the epoch: one line of metrics.jsonl, best so far, milestones, checkpoint."""
@@ -182,6 +185,8 @@ class Run:
             **self.objective.means(), **evaluation,
             "lr": self.optimizer.param_groups[0]["lr"], "seconds": round(self.at.seconds, 3),
         }
+        if (averaged := evaluated_weights(self.optimizer)) is not None:
+            line["evaluated_weights"] = averaged
         if self.experiment.diagnostics is not False:
             numbers = {**getattr(self.optimizer, "diagnostics", {}), **self.instruments.take()}
             line |= {"diagnostics": numbers} if numbers else {}

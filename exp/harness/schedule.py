@@ -19,6 +19,7 @@ from exp.harness.curves import (
     one_cycle,
     require_fit,
 )
+from optimizer.parts.wrapper import wrappers_of
 
 BatchScaling = Literal["none", "linear", "sqrt"]
 MOMENTA = 0.85, 0.95  # of the one cycle, at the top of the rate and at both ends
@@ -100,6 +101,10 @@ class Schedule:
         if name == "one_cycle" and self.warmup > self.period:
             raise ValueError(f"a warm-up of {self.warmup:g} steps is longer than the period of the "
                              f"one cycle, {self.period:g}")
+        for wrapper in wrappers_of(optimizer):
+            if getattr(wrapper, "constant_rate", False) and name != "constant":
+                raise ValueError(f"{type(wrapper).__name__} takes the place of a schedule: name = "
+                                 f'"constant" (a warm-up is possible), got {name!r}')
         groups = optimizer.param_groups
         if adamw_decay_share is not None and not any(map(_is_adamw, groups)):
             raise ValueError(f"adamw_decay_share {adamw_decay_share} changes nothing: "

@@ -108,6 +108,25 @@ def set_mode(optimizer: Optimizer, mode: Literal["train", "eval"]) -> None:
     """Call `train` or `eval` of an optimizer that has two sets of weights (schedule-free ones,
     arXiv 2405.15682), and of those that it wraps; others have no such method."""
     getattr(optimizer, mode, lambda: None)()
-    base = [optimizer.base] if hasattr(optimizer, "base") else []
-    for part in (*base, *getattr(optimizer, "parts", ())):
+    for part in _inside(optimizer):
         set_mode(part, mode)
+    getattr(optimizer, "after_mode", lambda: None)()
+
+
+def evaluated_weights(optimizer: Optimizer) -> str | None:
+    """The class whose `eval` puts weights of its own into the model; None if those that are trained
+    are evaluated, as before an average has begun."""
+    inner = switching(optimizer)
+    return type(inner).__name__ if inner and getattr(inner, "has_average", True) else None
+
+
+def switching(optimizer: Optimizer) -> Optimizer | None:
+    """The optimizer, of those inside, that has other weights to evaluate than to train."""
+    if callable(getattr(optimizer, "eval", None)):
+        return optimizer
+    return next(filter(None, map(switching, _inside(optimizer))), None)
+
+
+def _inside(optimizer: Optimizer) -> list[Optimizer]:
+    base = [optimizer.base] if hasattr(optimizer, "base") else []
+    return [*base, *getattr(optimizer, "parts", ())]

@@ -48,11 +48,7 @@ class Delta(Wrapper):
 
     def scoped(self, group: dict) -> list[Tensor]:
         """The parameters of `group` that this hook changes."""
-        if self.scope == "all":
-            return group["params"]
-        if "track" in group:
-            return group["params"] if group["track"] == "matrix" else []
-        return [p for p in group["params"] if p.ndim >= 2]
+        return in_scope(group, self.scope)
 
     def add_param_group(self, group: dict) -> None:
         """Add a group to the wrapped optimizer. Raises ValueError for one with a weight decay."""
@@ -117,6 +113,15 @@ class Delta(Wrapper):
                         self.handed[p] = u
                     if lr:  # else what a hook remembers has begun, as torch's checkpoints want
                         p.copy_(after.reshape(p.shape))
+
+
+def in_scope(group: dict, scope: str) -> list[Tensor]:
+    """The parameters of `group` in a scope, see `Delta`."""
+    if scope == "all":
+        return group["params"]
+    if "track" in group:
+        return group["params"] if group["track"] == "matrix" else []
+    return [p for p in group["params"] if p.ndim >= 2]
 
 
 def matrices(tensor: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from ..base import inner_step
+from ..base import evaluated_weights, inner_step
 from ..polar import as_matrices
 from ..wrapper import Wrapper, wrappers_of
 from .collective import running
@@ -81,6 +81,11 @@ class Sharded(Wrapper):
         finally:
             self._give_back_gradients()
         return loss
+
+    def after_mode(self) -> None:
+        """Exchange the weights that `train` or `eval` of a rule inside has changed."""
+        if evaluated_weights(self.base) is not None:
+            self._exchange()
 
     def first_step(self, zero_grad: bool = False) -> bool:
         """Raises TypeError: with several processes a sharpness-aware step needs its closure."""

@@ -1,0 +1,92 @@
+"""Hypergradient descent, Baydin et al. 2017, arXiv 1703.04782: a rate that follows its gradient."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .parts import checks
+from .parts.delta import Delta, matrices
+from .parts.distributed.collective import total
+
+__all__ = ["Hypergradient"]
+
+SEARCH_SPACE = {"beta": (1e-3, 0.3, "log")}
+COST = {"gradient_evaluations": 1, "state_tensors": 1}
+TESTED_AGAINST = "plain numpy"
+
+Kind = Literal["multiplicative", "additive"]
+
+
+class Hypergradient(Delta):
+    """Before the step of `base`, with h = <g, u> of the gradient at the weights and the direction
+    u of the last step, over all parameters of a group:
+
+        r <- r (1 + beta h / (||g|| ||u||))    multiplicative (eq. 9)
+        r <- r + beta h / lr                   additive (eq. 6): lr r grows by beta h
+
+    and the rate of the step is lr r, with the group's lr as the schedule sets it and r >= 0, 1 at
+    first. Deviation: the authors' Adam changes the rate once per tensor within a step.
+
+    Cost: no gradient evaluation of its own; 1 state tensor per parameter; the host waits.
+    """
+
+    stage = "learning rate"
+
+    def __init__(self, base: Optimizer, beta: float = 0.02, kind: Kind = "multiplicative") -> None:
+        checks.non_negative(beta=beta)
+        checks.choice(Kind, kind=kind)
+        super().__init__(base, "all")
+        self.beta, self.kind = beta, kind
+        self.rates: list = []  # those of the groups, while lr r stands there
+        self.keep_scalars(**{f"factor_{index}": 1.0 for index in range(len(self.param_groups))})
+
+    @property
+    def diagnostics(self) -> dict[str, float]:
+        """The factor of the rate of each group."""
+        return {**super().diagnostics, **self.scalars}
+
+    @torch.compiler.disable(recursive=False)
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One step of `base` at the adapted rate; what `base` returns."""
+        try:
+            return super().step(closure)
+        finally:
+            for group, rate in zip(self.param_groups, self.rates, strict=False):
+                group["lr"] = rate
+            self.rates = []
+
+    def after_gradient(self) -> None:
+        """Note the weights, and adapt the rate by the first gradient of the step."""
+        super().after_gradient()
+        if not self.rates:
+            self.rates = [group["lr"] for group in self.param_groups]
+            self.adapt()
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def adapt(self) -> None:
+        """Put lr r in the place of each group's lr."""
+        for index, group in enumerate(self.param_groups):
+            pairs = [(matrices(p.grad).double(), self.state[p]["direction"].double())
+                     for p in group["params"]  # squares of float32 overflow
+                     if p in self.before and "direction" in self.state.get(p, {})]
+            products = [torch.stack([(a * b).sum(), a.square().sum(), b.square().sum()])
+                        for a, b in pairs]
+            none = torch.zeros(3, dtype=torch.float64, device=group["params"][0].device)
+            h, gg, uu = total(torch.stack(products).sum(0) if products else none).tolist()
+            key, lr = f"factor_{index}", float(group["lr"])
+            r = self.scalars.setdefault(key, 1.0)
+            if self.kind == "multiplicative":
+                r *= 1 + self.beta * (h / (gg * uu) ** 0.5 if gg * uu > 0 else 0.0)
+            elif lr:
+                r += self.beta * h / lr
+            self.scalars[key] = max(r, 0.0)
+            group["lr"] = group["lr"] * self.scalars[key]
+
+    def move(self, p: Tensor, w: Tensor, u: Tensor, group: dict) -> Tensor:
+        """The weights as `base` has moved them; u is kept."""
+        self.state[p]["direction"] = u
+        return matrices(p.detach())
