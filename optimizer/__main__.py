@@ -4,12 +4,16 @@ installed library a config can name.
 python -m optimizer [NAME | --library PACKAGE]
 """
 
-import argparse
 import importlib
 import inspect
 import json
 import sys
 from pathlib import Path
+
+from .parts.arguments import parse
+
+if __name__ == "__main__":
+    parse()  # answers --help and mistyped options before torch is imported
 
 from . import available_optimizers, optimizer_class
 from .parts.compatibility import card
@@ -71,11 +75,7 @@ def _defaults(cls: type) -> str:
 
 def main() -> int:
     """Print what was asked for; the exit status, 2 for an unknown name or package."""
-    parser = argparse.ArgumentParser(prog="python -m optimizer")
-    parser.add_argument("name", nargs="?", help="an optimizer's name; all of them without it")
-    parser.add_argument("--library", metavar="PACKAGE",
-                        help='take steps with every class of a library, as "PACKAGE:Class" would')
-    options = parser.parse_args()
+    options = parse()
     try:
         if options.library:
             print(card(options.library))

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from exp.report import web
-from exp.report.__main__ import site
+from exp.report import optimizers, web
+from exp.report.__main__ import read_boards, site
 from exp.report.statistics import Estimate
 from exp.tune import published
 from exp.tune.published import leaderboard, page
 from exp.tune.published import scores as score
+from optimizer import optimizer_class
 
 PAPER = Path("outputs/paper")
 BOARD = json.loads((PAPER / "leaderboard.json").read_text(encoding="utf-8"))
@@ -218,6 +219,18 @@ def test_the_committed_web_page_is_made_of_the_committed_records():
     html = (PAPER / "index.html").read_text(encoding="utf-8")
     assert html == site(), "python -m exp.report makes it again"
     assert not re.search(r'(src|href)="(?!#|data:|https://)', html)
+
+
+def test_the_page_of_every_optimizer_is_made_of_its_file():
+    board = {"arms": {"x": {"optimizer": {"name": "muon", "sam": {}}}}, "results": {"arms": {
+        "x": {"cost": 120.0, "ratio": 0.5, "low": 0.25, "high": 1.0}}}}
+    line = r"\| toy +\| x +\| 120 +\| 0.5 \[0.25, 1\] +\|"
+    for name in ("muon", "sam"):
+        text = optimizers.optimizer_page(name, optimizer_class(name), {"toy": board})
+        assert re.search(line, text)
+    made = optimizers.pages(read_boards())
+    kept = {path.name: path.read_text(encoding="utf-8") for path in optimizers.FOLDER.glob("*.md")}
+    assert kept == made, "python -m exp.report makes them again"
 
 
 def test_the_committed_leaderboard_is_what_its_json_says(tmp_path):

@@ -5,10 +5,14 @@ python -m exp.bench.collection [NAME ...] [--workers N] [--render] [--output DIR
 One seed and nothing tuned: the numbers say that a rule learns, not how well it could.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from exp.bench.options import parse_collection
+
+if __name__ == "__main__":
+    parse_collection()  # answers --help and mistyped options before torch is imported
 
 from exp.harness.arguments import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
 from exp.harness.errors import ConfigError
@@ -21,7 +25,6 @@ from exp.report.jsonfile import read_json, write_json
 from exp.report.tables import page, table
 from optimizer import available_optimizers, is_wrapper, optimizer_class
 
-OUTPUT, PUBLISHED = Path("outputs/bench"), Path("outputs/paper/bench")
 SEED = 1
 TASKS = {
     "grokking": ("full", ("experiment.epochs=40",)),
@@ -114,7 +117,7 @@ def _per_step(run: dict, key: str, unit: float = 1.0) -> float | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0, 2 bad arguments, 1 a run failed, 130 Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    options = parse_collection(arguments)
     names = options.names or collection()
     path, failed = options.output / "collection.json", False
     try:
@@ -147,19 +150,6 @@ def measure(names: Sequence[str], folder: Path, workers: int) -> tuple[dict, boo
     results = {name: {task: result(run) for task, run in runs.items()}
                for name, runs in jobs.items()}
     return results, any(code not in (COMPLETED, DIVERGED, BAD_INPUT) for code in ended.values())
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m exp.bench.collection",
-                                     description="Train with every optimizer for a short while.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="default: the whole collection")
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
-    parser.add_argument("--render", action="store_true",
-                        help="make the page from the JSON in --output, run nothing")
-    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="DIR",
-                        help=f"default {OUTPUT}; {PUBLISHED} are the published results")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help=argparse.SUPPRESS)
-    return parser
 
 
 if __name__ == "__main__":

@@ -31,3 +31,17 @@ def _part(name: str) -> str:
     if name not in PARTS:
         raise argparse.ArgumentTypeError(f"unknown part {name!r}; known: {', '.join(PARTS)}")
     return name
+
+
+def parse_collection(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of exp.bench.collection. Ends the process for --help and for wrong ones."""
+    parser = argparse.ArgumentParser(prog="python -m exp.bench.collection",
+                                     description="Train with every optimizer for a short while.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="default: the whole collection")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
+    parser.add_argument("--render", action="store_true",
+                        help="make the page from the JSON in --output, run nothing")
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="DIR",
+                        help=f"default {OUTPUT}; {PUBLISHED} are the published results")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)

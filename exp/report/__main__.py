@@ -1,4 +1,4 @@
-"""The web page of all results, from the committed JSON: outputs/paper/index.html.
+"""The web page of all results and a page per optimizer: outputs/paper/index.html, docs/optimizers.
 
 python -m exp.report [--output FILE]
 """
@@ -14,7 +14,7 @@ if __name__ == "__main__":
 
 from exp.harness.arguments import BAD_INPUT, COMPLETED
 from exp.harness.errors import ConfigError
-from exp.report import web
+from exp.report import optimizers, web
 from exp.report.jsonfile import read_json
 from exp.report.rows import read_rows
 from exp.report.tables import number
@@ -26,10 +26,15 @@ from exp.tune import page
 SCHEMA = "ars-arena/1"
 
 
+def read_boards(kept: Path = PAPER) -> dict[str, dict]:
+    """Every whole board by name. Raises ValueError for a damaged file."""
+    return {path.stem: board for path in sorted((kept / "arena").glob("*.json"))
+            if (board := read_json(path)) and board.get("schema") == SCHEMA}
+
+
 def site(kept: Path = PAPER) -> str:
     """The page. Raises ValueError for a damaged record."""
-    boards = {path.stem: board for path in sorted((kept / "arena").glob("*.json"))
-              if (board := read_json(path)) and board.get("schema") == SCHEMA}
+    boards = read_boards(kept)
     sections = {f"Board: {name}": board_section(board) for name, board in boards.items()}
     if not sections:
         sections["Boards"] = web.paragraphs(
@@ -110,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
         text = site()
+        if options.output.parent == PAPER:
+            optimizers.write(read_boards())
     except (ValueError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT

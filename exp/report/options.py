@@ -11,8 +11,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options. Ends the process for --help and for wrong ones."""
     parser = argparse.ArgumentParser(
         prog="python -m exp.report",
-        description="Make the web page of all results from the committed JSON, in some ten "
-                    "seconds; nothing is measured.")
+        description="Make the web page of all results, and docs/optimizers, from the committed "
+                    "JSON, in some ten seconds; nothing is measured.")
     parser.add_argument("--output", type=Path, default=PAPER / "index.html", metavar="FILE",
                         help=f"default {PAPER / 'index.html'}")
     return parser.parse_args(arguments)

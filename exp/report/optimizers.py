@@ -1,0 +1,107 @@
+"""docs/optimizers: one page per optimizer, from its file and the boards that it stands on."""
+
+import inspect
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from exp.report.tables import markdown, number, page
+from optimizer import GIVEN_BY_CODE, available_optimizers, is_wrapper, optimizer_class
+
+FOLDER = Path("docs/optimizers")
+MADE = "Made by `python -m exp.report` from the optimizer's file and the committed boards."
+
+
+def pages(boards: Mapping[str, dict]) -> dict[str, str]:
+    """File name -> text: a page for every file of optimizer/, and README.md, which lists them.
+
+    boards: name -> a board of schema ars-arena/1.
+    """
+    classes = {name: optimizer_class(name) for name in available_optimizers()}
+    own = {name: cls for name, cls in classes.items() if cls.__module__.startswith("optimizer.")}
+    texts = {f"{name}.md": optimizer_page(name, cls, boards) for name, cls in own.items()}
+    lines = [("optimizer", "what it is", "evaluations a step"), *(
+        (f"[{name}]({name}.md)", _first_line(module := _module(cls)), _cost(module)[0])
+        for name, cls in own.items())]
+    return texts | {"README.md": page("# Optimizers", MADE, markdown(lines))}
+
+
+def optimizer_page(name: str, cls: type, boards: Mapping[str, dict]) -> str:
+    """The page of one optimizer: what it is, arguments, search space, cost, rows on boards."""
+    module = _module(cls)
+    evaluations, state = _cost(module)
+    tested = getattr(module, "TESTED_AGAINST", "the table of invariants")
+    place = f"`[optimizer.{name}]`" if is_wrapper(cls) else f'`[optimizer] name = "{name}"`'
+    space = [("constant", "searched"), *((f"`{key}`", _searched(values)) for key, values
+                                         in getattr(module, "SEARCH_SPACE", {}).items())]
+    return page(
+        f"# {cls.__name__}", f"{_first_line(module)}.",
+        f"In a config: {place}. In a loop of your own: `from ars_optim import {cls.__name__}` "
+        f"([how](../using.md)). Source: [optimizer/{name}.py](../../optimizer/{name}.py).",
+        f"```text\n{inspect.getdoc(cls)}\n```", "## Arguments", markdown(_arguments(cls)),
+        "## Cost", f"Gradient evaluations a step: {evaluations}. State tensors per parameter: "
+        f"{state}. Tested against: {tested}.",
+        "## Search space", markdown(space) if len(space) > 1 else "None is declared.",
+        "## Boards", _rows(name, boards) or "It stands on no committed board.", MADE)
+
+
+def _module(cls: type) -> ModuleType:
+    module = inspect.getmodule(cls)
+    assert module is not None
+    return module
+
+
+def _first_line(module: ModuleType) -> str:
+    paragraph = (module.__doc__ or "").strip().split("\n\n")[0]
+    return " ".join(paragraph.split()).rstrip(".").replace("|", "\\|")
+
+
+def _cost(module: ModuleType) -> tuple[str, str]:
+    cost = getattr(module, "COST", {})
+    return tuple(str(cost.get(key, "not stated"))
+                 for key in ("gradient_evaluations", "state_tensors"))
+
+
+def _arguments(cls: type) -> list[tuple[str, ...]]:
+    lines: list[tuple[str, ...]] = [("argument", "type", "default")]
+    for parameter in inspect.signature(cls).parameters.values():
+        if parameter.name not in GIVEN_BY_CODE:
+            kind = inspect.formatannotation(parameter.annotation)
+            kind = re.sub(r"\b(typing|collections\.abc)\.", "", kind)
+            default = "" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
+            lines.append((f"`{parameter.name}`", f"`{kind}`".replace("|", "\\|"), default))
+    return lines
+
+
+def _searched(values: Any) -> str:
+    if isinstance(values, tuple):
+        return f"{number(values[0])} to {number(values[1])}, {values[2]}"
+    return "one of " + ", ".join(f"`{value}`" for value in values)
+
+
+def _rows(name: str, boards: Mapping[str, dict]) -> str:
+    lines = [("board", "arm", "cost, gradient evaluations", "times the baseline's, 95 %")]
+    for board_name, board in boards.items():
+        for arm, row in board["results"]["arms"].items():
+            if name in _rules(board["arms"][arm]["optimizer"]):
+                ratio = (f"{number(row['ratio'])} [{number(row['low'])}, {number(row['high'])}]"
+                         if "ratio" in row else "")
+                lines.append((board_name, arm, number(row["cost"]), ratio))
+    return markdown(lines) if len(lines) > 1 else ""
+
+
+def _rules(table: dict) -> Iterable[str]:
+    return (table["name"], *(key for key, value in table.items() if isinstance(value, dict)))
+
+
+def write(boards: Mapping[str, dict], folder: Path = FOLDER) -> None:
+    """Write the pages, and remove those of optimizers that are gone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = pages(boards)
+    for path in folder.glob("*.md"):
+        if path.name not in texts:
+            path.unlink()
+    for file, text in texts.items():
+        (folder / file).write_text(text, encoding="utf-8")
