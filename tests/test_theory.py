@@ -89,6 +89,9 @@ def test_a_short_run_of_both_is_written_and_reads_back(tiny_data, tmp_path, monk
     assert capsys.readouterr().out.count("written to") == 2
     measured, provenance = read_rows(tmp_path / "sign_spectrum.json")
     assert provenance["seeds"] == [1] and provenance["commit"]
+    assert provenance["data"].keys() == {"grokking", "wikitext2"}
+    digest = provenance["data"]["grokking"]
+    assert f"; data of grokking {digest}; " in (tmp_path / "sign_spectrum.md").read_text()
     # At step 1 the momentum is a tenth of the gradient: its sign is that of ARS's first step.
     assert all(0 < row.value < 1 for row in measured)
     low = measured.where(matrix="rank 4").tree("axis")

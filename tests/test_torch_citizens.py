@@ -206,6 +206,13 @@ def test_a_missing_second_gradient_is_an_error_that_says_what_to_call(case):
     assert torch.equal(run(model, optimizer, 3), run(*made(CASES[case]), 3))
 
 
+def test_a_wrapped_rule_with_one_gradient_has_no_first_step():
+    model, optimizer = made({**ADAMW, "lookahead": {}})
+    closure_of(model, optimizer)()
+    with pytest.raises(TypeError, match=r"AdamW takes one gradient a step: call step\(\)"):
+        optimizer.first_step()
+
+
 def test_first_step_has_an_order():
     model, optimizer = made({**ADAMW, "sam": {}})
     closure_of(model, optimizer)()

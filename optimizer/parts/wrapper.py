@@ -62,9 +62,11 @@ class Wrapper(Base):
         return loss
 
     def first_step(self, zero_grad: bool = False) -> bool:
-        """`first_step` of the sharpness-aware optimizer inside; False where there is none: one
-        gradient is enough."""
-        return self.base.first_step(zero_grad) if hasattr(self.base, "first_step") else False
+        """`first_step` of the sharpness-aware optimizer inside. Raises TypeError where there is
+        none: a second gradient would be added to the first."""
+        if not hasattr(self.base, "first_step"):
+            raise TypeError(f"{type(self.base).__name__} takes one gradient a step: call step()")
+        return self.base.first_step(zero_grad)
 
     def second_step(self, zero_grad: bool = False) -> None:
         """The step after `first_step`: `step()`, then `zero_grad()` if asked for."""
