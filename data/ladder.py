@@ -1,8 +1,8 @@
 """The ladder's corpus as bytes: novels of 1839-1931 and prose of Microsoft's Win32 documentation.
 
-The files are `ladder/{eltec,novels,docs}.txt.bz2`: COST-ELTeC/ELTeC-eng (level 1),
-computationalstylistics/100_english_novels and MicrosoftDocs/win32 on GitHub, cleaned; the training
-text of Wikitext-2 can take their place.
+The files are `ladder/{eltec,novels,docs}.txt.bz2`. data/sources/ladder.py makes the first two from
+public repositories; docs, from MicrosoftDocs/win32 (CC BY 4.0) at 47e64c18, has to be put there.
+The training text of Wikitext-2 can take their place.
 """
 
 import bz2
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from data import DataError, cached, download, locate, verify
 from data.batches import Batches, seeded
+from data.sources.ladder import build
 from data.wikitext2 import SHA256 as WIKITEXT2
 from data.wikitext2 import texts as wikitext2_texts
 
@@ -129,7 +130,7 @@ def load(name: str) -> tuple[np.ndarray, str]:
 
 
 def _decoded(name: str, digest: str) -> bytes:
-    folder = locate(FOLDER) or download("the ladder's corpus", FOLDER, [])
+    folder = locate(FOLDER) or download("the ladder's novels", FOLDER, [lambda: build(FOLDER)])
     path = folder / f"{name}.txt.bz2"
     try:
         return verify(bz2.decompress(path.read_bytes()), digest, f"the text in {path}")

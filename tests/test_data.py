@@ -3,6 +3,7 @@
 import bz2
 import hashlib
 import importlib
+import io
 import json
 import pickle
 import pkgutil
@@ -11,6 +12,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from data import DataError
 from data.batches import Batches
 from data.cifar10 import augment, cifar10, normalize
 from data.modular import modular
+from data.sources import ladder as sources
 from data.wikitext2 import chunk, encode, lines, pack, sentences, wikitext2
 from exp.harness.build import build
 from exp.harness.config import load_settings
@@ -265,6 +268,45 @@ def test_more_epochs_than_one_pass_are_refused_before_anything_is_written(tiny_d
     overrides = [*task.scale("tiny"), "experiment.epochs=1000000", "experiment.device='cpu'"]
     with pytest.raises(ConfigError, match=r"\[data\] one pass over the training set is \d+ epochs"):
         build(load_settings(task.config, overrides, task), task)
+
+
+TEI = """<TEI xmlns="http://www.tei-c.org/ns/1.0"><teiHeader>not text</teiHeader><text><body>
+  <head> CHAPTER\u00a0I. </head><p>It was\n  \u201cspring\u201d<note>1</note>\u2014so <hi>she</hi>
+  said.</p><p><l>One line,</l><l>another.</l> And prose.</p><quote>A motto</quote></body></text>
+  </TEI>"""
+
+
+def test_paragraphs_of_novels_by_hand():
+    assert list(sources.of_tei(TEI)) == [
+        "CHAPTER I.", 'It was "spring"--so she said.', "One line,", "another.", "And prose.",
+        "A motto"]
+    print_lines = "\ufeffTITLE\r\nby me\r\nIt ended. And\r\nthen:\r\nno more\r\n"
+    assert list(sources.of_print(print_lines)) == ["TITLE by me", "It ended. And then:", "no more"]
+    apart = "A line\nAnother\n \n" + 9 * "B.\n\n" + "and so;\n\non."
+    assert list(sources.of_print(apart)) == ["A line Another", *9 * ["B."], "and so; on."]
+
+
+def test_novels_are_downloaded_and_long_repeats_left_out(tmp_path, monkeypatch):
+    long = "a paragraph of more than eighty characters, " * 3
+    texts = {"level1/b.xml": TEI, "level1/ENG18460_Reynolds.xml": "skipped", "corpus/a.txt":
+             f"Short.\n{long}\nShort.\n{long.upper()}!\n", "corpus/readme.md": "no"}
+
+    def urlopen(url, timeout):
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w:gz") as archive:
+            for name, content in texts.items():
+                member = tarfile.TarInfo(f"repository-commit/{name}")
+                member.size = len(content.encode())
+                archive.addfile(member, io.BytesIO(content.encode()))
+        return io.BytesIO(file.getvalue())
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    monkeypatch.setattr("data.CACHE", tmp_path / "cache")
+    folder = sources.build("ladder")
+    novels, eltec = (bz2.decompress((folder / f"{name}.txt.bz2").read_bytes()).decode()
+                     for name in ("novels", "eltec"))
+    assert novels == f"Short.\n{long.strip()}\nShort.\n"
+    assert eltec.startswith("CHAPTER I.\n") and eltec.endswith("A motto\n")
 
 
 def test_a_damaged_text_is_refused(tiny_data, tmp_path, monkeypatch):

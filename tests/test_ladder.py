@@ -156,6 +156,7 @@ def test_the_page_says_which_hypothesis_holds():
     plan = analysis.preregistration()
     text = text_of(rows_of_order(plan), {"device": ["a CPU"]}, plan)
     assert "holds: 1" in text and "H4: order of marin at 1x | rho >= 0.7" in text
+    assert "| adamw | 2.0145 [2.0125, 2.0165]" in text
     assert "not tested: 2 of 10 arms" in text and "Go: AdamW's s.d. 0.002449" in text
     text = text_of(rows_of_order(plan, reverse=True), {}, plan)
     assert "fails: -1" in text and "fails: 0 of" in text

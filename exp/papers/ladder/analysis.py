@@ -150,8 +150,8 @@ def write_page(rows: Rows, provenance: dict, plan: Plan) -> str:
         for title, runs in (("Repeats of one setting", repeats), ("Scores", scored)):
             if runs:
                 parts += [f"### {title}", table([
-                    ("arm", "bits per byte", "s.d.", "seeds", "minutes a run"),
-                    *((arm, mean(list(seeds.values())), deviation(list(seeds.values())),
+                    ("arm", "bits per byte", "s.d.", "seeds", "minutes of wall time a run"),
+                    *((arm, four_decimals(list(seeds.values())), deviation(list(seeds.values())),
                        str(len(seeds)), _minutes(rows, rung, arm))
                       for arm, seeds in sorted(runs.items(), key=lambda item: np.mean(
                           list(item[1].values()))))])]
@@ -171,6 +171,13 @@ def write_page(rows: Rows, provenance: dict, plan: Plan) -> str:
     parts.append(f"Power: were our steps the reference's within 3 %, rho would be {number(median)} "
                  f"in the median and reach {RHO} with probability {number(success)}.")
     return page(*parts)
+
+
+def four_decimals(values: Sequence[float]) -> str:
+    """The mean over seeds and its 95 % interval."""
+    estimate = mean(values)
+    ends = f" [{estimate.low:.4f}, {estimate.high:.4f}]" if len(values) > 1 else ""
+    return f"{estimate.value:.4f}{ends}"
 
 
 def _minutes(rows: Rows, rung: str, arm: str) -> float:

@@ -1,0 +1,1 @@
+"""How texts are made from what others publish."""

@@ -1,0 +1,120 @@
+"""The ladder's novels from two public repositories on GitHub, at fixed commits.
+
+    eltec   COST-ELTeC/ELTeC-eng, level 1: 99 novels of 1840-1920, TEI. Texts public domain, markup
+            CC BY 4.0 (English Novel Corpus, ed. Lou Burnard, 2021, doi 10.5281/zenodo.4662490)
+    novels  computationalstylistics/100_english_novels: 98 of 1839-1930, plain; authors died by 1941
+
+Changed: markup removed, characters of print as ASCII, a paragraph a line, paragraphs of 80
+characters and more that came before left out. The raw SHA-256 sums in data/ladder.py are those of
+the result. The third text, docs, is not made here.
+"""
+
+import bz2
+import re
+import tarfile
+import unicodedata
+import urllib.request
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from data import locate, new_folder
+
+ARCHIVE = "https://github.com/{}/archive/{}.tar.gz"
+SECONDS = 60  # without an answer
+FILES = (".xml", ".txt")
+NAMESPACE = "{http://www.tei-c.org/ns/1.0}"
+PARAGRAPHS = ("p", "head", "l", "label", "trailer", "quote")
+LEFT_OUT = ("note", "figure", "gap")
+# Missing from a stored copy of the repository; of after 1931.
+SKIPPED = ("ENG18460_Reynolds", "Galsworthy_River_1933", "Woolf_Years_1937")
+ASCII = str.maketrans({
+    "\u2018": "'", "\u2019": "'", "\u201a": "'", "\u201b": "'", "\u201c": '"', "\u201d": '"',
+    "\u201e": '"', "\u201f": '"', "\u2012": "-", "\u2013": "-", "\u2014": "--", "\u2026": "...",
+    "\u00a0": " ", "\u00ad": None, "\ufeff": None})
+EMPTY_LINE = re.compile(r"\n\s*\n")
+FEWEST_EMPTY_LINES = 10  # with fewer a text has a paragraph, or a line of print, on each line
+CLOSED = re.compile(r"[.!?:][\"')\]]*$")
+REPEATED = 80  # characters from which a paragraph is left out the second time
+
+
+def build(folder: str) -> Path:
+    """Download, clean and keep the texts in data/cache/<folder>; that folder."""
+    seen: set[str] = set()
+    with new_folder(folder) as path:
+        for name, (repository, commit, under, paragraphs) in SOURCES.items():
+            url = ARCHIVE.format(repository, commit)
+            with urllib.request.urlopen(url, timeout=SECONDS) as response, \
+                    tarfile.open(fileobj=response, mode="r|gz") as archive:
+                files = {member.name.partition("/")[2]: archive.extractfile(member).read()
+                         for member in archive if member.isfile()
+                         and f"/{under}" in member.name and member.name.endswith(FILES)}
+            content = text(files, paragraphs, seen)
+            (path / f"{name}.txt.bz2").write_bytes(bz2.compress(content))
+    return locate(folder)
+
+
+def text(files: dict[str, bytes], paragraphs: Callable[[str], Iterable[str]],
+         seen: set[str]) -> bytes:
+    """The paragraphs of the files (path -> content) in the order of their paths, a line each; long
+    ones only if they are not in `seen`, to which they are added."""
+    lines = []
+    for path in sorted(files):
+        if any(name in path for name in SKIPPED):
+            continue
+        for line in paragraphs(files[path].decode("utf-8")):
+            key = re.sub("[^a-z0-9]", "", line.lower())
+            if len(line) < REPEATED or key not in seen:
+                lines.append(f"{line}\n")
+            if len(line) >= REPEATED:
+                seen.add(key)
+    return "".join(lines).encode()
+
+
+def of_tei(xml: str) -> Iterator[str]:
+    """The paragraphs of a TEI document's <text>, without notes, figures and gaps."""
+    parts: list[str] = []
+
+    def visit(element: ElementTree.Element) -> None:
+        tag = element.tag.removeprefix(NAMESPACE)
+        if tag in LEFT_OUT:
+            return
+        edge = "\0" if tag in PARAGRAPHS else ""
+        parts.append(edge + (element.text or ""))
+        for child in element:
+            visit(child)
+            parts.append(child.tail or "")
+        parts.append(edge)
+
+    visit(ElementTree.fromstring(xml.removeprefix("\ufeff")).find(f"{NAMESPACE}text"))
+    yield from filter(None, map(clean, "".join(parts).split("\0")))
+
+
+def of_print(content: str) -> Iterator[str]:
+    """The paragraphs of a plain text, between empty lines or a line each; one that begins with a
+    small letter continues one that ends without a full stop or a colon."""
+    content = content.replace("\r\n", "\n").replace("\r", "\n")
+    apart = len(EMPTY_LINE.findall(content)) >= FEWEST_EMPTY_LINES
+    whole = ""
+    for line in map(clean, EMPTY_LINE.split(content) if apart else content.split("\n")):
+        if line and whole and re.match("[a-z]", line) and not CLOSED.search(whole):
+            whole += f" {line}"
+        elif line:
+            if whole:
+                yield whole
+            whole = line
+    if whole:
+        yield whole
+
+
+def clean(content: str) -> str:
+    """NFC, characters of print as ASCII, white space as one space."""
+    return " ".join(unicodedata.normalize("NFC", content).translate(ASCII).split())
+
+
+SOURCES = {
+    "eltec": ("COST-ELTeC/ELTeC-eng", "3db3b6738a836f0e1b276b6c9703e42f4297f978", "level1/",
+              of_tei),
+    "novels": ("computationalstylistics/100_english_novels",
+               "143e601875d70e195f2cc5ebd8b034609271194d", "corpus/", of_print),
+}
