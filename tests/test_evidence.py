@@ -10,9 +10,12 @@ from exp.report.evidence import (
     corrected,
     exact,
     holm,
+    in_words,
     judge_above,
     judge_all,
+    judge_any,
     judge_below,
+    judge_exact,
     judge_number,
     proportion,
     sample,
@@ -94,6 +97,8 @@ def test_other_kinds_of_evidence():
     assert unpaired([1.0], [2.0]).interval(0.9) == (-math.inf, math.inf)
     assert judge_number(exact([-4.7, -3.3], 2), 5.0, (0.0, 10.0)).word == "does not hold"
     assert judge_below(exact([0.0, 0.0], 2), 1.0).word == "holds"
+    assert [judge_exact(fact) for fact in (True, False)] == [
+        Judgement("holds", 1e-6), Judgement("does not hold", 1e-6)]
 
 
 def test_p_is_the_least_alpha_of_the_verdict_and_holm_may_take_it_back():
@@ -110,6 +115,45 @@ def test_p_is_the_least_alpha_of_the_verdict_and_holm_may_take_it_back():
     assert judge_all(parts) == Judgement("does not hold", 0.02)
     assert judge_all([parts[0], parts[0]]).word == "holds"
     assert judge_all([parts[0], Judgement("inconclusive", needed=7)]).needed == 7
+
+
+def test_of_values_that_are_all_equal_only_the_order_is_known():
+    assert judge_above(sample([1.0] * 4), 0.0) == Judgement("inconclusive", needed=5,
+                                                            leaning="holds")
+    found = judge_above(sample([1.0] * 5), 0.0)
+    assert (found.word, found.p) == ("holds", pytest.approx(2**-5, rel=1e-3))
+
+
+def test_seeds_needed_count_from_the_value_that_decides():
+    # Mean 0.2, s 1.1: it fails for being below the floor, 0.8 away, long before it holds.
+    found = judge_above(sample([-0.9, 0.2, 1.3]), 0.0, 1.0)
+    assert (found.word, found.needed) == ("inconclusive", math.ceil((2.48649 * 1.1 / 0.8)**2) + 1)
+    assert judge_below(sample([0.9, -0.2, -1.3]), 0.0, 1.0).needed == found.needed
+
+
+def test_one_of_several_parts_that_has_to_hold():
+    yes, no = Judgement("holds", 0.02), Judgement("does not hold", 0.04)
+    open_to = {word: Judgement("inconclusive", needed=n, leaning=word)
+               for word, n in (("holds", 30), ("does not hold", 7))}
+    assert judge_any([no, no]) == no
+    assert judge_any([yes, no]) == Judgement("holds", 0.04)  # twice 0.02
+    assert judge_any([Judgement("holds", 0.03), *open_to.values()]).word == "inconclusive"
+    # The first part that would decide counts, or all of them have to.
+    assert judge_any(list(open_to.values())).needed == 30
+    assert judge_all(list(open_to.values())).needed == 7
+    assert judge_all([yes, open_to["holds"]]).needed == 30
+    assert judge_all([open_to["holds"], Judgement("inconclusive", why="on the edge")]).why
+
+
+@pytest.mark.parametrize(("verdict", "n", "words"), [
+    (Judgement("holds", 0.01), 3, "**holds** so far"),
+    (Judgement("inconclusive", needed=12), 3, "**inconclusive** so far, 12 runs needed"),
+    (Judgement("inconclusive"), 1, "**inconclusive** so far: one run has no interval"),
+    (Judgement("inconclusive", why="on the edge"), 3, "**inconclusive** so far: on the edge"),
+    (Judgement("inconclusive", needed=12, why="p 0.1"), 3,
+     "**inconclusive** so far, 12 runs needed (p 0.1)")])
+def test_a_verdict_in_words(verdict, n, words):
+    assert in_words(verdict, n, "run", " so far") == words
 
 
 def test_error_rates_of_the_rule():

@@ -35,7 +35,7 @@ def test_the_sign_of_a_gradient_climbs_on_average_and_stays_where_it_is(monkeypa
     assert found.where(axis="second example, x1 + x2").tree("optimizer")["signSGD"] == [2.0]
     losses = found.where(axis="second example, loss").tree("optimizer")
     assert losses["signSGD"] == [2.0] and losses["EF-signSGD"][0] < 1e-4
-    assert sign_descent.judge(found).word == "holds partly"  # at 2000 steps 7e-37
+    assert sign_descent.judge(found).word == "does not hold"  # at 2000 steps 7e-37
     one = sign_descent.descend("EF-signSGD", 1)  # p = .02 (3, -1): its length is .04
     np.testing.assert_allclose(one, [1 - 0.04, 1 + 0.04], rtol=1e-12)
 
@@ -104,7 +104,7 @@ def test_svrg_by_hand_and_at_the_end():
 
 
 @pytest.mark.parametrize(("bits", "verdict"), [
-    ([5.0, 5.0005], "holds"), ([5.0, 5.08], "holds partly"), ([5.2, 5.3], "does not hold")])
+    ([5.0, 5.0005], "holds"), ([5.0, 5.08], "inconclusive"), ([5.2, 5.21], "does not hold")])
 def test_the_verdict_on_one_bit(bits, verdict):
     grids = {name: {0.1: losses, 0.2: [9.0, 9.0]} for name, losses in {
         "SGD": [5.0, 5.0], "EF-signSGD": bits, "EF top 1 %": [5.0, 5.0],

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from exp.papers.ars2_neo.statements import fisher_diagonal, sign_spectrum, update_spectrum
-from exp.report.rows import read_rows, rows_of
+from exp.report.rows import Rows, read_rows, rows_of
 from exp.theory import __main__ as command
 from exp.theory import statement, training
 
@@ -24,36 +24,41 @@ def rows(tree, *columns, **shared):
     return rows_of(tree, columns, range(1, len(leaf) + 1), **named | shared)
 
 
+def spread(value, by=0.01):
+    """Values of three seeds around one."""
+    return [value - by, value, value + by]
+
+
 def test_every_statement_says_what_it_tests_and_by_which_rule():
     assert set(NAMES) >= {"sign_spectrum", "update_spectrum"}
     for name in NAMES:
         title, source, rule, *prose = statement.text(name)
         assert title.startswith("# ") and source.startswith("Source: ") and "paper" in source
         if hasattr(statement.statement(name), "judge"):
-            assert rule.startswith("Rule: ") and "holds" in rule and prose
+            assert rule.startswith("Rule: ") and "Holds if" in rule and prose
 
 
 @pytest.mark.parametrize(("after", "verdict"), [
-    ((0.4, 0.3), "holds"), ((0.4, 0.6), "holds partly"), ((0.6, 0.7), "does not hold")])
+    ((0.4, 0.3), "holds"), ((0.4, 0.6), "does not hold"), ((0.4, 0.495), "inconclusive")])
 def test_the_verdict_on_sign(after, verdict):
-    entropies = {f"momentum at step {n}": {"before": [0.5], "after": [value]}
+    entropies = {f"momentum at step {n}": {"before": [0.5] * 3, "after": spread(value)}
                  for n, value in enumerate(after)}
-    entropies["Gaussian"] = {"before": [1.0], "after": [0.0]}  # decides nothing
+    entropies["Gaussian"] = {"before": [1.0] * 3, "after": spread(0.0)}  # decides nothing
     assert sign_spectrum.judge(rows(entropies, "matrix", "axis")).word == verdict
 
 
 @pytest.mark.parametrize(("released", "exact", "verdict"), [
-    ((0.96, 1.04), (1.0, 1.0), "holds"), ((0.7, 1.2), (1.0, 1.0), "holds partly"),
-    ((0.7, 1.2), (1e-7, 1.0), "does not hold")])
+    ((0.96, 1.04), (1e-7, 1.0), "holds"), ((0.7, 1.0), (1.0, 1.0), "does not hold"),
+    ((1.0, 1.2), (1.0, 1.0), "does not hold")])  # an identity is never inconclusive
 def test_the_verdict_on_the_identity(released, exact, verdict):
     def entry(*ends):
-        return {label: {"smallest": [low], "largest": [high], "condition": [high / low]}
+        return {label: {"smallest": [1.0, low], "largest": [high, 1.0]}
                 for label, (low, high) in zip(
             ("ARS2-Neo Base", "ARS2-Neo Base, exact msign"), ends, strict=True)}
 
     tree = {"one": entry((1.0, 1.0), (1.0, 1.0)), "another": entry(released, exact)}
-    word, numbers = update_spectrum.judge(rows(tree, "task", "optimizer", "axis"))
-    assert word == verdict and numbers.startswith("condition number 1 (one), ")
+    found = update_spectrum.judge(rows(tree, "task", "optimizer", "axis"))
+    assert found.word == verdict and f": {released[0]:g} to {released[1]:g} (ARS" in found.numbers
 
 
 def test_the_identity_is_exact_on_a_matrix_of_full_rank():
@@ -119,6 +124,17 @@ def test_results_go_elsewhere_than_the_published_ones_unless_told():
     assert command.parse([]).output == Path("outputs/theory") != KEPT
 
 
+def test_a_page_and_the_summary_say_what_is_missing(tmp_path):
+    entropies = {"momentum at step 1": {"before": [0.5] * 3, "after": [0.4, 0.6, 0.45]}}
+    measured = rows(entropies, "matrix", "axis")
+    found = sign_spectrum.judge(measured)
+    assert found.in_words(measured) == "**inconclusive**, 243 seeds needed"
+    assert found.numbers.endswith("; 0 of 1 tests hold, 0 fail, 1 undecided")
+    alone = Rows(row for row in measured if row.seed == 1)
+    assert sign_spectrum.judge(alone).in_words(alone) == (
+        "**inconclusive**: one seed has no interval")
+
+
 def test_steps_counts_across_epochs():
     run = training.built({"name": "adamw"}, seed=1)
     assert list(training.steps(run, 3)) == [1, 2, 3]
@@ -158,10 +174,10 @@ def test_the_fisher_diagonal_of_softmax_regression_by_hand():
 
 
 @pytest.mark.parametrize(("ranks", "error", "verdict"), [
-    ((0.95, 0.9), 0.4, "holds"), ((0.95, 0.9), 0.6, "holds partly"),
-    ((0.95, 0.4), 0.1, "does not hold")])
+    ((0.95, 0.94), 0.4, "holds"), ((0.95, 0.94), 0.6, "does not hold"),
+    ((0.95, 0.8), 0.4, "does not hold"), ((0.95, 0.9), 0.4, "inconclusive")])
 def test_the_verdict_on_the_fisher_diagonal(ranks, error, verdict):
-    tree = {n: {"Fisher": {"rank_correlation": [rank], "error": [error]}}
+    tree = {n: {"Fisher": {"rank_correlation": spread(rank), "error": spread(error)}}
             for n, rank in enumerate(ranks)}
     assert fisher_diagonal.judge(rows(tree, "step", "against", "axis",
                                       task="x")).word == verdict

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_theory import rows
+from test_theory import rows, spread
 from torch.nn import functional as F
 
 from exp.harness.task import task_named
@@ -44,15 +44,15 @@ def softmax_regression(examples=6):
 
 
 @pytest.mark.parametrize(("slopes", "verdict"), [
-    ((0.2, -1), "holds"), ((-1, 0.2), "holds partly"), ((-1, -0.5), "does not hold")])
+    (spread(0.2), "holds"), (spread(-0.5), "does not hold"), (spread(0.2, 0.1), "inconclusive")])
 def test_the_verdict_on_width(slopes, verdict):
-    def losses(slope, width):
-        return {lr: [(math.log2(lr) - slope * math.log2(width)) ** 2]
+    def losses(slopes, width):
+        return {lr: [(math.log2(lr) - slope * math.log2(width)) ** 2 for slope in slopes]
                 for lr in (2.0**n for n in range(-10, 11))}
 
-    tree = {label: {w: losses(slope, w) for w in (64, 128, 256)} for label, slope in zip(
-        ("ARS2-Neo Base, literal", "ARS2-Neo Base, rms"), slopes, strict=True)}
-    tree["Muon"] = {w: losses(0, w) for w in (64, 128, 256)}  # decides nothing
+    tree = {label: {w: losses(of_rule, w) for w in (64, 128, 256)} for label, of_rule in zip(
+        ("ARS2-Neo Base, literal", "ARS2-Neo Base, rms", "Muon"),
+        (slopes, spread(1.0), spread(1.0)), strict=True)}  # the others decide nothing
     assert learning_rate_width.judge(rows(tree, *learning_rate_width.KEYS)).word == verdict
 
 
@@ -93,10 +93,10 @@ def test_a_shadow_steps_from_the_weights_it_is_given():
 
 
 @pytest.mark.parametrize(("ours", "verdict"), [
-    ((0.95, 0.9), "holds"), ((0.5, 0.6), "holds partly"), ((0.5, 0.3), "does not hold")])
+    ((0.95, 0.93), "holds"), ((0.95, 0.6), "does not hold"), ((0.95, 0.9), "inconclusive")])
 def test_the_verdict_on_the_natural_gradient(ours, verdict):
     def entry(values):
-        return {n: {0.1: [value]} for n, value in enumerate(values)}
+        return {n: {0.1: spread(value)} for n, value in enumerate(values)}
 
     rules = {"SGD": entry((0.1, 0.2)), "Adam": entry((0.4, 0.4)), "AdaRMSuon": entry(ours)}
     assert natural_gradient.judge(rows(rules, "name", "step", "damping", axis="cosine",
@@ -130,16 +130,17 @@ def test_the_shear_force_is_the_one_that_ars2_neo_stores(k):
 
 
 @pytest.mark.parametrize(("shear", "verdict"), [
-    ((0.9, 0.5), "holds"), ((0.9, 0.1), "holds partly"), ((0.2, 0.1), "does not hold")])
+    ((0.9, 0.5), "holds"), ((0.9, 0.1), "does not hold"), ((0.9, 0.31), "inconclusive")])
 def test_the_verdict_on_slow_sharpness(shear, verdict):
     def entry(values):
-        return {lag: [value] for lag, value in zip((1, 5), values, strict=True)}
+        return {lag: spread(value) for lag, value in zip((1, 5), values, strict=True)}
 
-    window = {"training batches": {"gradient": entry((0.3, 0.3)), "shear force": entry(shear)}}
-    assert slow_sharpness.judge(rows(
-        {"a": window}, "window", "batches", "kind", "lag", task="x", axis="cosine")) == (
-        verdict, f"cosine 5 steps apart: gradient 0.30 to 0.30, shear force {shear[1]:.2f} to "
-        f"{shear[1]:.2f}")
+    gradient = {1: [0.3] * 3, 5: [0.3] * 3}
+    window = {"training batches": {"gradient": gradient, "shear force": entry(shear)}}
+    found = slow_sharpness.judge(rows(
+        {"a": window}, "window", "batches", "kind", "lag", task="x", axis="cosine"))
+    assert found.word == verdict and found.numbers.startswith(
+        f"cosine 5 steps apart: gradient 0.30 to 0.30, shear force {shear[1]:.2f} to")
 
 
 # --- whitened_perturbation
@@ -182,10 +183,10 @@ def test_whitening_divides_by_the_root_of_the_second_moment():
 
 
 @pytest.mark.parametrize(("rises", "verdict"), [
-    ((2.0, 2.0), "holds"), ((2.0, 0.5), "holds partly"), ((0.5, 0.5), "does not hold")])
+    ((2.0, 2.0), "holds"), ((2.0, 0.5), "does not hold"), ((2.0, 1.0), "inconclusive")])
 def test_the_verdict_on_whitened_perturbations(rises, verdict):
-    tree = {n: {name: {"rise": [rise], "divergence": [1.0]} for name, rise in (
-        ("whitened", rise), ("gradient", 1.0))} for n, rise in enumerate(rises)}
+    tree = {n: {name: {"rise": values, "divergence": [1.0] * 3} for name, values in (
+        ("whitened", spread(rise)), ("gradient", [1.0] * 3))} for n, rise in enumerate(rises)}
     assert whitened_perturbation.judge(rows(
         tree, "step", "direction", "axis", task="x", norm="global", length=0.1)).word == verdict
 
@@ -194,16 +195,22 @@ def test_the_verdict_on_whitened_perturbations(rises, verdict):
 
 
 @pytest.mark.parametrize(("order", "verdict"), [
-    ((1, 1, 1), "holds"), ((1, -1, -1), "holds partly"), ((-1, -1, -1), "does not hold")])
+    ((1, 1, 1), "holds"), ((1, -1, 1), "does not hold"), ((1, 0, 1), "inconclusive")])
 def test_the_verdict_on_flatness(order, verdict):
-    gaps = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
-    by_rule = {str(n): {"gap": gap, **{key: [sign * value**3 for value in gap]
-                                       for key, sign in zip(flatness.MEASURES, order, strict=True)}}
-               for n, gap in enumerate(gaps)}
-    assert flatness.correlation(by_rule, "trace") == pytest.approx((order[1], 0.0))
+    # The places of six optimizers by curvature, seed by seed; by gap they are in order. One
+    # exchange of neighbours is 1 - 6 * 2 / (6 * 35) = 0.943, two are 0.886.
+    places = {1: (123456, 213456, 213465), 0: (123456, 654321, 213465),
+              -1: (654321, 653421, 563421)}
+    ranks = {1: [1.0, 0.943, 0.886], 0: [1.0, -1.0, 0.886], -1: [-1.0, -0.943, -0.886]}
+    by_rule = {str(n): {"gap": [n + 1.0] * 3,
+                        **{key: [float(str(seed)[n]) ** 3 for seed in places[sign]]
+                           for key, sign in zip(flatness.MEASURES, order, strict=True)}}
+               for n in range(6)}
+    assert flatness.correlations(by_rule, "trace") == pytest.approx(ranks[order[1]], abs=1e-3)
     assert flatness.judge(rows({"task": by_rule}, *flatness.KEYS)).word == verdict
-    by_rule["0"]["trace"] = by_rule["1"]["trace"] = [7.0] * 3
-    assert flatness.correlation(by_rule, "trace") == (0.0, 1.0)
+    for entry in by_rule.values():
+        entry["trace"] = [7.0] * 3
+    assert flatness.correlations(by_rule, "trace") == [0.0] * 3
 
 
 # --- sign_spectrum
@@ -278,11 +285,11 @@ def test_committed_plots_are_there():
             assert (command.PUBLISHED / f"{name}.png").exists()
 
 
-@pytest.mark.parametrize(("three", "four", "verdict"), [
-    (0.3, 0.2, "holds"), (0.5, 0.4, "holds partly"), (0.5, 0.41, "does not hold")])
-def test_the_verdict_on_fewer_steps(three, four, verdict):
-    whitened = {2: [1.0], 3: [three], 4: [four], 5: [four]}
-    tree = {"plain": dict.fromkeys((2, 3, 4, 5), [0.4]), "whitened": whitened}
+@pytest.mark.parametrize(("three", "verdict"), [
+    (0.3, "holds"), (0.5, "does not hold"), (0.4, "inconclusive")])
+def test_the_verdict_on_fewer_steps(three, verdict):
+    whitened = {2: spread(1.0), 3: spread(three), 4: spread(0.2), 5: spread(0.2)}
+    tree = {"plain": dict.fromkeys((2, 3, 4, 5), [0.4] * 3), "whitened": whitened}
     assert fewer_steps.judge(rows({1: tree}, "step", "momentum", "ns_steps",
                                   axis="distance")).word == verdict
 
@@ -296,13 +303,17 @@ def test_the_distance_is_zero_where_an_iteration_is_exact(monkeypatch):
     assert fewer_steps.distance(x, 30) < 1e-12
 
 
-def test_the_verdict_on_the_radius():
-    flat, steep = {1: [1.0], 2: [1.05], 3: [None]}, {1: [1.0], 2: [1.2], 3: [None]}
-    assert radius_sweep.near_best(flat) == 2 and radius_sweep.near_best(steep) == 1
+@pytest.mark.parametrize(("seeds", "second", "verdict"), [
+    (8, "helped", "holds"), (8, "plain", "does not hold"), (8, "worse", "does not hold"),
+    (3, "helped", "inconclusive")])  # of numbers that are all equal only the sign is known
+def test_the_verdict_on_the_radius(seeds, second, verdict):
+    flat, steep = ({rate: [loss] * seeds for rate, loss in ((1, 1.0), (2, middle), (3, None))}
+                   for middle in (1.05, 1.2))
+    assert radius_sweep.near_best(flat) == [2] * seeds
+    assert radius_sweep.near_best(steep) == [1] * seeds
     rules = dict.fromkeys(radius_sweep.RULES, steep)
-    helped = {**rules, "TR-Muon ratio": flat}
-    worse = {**rules, "TR-Muon ratio": {1: [1.06], 2: [1.06], 3: [1.06]}}
-    for tree, verdict in (({"a": helped, "b": helped}, "holds"),
-                          ({"a": helped, "b": rules}, "holds partly"),
-                          ({"a": worse, "b": rules}, "does not hold")):
-        assert radius_sweep.judge(rows(tree, *radius_sweep.KEYS)).word == verdict
+    trees = {"helped": {**rules, "TR-Muon ratio": flat}, "plain": rules,
+             "worse": {**rules, "TR-Muon ratio": dict.fromkeys((1, 2, 3), [1.06] * seeds)}}
+    found = radius_sweep.judge(rows({"a": trees["helped"], "b": trees[second]},
+                                    *radius_sweep.KEYS))
+    assert (found.word, found.judgement.needed) == (verdict, 5 if seeds == 3 else None)

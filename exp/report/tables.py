@@ -2,8 +2,9 @@
 
     page("# Title", "A paragraph.", table([("", "loss"), ("AdamW", [5.1, 5.3])]))
 
-Cells of `table` are what they are: text as it is, a number with four digits, an Estimate with its
-interval, a list of one value per seed as their mean with its interval, None as a dash.
+Cells of `table` are what they are: text with its bars escaped, a number with four digits, an
+Estimate with its interval, a list of one value per seed as their mean with its interval, None as a
+dash.
 """
 
 import math
@@ -29,7 +30,7 @@ def cell(value: Cell) -> str:
     if value is None:
         return "–"
     if isinstance(value, str):
-        return value
+        return value.replace("|", "\\|")
     if isinstance(value, Estimate):
         return interval(value)
     return number(value) if isinstance(value, int | float) else interval(mean(value))

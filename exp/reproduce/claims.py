@@ -10,13 +10,21 @@ perplexity; of times and ratios any.
 import math
 from dataclasses import dataclass
 
-from exp.report.evidence import Ends, Evidence, Judgement, judge_above, judge_below, judge_number
+from exp.report.evidence import (
+    POINTS,
+    WORTH_NAMING,
+    Ends,
+    Evidence,
+    Judgement,
+    judge_above,
+    judge_below,
+    judge_number,
+)
 
 NOT_RUN, UNTESTABLE, WITHDRAWN = "not yet run", "cannot be tested here", "withdrawn"
 FACTORS = {"epoch": 1.2, "epochs": 1.2, "x": 1.1}
 SHARES = {"ppl": 0.05, "nats": 0.05}
-POINTS, OVERHEAD_POINTS = 0.5, 5.0
-WORTH_NAMING = 0.01  # of a perplexity or loss
+OVERHEAD_POINTS = 5.0
 
 
 @dataclass(frozen=True)

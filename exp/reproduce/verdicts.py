@@ -4,7 +4,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from exp.report.evidence import FAILS, HOLDS, INCONCLUSIVE, Evidence, Judgement, corrected
+from exp.report.evidence import (
+    FAILS,
+    HOLDS,
+    INCONCLUSIVE,
+    Evidence,
+    Judgement,
+    corrected,
+    in_words,
+)
 from exp.report.tables import interval, markdown, number
 from exp.reproduce.claims import NOT_RUN, Claim, judge
 from exp.reproduce.measures import SCALE_FREE, evidence, overhead
@@ -81,7 +89,7 @@ def claims_lines(
                       f"{logged}({claim.log})" if claim.log else "",
                       shown(ours, claim.unit, _counted(table)),
                       shown(fixed, claim.unit, _counted(table)),
-                      f"**{verdict.word}**{word}{_why(verdict, ours, _counted(table))}"))
+                      in_words(verdict, ours.n if ours else 0, _counted(table), word)))
     return lines
 
 
@@ -121,15 +129,6 @@ def _counted(table: Table | None) -> str:
     if table is None:
         return "machine"
     return "run" if table.grid else "seed"
-
-
-def _why(verdict: Judgement, ours: Evidence | None, what: str) -> str:
-    """What stands behind a verdict: the reason, or how many seeds would decide."""
-    if verdict.word == INCONCLUSIVE and ours.n == 1:
-        return f": one {what} has no interval"
-    if verdict.needed is None:
-        return f": {verdict.why}" if verdict.why else ""
-    return f", {verdict.needed} {what}s needed" + (f" ({verdict.why})" if verdict.why else "")
 
 
 def deciding_scale(claim: Claim, table: Table | None, records: dict) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """AdamW, and SAM around it with each kind of radius, on the three tasks made small."""
 
 from exp.harness.task import Metric, task_named
+from exp.report.evidence import POINTS, WORTH_NAMING, Judgement, judge_above, sample
 from exp.theory.sweeps import adamw, average, curve
 
 STEPS = {"cifar": 150, "wikitext2": 150, "grokking": 300}
@@ -15,9 +16,13 @@ def final(table: dict, seed: int, task: str, steps: int) -> float:
     return curve(table, seed, task, count=steps, measure=METRIC[task])[-1]
 
 
-def is_better(task: str, one: float, two: float) -> bool:
-    """Whether the first value of the task's metric is the better."""
-    return _metric(task).is_better(one, two)
+def judge_better(task: str, ours: list[float], theirs: list[float]) -> Judgement:
+    """Whether values of the task's metric are better than others, seed by seed."""
+    sign = 1 if _metric(task).mode == "max" else -1
+    scale, least = (100, POINTS) if METRIC[task] == "accuracy" else (1, WORTH_NAMING
+                                                                     * average(theirs))
+    return judge_above(sample([sign * scale * (a - b) for a, b in zip(ours, theirs, strict=True)]),
+                       0.0, least)
 
 
 def best_key(task: str, values: dict[float, list[float]]) -> float:

@@ -5,14 +5,14 @@ Markdown, or, where <name>.md is beside it, that file is:
 
     # What is said
     Source: where it is said
-    Rule: when it holds, when it holds partly
+    Rule: the value of a seed, and the threshold beyond which the statement holds
     Prose about the method, in which {TABLE} is a table of that name and {NAME} the module's NAME.
 
 (with an empty line between these). Its code is
 
     GRID                     column or setting -> levels; `measure` is called for each combination
     measure(seeds, **point)  -> rows; the columns and settings of the point are added to them
-    judge(rows)              -> Verdict, see `verdict`
+    judge(rows)              -> Verdict, by the tests of `exp.report.evidence`
     tables(rows)             name -> table or text; without it one table of all means
     figure(rows)             keywords of `exp.report.canvas.curves` for <name>.png; may be missing
     WITHDRAWN                what the authors say now, where they no longer say this
@@ -23,6 +23,7 @@ An experiment that settles no claim has neither rule nor `judge`.
 import importlib
 import inspect
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,22 +31,45 @@ from types import ModuleType
 from typing import NamedTuple
 
 from exp.report.canvas import curves
+from exp.report.evidence import FAILS, HOLDS, INCONCLUSIVE, Judgement, in_words
 from exp.report.rows import COLUMNS, Row, Rows, read_rows
 from exp.report.tables import page, table
 
 PAPERS = Path(__file__).parents[1] / "papers"
 
 
-class Verdict(NamedTuple):
-    """"holds", "holds partly" or "does not hold", and the numbers behind it in a few words."""
+HOW = (
+    "How it is judged: each seed gives one value, and their mean is tested one-sided at 5 % "
+    "(Student's t where nothing else is said; `exp/report/evidence.py`). A part of a rule holds if "
+    "the value is surely beyond the threshold. It does not hold if the value is surely short of "
+    "it, or surely beyond it by less than the least effect worth naming. Anything else is "
+    "inconclusive: the seeds needed would decide with a chance of 80 % if the truth were what was "
+    "measured. All parts of a rule must hold. That one part fails, or that one of several "
+    "alternatives holds, is corrected for their number (Holm).")
+EXACT = "Nothing here is random: the numbers are exact, and no test is needed."
 
-    word: str
+
+class Verdict(NamedTuple):
+    """What the tests of a rule say, and the numbers behind it in a few words."""
+
+    judgement: Judgement
     numbers: str
 
+    @property
+    def word(self) -> str:
+        """"holds", "does not hold" or "inconclusive"."""
+        return self.judgement.word
 
-def verdict(holds: bool, partly: bool, numbers: str) -> Verdict:
-    """The verdict of a rule with these two conditions."""
-    return Verdict("holds" if holds else "holds partly" if partly else "does not hold", numbers)
+    def in_words(self, rows: Rows) -> str:
+        """The verdict as pages have it, with the seeds that are missing."""
+        return in_words(self.judgement, len(rows.levels("seed")))
+
+
+def tally(parts: Sequence[Judgement]) -> str:
+    """How many of these tests hold, fail and are undecided."""
+    count = Counter(part.word for part in parts)
+    return (f"{count[HOLDS]} of {len(parts)} tests hold, {count[FAILS]} fail, "
+            f"{count[INCONCLUSIVE]} undecided")
 
 
 def statement_files() -> dict[str, Path]:
@@ -102,7 +126,8 @@ def judged(module: ModuleType, rows: Rows) -> Verdict:
     found = module.judge(rows)
     if not hasattr(module, "WITHDRAWN"):
         return found
-    return Verdict("withdrawn upstream", f"as first stated it {found.word}: {found.numbers}")
+    return Verdict(Judgement("withdrawn upstream", why=module.WITHDRAWN),
+                   f"as first stated it {found.word}: {found.numbers}")
 
 
 def page_of(name: str, rows: Rows, provenance: dict) -> str:
@@ -112,9 +137,11 @@ def page_of(name: str, rows: Rows, provenance: dict) -> str:
     parts = [title, f"{source}. `python -m exp.theory {name}`."]
     if hasattr(module, "judge"):
         rule, *prose = prose
-        found, now = judged(module, rows), getattr(module, "WITHDRAWN", "")
-        parts.append(f"**{found.word}**{f': {now}; {found.numbers}' if now else ''}. The rule, "
-                     f"written before the run: {rule.removeprefix('Rule: ')}")
+        verdict = judged(module, rows)
+        parts += [f"{verdict.in_words(rows)}. Measured: {verdict.numbers}.",
+                  "The rule (its thresholds were written before the run): "
+                  f"{rule.removeprefix('Rule: ')}",
+                  HOW if any(row.seed for row in rows) else EXACT]
     content = module.tables(rows) if hasattr(module, "tables") else {"means": means_table(rows)}
     content = {key: part if isinstance(part, str) else table(part)
                for key, part in content.items()}
@@ -142,7 +169,11 @@ def summary(folder: Path) -> str:
     for name in statement_files():
         path = folder / f"{name}.json"
         if path.exists() and hasattr(statement(name), "judge"):
-            word, numbers = judged(statement(name), read_rows(path)[0])
-            lines.append(f"| {says(name)} | **{word}** | {numbers} | "
+            rows, _ = read_rows(path)
+            verdict = judged(statement(name), rows)
+            lines.append(f"| {says(name)} | {verdict.in_words(rows)} | {verdict.numbers} | "
                          f"[{name}](../{folder.as_posix()}/{name}.md) |")
-    return page("# The paper's theory, tested", "\n".join(lines))
+    return page("# The paper's theory, tested",
+                "Each statement is an experiment and a rule; the page of each has both. The "
+                "thresholds were written before the runs, the tests on them afterwards, the same "
+                "for all.", HOW, "\n".join(lines))

@@ -12,6 +12,7 @@ import torch
 
 from exp.harness.schedule import Schedule
 from exp.harness.task import task_named
+from exp.report.evidence import Evidence, sample
 from exp.report.rows import Row, Rows, rows_of
 from exp.report.statistics import Estimate, mean
 from exp.theory.training import built, steps
@@ -207,12 +208,17 @@ def arrival(losses: Sequence[float], level: float) -> float:
     return math.inf
 
 
-def speedups(base: list[list[float]], other: list[list[float]]) -> list[float]:
-    """How much sooner the other is at the higher of the two lowest losses, for each seed: 0.1
-    where the base needs 10 % more steps."""
+def slowdown(base: list[list[float]], other: list[list[float]]) -> Evidence:
+    """How many times the steps of the other the base needs to the higher of the two lowest losses,
+    seed by seed."""
     levels = [max(min(one), min(two)) for one, two in zip(base, other, strict=True)]
-    return [arrival(one, level) / arrival(two, level) - 1
-            for one, two, level in zip(base, other, levels, strict=True)]
+    return sample([arrival(one, level) / arrival(two, level)
+                   for one, two, level in zip(base, other, levels, strict=True)], log=True)
+
+
+def percent_more(ratio: Evidence) -> Estimate:
+    """By how many percent a ratio is above one."""
+    return ratio.mapped(lambda value: 100 * (value - 1)).estimate
 
 
 def race_table(rows: Rows) -> list[tuple]:
@@ -221,7 +227,7 @@ def race_table(rows: Rows) -> list[tuple]:
     base, *_ = grids
     return [("rule", "best lr", "lowest loss", f"steps that {base} needs more, %"),
             *((name, best_of_grid(grid), [min(losses) for losses in curves[name]],
-               None if name == base else percent(speedups(curves[base], curves[name])))
+               None if name == base else percent_more(slowdown(curves[base], curves[name])))
               for name, grid in grids.items())]
 
 

@@ -15,13 +15,14 @@ import numpy as np
 from exp.harness.errors import ConfigError
 from exp.jobs.launch import Local
 from exp.jobs.queue import run_jobs
+from exp.report.evidence import holm
 from exp.report.tables import number
 from exp.tune.arms import Arm
 from exp.tune.board import entry_of, read_board, save
 from exp.tune.chain import Chain
 from exp.tune.distinct import require_distinct
 from exp.tune.estimate import ANYTIME_FROM, interim_results
-from exp.tune.inference import EQUAL, e_value, holm, studies_needed, wins_a_study
+from exp.tune.inference import EQUAL, e_value, studies_needed, wins_a_study
 from exp.tune.terms import IN_PROGRESS
 
 LEAST = 6  # studies before an interval that excludes 1 ends a challenge

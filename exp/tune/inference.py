@@ -110,26 +110,14 @@ def studies_needed(own: float, pooled: float, effect: float) -> int:
     return math.ceil(sum(POWER)**2 * used_variance(own, pooled) / effect**2 + 2)
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's adjusted p values."""
-    order = np.argsort(p)
-    factors = len(p) - np.arange(len(p))
-    adjusted = np.minimum(1.0, np.maximum.accumulate(np.asarray(p, float)[order] * factors))
-    return _unsorted(order, adjusted)
-
-
 def benjamini_hochberg(p: Sequence[float]) -> list[float]:
     """Benjamini and Hochberg's adjusted p values."""
     order = np.argsort(p)
     factors = len(p) / (np.arange(len(p)) + 1)
     scaled = np.asarray(p, float)[order] * factors
     adjusted = np.minimum(1.0, np.minimum.accumulate(scaled[::-1])[::-1])
-    return _unsorted(order, adjusted)
-
-
-def _unsorted(order: np.ndarray, values: np.ndarray) -> list[float]:
     result = np.empty(len(order))
-    result[order] = values
+    result[order] = adjusted
     return result.tolist()
 
 

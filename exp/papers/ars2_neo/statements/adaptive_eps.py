@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 
+from exp.report.evidence import judge_above
 from exp.report.rows import Row, Rows
 from exp.report.tables import interval
 from exp.theory import sweeps
-from exp.theory.statement import Verdict, verdict
+from exp.theory.statement import Verdict
 
 START = 2**-7
+SLOWER = 1.10
 GRID = {"optimizer": ("AdamW", "AdaEps")}
 
 
@@ -20,8 +22,9 @@ def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
 def judge(rows: Rows) -> Verdict:
     """By how many steps more AdamW needs."""
     curves = sweeps.curves_of(rows)
-    gain = sweeps.percent(sweeps.speedups(curves["AdamW"], curves["AdaEps"]))
-    return verdict(gain.value >= 10, gain.value >= 2, f"AdamW needs {interval(gain)} % more steps")
+    ratio = sweeps.slowdown(curves["AdamW"], curves["AdaEps"])
+    return Verdict(judge_above(ratio, SLOWER),
+                   f"AdamW needs {interval(sweeps.percent_more(ratio))} % more steps")
 
 
 def tables(rows: Rows) -> dict:

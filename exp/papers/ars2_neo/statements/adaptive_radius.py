@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 
+from exp.report.evidence import judge_all, judge_any
 from exp.report.rows import Row, Rows, rows_of
 from exp.report.statistics import mean
 from exp.report.tables import interval, number
 from exp.theory import sam
-from exp.theory.statement import Verdict, verdict
+from exp.theory.statement import Verdict
 from exp.theory.sweeps import average
 
 GRID = {"task": sam.STEPS}
@@ -31,12 +32,11 @@ def at_best(rows: Rows) -> dict[str, dict[str, tuple[float, list[float]]]]:
 
 
 def judge(rows: Rows) -> Verdict:
-    """Whether the rate or the gap beats the constant radius on every seed, task by task."""
+    """Whether the rate or the gap beats the constant radius, task by task."""
     best = at_best(rows)
-    helped = [any(all(sam.is_better(task, *pair) for pair in zip(
-        schedules[schedule][1], schedules["constant"][1], strict=True))
-        for schedule in ("lr", "gap")) for task, schedules in best.items()]
-    return verdict(all(helped), any(helped), "; ".join(
+    helped = [judge_any([sam.judge_better(task, schedules[name][1], schedules["constant"][1])
+                         for name in ("lr", "gap")]) for task, schedules in best.items()]
+    return Verdict(judge_all(helped), "; ".join(
         f"{task} {sam.METRIC[task]} " + ", ".join(
             f"{schedule} {number(average(values))}" for schedule, (_, values) in schedules.items())
         for task, schedules in best.items()))

@@ -3,9 +3,20 @@
 import itertools
 from collections.abc import Iterable
 
+from exp.report.evidence import (
+    FAILS,
+    HOLDS,
+    Judgement,
+    judge_above,
+    judge_all,
+    judge_any,
+    judge_below,
+    sample,
+)
 from exp.report.rows import Row, Rows
+from exp.report.tables import number
 from exp.theory import sweeps
-from exp.theory.statement import Verdict, verdict
+from exp.theory.statement import Verdict
 
 BATCHES = (2, 8, 32, 128)
 LINEAR, CONSTANT = 0.75, 0.25
@@ -33,22 +44,29 @@ def exponents(by_batch: dict[int, sweeps.Grid]) -> dict[tuple[int, int], list[fl
             for one, two in itertools.pairwise(by_batch)}
 
 
-def laws(by_batch: dict[int, sweeps.Grid]) -> list[str]:
-    """"linear", "square root" or "constant" for each pair of neighbours."""
-    slopes = map(sweeps.average, exponents(by_batch).values())
-    return ["linear" if a > LINEAR else "square root" if a >= CONSTANT else "constant"
-            for a in slopes]
+def tests(by_batch: dict[int, sweeps.Grid]) -> tuple[list[Judgement], list[Judgement]]:
+    """Of each pair of neighbours whether the rate grows linearly, and whether it is constant."""
+    slopes = list(map(sample, exponents(by_batch).values()))
+    return ([judge_above(a, LINEAR) for a in slopes], [judge_below(a, CONSTANT) for a in slopes])
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the laws between neighbouring batch sizes, optimizer by optimizer."""
-    every = {name: laws(by_batch) for name, by_batch in rows.tree(*KEYS).items()}
-    grows = [list(itertools.takewhile(lambda law: law != "constant", kinds))
-             for kinds in every.values()]
-    return verdict(
-        all(set(kinds) == {"linear"} for kinds in grows),
-        any("linear" in kinds for kinds in every.values()),
-        "; ".join(f"{name}: {', '.join(kinds)}" for name, kinds in every.items()))
+    """Whether rates grow linearly up to one pair or another and are constant at the next."""
+    trees = rows.tree(*KEYS)
+    parts = []
+    for linear, constant in map(tests, trees.values()):
+        parts.append(judge_any([judge_all([*linear[:n], *constant[n:n + 1]])
+                                for n in range(1, len(linear) + 1)]))
+    return Verdict(judge_all(parts), "a between neighbouring batch sizes: " + "; ".join(
+        f"{name} {', '.join(number(sweeps.average(a)) for a in exponents(by_batch).values())}"
+        for name, by_batch in trees.items()))
+
+
+def laws(by_batch: dict[int, sweeps.Grid]) -> list[str]:
+    """What the tests say of each pair of neighbours."""
+    return ["linear" if linear.word == HOLDS else "constant" if constant.word == HOLDS
+            else "between" if linear.word == constant.word == FAILS else "undecided"
+            for linear, constant in zip(*tests(by_batch), strict=True)]
 
 
 def tables(rows: Rows) -> dict:

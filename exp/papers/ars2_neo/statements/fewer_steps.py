@@ -5,15 +5,17 @@ from collections.abc import Iterable
 from torch import Tensor
 from torch.optim import Optimizer
 
+from exp.report.evidence import judge_all, judge_below, sample
 from exp.report.rows import Row, Rows
-from exp.theory.statement import Verdict, verdict
+from exp.report.tables import interval
+from exp.theory.statement import Verdict
 from exp.theory.sweeps import average
 from exp.theory.training import built, evaluate, matrices, steps
 from optimizer.parts.polar import as_matrices, exact_polar, newton_schulz
 
 OPTIMIZER = {"name": "ars2_neo", "k": 0, "lr": 1e-3, "betas": [0.95, 0.98], "weight_decay": 1.0}
 POINTS = (10, 40, 160)
-STEPS = (2, 3, 4, 5)
+STEPS, FEW = (2, 3, 4, 5), 3
 COEFFICIENTS = "keller"
 RUN_STEPS = 160
 RULES = {"ARS2-Neo Base": {**OPTIMIZER, "betas": [0.9, 0.98]},
@@ -63,17 +65,15 @@ def short_run(optimizer: dict, seed: int) -> dict[str, float]:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the distances at every point; the numbers are those at the last."""
-    means = {step: {kind: list(map(average, by_count.values())) for kind, by_count in kinds.items()}
-             for step, kinds in rows.tree("step", "momentum", "ns_steps").items()}
-
-    def is_nearer(count: int) -> bool:
-        at = STEPS.index(count)
-        return all(kinds["whitened"][at] <= kinds["plain"][-1] for kinds in means.values())
-
-    step, kinds = list(means.items())[-1]
-    return verdict(is_nearer(3), is_nearer(4), f"step {step}: whitened {kinds['whitened'][2]:.2g} "
-                   f"from its polar factor after 4 steps, plain {kinds['plain'][-1]:.2g} after 5")
+    """By the ratio of distances at every point."""
+    ratios = {step: sample([ours / plain for ours, plain in zip(
+        kinds["whitened"][FEW], kinds["plain"][STEPS[-1]], strict=True)], log=True)
+        for step, kinds in rows.tree("step", "momentum", "ns_steps").items()}
+    return Verdict(
+        judge_all([judge_below(ratio, 1.0) for ratio in ratios.values()]),
+        f"distance of the whitened momentum after {FEW} steps over that of the plain one after "
+        f"{STEPS[-1]}: " + ", ".join(f"{interval(ratio.estimate)} at step {step}"
+                                     for step, ratio in ratios.items()))
 
 
 def tables(rows: Rows) -> dict:

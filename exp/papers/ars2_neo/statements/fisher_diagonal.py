@@ -8,8 +8,9 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from exp.report.evidence import judge_above, judge_all, judge_below, sample
 from exp.report.rows import Row, Rows
-from exp.theory.statement import Verdict, verdict
+from exp.theory.statement import Verdict, tally
 from exp.theory.sweeps import average
 from exp.theory.training import built, examples, steps
 
@@ -22,6 +23,7 @@ TASKS = {
 OPTIMIZER = {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.98], "weight_decay": 1.0}
 AGAINST = ("Fisher", "empirical Fisher")
 AXES = ("rank_correlation", "cosine", "error")
+RANK, ERROR = 0.9, 0.5
 GRID = {"task": TASKS}
 
 
@@ -81,19 +83,21 @@ def measure(seeds: list[int], task: str) -> Iterable[Row]:
                     yield Row(axis, seed, value, settings={"step": step, "against": name})
 
 
-def means(rows: Rows, axis: str) -> list[float]:
-    """The mean over seeds at every point, against the true Fisher diagonal."""
+def points(rows: Rows, axis: str) -> list[list[float]]:
+    """The values of the seeds at every point, against the true Fisher diagonal."""
     trees = rows.where(against="Fisher", axis=axis).tree("task", "step")
-    return [average(values) for by_step in trees.values() for values in by_step.values()]
+    return [values for by_step in trees.values() for values in by_step.values()]
 
 
 def judge(rows: Rows) -> Verdict:
     """By rank correlation and error at every point."""
-    ranks, errors = means(rows, "rank_correlation"), means(rows, "error")
-    return verdict(
-        min(ranks) >= 0.9 and max(errors) <= 0.5, min(ranks) >= 0.5,
-        f"rank correlation {min(ranks):.2f} to {max(ranks):.2f}, error at the best scale "
-        f"{min(errors):.2f} to {max(errors):.2f}")
+    ranks, errors = points(rows, "rank_correlation"), points(rows, "error")
+    parts = [*(judge_above(sample(values), RANK) for values in ranks),
+             *(judge_below(sample(values), ERROR) for values in errors)]
+    ends = [f"{min(means):.2f} to {max(means):.2f}"
+            for means in (list(map(average, values)) for values in (ranks, errors))]
+    return Verdict(judge_all(parts), f"rank correlation {ends[0]}, error at the best scale "
+                   f"{ends[1]}; {tally(parts)}")
 
 
 def tables(rows: Rows) -> dict:

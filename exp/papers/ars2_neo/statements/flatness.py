@@ -5,8 +5,10 @@ from collections.abc import Iterable
 from scipy.stats import spearmanr
 
 from exp.harness.curvature import curvature
+from exp.report.evidence import judge_above, judge_all, sample
 from exp.report.rows import Row, Rows
-from exp.theory.statement import Verdict, verdict
+from exp.report.tables import interval
+from exp.theory.statement import Verdict
 from exp.theory.training import built, evaluate, examples
 
 MEASURES = ("top_eigenvalue", "trace", "sam_sharpness")
@@ -30,6 +32,7 @@ EXAMPLES, HELD_OUT = 50, 500  # of curvature; of the held-out loss
 COLUMNS = ("epochs", "training loss", "gap", *MEASURES)
 GRID = {"task": TASKS, "optimizer": RULES}
 KEYS = ("task", "optimizer", "axis")
+AGREES = 0.5
 
 
 def measure(seeds: list[int], task: str, optimizer: str) -> Iterable[Row]:
@@ -58,37 +61,36 @@ def end_point(rule: str, task: str, seed: int) -> dict[str, float]:
             **curvature(run.model, batch, params, seed)}
 
 
-def correlation(by_name: dict, key: str, of: str = "gap") -> tuple[float, float]:
-    """Spearman's rank correlation and its p value, over all optimizers and seeds of a task;
-    zero with p = 1 where one of the two does not vary."""
-    columns = [[value for entry in by_name.values() for value in entry[name]]
-               for name in (key, of)]
-    if any(len(set(column)) == 1 for column in columns):
-        return 0.0, 1.0
-    test = spearmanr(*columns)
-    return float(test.statistic), float(test.pvalue)
+def correlations(by_name: dict, key: str, of: str = "gap") -> list[float]:
+    """Spearman's rank correlation over the optimizers, of each seed; zero where one of the two
+    does not vary."""
+    seeds = zip(*([zip(entry[key], entry[of], strict=True) for entry in by_name.values()]),
+                strict=True)
+    pairs = (tuple(zip(*of_seed, strict=True)) for of_seed in seeds)
+    return [float(spearmanr(*columns).statistic) if all(len(set(c)) > 1 for c in columns) else 0.0
+            for columns in pairs]
 
 
 def judge(rows: Rows) -> Verdict:
     """By the rank correlations with the gap."""
-    tests = {task: {key: correlation(by_name, key) for key in MEASURES}
+    tests = {task: {key: sample(correlations(by_name, key)) for key in MEASURES}
              for task, by_name in rows.tree(*KEYS).items()}
-    agree = [rank >= 0.5 and p < 0.05 for by_key in tests.values() for rank, p in by_key.values()]
-    return verdict(all(agree), any(agree), "; ".join(
-        f"{task}: " + ", ".join(f"{key.replace('_', ' ')} {rank:.2f}"
-                                for key, (rank, _) in by_key.items())
-        for task, by_key in tests.items()))
+    return Verdict(
+        judge_all([judge_above(rank, AGREES) for by_key in tests.values()
+                   for rank in by_key.values()]),
+        "; ".join(f"{task}: " + ", ".join(
+            f"{key.replace('_', ' ')} {interval(rank.estimate)}" for key, rank in by_key.items())
+            for task, by_key in tests.items()))
 
 
 def tables(rows: Rows) -> dict:
     """The correlations, then the end points of each task."""
     titles = [key.replace("_", " ") for key in COLUMNS]
-    lines = [("rank correlation with the gap", *titles[3:], "epochs", "training loss", "points")]
+    lines = [("rank correlation with the gap", *titles[3:], "epochs", "training loss")]
     content = {"correlations": lines}
     for task, by_name in rows.tree(*KEYS).items():
-        tests = (correlation(by_name, key) for key in (*MEASURES, "epochs", "training loss"))
-        gaps = rows.values(task=task, axis="gap")
-        lines.append((task, *(f"{rank:.2f} (p {p:.2g})" for rank, p in tests), str(len(gaps))))
+        lines.append((task, *(correlations(by_name, key)
+                              for key in (*MEASURES, "epochs", "training loss"))))
         content[task] = [(task, *titles), *((name, *(axes[key] for key in COLUMNS))
                                             for name, axes in by_name.items())]
         late = sum(loss > TARGET for loss in rows.values(task=task, axis="training loss"))

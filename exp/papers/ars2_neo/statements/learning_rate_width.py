@@ -1,10 +1,13 @@
 """Does the best learning rate stay where it is when the model becomes wider?"""
 
+import math
 from collections.abc import Iterable
 
+from exp.report.evidence import judge_number, sample
 from exp.report.rows import Row, Rows
+from exp.report.tables import interval
 from exp.theory import sweeps
-from exp.theory.statement import Verdict, verdict
+from exp.theory.statement import Verdict
 from exp.theory.training import built, training_loss
 
 WIDTHS = (64, 128, 256)
@@ -47,12 +50,13 @@ def exponents(by_width: dict[int, sweeps.Grid]) -> list[float]:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the exponents of ARS with each energy norm."""
-    slopes = {name.rsplit(", ", 1)[-1]: sweeps.average(exponents(by_width))
+    """By the exponent of ARS as released; those of the other energy norms are shown beside it."""
+    slopes = {name.rsplit(", ", 1)[-1]: sample(exponents(by_width))
               for name, by_width in rows.tree(*KEYS).items() if name.startswith("ARS2")}
-    return verdict(
-        abs(slopes["literal"]) <= BOUND, min(map(abs, slopes.values())) <= BOUND,
-        "lr ~ width^a, a " + ", ".join(f"{a:.2g} ({name})" for name, a in slopes.items()))
+    return Verdict(
+        judge_number(slopes["literal"], 0.0, (-BOUND, BOUND), runs=math.inf),
+        "lr ~ width^a, a " + ", ".join(f"{interval(a.estimate)} ({name})"
+                                       for name, a in slopes.items()))
 
 
 def tables(rows: Rows) -> dict:

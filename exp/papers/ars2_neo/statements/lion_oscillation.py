@@ -4,14 +4,15 @@ import itertools
 import math
 from collections.abc import Iterable
 
+from exp.report.evidence import Evidence, judge_above, sample
 from exp.report.rows import Row, Rows
-from exp.report.statistics import mean
 from exp.report.tables import interval
 from exp.theory import sweeps
-from exp.theory.statement import Verdict, verdict
+from exp.theory.statement import Verdict
 
 RULES = {"AdamW": (sweeps.adamw, 2**-7), "Lion": (sweeps.lion, 2**-10)}
 GRID = {"optimizer": RULES}
+TIMES = 2.0
 
 
 def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
@@ -30,22 +31,22 @@ def fluctuations(rows: Rows) -> dict[str, list[float]]:
     return {name: list(map(fluctuation, curves)) for name, curves in sweeps.curves_of(rows).items()}
 
 
-def ratios(rows: Rows) -> list[float]:
+def ratio_of(rows: Rows) -> Evidence:
     """Lion's fluctuation over AdamW's, seed by seed."""
     by_name = fluctuations(rows)
-    return [a / b for a, b in zip(by_name["Lion"], by_name["AdamW"], strict=True)]
+    return sample([a / b for a, b in zip(by_name["Lion"], by_name["AdamW"], strict=True)], log=True)
 
 
 def judge(rows: Rows) -> Verdict:
     """By the ratio of fluctuations."""
-    ratio = mean(ratios(rows))
-    return verdict(ratio.value >= 2, ratio.value >= 1.2, f"{interval(ratio)} times AdamW's")
+    ratio = ratio_of(rows)
+    return Verdict(judge_above(ratio, TIMES), f"{interval(ratio.estimate)} times AdamW's")
 
 
 def tables(rows: Rows) -> dict:
     """Rates, losses and fluctuations."""
     curves, grids = sweeps.curves_of(rows), sweeps.grids_of(rows)
-    return {"ratio": interval(mean(ratios(rows))), "fluctuations": [
+    return {"ratio": interval(ratio_of(rows).estimate), "fluctuations": [
         ("rule", "best lr", "final loss", "fluctuation (nats)"),
         *((name, sweeps.best_of_grid(grids[name]), [losses[-1] for losses in curves[name]], values)
           for name, values in fluctuations(rows).items())]}

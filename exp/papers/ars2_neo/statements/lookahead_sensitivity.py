@@ -3,11 +3,14 @@
 import math
 from collections.abc import Iterable, Sequence
 
+from exp.report.evidence import judge_above, judge_all, sample
 from exp.report.rows import Row, Rows
+from exp.report.tables import interval
 from exp.theory import sweeps
-from exp.theory.statement import Verdict, verdict
+from exp.theory.statement import Verdict
 
 NEAR = 0.1  # nats
+LEAST = 0.1  # doublings that are worth naming
 POINTS = 9  # of the grid, a factor of two apart
 RULES = {"SGD with momentum": (sweeps.sgd, 2**-6), "AdamW": (sweeps.adamw, 2**-11)}
 WITH = {"without": {}, "with": {"lookahead": {}}}
@@ -48,13 +51,13 @@ def widths(grids: dict[str, sweeps.Grid]) -> dict[str, list[float]]:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the widths without and with, optimizer by optimizer."""
-    means = {name: {which: sweeps.average(values) for which, values in widths(grids).items()}
-             for name, grids in rows.tree(*KEYS).items()}
-    wider = [by["with"] > by["without"] for by in means.values()]
-    return verdict(
-        all(wider), any(wider), "doublings of lr within 0.1 nats, without and with: " + "; ".join(
-            f"{name} {by['without']:.2g}, {by['with']:.2g}" for name, by in means.items()))
+    """By how many doublings more there are with Lookahead, optimizer by optimizer."""
+    more = {name: sample([a - b for a, b in zip(by["with"], by["without"], strict=True)])
+            for name, by in ((name, widths(grids)) for name, grids in rows.tree(*KEYS).items())}
+    return Verdict(
+        judge_all([judge_above(doublings, 0.0, LEAST) for doublings in more.values()]),
+        "doublings of lr that Lookahead adds: " + ", ".join(
+            f"{interval(doublings.estimate)} ({name})" for name, doublings in more.items()))
 
 
 def tables(rows: Rows) -> dict:

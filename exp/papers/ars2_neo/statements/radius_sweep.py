@@ -6,14 +6,16 @@ from itertools import islice
 
 import torch
 
+from exp.report.evidence import Judgement, judge_above, judge_all, judge_any, judge_below, sample
 from exp.report.rows import Row, Rows
 from exp.report.tables import number
-from exp.theory.statement import Verdict, verdict
+from exp.theory.statement import Verdict
 from exp.theory.sweeps import average
 from exp.theory.training import batches, built
 
 FACTORS = tuple(10 ** (step / 2) for step in range(-2, 3))  # times the rate of RULES
 NEAR, WORSE = 1.10, 1.05
+LEAST = 0.5  # rates that are worth naming
 TR = {"name": "tr_muon", "lr": 1e-3}
 GAIN = {"control": "gain", "radius_range": (0.1, 4.0)}  # as the spike's proposal has it
 LINE = {"control": "line", "radius_range": (0.01, 100.0)}  # the whole sweep, and more, in reach
@@ -80,26 +82,39 @@ def means(by_factor: dict[float, list]) -> dict[float, float]:
             for factor, losses in by_factor.items()}
 
 
-def near_best(by_factor: dict[float, list]) -> int:
-    """How many rates have a mean loss within NEAR of the lowest."""
-    losses = means(by_factor).values()
-    return sum(loss <= NEAR * min(losses) for loss in losses)
+def near_best(by_factor: dict[float, list]) -> list[int]:
+    """How many rates have a loss within NEAR of the lowest, of each seed."""
+    seeds = zip(*([math.inf if loss is None else loss for loss in losses]
+                  for losses in by_factor.values()), strict=True)
+    return [sum(loss <= NEAR * min(losses) for loss in losses if loss < math.inf)
+            for losses in seeds]
+
+
+def lowest(by_factor: dict[float, list]) -> list[float]:
+    """The losses of the seeds at the rate with the lowest mean."""
+    losses = means(by_factor)
+    return [math.inf if loss is None else loss for loss in by_factor[min(losses, key=losses.get)]]
+
+
+def tests(by_name: dict, rule: str) -> list[Judgement]:
+    """Whether a rule has more rates near its best than RMSuon, and a lowest loss as low."""
+    more = [a - b for a, b in zip(*(near_best(by_name[name]) for name in (rule, "RMSuon")),
+                                  strict=True)]
+    ratios = [a / b for a, b in zip(*(lowest(by_name[name]) for name in (rule, "RMSuon")),
+                                    strict=True)]
+    return [judge_above(sample(more), 0.0, LEAST), judge_below(sample(ratios, log=True), WORSE)]
 
 
 def judge(rows: Rows) -> Verdict:
     """By each rule of TR-Muon beside RMSuon; the numbers are the range of losses over the rates."""
-    def helps(by_name: dict, rule: str) -> bool:
-        ours, plain = (min(means(by_name[name]).values()) for name in (rule, "RMSuon"))
-        return near_best(by_name[rule]) > near_best(by_name["RMSuon"]) and ours <= WORSE * plain
-
     trees, parts = rows.tree(*KEYS), []
-    helped = [[helps(by_name, rule) for by_name in trees.values()]
+    helped = [judge_all([part for by_name in trees.values() for part in tests(by_name, rule)])
               for rule in RULES if rule.startswith("TR-Muon")]
     for task, by_name in trees.items():
         ends = (sorted(means(by_name[name]).values()) for name in ("RMSuon", DEFAULT))
         parts.append(f"{task}: " + ", ".join(f"{number(low)} to {number(high)}"
                                              for low, *_, high in ends))
-    return verdict(any(map(all, helped)), any(map(any, helped)),
+    return Verdict(judge_any(helped),
                    f"loss over two decades of lr, RMSuon and {DEFAULT}: " + "; ".join(parts))
 
 
@@ -108,10 +123,9 @@ def tables(rows: Rows) -> dict:
     def line(name, by_factor):
         losses = means(by_factor)
         finite = {factor: loss for factor, loss in losses.items() if math.isfinite(loss)}
-        best = by_factor[min(finite, key=finite.get)] if finite else None
         diverged = sum(loss is None for values in by_factor.values() for loss in values)
-        return (f"{name}, lr0 {RULES[name]['lr']:g}", *map(finite.get, losses), best,
-                str(near_best(by_factor)), str(diverged))
+        return (f"{name}, lr0 {RULES[name]['lr']:g}", *map(finite.get, losses),
+                lowest(by_factor) if finite else None, near_best(by_factor), str(diverged))
 
     return {task: [(task, *(f"lr0 x {factor:.3g}" for factor in rows.levels("factor")),
                     "lowest, of seeds", f"rates within {NEAR - 1:.0%}", "diverged"),

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
+from exp.report.evidence import judge_all, judge_below, sample
 from exp.report.rows import Row, Rows, rows_of
-from exp.report.statistics import mean
 from exp.report.tables import interval, number
 from exp.theory import sweeps
-from exp.theory.statement import Verdict, verdict
+from exp.theory.statement import Verdict
 from exp.theory.training import built, steps
 from optimizer.parts.state import state_per_weight
 
@@ -51,15 +51,14 @@ def differences(rows: Rows, storage: str) -> list[list[float]]:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the intervals of the losses in 8 bits, then in bfloat16."""
-    losses = {storage: differences(rows, storage) for storage in ("bf16", "8bit")}
-    together = {storage: mean(sum(each, [])) for storage, each in losses.items()}
-    costs_nothing = {storage: together[storage].high < BOUND
-                     and not any(mean(values).low > 0 for values in each)
-                     for storage, each in losses.items()}
-    bf16, eight = (interval(sweeps.percent(sum(each, []))) for each in losses.values())
-    return verdict(costs_nothing["8bit"], costs_nothing["bf16"],
-                   f"loss {bf16} % higher in bf16, {eight} % in 8 bits")
+    """By the losses in 8 bits, mode by mode and task by task."""
+    losses = differences(rows, "8bit")
+    places = [f"{task} {mode}" for task in rows.levels("task") for mode in rows.levels("mode")]
+    return Verdict(
+        judge_all([judge_below(sample(values), BOUND) for values in losses]),
+        "% that the loss is higher in 8 bits: " + ", ".join(
+            f"{interval(sweeps.percent(values))} ({place})"
+            for place, values in zip(places, losses, strict=True)))
 
 
 def tables(rows: Rows) -> dict:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from exp.harness.diagnostics import spectrum
+from exp.report.evidence import judge_all, judge_below, sample
 from exp.report.rows import Row, Rows
-from exp.theory.statement import Verdict, verdict
+from exp.theory.statement import Verdict, tally
 from exp.theory.sweeps import average
 from exp.theory.training import built, matrices, steps
 
@@ -16,6 +17,7 @@ TASKS = {"grokking": ((1, 8, 40, 160, 400), "full"), "cifar": ((1, 8, 40, 160), 
          "wikitext2": ((1, 8, 40, 160), "small")}
 OPTIMIZER = {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.98], "weight_decay": 1.0}
 SIZE, RANK = 128, 4
+LEAST = 0.01  # of the entropy, that is worth naming
 # Rule -> settings, and what its state calls the momentum that goes in.
 AFTER = {
     "AdaMuon": ({"name": "adamuon"}, "momentum_buffer"),
@@ -75,11 +77,13 @@ def momenta_and_updates(rule: str, seed: int) -> dict[int, tuple[list[Tensor], l
 
 def judge(rows: Rows) -> Verdict:
     """By the change over real momenta."""
-    changes = [average(entry["after"]) - average(entry["before"])
+    changes = [sample([b - a for a, b in zip(entry["before"], entry["after"], strict=True)])
                for name, entry in rows.tree("matrix", "axis").items()
                if name.startswith("momentum")]
-    return verdict(max(changes) < 0, min(changes) < 0, "entropy of real momentum changes by "
-                   f"{min(changes):+.2f} to {max(changes):+.2f}")
+    parts = [judge_below(change, 0.0, LEAST) for change in changes]
+    means = [change.value for change in changes]
+    return Verdict(judge_all(parts), "entropy of real momentum changes by "
+                   f"{min(means):+.2f} to {max(means):+.2f}; {tally(parts)}")
 
 
 def tables(rows: Rows) -> dict:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from exp.report.evidence import judge_above, judge_all, sample
 from exp.report.rows import Row, Rows
 from exp.report.statistics import mean
 from exp.theory.perturbations import gradient_and_shear
-from exp.theory.statement import Verdict, verdict
+from exp.theory.statement import Verdict, tally
 from exp.theory.sweeps import average
 from exp.theory.training import batches, built, evaluate, examples, steps
 
@@ -19,6 +20,7 @@ WINDOWS = {"grokking": ((40, 180), 60, "full"), "cifar": ((20, 100), 40, "small"
            "wikitext2": ((20, 100), 40, "small")}
 LAGS = (1, 2, 5, 10, 20)
 KINDS = ("gradient", "shear force")
+LEAST = 0.01  # of a cosine, that is worth naming
 PERIODS = (0, 1, 2, 5, 10, 20)  # k; 0 is Base
 RUN_STEPS = 160
 
@@ -85,14 +87,16 @@ def judge(rows: Rows) -> Verdict:
     """By the autocorrelations at every lag; the numbers are those at the middle lag on the
     training batches, over the windows."""
     every, lag = trees(rows), LAGS[len(LAGS) // 2]
-    above = [sum(kinds["shear force"][at]) > sum(cosines)
+    above = [judge_above(sample([a - b for a, b in zip(kinds["shear force"][at], cosines,
+                                                      strict=True)]), 0.0, LEAST)
              for kinds in every.values() for at, cosines in kinds["gradient"].items()]
     parts = []
     for kind in KINDS:
         means = [average(kinds[kind][lag]) for (*_, which), kinds in every.items()
                  if which == "training batches"]
         parts.append(f"{kind} {min(means):.2f} to {max(means):.2f}")
-    return verdict(all(above), any(above), f"cosine {lag} steps apart: " + ", ".join(parts))
+    return Verdict(judge_all(above),
+                   f"cosine {lag} steps apart: {', '.join(parts)}; {tally(above)}")
 
 
 def tables(rows: Rows) -> dict:

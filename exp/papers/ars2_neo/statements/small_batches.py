@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 
+from exp.report.evidence import WORTH_NAMING, judge_above, judge_all, sample
 from exp.report.rows import Row, Rows
+from exp.report.tables import interval
 from exp.theory import sweeps
-from exp.theory.statement import Verdict, verdict
+from exp.theory.statement import Verdict
 from exp.theory.training import built, training_loss
 
 LIMIT = 256
@@ -40,15 +42,15 @@ def differences(grids: dict[str, sweeps.Grid]) -> list[float]:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the mean difference at every batch size of each task."""
-    means = {task: {batch: sweeps.average(differences(grids)) for batch, grids in by_batch.items()}
-             for task, by_batch in rows.tree(*KEYS).items()}
-    worse = [[loss > 0 for batch, loss in by_batch.items() if batch < LIMIT]
-             for by_batch in means.values()]
-    numbers = (f"{task} " + ", ".join(f"{loss:+.2g} at {batch}" for batch, loss in losses.items())
-               for task, losses in means.items())
-    return verdict(all(map(all, worse)), any(at[0] for at in worse),
-                   "Muon less AdamW: " + "; ".join(numbers))
+    """By the difference at every small batch size of each task."""
+    small = {(task, batch): (sample(differences(grids)), sweeps.lowest(grids["AdamW"]))
+             for task, by_batch in rows.tree(*KEYS).items()
+             for batch, grids in by_batch.items() if batch < LIMIT}
+    return Verdict(
+        judge_all([judge_above(more, 0.0, WORTH_NAMING * loss) for more, loss in small.values()]),
+        "Muon's loss less AdamW's: " + ", ".join(
+            f"{interval(more.estimate)} ({task}, batch {batch})"
+            for (task, batch), (more, _) in small.items()))
 
 
 def tables(rows: Rows) -> dict:

@@ -1,13 +1,25 @@
 """Is Muon faster, or steadier, when it clips singular values and does not make them equal?"""
 
+import itertools
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
+from exp.report.evidence import (
+    INCONCLUSIVE,
+    Judgement,
+    judge_above,
+    judge_all,
+    judge_any,
+    sample,
+)
 from exp.report.rows import Row, Rows
+from exp.report.tables import interval
 from exp.theory import sweeps
-from exp.theory.statement import Verdict, verdict
+from exp.theory.statement import Verdict
 
 GUESS = 7.0  # nats
+SLOWER, LOWER = 1.10, 0.5  # times the steps; doublings of the rate
 # Optimizer -> keys over Muon's, and where its grid begins.
 RULES = {"Muon": ({}, 2**-5)} | {
     f"clip to [{smin:g}, 1]": ({"name": "spectral_clip_muon", "smin": smin}, 2**-4)
@@ -22,22 +34,37 @@ def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the clip with the largest gain over Muon."""
+    """By the speed and the steadiness of each clip beside Muon's."""
     curves, grids = sweeps.curves_of(rows), sweeps.grids_of(rows)
-    base = curves.pop("Muon")
-    gains = {name: sweeps.average(sweeps.speedups(base, losses))
-             for name, losses in curves.items()}
-    best = max(gains, key=gains.get)
-    steady = headroom(grids[best]) >= headroom(grids["Muon"])
-    return verdict(
-        gains[best] >= 0.10 and steady, gains[best] >= 0.02, "Muon needs more steps by: "
-        + ", ".join(f"{100 * gain:+.0f} % ({name})" for name, gain in gains.items()))
+    base, plain = curves.pop("Muon"), grids["Muon"]
+    ratios = {name: sweeps.slowdown(base, losses) for name, losses in curves.items()}
+    return Verdict(
+        judge_any([judge_all([judge_above(ratio, SLOWER), judge_steady(grids[name], plain)])
+                   for name, ratio in ratios.items()]),
+        "Muon needs more steps by: " + ", ".join(
+            f"{interval(sweeps.percent_more(ratio))} % ({name})"
+            for name, ratio in ratios.items())
+        + "; no rate of the grids was too high" * all(
+            map(math.isinf, itertools.chain.from_iterable(map(headroom, grids.values())))))
 
 
-def headroom(grid: sweeps.Grid) -> float:
-    """Doublings from the best rate of a grid to its highest that trains."""
-    trains = [lr for lr, losses in grid.items() if None not in losses and max(losses) < GUESS]
-    return math.log2(max(trains) / sweeps.best_of_grid(grid))
+def judge_steady(grid: sweeps.Grid, plain: sweeps.Grid) -> Judgement:
+    """Whether a grid has as much headroom as the plain one."""
+    verdict = judge_above(sample([a - b for a, b in zip(headroom(grid), headroom(plain),
+                                                        strict=True)]), -LOWER)
+    if verdict.word == INCONCLUSIVE and math.inf in headroom(grid) and math.inf in headroom(plain):
+        return replace(verdict, needed=None, why="no rate was high enough to fail")
+    return verdict
+
+
+def headroom(grid: sweeps.Grid) -> list[float]:
+    """Doublings from the best rate of a grid to the highest that trains, of each seed; infinite
+    where the highest of all does."""
+    top, best = max(grid), sweeps.best_of_grid(grid)
+    highest = [max((lr for lr, loss in zip(grid, losses, strict=True)
+                    if loss is not None and loss < GUESS), default=best)
+               for losses in zip(*grid.values(), strict=True)]
+    return [math.inf if lr == top else math.log2(lr / best) for lr in highest]
 
 
 def tables(rows: Rows) -> dict:

@@ -1,7 +1,7 @@
 """Which direction is sharp: the gradient's, the whitened one, ARS2's with |W|, or any?"""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -9,10 +9,11 @@ from torch.nn import functional as F
 
 from exp.harness.build import Built
 from exp.harness.objective import frozen_statistics
+from exp.report.evidence import Judgement, judge_above, judge_all, sample
 from exp.report.rows import Row, Rows
 from exp.report.statistics import mean
 from exp.theory.perturbations import gradients, whitened
-from exp.theory.statement import Verdict, verdict
+from exp.theory.statement import Verdict, tally
 from exp.theory.sweeps import average
 from exp.theory.training import built, steps
 from optimizer.parts.sharpness import perturbation, perturbed
@@ -105,16 +106,20 @@ def judge(rows: Rows) -> Verdict:
     divergence, at each point."""
     pairs = [[by_norm["global"][name][DECIDES] for name in ("whitened", "gradient")]
              for by_norm in points(rows).values()]
-    rises = [sum(ours["rise"]) > sum(theirs["rise"]) for ours, theirs in pairs]
-    shares = [sum(per_divergence(ours)) > sum(per_divergence(theirs)) for ours, theirs in pairs]
-    return verdict(all(rises + shares), any(rises + shares),
-                   f"whitened above the gradient at {sum(rises)} of {len(pairs)} points by length, "
-                   f"at {sum(shares)} by divergence")
+
+    def above(of: Callable[[dict], list[float]]) -> list[Judgement]:
+        return [judge_above(sample([a - b for a, b in zip(of(ours), of(theirs), strict=True)]), 0.0)
+                for ours, theirs in pairs]
+
+    rises, shares = above(lambda entry: entry["rise"]), above(per_divergence)
+    return Verdict(judge_all([*rises, *shares]),
+                   f"whitened above the gradient: by length {tally(rises)}; by divergence "
+                   f"{tally(shares)}")
 
 
 def tables(rows: Rows) -> dict:
     """Rises at the deciding length, then rises per root of the KL divergence."""
-    head = ("at", *(f"{name}: {norm}".replace("|", "\\|") for norm in NORMS for name in DIRECTIONS))
+    head = ("at", *(f"{name}: {norm}" for norm in NORMS for name in DIRECTIONS))
 
     def of(values):
         return [head, *((point, *(values(by_norm[norm][name][DECIDES])

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Iterable, Iterator
 
+from exp.report.evidence import judge_exact
 from exp.report.rows import Row, Rows
-from exp.theory.statement import Verdict, verdict
+from exp.theory.statement import Verdict
 
 C = 4.0
 STEPS = (3, 30, 300, 3000, 300_000)
@@ -43,5 +44,5 @@ def judge(rows: Rows) -> Verdict:
     """By the mean regrets at the end."""
     (adam,), (amsgrad,) = (rows.tree("optimizer", "axis", "steps")[name]["mean regret"][STEPS[-1]]
                            for name in GRID["optimizer"])
-    return verdict(adam >= 1 and amsgrad < 0.01, amsgrad < adam,
+    return Verdict(judge_exact(adam >= 1 and amsgrad < 0.01),
                    f"mean regret {adam:.4g} (Adam), {amsgrad:.4g} (AMSGrad)")

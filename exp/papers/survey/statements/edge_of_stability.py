@@ -5,8 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from exp.report.evidence import judge_exact
 from exp.report.rows import Row, Rows
-from exp.theory.statement import Verdict, verdict
+from exp.theory.statement import Verdict
 
 H, STEPS = 4.0, 100
 RATES = (0.5, 0.9, 0.99, 1.0, 1.01, 1.1)  # of 2 / L
@@ -33,5 +34,5 @@ def judge(rows: Rows) -> Verdict:
     ends = {rate: value for rate, (value,) in rows.tree("rate").items()}
     grows = all(value > 1 for rate, value in ends.items() if rate > 1)
     shrinks = all(value < 1 for rate, value in ends.items() if rate < 1)
-    return verdict(grows and shrinks and ends[1.0] == 1, grows, ", ".join(
+    return Verdict(judge_exact(grows and shrinks and ends[1.0] == 1), ", ".join(
         f"{value:.3g} at {rate:g}" for rate, value in ends.items()))

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from exp.report.evidence import judge_exact
 from exp.report.rows import Row, Rows
-from exp.theory.statement import Verdict, verdict
+from exp.theory.statement import Verdict
 
 N, KAPPA = 101, 100.0
 POINTS = (10, 50)
@@ -91,6 +92,6 @@ def judge(rows: Rows) -> Verdict:
     below = [all(point["Nesterov"][0] <= point["bound"][0]
                  and point["Nesterov"][0] < point["descent"][0] for point in by.values())
              for by in tree.values()]
-    return verdict(all(below), any(below), f"after {POINTS[-1]} steps " + ", ".join(
+    return Verdict(judge_exact(all(below)), f"after {POINTS[-1]} steps " + ", ".join(
         f"{end['Nesterov']:.3g} against {end['descent']:.3g} ({problem})"
         for problem, end in ends.items()))

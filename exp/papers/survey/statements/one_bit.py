@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
+from exp.report.evidence import Evidence, judge_below, sample
 from exp.report.rows import Row, Rows
-from exp.report.statistics import Estimate
 from exp.report.tables import interval
 from exp.theory import sweeps
-from exp.theory.statement import Verdict, verdict
+from exp.theory.statement import Verdict
 
 BOUND = 1.0  # percent
 
@@ -29,20 +29,19 @@ def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
     return sweeps.grid_rows(sweeps.curve_sweep(*RULES[optimizer], seeds), seeds)
 
 
-def costs(rows: Rows) -> dict[str, Estimate]:
-    """Rule -> by how many percent its loss is above SGD's, each at its best rate, over seeds."""
+def costs(rows: Rows) -> dict[str, Evidence]:
+    """Rule -> by how many percent its loss is above SGD's, each at its best rate, seed by seed."""
     best = {name: sweeps.best_losses(grid) for name, grid in sweeps.grids_of(rows).items()}
     base = best.pop("SGD")
-    return {name: sweeps.percent([a / b - 1 for a, b in zip(losses, base, strict=True)])
+    return {name: sample([100 * (a / b - 1) for a, b in zip(losses, base, strict=True)])
             for name, losses in best.items()}
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the cost of one bit and the end of its interval."""
+    """By the cost of one bit; what the others cost is shown beside it."""
     found = costs(rows)
-    cost = found["EF-signSGD"]
-    return verdict(cost.high < BOUND, cost.value < BOUND, "loss above SGD's: " + ", ".join(
-        f"{interval(value)} % ({name})" for name, value in found.items()))
+    return Verdict(judge_below(found["EF-signSGD"], BOUND), "loss above SGD's: " + ", ".join(
+        f"{interval(cost.estimate)} % ({name})" for name, cost in found.items()))
 
 
 def tables(rows: Rows) -> dict:

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Iterable
 
+from exp.report.evidence import judge_exact
 from exp.report.rows import Row, Rows
-from exp.theory.statement import Verdict, verdict
+from exp.theory.statement import Verdict
 
 L, START, STEPS = 8.0, 3.0, 10
 GRID_POINTS, HALVINGS = 20_000, 60
@@ -52,10 +53,7 @@ def judge(rows: Rows) -> Verdict:
     """By the bound at every step."""
     values = [value for (value,) in rows.where(axis="f").tree("step").values()]
     mu = rows.where(axis="sharp mu")[0].value
-
-    def below(constant: float) -> bool:
-        return all(value <= values[0] * (1 - constant / L) ** k * (1 + 1e-12)
-                   for k, value in enumerate(values))
-
-    return verdict(below(mu), below(1 / 32), f"mu = {mu:.10f}, f after {STEPS} steps "
+    below = all(value <= values[0] * (1 - mu / L) ** k * (1 + 1e-12)
+                for k, value in enumerate(values))
+    return Verdict(judge_exact(below), f"mu = {mu:.10f}, f after {STEPS} steps "
                    f"{values[-1]:.2g}, bound {values[0] * (1 - mu / L) ** STEPS:.3g}")

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from exp.report.evidence import judge_exact
 from exp.report.rows import Row, Rows
-from exp.theory.statement import Verdict, verdict
+from exp.theory.statement import Verdict
 from optimizer import optimizer_class
 
 SLOPES, CHANCE = (4.0, -1.0), 0.25
@@ -55,5 +56,5 @@ def judge(rows: Rows) -> Verdict:
     fails = first["SGD"] > 0 > first["signSGD"] and last["signSGD"] >= loss(
         torch.ones(2, dtype=torch.float64)) - 1e-9
     mended = last["EF-signSGD"] < 1e-12
-    return verdict(fails and mended, fails or mended, "loss " + ", ".join(
+    return Verdict(judge_exact(fails and mended), "loss " + ", ".join(
         f"{value:.3g} ({name})" for name, value in last.items()))

@@ -4,8 +4,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from exp.report.evidence import judge_exact
 from exp.report.rows import Row, Rows
-from exp.theory.statement import Verdict, verdict
+from exp.theory.statement import Verdict
 
 A, B = ((1.0, 0.0), (1.0, 1.0), (0.0, 2.0)), (1.0, 0.0, 2.0)
 RATE, EPOCHS, INNER = 0.2, 60, 6
@@ -44,5 +45,5 @@ def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
 def judge(rows: Rows) -> Verdict:
     """By the distances."""
     (svrg,), (sgd,) = (rows.tree("optimizer")[name] for name in GRID["optimizer"])
-    return verdict(svrg < 1e-12 and sgd > 0.01, svrg < sgd,
+    return Verdict(judge_exact(svrg < 1e-12 and sgd > 0.01),
                    f"distance {svrg:.2g} (SVRG), {sgd:.2g} (SGD)")
