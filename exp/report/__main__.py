@@ -105,7 +105,7 @@ def statements(folder: Path) -> str:
         rows, _ = read_rows(folder / f"{name}.json")
         module = statement.statement(name)
         found = statement.judged(module, rows) if hasattr(module, "judge") else None
-        lines.append((statement.says(name), f"**{found.word}**" if found else "measured",
+        lines.append((statement.says(name), found.in_words(rows) if found else "measured",
                       found.numbers if found else "", command))
     return web.table("Each statement had its rule before its run", lines)
 
