@@ -1,5 +1,6 @@
 """Whole runs through the command line: records, resuming bit for bit, and failing without loss."""
 
+import importlib.util
 import json
 import math
 import os
@@ -102,6 +103,28 @@ def test_the_best_epoch_is_tested_once_on_data_that_did_not_choose_it(tiny_data,
     assert again == pytest.approx(best, rel=1e-5)
 
 
+def test_a_logger_gets_settings_and_every_line(tmp_path, monkeypatch, capsys):
+    options = ["--set", 'experiment.logger="trackio"']
+    find, calls, installed = importlib.util.find_spec, [], []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: (
+        installed if name == "trackio" and installed else
+        None if name == "trackio" else find(name, *rest)))
+    assert launch("grokking", tmp_path / "none", *options, epochs=1) == 2
+    assert "trackio is not installed: pip install trackio" in capsys.readouterr().err
+    installed.append("trackio")
+    fake = SimpleNamespace(__name__="trackio", init=lambda **run: calls.append(run),
+                           log=calls.append, finish=lambda: calls.append("finished"))
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    assert launch("grokking", tmp_path / "run", *options, epochs=2) == 0
+    started, *logged, finished = calls
+    assert started["config"]["optimizer.name"] == "ars2_neo" and finished == "finished"
+    assert [line["epoch"] for line in logged] == [1, 2]
+    assert logged[1]["eval_accuracy"] == lines(tmp_path / "run")[1]["eval_accuracy"]
+    fake.log = None  # a logger that fails does not end a run
+    assert launch("grokking", tmp_path / "again", *options, epochs=1) == 0
+    assert "trackio.log failed, nothing more is sent" in capsys.readouterr().err
+
+
 def test_a_run_may_leave_the_test_split_alone(tiny_data, tmp_path):
     folder = tmp_path / "run"
     options = ["--set", "data.validation=0.2", "--set"]
@@ -163,7 +186,9 @@ def test_a_run_folder_holds_what_the_contract_says(task, tiny_data, tmp_path, ca
     kept, *_ = finished_run(folder, task_named(task))
     events = b"".join(path.read_bytes() for path in (folder / "tensorboard").iterdir())
     for name in metrics:
-        assert name in printed and name in kept["curve"] and name.encode() in events
+        assert name in printed and name in kept["curve"]
+        assert f"over_evaluations/{name}".encode() in events
+    assert b"optimizer.adaptive_sync" in events and b"final/" in events
 
 
 @pytest.mark.parametrize("name", tasks())

@@ -1,31 +1,85 @@
-"""TensorBoard event files of a run, on request."""
+"""Loggers of a run, on request: TensorBoard's event files, Weights & Biases, Trackio."""
 
+import importlib
+import sys
 from pathlib import Path
+from typing import Any
+
+EVALUATIONS = "gradient_evaluations"
 
 
 class Board:
-    """Writes the numbers of each metrics line as scalars over epochs, if `active`.
+    """Writes the numbers of each metrics line, its diagnostics included, and the settings.
 
-    purge_from: events from this epoch on are discarded, after resuming.
+    tensorboard: event files in the run's folder, with every number over epochs, the task's over
+    gradient evaluations too, and the hyperparameters. logger: "wandb" or "trackio", a run of the
+    project "ars" under the folder's name; "none" for neither.
+    purge_from: TensorBoard's events from this epoch on are discarded, after resuming.
     """
 
-    def __init__(self, folder: Path, active: bool, purge_from: int) -> None:
-        self.writer = None
-        if active:
+    def __init__(self, folder: Path, settings: dict, purge_from: int, *, tensorboard: bool,
+                 logger: str) -> None:
+        self.writer: Any = None
+        self.tracker: Any = None
+        self.settings = flat(settings)
+        if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_from)
+        if logger != "none":
+            self.tracker = importlib.import_module(logger)
+            self._track("init", project="ars", name=f"{folder.parent.name}/{folder.name}",
+                        config=self.settings)
 
     def write(self, line: dict) -> None:
-        """Add one line of metrics.jsonl, its diagnostics included."""
+        """Add one line of metrics.jsonl."""
+        nested = {f"diagnostics/{k}": v for k, v in line.get("diagnostics", {}).items()}
+        numbers = {name: value for name, value in {**line, **nested}.items()
+                   if isinstance(value, int | float)}
+        if self.tracker is not None:
+            self._track("log", numbers)
+        for name, value in numbers.items() if self.writer is not None else ():
+            if name != "epoch":
+                self.writer.add_scalar(name, value, line["epoch"])
+            if name.startswith(("train_", "eval_")):
+                self.writer.add_scalar(f"over_evaluations/{name}", value, line[EVALUATIONS])
+
+    def finish(self, final: dict) -> None:
+        """Add the hyperparameters with the last values of the task's metrics."""
         if self.writer is None:
             return
-        nested = {f"diagnostics/{k}": v for k, v in line.get("diagnostics", {}).items()}
-        for name, value in {**line, **nested}.items():
-            if isinstance(value, int | float) and name != "epoch":
-                self.writer.add_scalar(name, value, line["epoch"])
+        from torch.utils.tensorboard.summary import hparams
+
+        last = {f"final/{name}": value for name, value in final.items()
+                if name.startswith("eval_") and isinstance(value, int | float)}
+        for summary in hparams(self.settings, last) if last else ():
+            self.writer.file_writer.add_summary(summary)
+        for name, value in last.items():
+            self.writer.add_scalar(name, value)
 
     def close(self) -> None:
-        """Flush and close the file."""
+        """Flush and close."""
         if self.writer is not None:
             self.writer.close()
+        if self.tracker is not None:
+            self._track("finish")
+
+    def _track(self, method: str, *arguments: Any, **options: Any) -> None:
+        """Call the logger; one that fails, without a network for example, is given up."""
+        try:
+            getattr(self.tracker, method)(*arguments, **options)
+        except Exception as error:
+            print(f"warning: {self.tracker.__name__}.{method} failed, nothing more is sent: "
+                  f"{type(error).__name__}: {error}", file=sys.stderr)
+            self.tracker = None
+
+
+def flat(settings: dict, prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Nested tables as "table.key" -> value; arrays as text."""
+    found: dict[str, bool | int | float | str] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value if isinstance(value, int | float | str) else str(value)
+    return found

@@ -1,5 +1,6 @@
 """Build device, data, model, optimizer, schedule and objective from checked settings."""
 
+import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -63,6 +64,9 @@ def build(settings: dict, task: Task) -> Built:
     missing data.
     """
     experiment = settings["experiment"]
+    logger = experiment["logger"]
+    if logger != "none" and importlib.util.find_spec(logger) is None:
+        raise ConfigError(f"[experiment] logger: {logger} is not installed: pip install {logger}")
     task = with_smoothing(task, experiment["label_smoothing"])
     clipping = Clipping(experiment["clip_norm"]) if "clip_norm" in experiment else None
     device = pick_device(experiment["device"])

@@ -22,8 +22,8 @@ from exp.harness.folder import RunFolder, epochs_of
 from exp.harness.objective import rng_state, set_rng_state
 
 CHECKPOINT_SECONDS = 10.0  # at least so long between checkpoints: short epochs cost nothing
-MAY_CHANGE_ON_RESUME = ("epochs", "device", "tensorboard", "stop_at", "max_evaluations", "sharding",
-                         "test")
+MAY_CHANGE_ON_RESUME = ("epochs", "device", "tensorboard", "logger", "stop_at", "max_evaluations",
+                         "sharding", "test")
 PERIOD = "period_epochs"  # of [schedule]: the number of epochs by default
 KINDS = {"settings": dict, "model": dict, "optimizer": dict, "objective": dict, "stopped": bool,
          "wall_seconds": float, "epoch": int, "batch": int, "step": int, "seconds": float,

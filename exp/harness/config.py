@@ -39,6 +39,7 @@ class Experiment:
     label_smoothing: float = 0.0  # where the loss has classes
     sharding: Sharding = "optimizer"  # what several processes divide besides the batch
     tensorboard: bool = False
+    logger: Literal["none", "wandb", "trackio"] = "none"
     diagnostics: bool | list[Instrument] = True  # the optimizer's own numbers, or instruments
     diagnostics_every: int | None = None  # steps between measurements; once an epoch by default
     stop_at: float | None = None  # stop when the metric has reached this

@@ -110,8 +110,10 @@ class Run:
             facts = run_facts(self.built)
             self.folder.begin(self.settings, facts, record)
             self.last_line = (self.folder.metrics() or [{}])[-1]
-        wanted = self.experiment.tensorboard and is_main()
-        self.board = Board(self.folder.path, wanted, self.at.epoch + 1)
+        tensorboard = self.experiment.tensorboard and is_main()
+        self.board = Board(self.folder.path, self.settings, self.at.epoch + 1,
+                           tensorboard=tensorboard,
+                           logger=self.experiment.logger if is_main() else "none")
 
     def __exit__(self, kind: type | None, error: Exception | None, trace: Any) -> None:
         self.interrupts.remove()
@@ -268,6 +270,7 @@ class Run:
             "wall_seconds": round(self._wall_seconds(), 1),
         }
         self.folder.write_json("summary.json", summary)
+        self.board.finish(final)
         if lines := self.folder.metrics():
             self._draw(lines)
         print(final_table(summary, self.folder.path))
