@@ -674,6 +674,14 @@ def test_follow_ups_write_their_files_and_pages(followed):
     assert (folder / "grokking_best_known.md").exists()
 
 
+@pytest.mark.parametrize("path", sorted(Path("outputs/paper").glob("follow_up/*.json")),
+                         ids=lambda path: path.stem)
+def test_a_committed_follow_up_is_what_its_json_says(path, tmp_path):
+    copy = shutil.copy(path, tmp_path)
+    follow_up.write_follow_up(Path(copy), Path("outputs"))
+    assert Path(copy).with_suffix(".md").read_text() == path.with_suffix(".md").read_text()
+
+
 def test_a_basin_is_the_decades_of_the_rate_near_the_best():
     rates = (1e-4, 1e-3, 1e-2, 1e-1)
     assert follow_up.basin(rates, (2.0, 0.0, 0.0, 1.0), 0.5) == pytest.approx(0.25 + 1 + 0.5)

@@ -123,16 +123,20 @@ class Chain:
         best = winner(trials)
         seeds = seeds_of(self.number, self.terms["fresh_seeds"])
         fresh = [self._fresh(f"seed{seed}", best["params"], seed) for seed in seeds]
-        facts = read_object(self.folder / f"seed{seeds[-1]}" / "run.json")
         write_json(self.folder / "study.json", {
             "number": self.number, "seed": self.terms["study_seeds"][str(self.number)],
-            "machine": f"{facts['device']}, {facts['threads']} threads",
-            "torch": facts["versions"]["torch"],
-            "commit": f"{facts['commit']}{'+' * facts['uncommitted_changes']}",
-            "data": data_digest(facts),
+            **self.facts(f"seed{seeds[-1]}"),
             "code": code_of(read_object(self.folder / "chain.json")["recipes"]),
             "trials": trials, "winner": best["index"], "fresh": fresh,
             **self._equal_steps(best["params"], seeds)}, depth=1)
+
+    def facts(self, run: str) -> dict:
+        """What a run of the folder was made with."""
+        facts = read_object(self.folder / run / "run.json")
+        return {"machine": f"{facts['device']}, {facts['threads']} threads",
+                "torch": facts["versions"]["torch"],
+                "commit": f"{facts['commit']}{'+' * facts['uncommitted_changes']}",
+                "data": data_digest(facts)}
 
     def _equal_steps(self, params: dict, seeds: Sequence[int]) -> dict:
         """For an annealed rule with two gradients a step: its winner with as many steps as a rule

@@ -2,7 +2,8 @@
 best settings known.
 
 Each question is a set of probes, kept in outputs/paper/follow_up/<task>_<question>.json:
-{"question", "terms", "arms": {name: {label: fresh runs}}}. Pages are made from these files alone.
+{"question", "terms", "made_with": {name: machine, torch, commit}, "arms": {name: {label: fresh
+runs}}}. Pages are made from these files alone.
 """
 
 import math
@@ -51,8 +52,10 @@ def ask(question: str, board: dict, outputs: Path, launcher: Launcher, source: d
     if unfinished:
         raise ConfigError(f"not finished: {', '.join(unfinished)}; the same command continues")
     path = outputs / "paper" / "follow_up" / f"{name}.json"
-    write_json(path, {"question": question, "terms": board["terms"], "arms": {
-        arm: job.study() for arm, job in probes.items()}}, depth=4)
+    write_json(path, {
+        "question": question, "terms": board["terms"],
+        "made_with": {arm: job.facts(f"point0_seed{job.seeds[0]}") for arm, job in probes.items()},
+        "arms": {arm: job.study() for arm, job in probes.items()}}, depth=4)
     write_follow_up(path, outputs)
     return path
 
@@ -102,7 +105,10 @@ def write_follow_up(path: Path, outputs: Path) -> None:
     kept = read_json(path)
     board = read_board(board_path(outputs, kept["terms"]["task"]))
     text = {"sensitivity": _sensitivity, "transfer": _transfer, "best_known": _best_known}
-    path.with_suffix(".md").write_text(text[kept["question"]](kept, board, path), encoding="utf-8")
+    made = {f"{facts['machine']}; torch {facts['torch']}; commit {facts['commit']}."
+            for facts in kept["made_with"].values()}
+    path.with_suffix(".md").write_text(page(
+        text[kept["question"]](kept, board, path).rstrip(), *sorted(made)), encoding="utf-8")
 
 
 def _sensitivity(kept: dict, board: dict, path: Path) -> str:
