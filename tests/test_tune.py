@@ -422,6 +422,11 @@ def test_a_board_in_progress_has_whole_studies_and_no_verdicts(searched, monkeyp
     monkeypatch.setattr(command, "run_jobs", lambda missing, *_: jobs.extend(missing))
     assert command.main([*OPTIONS, "--outputs", str(outputs)]) == 1
     assert [job.number for job in jobs] == [2, 4, 2]
+    jobs.clear()
+    path.unlink()  # and from single chains, before a study of all arms is whole
+    assert command.main([*OPTIONS, "--outputs", str(outputs)]) == 1
+    assert [job.number for job in jobs] == [2, 4, 2]
+    assert not list((searched / "paper" / "chains").rglob("*.json"))  # they are on the board
 
 
 def test_a_challenge_runs_one_arm_against_the_board_and_is_continued(searched, tmp_path,

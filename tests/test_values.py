@@ -149,6 +149,9 @@ def test_sizes_beyond_the_memory_are_refused_before_it_is_asked_for(override, wo
     with pytest.raises(ConfigError, match=words):
         build(grok(*tiny, override), TASK)
     build(grok("experiment.device='cpu'"), TASK)
+    monkeypatch.setattr(precheck, "TENSORS", 5)
+    with pytest.raises(ConfigError, match="more than 5 tensors in one model: take fewer layers"):
+        build(grok("experiment.device='cpu'"), TASK)
 
 
 @pytest.mark.parametrize("name", ["cifar", "grokking", "wikitext2"])

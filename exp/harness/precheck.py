@@ -23,19 +23,19 @@ from optimizer.parts.library import refusal, wants_graph
 
 ROWS = 2  # of the first batch
 WEIGHT_BYTES = 4 * 4  # per weight: itself and its gradient, in the run and in the copy here
-TENSOR_WEIGHTS = 256  # what a tensor's Python objects take, as weights
+TENSORS = 50_000  # of a model: a hundred times what a large one has, and some seconds to make
 OPERATIONS = 3_000  # per parameter tensor: what a step may take
 FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
 
 
 class MemoryBound(TorchFunctionMode):
     """Inside, tensors are created only while all of them together, as weights, fit into the
-    memory of `device`: ValueError before it is asked for."""
+    memory of `device`, and while there are at most TENSORS: ValueError before more is asked for."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.memory, self.kind = total_memory(device), device.type
-        self.elements = 0
+        self.elements = self.tensors = 0
 
     def __torch_function__(self, func: Callable, types: tuple, args: tuple = (),
                            kwargs: dict | None = None) -> Any:
@@ -47,7 +47,9 @@ class MemoryBound(TorchFunctionMode):
     def _count(self, shape: tuple) -> None:
         sizes = shape[0] if shape and isinstance(shape[0], tuple | list) else shape
         self.elements += math.prod(size for size in sizes if isinstance(size, int))
-        self.elements += TENSOR_WEIGHTS
+        self.tensors += 1
+        if self.tensors > TENSORS:
+            raise ValueError(f"more than {TENSORS:,} tensors in one model: take fewer layers")
         if self.elements * WEIGHT_BYTES > self.memory:
             raise ValueError(f"{self.elements:,} weights or more do not fit into the "
                              f"{self.memory / 2**30:.3g} GiB of this machine's {self.kind} "

@@ -11,6 +11,7 @@ python -m exp.tune --check: every published number, recomputed by itself
 """
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,7 +133,9 @@ def tune(search: Search, options: argparse.Namespace) -> int:
     for chain in chains:
         _ = chain.plan  # wrong settings are refused before anything is written
     launcher = launcher_of(options, options.outputs / "tune" / "submitit")
-    studies = {chain: chain.study() or published_study(search.finished, chain)
+    paper = options.outputs / "paper"
+    studies = {chain: chain.study() or chain.kept_in(paper).study()
+               or published_study(search.finished, chain)
                or published_study(search.begun, chain) for chain in chains}
     missing = [chain for chain in chains if studies[chain] is None]
     if missing:
@@ -142,12 +145,17 @@ def tune(search: Search, options: argparse.Namespace) -> int:
     def keep(chain: Chain, _status: int) -> None:
         before = whole_studies(_by_arm(studies))
         studies[chain] = chain.study()
+        if studies[chain]:
+            chain.keep_in(paper)
         new = before < whole_studies(_by_arm(studies)) < terms["studies"]
         if new and interim and not search.finished["arms"]:
             write_interim(interim_path(search.path), terms, arms, _by_arm(studies))
 
     run_jobs(missing, launcher, keep)
-    return publish(options, search.path, search.finished, arms, _by_arm(studies))
+    status = publish(options, search.path, search.finished, arms, _by_arm(studies))
+    for chain in chains if status == COMPLETED else ():  # they are on the board
+        shutil.rmtree(chain.kept_in(paper).folder, ignore_errors=True)
+    return status
 
 
 def publish(options: argparse.Namespace, path: Path, board: dict, arms: list[Arm],

@@ -101,6 +101,18 @@ class Chain:
         amounts = len(study["trials"]), len(study["fresh"])
         return study if amounts == (self.terms["trials"], self.terms["fresh_seeds"]) else None
 
+    def kept_in(self, paper: Path) -> "Chain":
+        """The same chain with the folder in outputs/paper in which its study is kept until its
+        arm's others are finished: another machine goes on from there."""
+        return replace(self, folder=paper / "chains" / self.terms["task"]
+                       / f"{self.arm.name}-{self.number}")
+
+    def keep_in(self, paper: Path) -> None:
+        """Copy the finished study there."""
+        for name in ("chain", "study"):
+            write_json(self.kept_in(paper).folder / f"{name}.json",
+                       read_object(self.folder / f"{name}.json"), depth=2)
+
     def position(self) -> str:
         """How far it is."""
         return f"{self.name} trial {len(self.trials())}"
