@@ -216,7 +216,9 @@ def test_a_killed_process_ends_the_run_and_torchrun_starts_it_again(tmp_path):
     assert [line["epoch"] for line in metrics(output)] == list(range(1, len(metrics(output)) + 1))
     assert json.loads((output / "summary.json").read_text())["status"] == "interrupted"
     text = log.read_text()
-    assert text.count("another process of this run is gone") == 1, text[-3000:]
+    told = text.count("another process of this run is gone")
+    stopped = "closing signal SIGTERM" in text  # torchrun may end the other one before it notices
+    assert told == 1 or told == 0 and stopped, text[-3000:]
 
 
 def wait_for(condition, process, seconds=120):
