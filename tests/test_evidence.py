@@ -1,14 +1,14 @@
-"""exp.report.evidence: intervals and verdicts against worked examples, error rates of the rule."""
+"""Evidence and judgements: worked examples, and error rates of the rule."""
 
 import math
 
 import numpy as np
 import pytest
 
-from exp.report.evidence import (
+from exp.report.evidence import exact, proportion, sample, unpaired
+from exp.report.judgement import (
     Judgement,
     corrected,
-    exact,
     holm,
     in_words,
     judge_above,
@@ -17,9 +17,6 @@ from exp.report.evidence import (
     judge_below,
     judge_exact,
     judge_number,
-    proportion,
-    sample,
-    unpaired,
 )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 COMMANDS = ["optimizer", *(f"exp.{name}" for name in (
     "grokking.train", "cifar.train", "wikitext2.train", "ladder.train", "runs", "theory",
-    "landscape", "bench", "bench.collection", "reproduce", "tune", "report"))]
+    "landscape", "bench", "bench.collection", "reproduce", "tune", "site"))]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from exp.report import optimizers, web
-from exp.report.__main__ import read_boards, site
+from exp.report import web
 from exp.report.statistics import Estimate
+from exp.site import optimizers
+from exp.site.__main__ import read_boards, site
 from exp.tune import published
 from exp.tune.published import leaderboard, page
 from exp.tune.published import scores as score
@@ -217,7 +218,7 @@ def test_the_web_page_escapes_text_and_places_the_plot_by_hand():
 
 def test_the_committed_web_page_is_made_of_the_committed_records():
     html = (PAPER / "index.html").read_text(encoding="utf-8")
-    assert html == site(), "python -m exp.report makes it again"
+    assert html == site(), "python -m exp.site makes it again"
     assert not re.search(r'(src|href)="(?!#|data:|https://)', html)
 
 
@@ -230,7 +231,7 @@ def test_the_page_of_every_optimizer_is_made_of_its_file():
         assert re.search(line, text)
     made = optimizers.pages(read_boards())
     kept = {path.name: path.read_text(encoding="utf-8") for path in optimizers.FOLDER.glob("*.md")}
-    assert kept == made, "python -m exp.report makes them again"
+    assert kept == made, "python -m exp.site makes them again"
 
 
 def test_the_committed_leaderboard_is_what_its_json_says(tmp_path):

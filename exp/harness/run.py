@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from data.batches import Batches
-from exp.harness.board import Board
 from exp.harness.build import Built
 from exp.harness.checkpoint import Checkpoints, Position
 from exp.harness.config import Experiment
@@ -28,6 +27,7 @@ from exp.harness.distributed import (
 from exp.harness.facts import run_facts
 from exp.harness.folder import RunFolder
 from exp.harness.interrupts import Interrupts
+from exp.harness.loggers import Loggers
 from exp.harness.plots import plot_curves, plot_diagnostics
 from exp.harness.progress import Progress, final_table
 from optimizer.parts.base import evaluated_weights, set_mode
@@ -81,7 +81,7 @@ class Run:
         self.instruments = Instruments(() if isinstance(asked, bool) else asked, self.model,
                                        self.optimizer, self.objective)
         self.checkpoints = Checkpoints(folder, built, self.instruments)
-        self.board = self.progress = None  # made when the first step is known
+        self.loggers = self.progress = None  # made when the first step is known
 
     @property
     def step(self) -> int:
@@ -111,7 +111,7 @@ class Run:
             self.folder.begin(self.settings, facts, record)
             self.last_line = (self.folder.metrics() or [{}])[-1]
         tensorboard = self.experiment.tensorboard and is_main()
-        self.board = Board(self.folder.path, self.settings, self.at.epoch + 1,
+        self.loggers = Loggers(self.folder.path, self.settings, self.at.epoch + 1,
                            tensorboard=tensorboard,
                            logger=self.experiment.logger if is_main() else "none")
 
@@ -123,7 +123,7 @@ class Run:
             self._end(kind)
         finally:
             self.folder.unlock()
-            self.board.close()
+            self.loggers.close()
         if kind is torch.linalg.LinAlgError:  # how decompositions refuse what is not finite
             raise Diverged(f"{error} in epoch {self.at.epoch + 1}, step {self.at.step}") from error
 
@@ -197,7 +197,7 @@ class Run:
             self.folder.append_metrics(line)
         self.last_line = line
         self.progress.evaluated(line)
-        self.board.write(line)
+        self.loggers.write(line)
         numbers = {key: value for key, value in line.items() if isinstance(value, float)}
         if any_process(has_nan(self.optimizer)):
             numbers["the state of the optimizer"] = math.nan
@@ -270,7 +270,7 @@ class Run:
             "wall_seconds": round(self._wall_seconds(), 1),
         }
         self.folder.write_json("summary.json", summary)
-        self.board.finish(final)
+        self.loggers.finish(final)
         if lines := self.folder.metrics():
             self._draw(lines)
         print(final_table(summary, self.folder.path))

@@ -98,27 +98,31 @@ class Schedule:
         self.adamw_decay = self.decay if adamw_decay_share is None else adamw_decay_share
         self.shape: Shape = shape or "linear"
         self.end = end_ratio or (LAST_RATIO if name == "one_cycle" else END_RATIO)
-        if name == "one_cycle" and self.warmup > self.period:
-            raise ValueError(f"a warm-up of {self.warmup:g} steps is longer than the period of the "
-                             f"one cycle, {self.period:g}")
-        for wrapper in wrappers_of(optimizer):
-            if getattr(wrapper, "constant_rate", False) and name != "constant":
-                raise ValueError(f"{type(wrapper).__name__} takes the place of a schedule: name = "
-                                 f'"constant" (a warm-up is possible), got {name!r}')
-        groups = optimizer.param_groups
-        if adamw_decay_share is not None and not any(map(_is_adamw, groups)):
-            raise ValueError(f"adamw_decay_share {adamw_decay_share} changes nothing: "
-                             "no parameter group is on the AdamW track")
-        if momentum is not None and not any(map(_momentum, groups)):
-            raise ValueError('momentum "cycle" changes nothing: no parameter group has a momentum')
+        self._require_sense(adamw_decay_share)
         factor = batch_factor(batch_scaling, batch_size, base_batch_size)
-        for group in groups:
+        for group in optimizer.param_groups:
             if "initial_lr" not in group:  # else it is scaled already
                 group["lr"] = group["initial_lr"] = group["lr"] * factor
             if name != "constant" and min_lr > group["initial_lr"]:
                 raise ValueError(f"min_lr {min_lr} is above lr {group['initial_lr']}")
         if weight_decay != "constant":
             self._note_initial_decay()
+
+    def _require_sense(self, adamw_decay_share: float | None) -> None:
+        """Raise ValueError for what does not go with the optimizer, or changes nothing of it."""
+        if self.name == "one_cycle" and self.warmup > self.period:
+            raise ValueError(f"a warm-up of {self.warmup:g} steps is longer than the period of the "
+                             f"one cycle, {self.period:g}")
+        for wrapper in wrappers_of(self.optimizer):
+            if getattr(wrapper, "constant_rate", False) and self.name != "constant":
+                raise ValueError(f"{type(wrapper).__name__} takes the place of a schedule: name = "
+                                 f'"constant" (a warm-up is possible), got {self.name!r}')
+        groups = self.optimizer.param_groups
+        if adamw_decay_share is not None and not any(map(_is_adamw, groups)):
+            raise ValueError(f"adamw_decay_share {adamw_decay_share} changes nothing: "
+                             "no parameter group is on the AdamW track")
+        if self.momentum is not None and not any(map(_momentum, groups)):
+            raise ValueError('momentum "cycle" changes nothing: no parameter group has a momentum')
 
     def _note_initial_decay(self) -> None:
         groups = [group for group in self.optimizer.param_groups if group.get("weight_decay")]

@@ -1,4 +1,4 @@
-"""Claims of a paper, and what each becomes by our runs (the rule: `exp.report.evidence`).
+"""Claims of a paper, and what each becomes by our runs (the rule: `exp.report.judgement`).
 
 A number ("=", "~") counts as the claimed one within 0.5 points of accuracy, 5 % of a perplexity or
 loss, 5 points of an overhead, a factor of 1.2 of a number of epochs, 1.1 of a ratio. It is judged
@@ -10,11 +10,10 @@ perplexity; of times and ratios any.
 import math
 from dataclasses import dataclass
 
-from exp.report.evidence import (
+from exp.report.evidence import Ends, Evidence
+from exp.report.judgement import (
     POINTS,
     WORTH_NAMING,
-    Ends,
-    Evidence,
     Judgement,
     judge_above,
     judge_below,

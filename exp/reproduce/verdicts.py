@@ -4,15 +4,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from exp.report.evidence import (
-    FAILS,
-    HOLDS,
-    INCONCLUSIVE,
-    Evidence,
-    Judgement,
-    corrected,
-    in_words,
-)
+from exp.report.evidence import Evidence
+from exp.report.judgement import FAILS, HOLDS, INCONCLUSIVE, Judgement, corrected, in_words
 from exp.report.tables import interval, markdown, number
 from exp.reproduce.claims import NOT_RUN, Claim, judge
 from exp.reproduce.measures import SCALE_FREE, evidence, overhead

@@ -1,7 +1,8 @@
 """AdamW, and SAM around it with each kind of radius, on the three tasks made small."""
 
 from exp.harness.task import Metric, task_named
-from exp.report.evidence import POINTS, WORTH_NAMING, Judgement, judge_above, sample
+from exp.report.evidence import sample
+from exp.report.judgement import POINTS, WORTH_NAMING, Judgement, judge_above
 from exp.theory.sweeps import adamw, average, curve
 
 STEPS = {"cifar": 150, "wikitext2": 150, "grokking": 300}

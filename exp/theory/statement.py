@@ -12,7 +12,7 @@ Markdown, or, where <name>.md is beside it, that file is:
 
     GRID                     column or setting -> levels; `measure` is called for each combination
     measure(seeds, **point)  -> rows; the columns and settings of the point are added to them
-    judge(rows)              -> Verdict, by the tests of `exp.report.evidence`
+    judge(rows)              -> Verdict, by the tests of `exp.report.judgement`
     tables(rows)             name -> table or text; without it one table of all means
     figure(rows)             keywords of `exp.report.canvas.curves` for <name>.png; may be missing
     WITHDRAWN                what the authors say now, where they no longer say this
@@ -31,7 +31,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from exp.report.canvas import curves
-from exp.report.evidence import FAILS, HOLDS, INCONCLUSIVE, Judgement, in_words
+from exp.report.judgement import FAILS, HOLDS, INCONCLUSIVE, Judgement, in_words
 from exp.report.rows import COLUMNS, Row, Rows, read_rows
 from exp.report.tables import page, table
 
@@ -40,8 +40,8 @@ PAPERS = Path(__file__).parents[1] / "papers"
 
 HOW = (
     "How it is judged: each seed gives one value, and their mean is tested one-sided at 5 % "
-    "(Student's t where nothing else is said; `exp/report/evidence.py`). A part of a rule holds if "
-    "the value is surely beyond the threshold. It does not hold if the value is surely short of "
+    "(Student's t where nothing else is said; `exp/report/judgement.py`). A part of a rule holds "
+    "if the value is surely beyond the threshold. It does not hold if the value is surely short of "
     "it, or surely beyond it by less than the least effect worth naming. Anything else is "
     "inconclusive: the seeds needed would decide with a chance of 80 % if the truth were what was "
     "measured. All parts of a rule must hold. That one part fails, or that one of several "

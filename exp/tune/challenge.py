@@ -15,7 +15,7 @@ import numpy as np
 from exp.harness.errors import ConfigError
 from exp.jobs.launch import Local
 from exp.jobs.queue import run_jobs
-from exp.report.evidence import holm
+from exp.report.judgement import holm
 from exp.report.tables import number
 from exp.tune.arms import Arm
 from exp.tune.board import entry_of, read_board, save

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from exp.harness.curves import DECAY_SHARE
-from exp.report.evidence import holm
+from exp.report.judgement import holm
 from exp.tune.inference import Ladder, benjamini_hochberg, comparison, exp, t_test
 from exp.tune.record import first_passage, is_reached, log_metric
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from exp.report.evidence import judge_above
+from exp.report.judgement import judge_above
 from exp.report.rows import Row, Rows
 from exp.report.tables import interval
 from exp.theory import sweeps

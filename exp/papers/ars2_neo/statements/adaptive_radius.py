@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from exp.report.evidence import judge_all, judge_any
+from exp.report.judgement import judge_all, judge_any
 from exp.report.rows import Row, Rows, rows_of
 from exp.report.statistics import mean
 from exp.report.tables import interval, number

@@ -3,7 +3,8 @@
 import itertools
 from collections.abc import Iterable
 
-from exp.report.evidence import (
+from exp.report.evidence import sample
+from exp.report.judgement import (
     FAILS,
     HOLDS,
     Judgement,
@@ -11,7 +12,6 @@ from exp.report.evidence import (
     judge_all,
     judge_any,
     judge_below,
-    sample,
 )
 from exp.report.rows import Row, Rows
 from exp.report.tables import number

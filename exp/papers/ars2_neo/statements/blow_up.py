@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable
 
 from exp.papers.ars2_neo.statements import radius_sweep
-from exp.report.evidence import INCONCLUSIVE, Judgement, judge_all, judge_below, proportion
+from exp.report.evidence import proportion
+from exp.report.judgement import INCONCLUSIVE, Judgement, judge_all, judge_below
 from exp.report.rows import Row, Rows
 from exp.report.tables import number
 from exp.theory.statement import Verdict

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from torch import Tensor
 from torch.optim import Optimizer
 
-from exp.report.evidence import judge_all, judge_below, sample
+from exp.report.evidence import sample
+from exp.report.judgement import judge_all, judge_below
 from exp.report.rows import Row, Rows
 from exp.report.tables import interval
 from exp.theory.statement import Verdict

@@ -8,7 +8,8 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exp.report.evidence import judge_above, judge_all, judge_below, sample
+from exp.report.evidence import sample
+from exp.report.judgement import judge_above, judge_all, judge_below
 from exp.report.rows import Row, Rows
 from exp.theory.statement import Verdict, tally
 from exp.theory.sweeps import average

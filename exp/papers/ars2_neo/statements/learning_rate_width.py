@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterable
 
-from exp.report.evidence import judge_number, sample
+from exp.report.evidence import sample
+from exp.report.judgement import judge_number
 from exp.report.rows import Row, Rows
 from exp.report.tables import interval
 from exp.theory import sweeps

@@ -4,7 +4,8 @@ import itertools
 import math
 from collections.abc import Iterable
 
-from exp.report.evidence import Evidence, judge_above, sample
+from exp.report.evidence import Evidence, sample
+from exp.report.judgement import judge_above
 from exp.report.rows import Row, Rows
 from exp.report.tables import interval
 from exp.theory import sweeps

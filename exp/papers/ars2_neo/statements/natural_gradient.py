@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from data.cifar10 import cifar10
 from exp.harness.diagnostics import cosine
-from exp.report.evidence import judge_above, judge_all, sample
+from exp.report.evidence import sample
+from exp.report.judgement import judge_above, judge_all
 from exp.report.rows import Row, Rows
 from exp.report.statistics import mean
 from exp.theory.statement import Verdict

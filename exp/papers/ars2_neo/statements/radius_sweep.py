@@ -6,7 +6,8 @@ from itertools import islice
 
 import torch
 
-from exp.report.evidence import Judgement, judge_above, judge_all, judge_any, judge_below, sample
+from exp.report.evidence import sample
+from exp.report.judgement import Judgement, judge_above, judge_all, judge_any, judge_below
 from exp.report.rows import Row, Rows
 from exp.report.tables import number
 from exp.theory.statement import Verdict

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from exp.report.evidence import judge_all, judge_below, sample
+from exp.report.evidence import sample
+from exp.report.judgement import judge_all, judge_below
 from exp.report.rows import Row, Rows, rows_of
 from exp.report.tables import interval, number
 from exp.theory import sweeps

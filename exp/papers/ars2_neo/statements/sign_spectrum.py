@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from exp.harness.diagnostics import spectrum
-from exp.report.evidence import judge_all, judge_below, sample
+from exp.report.evidence import sample
+from exp.report.judgement import judge_all, judge_below
 from exp.report.rows import Row, Rows
 from exp.theory.statement import Verdict, tally
 from exp.theory.sweeps import average

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from exp.report.evidence import judge_above, judge_all, sample
+from exp.report.evidence import sample
+from exp.report.judgement import judge_above, judge_all
 from exp.report.rows import Row, Rows
 from exp.report.statistics import mean
 from exp.theory.perturbations import gradient_and_shear

@@ -5,14 +5,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-from exp.report.evidence import (
-    INCONCLUSIVE,
-    Judgement,
-    judge_above,
-    judge_all,
-    judge_any,
-    sample,
-)
+from exp.report.evidence import sample
+from exp.report.judgement import INCONCLUSIVE, Judgement, judge_above, judge_all, judge_any
 from exp.report.rows import Row, Rows
 from exp.report.tables import interval
 from exp.theory import sweeps

@@ -6,7 +6,7 @@ import torch
 
 from exp.harness.build import Built
 from exp.harness.diagnostics import spectrum
-from exp.report.evidence import judge_exact
+from exp.report.judgement import judge_exact
 from exp.report.rows import Row, Rows
 from exp.report.tables import number
 from exp.theory.statement import Verdict

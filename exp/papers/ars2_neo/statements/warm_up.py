@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from exp.report.evidence import judge_above, judge_all, sample
+from exp.report.evidence import sample
+from exp.report.judgement import judge_above, judge_all
 from exp.report.rows import Row, Rows
 from exp.report.tables import interval
 from exp.theory import sweeps

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from exp.harness.build import Built
 from exp.harness.objective import frozen_statistics
-from exp.report.evidence import Judgement, judge_above, judge_all, sample
+from exp.report.evidence import sample
+from exp.report.judgement import Judgement, judge_above, judge_all
 from exp.report.rows import Row, Rows
 from exp.report.statistics import mean
 from exp.theory.perturbations import gradients, whitened

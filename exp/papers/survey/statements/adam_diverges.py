@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 
-from exp.report.evidence import judge_exact
+from exp.report.judgement import judge_exact
 from exp.report.rows import Row, Rows
 from exp.theory.statement import Verdict
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from exp.report.evidence import judge_exact
+from exp.report.judgement import judge_exact
 from exp.report.rows import Row, Rows
 from exp.theory.statement import Verdict
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from exp.report.evidence import judge_exact
+from exp.report.judgement import judge_exact
 from exp.report.rows import Row, Rows
 from exp.theory.statement import Verdict
 

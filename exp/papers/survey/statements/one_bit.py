@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from exp.report.evidence import Evidence, judge_below, sample
+from exp.report.evidence import Evidence, sample
+from exp.report.judgement import judge_below
 from exp.report.rows import Row, Rows
 from exp.report.tables import interval
 from exp.theory import sweeps

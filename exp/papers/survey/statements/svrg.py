@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from exp.report.evidence import judge_exact
+from exp.report.judgement import judge_exact
 from exp.report.rows import Row, Rows
 from exp.theory.statement import Verdict
 

@@ -1,4 +1,4 @@
-"""The options of exp.report, which are read before torch is imported."""
+"""The options of exp.site, which are read before torch is imported."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ PAPER = Path("outputs/paper")
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options. Ends the process for --help and for wrong ones."""
     parser = argparse.ArgumentParser(
-        prog="python -m exp.report",
+        prog="python -m exp.site",
         description="Make the web page of all results, and docs/optimizers, from the committed "
                     "JSON, in some ten seconds; nothing is measured.")
     parser.add_argument("--output", type=Path, default=PAPER / "index.html", metavar="FILE",

@@ -11,7 +11,7 @@ from exp.report.tables import markdown, number, page
 from optimizer import GIVEN_BY_CODE, available_optimizers, is_wrapper, optimizer_class
 
 FOLDER = Path("docs/optimizers")
-MADE = "Made by `python -m exp.report` from the optimizer's file and the committed boards."
+MADE = "Made by `python -m exp.site` from the optimizer's file and the committed boards."
 
 
 def pages(boards: Mapping[str, dict]) -> dict[str, str]:

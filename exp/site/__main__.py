@@ -1,25 +1,26 @@
 """The web page of all results and a page per optimizer: outputs/paper/index.html, docs/optimizers.
 
-python -m exp.report [--output FILE]
+python -m exp.site [--output FILE]
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from exp.report.options import PAPER, parse
+from exp.site.options import PAPER, parse
 
 if __name__ == "__main__":
     parse()  # answers --help and mistyped options before torch is imported
 
 from exp.harness.arguments import BAD_INPUT, COMPLETED
 from exp.harness.errors import ConfigError
-from exp.report import optimizers, web
+from exp.report import web
 from exp.report.jsonfile import read_json
 from exp.report.rows import read_rows
 from exp.report.tables import number
 from exp.reproduce.papers import read_papers
 from exp.reproduce.verdicts import paper_claims
+from exp.site import optimizers
 from exp.theory import statement
 from exp.tune import page
 

@@ -8,7 +8,7 @@ from typing import Any
 EVALUATIONS = "gradient_evaluations"
 
 
-class Board:
+class Loggers:
     """Writes the numbers of each metrics line, its diagnostics included, and the settings.
 
     tensorboard: event files in the run's folder, with every number over epochs, the task's over
