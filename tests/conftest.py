@@ -41,7 +41,7 @@ def aga_config(name: str, folder: Path) -> Path:
 # The files that take longest, in this order, go first: the last ones fill both processes.
 SLOW = ("optimizers", "distributed", "runs", "contributing", "tune", "reproduce", "bench",
         "torch_citizens", "diagnostics", "output", "launch", "theory_small", "damage", "chaos",
-        "theory_sweeps", "published", "optimizer_package")
+        "theory_sweeps", "site", "optimizer_package")
 
 
 def pytest_configure(config):

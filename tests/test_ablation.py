@@ -2,17 +2,20 @@
 
 import json
 import math
-from pathlib import Path
+from dataclasses import replace
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from exp.harness.task import task_named
+from exp.report.judgement import holm
 from exp.tune import __main__ as command
 from exp.tune import arms, chain
 from exp.tune.arms import arm_named
 from exp.tune.cells import ADAMW_CELL, Ablation, read_ablation
 from exp.tune.check import check_board
-from exp.tune.published import ablation as page
+from exp.tune.effects import effects
 from exp.tune.space import AXES
 from exp.tune.terms import settings_of, terms_of
 
@@ -62,40 +65,33 @@ SMALL = Ablation(
      "sharpness": {"none": {"k": 0}, "sync": {"k": 1}}},
     ({"cell": {"orthogonalization": "no", "energy": "frobenius"}, "same_as": {"energy": "none"},
       "is": "AdamW"},))
-COSTS = {"no-none-none": 400, "yes-none-none": 200, "yes-frobenius-none": 100,
-         "no-none-sync": None, "yes-none-sync": 200, "yes-frobenius-sync": None}
+# Per arm two studies; nn is run for nf too, so that energy has one pair: yn, yf.
+VALUES = {"no-none-none": (6.0, 6.2), "yes-none-none": (5.0, 5.4), "yes-frobenius-none": (5.5, 5.5),
+          "no-none-sync": (7.0, 7.0), "yes-none-sync": (6.5, 6.5), "yes-frobenius-sync": (5.9, 6.1)}
 
 
-def content_of(costs, cap=800):
-    def fresh(value):
-        run = {"study": 1, "reached": True, "curve": {"gradient_evaluations": [1, value]}}
-        return [] if value is None else [run]
-
-    return {"terms": {"task": "grokking", "metric": "eval_accuracy", "mode": "max", "target": 0.99,
-                      "cap": cap, "budget": 1, "studies": 1, "fresh_seeds": 1,
-                      "set": []},
-            "factors": {factor: list(levels) for factor, levels in SMALL.factors.items()},
-            "cells": [{"levels": cell, "is": SMALL.known_as(cell), "ran": SMALL.run_as(cell)}
-                      for cell in SMALL.cells()],
-            "arms": {f"ablation-{name}": {"fresh": fresh(value), "studies": []}
-                     for name, value in costs.items()}}
-
-
-def test_effects_are_paired_ratios_with_misses_at_the_cap():
-    ortho, energy, sharp = page.effects(content_of(COSTS))
-    # 200/400, 100/400 (AdamW's runs stand for its cell), 200/800 (a bound); both missed: left out.
-    assert (ortho["part"], ortho["pairs"], ortho["bounds"], ortho["missed"]) == (
-        "orthogonalization: yes", 3, 1, 1)
-    assert ortho["ratio"].value == pytest.approx((1 / 2 * 1 / 4 * 1 / 4) ** (1 / 3))
-    assert sorted((round(ratio, 9), bound) for ratio, bound in ortho["ratios"]) == [
-        (0.25, False), (0.25, True), (0.5, False)]
-    assert (ortho["cheaper"], ortho["p"]) == (3, 0.25)  # 2 of 8 sign changes
-    # Only where there is an orthogonal direction: 100/200 and 800/200.
-    assert (energy["pairs"], energy["bounds"], energy["cheaper"]) == (2, 1, 1)
-    assert energy["ratio"].value == pytest.approx(math.sqrt(2))
-    # 800/400 once, though two cells show these runs; 200/200; 800/100.
-    assert (sharp["pairs"], sharp["cheaper"]) == (3, 0)
-    assert sharp["ratio"].value == pytest.approx((2 * 1 * 8) ** (1 / 3))
+def test_effects_are_means_over_pairs_of_cells_with_the_study_as_the_sample():
+    rows = {f"ablation-{name}": {"values": list(values), "censored": [name == "no-none-sync"] * 2}
+            for name, values in VALUES.items()}
+    board = {"terms": {"alpha": 0.05}, "results": {"arms": rows}}
+    ortho, energy, sync = effects(board, SMALL)
+    # With the special cells: nn -> yn, (nf is nn) -> yf, both with and without the sharp pass.
+    d = np.mean([(-1.0, -0.8), (-0.5, -0.7), (-0.5, -0.5), (-1.1, -0.9)], 0)
+    assert (ortho.part, ortho.pairs) == ("orthogonalization: yes", 4)
+    assert ortho.ratio.value == pytest.approx(math.exp(d.mean()))
+    half = 12.706204736 * d.std(ddof=1) / 2**0.5
+    assert ortho.ratio.low == pytest.approx(math.exp(d.mean() - half))
+    assert ortho.p == pytest.approx(2 * stats.t.sf(abs(d.mean()) / (half / 12.706204736), 1))
+    assert ortho.bound == "at most" and energy.bound == ""
+    assert (energy.pairs, sync.pairs, sync.bound) == (2, 3, "at least")
+    assert energy.ratio.value == pytest.approx(math.exp(np.mean([0.5, 0.1, -0.6, -0.4])))
+    assert [e.p_holm for e in (ortho, energy, sync)] == holm([e.p for e in (ortho, energy, sync)])
+    assert [effect.verdict(1.0) for effect in (ortho, energy, sync)] == [
+        "pays", "pays", "costs"]
+    assert {effect.verdict(0.0) for effect in (ortho, energy, sync)} == {"undecided"}
+    against = replace(sync, bound="at most", p_holm=0.0)
+    assert against.verdict(0.05) == "undecided"
+    assert effects({"terms": {}, "results": {"arms": {}}}, SMALL) == []
 
 
 # --- the whole command
@@ -120,12 +116,3 @@ def test_the_ablation_is_a_board_of_its_own_against_the_cell_that_is_adamw(tmp_p
     assert path.stem == "grokking_ablation" and set(board["arms"]) == set(two.arms())
     assert "ratio" in board["results"]["arms"]["ablation-yes-frobenius-none"]
     assert check_board(board) == []
-
-
-@pytest.mark.parametrize("path", sorted(Path("outputs/paper").glob("ablation_*.json")),
-                         ids=lambda path: path.stem)
-def test_the_committed_page_is_what_its_json_says(path):
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    assert path.with_suffix(".md").read_text(encoding="utf-8") == page.render(kept)
-    assert path.with_suffix(".png").exists()
-    assert set(kept["arms"]) == set(REAL.arms())

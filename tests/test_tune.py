@@ -426,6 +426,7 @@ def test_a_board_in_progress_has_whole_studies_and_no_verdicts(searched, monkeyp
     path.unlink()  # and from single chains, before a study of all arms is whole
     assert command.main([*OPTIONS, "--outputs", str(outputs)]) == 1
     assert [job.number for job in jobs] == [2, 4, 2]
+    assert json.loads(path.read_text())["arms"].keys() == board["arms"].keys()  # is shown again
     assert not list((searched / "paper" / "chains").rglob("*.json"))  # they are on the board
 
 
@@ -751,6 +752,6 @@ def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path, capsys
 
 def test_optuna_is_imported_where_it_is_used():
     """The image of a rented card has none."""
-    code = ("import sys; sys.modules['optuna'] = None; import exp.tune.chain, exp.tune.published;"
+    code = ("import sys; sys.modules['optuna'] = None; import exp.tune.chain;"
             " from exp.tune.arms import arm_named; arm_named('adamw', 10)")
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ, cwd=Path.cwd())

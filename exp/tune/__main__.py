@@ -51,7 +51,6 @@ from exp.tune.check import check_board
 from exp.tune.distinct import require_distinct
 from exp.tune.follow_up import ask, write_follow_up
 from exp.tune.pace import time_winners
-from exp.tune.published import write_pages as write_published
 from exp.tune.recommend import recommend
 from exp.tune.terms import numbers_of, rung, terms_of
 
@@ -140,17 +139,22 @@ def tune(search: Search, options: argparse.Namespace) -> int:
     missing = [chain for chain in chains if studies[chain] is None]
     if missing:
         require_distinct(arms, terms)
-    interim = search.begun["arms"].keys() <= _by_arm(studies).keys()
+    begun = (search.begun["arms"].keys() <= _by_arm(studies).keys()
+             and not search.finished["arms"])
+
+    def show() -> None:
+        if begun and 0 < whole_studies(_by_arm(studies)) < terms["studies"]:
+            write_interim(interim_path(search.path), terms, arms, _by_arm(studies))
 
     def keep(chain: Chain, _status: int) -> None:
         before = whole_studies(_by_arm(studies))
         studies[chain] = chain.study()
         if studies[chain]:
             chain.keep_in(paper)
-        new = before < whole_studies(_by_arm(studies)) < terms["studies"]
-        if new and interim and not search.finished["arms"]:
-            write_interim(interim_path(search.path), terms, arms, _by_arm(studies))
+        if before < whole_studies(_by_arm(studies)):
+            show()
 
+    show()
     run_jobs(missing, launcher, keep)
     status = publish(options, search.path, search.finished, arms, _by_arm(studies))
     for chain in chains if status == COMPLETED else ():  # they are on the board
@@ -231,8 +235,7 @@ def check(outputs: Path) -> int:
 
 
 def render(outputs: Path) -> int:
-    """The pages of every board, the published leaderboard and ablation among them."""
-    write_published(outputs / "paper")
+    """The pages of every board and of what was asked about it."""
     for path in published(outputs):
         write_page(path)
     for path in sorted((outputs / "paper" / "follow_up").glob("*.json")):

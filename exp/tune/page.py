@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from exp.report.tables import markdown, number, page
+from exp.tune.cells import read_ablation
+from exp.tune.effects import section
 from exp.tune.space import Range, axis_of
 from exp.tune.terms import IN_PROGRESS
 
@@ -26,7 +28,8 @@ def render(board: dict) -> str:
     lines = [("", *columns), *((name, *(column(board, name) for column in columns.values()))
                                for name in order)]
     return page(_title(board), RACE if race else ANNEAL, facts(board), markdown(lines),
-                _noise(board["results"]), *_on_the_way(board))
+                _noise(board["results"]), *section(board, read_ablation(), SIGN.__getitem__),
+                *_on_the_way(board))
 
 
 # --- columns: of a board and the name of an arm

@@ -1,0 +1,80 @@
+"""The web page and the pages of optimizers: by hand, in a browser, and as they are committed."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from exp.report import web
+from exp.site import optimizers
+from exp.site.__main__ import read_boards, site
+from optimizer import optimizer_class
+
+PAPER = Path("outputs/paper")
+
+BROWSER = next(filter(None, map(shutil.which, (
+    "chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+SITE_CLICKS = """<script>
+addEventListener("load", () => {
+  const button = document.querySelectorAll("thead button")[1];
+  const names = () => [...document.querySelectorAll("tbody th")].map(c => c.textContent).join("");
+  const found = [];
+  for (let i = 0; i < 2; i++) {
+    button.click();
+    found.push(names() + button.parentElement.getAttribute("aria-sort"));
+  }
+  const frame = document.createElement("iframe");
+  frame.width = 390;
+  frame.onload = () => {
+    found.push(frame.contentDocument.documentElement.scrollWidth <= 390);
+    document.title = found.join(";");
+  };
+  frame.srcdoc = SOURCE;
+  document.body.append(frame);
+});
+</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
+def test_the_web_page_sorts_fits_a_phone_and_logs_no_error(tmp_path):
+    lines = [("optimizer", "cost", "verdict"), ("a", "12 [1, 20]", "**holds**" + 60 * " long"),
+             ("b", "never", ""), ("c", "9.5", "")]
+    source = web.document({"Board: toy": web.table("toy", lines) + web.forest(
+        "ratio", [("c", 0.5, 0.4, 0.7)]) + web.details("c", web.code("x" * 200))})
+    clicks = SITE_CLICKS.replace("SOURCE", json.dumps(source).replace("</", "<\\/"))
+    path = tmp_path / "page.html"
+    path.write_text(source.replace("</body>", clicks + "</body>"), encoding="utf-8")
+    done = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--enable-logging=stderr",
+                           "--virtual-time-budget=5000", "--dump-dom", path.as_uri()],
+                          capture_output=True, text=True, timeout=60)
+    assert "<title>cabascending;bacdescending;true</title>" in done.stdout
+    assert "CONSOLE" not in done.stderr
+
+
+def test_the_web_page_escapes_text_and_places_the_plot_by_hand():
+    assert web.inline("`a<b` **holds** *cost* & <sub>x</sub>") == (
+        '<code>a&lt;b</code> <strong class="holds">holds</strong> <em>cost</em> &amp; '
+        " <small>x</small>")
+    drawn = web.forest("ratio", [("<c>", 1.0, 0.5, 2.0)])  # 1 is halfway from 190 to 620 pixels
+    assert 'x1="190.0" x2="620.0"' in drawn and 'cx="405.0"' in drawn and "&lt;c&gt;" in drawn
+
+
+def test_the_committed_web_page_is_made_of_the_committed_records():
+    html = (PAPER / "index.html").read_text(encoding="utf-8")
+    assert html == site(), "python -m exp.site makes it again"
+    assert not re.search(r'(src|href)="(?!#|data:|https://)', html)
+
+
+def test_the_page_of_every_optimizer_is_made_of_its_file():
+    board = {"arms": {"x": {"optimizer": {"name": "muon", "sam": {}}}}, "results": {"arms": {
+        "x": {"cost": 120.0, "ratio": 0.5, "low": 0.25, "high": 1.0}}}}
+    line = r"\| toy +\| x +\| 120 +\| 0.5 \[0.25, 1\] +\|"
+    for name in ("muon", "sam"):
+        text = optimizers.optimizer_page(name, optimizer_class(name), {"toy": board})
+        assert re.search(line, text)
+    made = optimizers.pages(read_boards())
+    kept = {path.name: path.read_text(encoding="utf-8") for path in optimizers.FOLDER.glob("*.md")}
+    assert kept == made, "python -m exp.site makes them again"
