@@ -1,6 +1,6 @@
 """Lookahead, Zhang et al. 2019, arXiv 1907.08610, Algorithm 1: k steps forward, one step back.
 
-Outer momentum: DiLoCo, Douillard et al. 2023, arXiv 2311.08105; of one worker SNOO, 2510.15830.
+Outer momentum: that of DiLoCo with one worker; SNOO, arXiv 2510.15830.
 """
 
 from collections.abc import Callable
@@ -29,13 +29,14 @@ class Lookahead(Wrapper):
 
         d = slow - fast,   v <- mu v + d,   slow <- slow - alpha (d + mu v)
 
-    DiLoCo has k = 500, alpha = 0.7, mu = 0.9 between workers, whose number here is 1.
+    Between several processes it is `DiLoCo`.
 
     Cost: no gradient evaluation of its own; 1 state tensor per parameter, 2 with a momentum.
     """
 
     stage = "outer step"
     whole_model = True  # copies every weight, with or without a gradient
+    counters = {"steps": 0}
 
     def __init__(self, base: Optimizer, k: int = 6, alpha: float = 0.5,
                  outer_momentum: float = 0.0) -> None:
@@ -47,7 +48,7 @@ class Lookahead(Wrapper):
         super().__init__(base)
         self.k, self.alpha, self.outer_momentum = k, alpha, outer_momentum
         self.start: dict[Tensor, Tensor] = {}  # of weights that have no slow weight yet
-        self.keep_scalars(steps=0)
+        self.keep_scalars(**self.counters)
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """One step of `base`, and every k-th time the step back; what `base` returns."""

@@ -3,6 +3,7 @@
 ROOT holds the tiny data sets and checksums.json; OUT gets the trajectories of every case as out.pt.
 """
 
+import copy
 import json
 import sys
 from collections.abc import Callable
@@ -35,7 +36,7 @@ from exp.harness.errors import ConfigError
 from exp.harness.folder import RunFolder
 from exp.harness.task import task_named
 from exp.harness.toml import apply_override, read_toml
-from optimizer import build_optimizer
+from optimizer import DiLoCo, build_optimizer
 from optimizer.parts.base import set_mode
 from optimizer.parts.distributed.sharded import Sharded
 
@@ -150,6 +151,89 @@ def local_sam() -> list[torch.Tensor]:
     return [w - step for w, step in zip(start, steps, strict=True)]
 
 
+def bowls() -> dict[str, list]:
+    """Weights of LocalSGD and DiLoCo after each round of two steps of SGD, rate 0.1, in two
+    processes: that of rank r goes down |w - r|^2 / 2. Of one process as Lookahead has it."""
+    found = {}
+    for name, outer in {"local_sgd": (1.0, 0.0), "diloco": (0.7, 0.9)}.items():
+        w = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+        optimizer = DiLoCo(torch.optim.SGD([w], lr=0.1), 2, *outer)
+
+        def closure(synchronize=True, w=w):
+            assert not synchronize or size() == 1
+            w.grad = w.detach() - rank()
+            return w.detach().square().sum()
+
+        found[name] = [w.detach().clone() for _ in range(6) if optimizer.step(closure) is not None
+                       and optimizer.scalars["steps"] % 2 == 0]
+        found[f"{name} bytes"] = optimizer.diagnostics["outer_bytes"]
+    return found
+
+
+def local_steps() -> dict:
+    """Five steps of DiLoCo around AdamW in two processes, k = 2: weights that are trained and
+    evaluated, and both once more from a checkpoint of the third step. One process by hand."""
+    outer = {"k": 2, "alpha": 0.7, "outer_momentum": 0.9}
+    run = built("grokking", {**RULES["adamw"], "diloco": outer}, {"sharding": "none"},
+                {"batch_size": 24})
+    batches = [batch for epoch in range(2) for batch in run.data.train.epoch(epoch)][:5]
+    if size() == 1:
+        return {"evaluated": simulated(run, batches)}
+    for batch in batches[:3]:
+        run.optimizer.step(run.objective.on(batch))
+    kept = from_main_state(run)
+    found = finished(run, batches[3:])
+    run.model.load_state_dict(kept["model"])
+    run.optimizer.load_state_dict(kept["optimizer"])
+    again = finished(run, batches[3:])
+    elsewhere = kept["optimizer"]["processes"][:1]  # of a run with another number of processes
+    run.optimizer.load_state_dict(kept["optimizer"] | {"processes": elsewhere})
+    slow = [run.optimizer.state[p]["slow_weight"] for p in run.model.parameters()]
+    equal = all(map(torch.equal, slow, run.model.parameters()))
+    return {**found, "again": again, "moved": equal}
+
+
+def from_main_state(run: Built) -> dict:
+    """What a checkpoint of the main process holds, as every process loads it."""
+    state = {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}
+    return copy.deepcopy(from_main(lambda: state))
+
+
+def finished(run: Built, batches: list) -> dict[str, list]:
+    """The weights after these steps: as this process trains them, and to be evaluated."""
+    for batch in batches:
+        run.optimizer.step(run.objective.on(batch))
+    trained = [p.detach().clone() for p in run.model.parameters()]
+    set_mode(run.optimizer, "eval")
+    evaluated = [p.detach().clone() for p in run.model.parameters()]
+    set_mode(run.optimizer, "train")
+    return {"trained": trained, "evaluated": evaluated}
+
+
+def simulated(run: Built, batches: list) -> list[torch.Tensor]:
+    """DiLoCo's slow weights by plain torch: two models, each on its half of every batch."""
+    models = [copy.deepcopy(run.model) for _ in range(2)]
+    rules = [torch.optim.AdamW(model.parameters(), lr=1e-2) for model in models]
+    slow = [p.detach().clone() for p in run.model.parameters()]
+    velocity = [torch.zeros_like(w) for w in slow]
+    for number, batch in enumerate(batches, 1):
+        halves = zip(*(tensor.chunk(2) for tensor in batch), strict=True)
+        for model, rule, half in zip(models, rules, halves, strict=True):
+            rule.zero_grad()
+            run.objective.loss_fn(model, *half)[0].backward()
+            rule.step()
+        if number % 2 == 0:
+            with torch.no_grad():
+                for w, v, *fast in zip(slow, velocity, *(m.parameters() for m in models),
+                                       strict=True):
+                    move = w - (fast[0] + fast[1]) / 2
+                    v.mul_(0.9).add_(move)
+                    w -= 0.7 * (move + 0.9 * v)
+                    for p in fast:
+                        p.copy_(w)
+    return slow
+
+
 def lone_matrix() -> dict[str, torch.Tensor]:
     """One matrix after three steps of each rule: of two processes one has nothing to update."""
     found = {}
@@ -216,6 +300,7 @@ def refusals() -> dict[str, str]:
         "model's tensors": ({"name": "muon", "qk_clip": {}}, {"sharding": "model"}, {}),
         "all tensors": ({"name": "muon", "lookahead": {}}, {"sharding": "model"}, {}),
         "local": ({"name": "muon", "sam": {"local": True}}, {}, {}),
+        "local steps": ({"name": "muon", "diloco": {}}, {"sharding": "model"}, {}),
         "shapes": ({"name": "muon"}, {}, {"p": 11 + 2 * rank()}),
     }
     return {name: said(lambda case=case: first_step(built("grokking", *case)))
@@ -258,7 +343,8 @@ def main(out: Path, root: Path) -> None:
         vars(sys.modules[module]).update(values)
     with joined("cpu"):
         found = {case: trajectory(*case) for case in CASES}
-        found |= {"local_sam": local_sam(), "lone_matrix": lone_matrix(), "bf16": bf16()}
+        found |= {"bowls": bowls(), "local_steps": local_steps(), "local_sam": local_sam(),
+                  "lone_matrix": lone_matrix(), "bf16": bf16()}
         if size() > 1:
             found |= {"refusals": refusals(), "agreement": agreement(),
                       "random numbers": random_numbers(out)}

@@ -84,7 +84,8 @@ def shapes(value):
     ("one_process", ("KFAC", "one process only")), ("last_batch", ("has 1 examples", "drop_last")),
     ("instruments", ("diagnostics", 'sharding = "none"')), ("lbfgs", ("LBFGS", "one vector")),
     ("model's tensors", ("QKClip", "own tensors")), ("all tensors", ("Lookahead", "own tensors")),
-    ("local", ('sharding = "none"',)), ("shapes", ("not hold the same model",))])
+    ("local", ("SAM", 'sharding = "none"')), ("local steps", ("DiLoCo", "own")),
+    ("shapes", ("not hold the same model",))])
 def test_what_cannot_be_shared_out_is_refused_by_name(found, case, words):
     for process in ("main", "other"):
         said = found[process]["refusals"][case]
@@ -96,6 +97,29 @@ def test_local_perturbations_are_each_processes_own(found):
         for got, expected in zip(found[process]["local_sam"], found["one"]["local_sam"],
                                  strict=True):
             assert torch.allclose(got, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_local_steps_and_an_outer_one_by_hand(found):
+    rounds = {"local_sgd": {1: [0.905, -1.525, 2.525]},
+              "diloco": {1: [0.87365, -1.36825, 2.36825],
+                         3: [0.5796824374, 0.1015878130, 0.8984121870]}}
+    for process in ("main", "other"):
+        bowls = found[process]["bowls"]
+        for name, expected in rounds.items():
+            for number, w in expected.items():
+                assert bowls[name][number - 1].tolist() == pytest.approx(w, abs=1e-10)
+            assert bowls[f"{name} bytes"] == 3 * 3 * 8  # rounds, weights, bytes of one
+
+
+def test_two_processes_take_the_steps_of_two_models_in_one(found):
+    expected = found["one"]["local_steps"]["evaluated"]
+    main, other = (found[name]["local_steps"] for name in ("main", "other"))
+    for process in (main, other):
+        torch.testing.assert_close(process["evaluated"], expected, rtol=1e-9, atol=1e-12)
+        for name, weights in process["again"].items():  # resumed within a round: to the bit
+            assert all(map(torch.equal, weights, process[name]))
+        assert process["moved"]
+    assert not torch.equal(main["trained"][0], other["trained"][0])  # the fifth step is local
 
 
 def test_a_process_may_have_no_parameters(found):

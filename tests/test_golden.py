@@ -57,6 +57,7 @@ NUMBERS = {
     "swa": [{"every": 2}], "lawa": [{"every": 2, "k": 2}],
     "ema": [{"horizon": 3.0, "start": 2, "share": 0.6}],
     "looksam": [{"k": 3}], "lookahead": [{"k": 3}, {"k": 2, "outer_momentum": 0.5}],
+    "diloco": [{"k": 3}],
     "ema_nesterov": [{"prefill": 1}, {"prefill": 1, "rest": 3}], "qk_clip": [{"tau": 0.01}],
     "adamw_8bit": [{"min_8bit_size": 1}], "low_rank_muon": [{"k": 2}],
     "newton_muon": [{"refresh_interval": 2}],

@@ -18,6 +18,7 @@ from optimizer import (
     AdaRMSuon,
     CautiousDecay,
     CautiousUpdate,
+    DiLoCo,
     EMANesterov,
     GrokFast,
     Hyperball,
@@ -213,8 +214,9 @@ def test_ema_nesterov():
         EMANesterov(sgd([nn.Parameter(torch.ones(1))])).step()
 
 
-def test_outer_momentum():
-    weights, _ = downhill(lambda p: Lookahead(sgd(p), k=2, alpha=0.7, outer_momentum=0.5), 6)
+@pytest.mark.parametrize("cls", [Lookahead, DiLoCo])
+def test_outer_momentum(cls):
+    weights, _ = downhill(lambda p: cls(sgd(p), k=2, alpha=0.7, outer_momentum=0.5), 6)
     assert differs(weights[1], ".8005 -1.601 2.4015") < 1e-10
     assert differs(weights[5], ".4431023501 -.8862047002 1.3293070504") < 1e-10
 

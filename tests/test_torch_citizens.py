@@ -42,6 +42,7 @@ CASES |= {
     "hooks": {"name": "adamw", "weight_decay": 0.0, "cautious_update": {}, "radial_brake": {},
               "sam": {}, "hyperball": {}, "cautious_decay": {}},
     "outer momentum": {**ADAMW, "lookahead": {"k": 2, "outer_momentum": 0.5}},
+    "diloco 2": {**ADAMW, "diloco": {"k": 2}},
     "filters": {"name": "muon", "looksam": {"k": 2}, "mars": {}, "grokfast": {}},
     "lawa 2": {**ADAMW, "lawa": {"k": 2, "every": 1}},
     "nested": {"name": "muon", "looksam": {"k": 2}, "lookahead": {"k": 3}},

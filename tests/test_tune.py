@@ -70,7 +70,7 @@ def test_every_arm_is_searched_on_the_same_axes_and_its_points_are_valid_setting
         horizon = small["cap"] / arm.gradient_evaluations_per_step
         found = 1e-3 if arm.defaults["lr"] >= 0.5 else 1  # LARS and Prodigy multiply a rate
         for part, rate in ((table, found * params["lr"]), (rest, params["aux_lr"])):
-            if "weight_decay" in part:  # both forget equally fast
+            if part.get("weight_decay"):  # both forget equally fast
                 assert 1 / (part["weight_decay"] * rate * horizon) == pytest.approx(
                     params["decay_time"], rel=1e-4)
 
@@ -98,6 +98,12 @@ def test_defaults_are_the_constructors_and_levels_set_all_momenta():
     assert costs == {"ars2_neo_base": 1, "ars2_neo_lazy": 1.2, "ars2_neo_sync": 2,
                      "looksam_adamw": 1.1}
     assert arm_named("sgd", 3200).defaults["lr"] == 0.1  # stated in arms.toml
+    ball = arm_named("hyperball_muon", 3200)
+    table = ball.settings({**ball.defaults, "decay_time": 0.5}, 3200)
+    assert table["weight_decay"] == 0 and table["adamw"]["weight_decay"] > 0
+    scion = arm_named("scion", 3200)
+    assert scion.axes["memory"].nearest == 0  # its 0.1 is a momentum of 0.9
+    assert scion.settings({**scion.defaults, "memory": "slow"}, 3200)["momentum"] == 0.02
     assert "rho" not in arm_named("ars2_neo_base", 3200).axes  # fixed there
 
 

@@ -28,6 +28,7 @@ from exp.tune.cells import ARMS, read_ablation
 from exp.tune.options import BASELINE, LADDER
 from exp.tune.space import Choice, Range, Space, around, axis_of, significant
 from optimizer import available_optimizers, is_wrapper, optimizer_class
+from optimizer.parts.delta import Delta
 
 AUX_LR = 1e-3  # torch's default of AdamW
 DECAY_TIME = Range(0.01, 10.0)  # horizons: from the last hundredth of a run to hardly any decay
@@ -75,9 +76,9 @@ class Arm:
                 (table, params["lr"], found * params["lr"], keywords),
                 (rest, params["aux_lr"], params["aux_lr"], dict.fromkeys(COMMON[:3]))):
             part["lr"] = lr
-            if "weight_decay" in allowed:
+            if "weight_decay" in allowed and not (part is table and _forbids_decay(table)):
                 part["weight_decay"] = significant(1 / (params["decay_time"] * horizon * rate))
-            part |= _momenta(params.get("memory", OWN), allowed)
+            part |= _momenta(params.get("memory", OWN), allowed, part.get("name", ""))
         for key in params.keys() - {"lr", "decay_time", "aux_lr", "memory"}:
             *tables, last = key.split(".")
             place = table[tables[0]] if tables else table
@@ -101,7 +102,8 @@ def arm_named(name: str, cap: int, own: Mapping[str, dict] | None = None) -> Arm
     evaluations = _cost(table)
     lr, decay = defaults["lr"], defaults.get("weight_decay", 0.0)
     time = evaluations / (lr * decay * cap) if decay else NO_DECAY
-    momenta = [defaults[key] for key in COMMON[2:] if key in _keywords(table["name"])]
+    momenta = [_usual(table["name"], key, defaults[key]) for key in COMMON[2:]
+               if key in _keywords(table["name"])]
     axes = {"lr": around(lr), "decay_time": DECAY_TIME, "aux_lr": around(AUX_LR),
             "memory": Choice(tuple(MEMORY), _nearest(momenta))}
     values = {"lr": lr, "decay_time": significant(time), "aux_lr": AUX_LR, "memory": OWN}
@@ -209,13 +211,26 @@ def _declared(rule: str, constant: str, otherwise: Any) -> Any:
     return getattr(module, constant, otherwise)
 
 
-def _momenta(level: str, keywords: dict) -> dict:
+def _forbids_decay(table: dict) -> bool:
+    """Whether a hook in the table wants a rule without decay of its own, as Hyperball does."""
+    hooks = [optimizer_class(name) for name in wrappers(table)]
+    return any(issubclass(cls, Delta) and not cls.accepts_decay for cls in hooks)
+
+
+def _usual(name: str, key: str, value: Any) -> Any:
+    """A momentum as the share that is kept; Scion's is the share of the new gradient."""
+    inverted = key == "momentum" and "scion" in name.lower()
+    return significant(1 - value) if inverted else value
+
+
+def _momenta(level: str, keywords: dict, name: str) -> dict:
     """The momenta of a level that a rule has; of more than two betas the first two are set."""
     if level == OWN:
         return {}
     betas, momentum = MEMORY[level]
     further = (keywords.get("betas") or ())[2:]
-    values = {"betas": [*betas, *further], "momentum": momentum, "beta2": betas[1]}
+    values = {"betas": [*betas, *further], "momentum": _usual(name, "momentum", momentum),
+              "beta2": betas[1]}
     return {key: value for key, value in values.items() if key in keywords}
 
 

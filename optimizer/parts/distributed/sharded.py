@@ -91,10 +91,7 @@ class Sharded(Wrapper):
         """Raises TypeError: with several processes a sharpness-aware step needs its closure."""
         raise TypeError("first_step works in one process only: use step(closure)")
 
-    def _pass(self, closure: Callable[[], Tensor], synchronize: bool = True) -> Tensor:
-        if not synchronize:
-            raise ValueError("a gradient of one process's own needs all weights there: "
-                             'local = true goes with sharding = "none"')
+    def _pass(self, closure: Callable[[], Tensor]) -> Tensor:
         if self.passes:  # the rule, or a wrapper, has moved its weights
             self._exchange()
         self.passes += 1
@@ -143,7 +140,7 @@ class Sharded(Wrapper):
 
     def packed(self) -> dict:
         """The state_dict of `base`: complete on process 0, its own share on the others."""
-        mine = _on_cpu(super().packed())
+        mine = on_cpu(super().packed())
         parts: list[dict | None] = [None] * dist.get_world_size()
         dist.gather_object(mine, parts if self.rank == 0 else None)
         if self.rank != 0:
@@ -166,6 +163,9 @@ def _require_shardable(optimizer: Optimizer) -> None:
     if isinstance(optimizer, LBFGS):
         raise ValueError("LBFGS cannot be shared out: it takes all parameters as one vector")
     if isinstance(optimizer, Wrapper):
+        if getattr(optimizer, "local", False):
+            raise ValueError(f"{type(optimizer).__name__} takes each process's own gradient, which "
+                             'needs all weights there: experiment.sharding = "none"')
         _require_shardable(optimizer.base)
 
 
@@ -183,11 +183,12 @@ def _grouped(params: Iterable[Tensor], owner: dict[Tensor, int]
     return dict(sorted(groups.items(), key=lambda item: (item[0][0], str(item[0][1]))))
 
 
-def _on_cpu(value: Any) -> Any:
+def on_cpu(value: Any) -> Any:
+    """`value` with all tensors in it, in dicts and sequences, on the CPU."""
     if torch.is_tensor(value):
         return value.cpu()
     if isinstance(value, dict):
-        return {key: _on_cpu(item) for key, item in value.items()}
+        return {key: on_cpu(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_on_cpu(item) for item in value)
+        return type(value)(on_cpu(item) for item in value)
     return value
