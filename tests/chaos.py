@@ -9,6 +9,7 @@ its own kind, so that one that dies, hangs or takes all memory is a failure like
 
 import argparse
 import contextlib
+import importlib
 import io
 import itertools
 import json
@@ -374,6 +375,15 @@ def finished(root: Path) -> Path:
     return folder
 
 
+def warm_up(root: Path) -> None:
+    """Import and tokenize here what every process that is attacked would otherwise do again."""
+    finished(root)
+    importlib.import_module("pytorch_optimizer")
+    for name in tasks():
+        settings = complete(tiny(name, task_named(name).config), task_named(name))
+        build(settings, task_named(name))
+
+
 def runs(seed: int, place: Path) -> None:
     """Mutated configs through the command line, to the end of an epoch."""
     rng = random.Random(f"runs {seed}")
@@ -564,11 +574,14 @@ def attempts(name: str, seeds: Iterator[int], root: Path) -> Iterator[tuple[int,
 def table(results: dict[str, list[tuple[int, str]]]) -> str:
     """Attack, tries, survived, the first failure and how to replay it."""
     lines = [f"{'attack':<12}{'tries':>7}{'survived':>10}  first failure"]
-    for name, tries in results.items():
-        failures = [(seed, why) for seed, why in tries if why]
-        first = f"--seed {failures[0][0]} --tries 1 {name}: {failures[0][1]}" if failures else ""
-        lines.append(f"{name:<12}{len(tries):>7}{len(tries) - len(failures):>10}  {first[:400]}")
-    return "\n".join(lines)
+    return "\n".join(lines + [row(name, tries) for name, tries in results.items()])
+
+
+def row(name: str, tries: list[tuple[int, str]]) -> str:
+    """The row of one attack in the table."""
+    failures = [(seed, why) for seed, why in tries if why]
+    first = f"--seed {failures[0][0]} --tries 1 {name}: {failures[0][1]}" if failures else ""
+    return f"{name:<12}{len(tries):>7}{len(tries) - len(failures):>10}  {first[:400]}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -587,7 +600,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = options.attacks or list(ATTACKS)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         use_data(Path(folder) / "data", write_data(Path(folder) / "data"), patch)
-        finished(Path(folder))  # every process that is attacked inherits it, and what it imported
+        warm_up(Path(folder))
         for name in chosen:
             end = time.monotonic() + 60 * options.minutes / len(chosen)
             seeds = itertools.takewhile(
@@ -598,6 +611,7 @@ def main(arguments: list[str] | None = None) -> int:
                 results[name].append((seed, why))
                 if why and options.all:
                     print(f"{name} {seed}: {why}", flush=True)
+            print(row(name, results[name]), file=sys.stderr, flush=True)
     print(table(results))
     return int(any(why for tries in results.values() for _, why in tries))
 
