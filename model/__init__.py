@@ -7,6 +7,8 @@ from torch import nn
 
 __all__ = ["available_models", "build_model", "model_class"]
 
+MOST_LAYERS = 1000  # a constructor may take time and memory for each before it makes a tensor
+
 
 def available_models() -> list[str]:
     """The file names in `model/`, sorted."""
@@ -29,9 +31,13 @@ def build_model(settings: dict, **sizes: int) -> nn.Module:
     """Build the model of a `[model]` table: `name` and that constructor's keywords.
 
     sizes: what the data decides (vocab_size=114, num_classes=10). Raises ValueError for an unknown
-    name or bad value, TypeError for an unknown keyword.
+    name, a bad value or more than MOST_LAYERS of what a keyword "...layers" counts, TypeError for
+    an unknown keyword.
     """
     settings = dict(settings)
+    for key, value in settings.items():
+        if key.endswith("layers") and value > MOST_LAYERS:
+            raise ValueError(f"{key} must be at most {MOST_LAYERS}, got {value}")
     return model_class(settings.pop("name"))(**sizes, **settings)
 
 

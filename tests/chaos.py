@@ -9,12 +9,14 @@ its own kind, so that one that dies, hangs or takes all memory is a failure like
 
 import argparse
 import contextlib
+import errno
 import importlib
 import io
 import itertools
 import json
 import math
 import multiprocessing
+import os
 import random
 import resource
 import shutil
@@ -38,14 +40,17 @@ from exp.harness.errors import ConfigError
 from exp.harness.folder import FILES
 from exp.harness.task import task_named, tasks, train_function
 from exp.harness.toml import apply_override, read_toml, to_toml
+from exp.jobs.launch import Local
+from exp.jobs.queue import Job, run_jobs
 from optimizer import available_optimizers
 from tests.conftest import TINY, use_data, write_data
 
 MEMORY = 8 * 2**30  # bytes of address space of a process that is attacked
-PATIENCE = 90  # seconds after which an attack counts as hung
+PATIENCE = 300  # seconds after which an attack counts as hung
 CONFIGS = {name: [path for path in sorted(Path("config").glob("*.toml"))
                   if f'task = "{name}"' in path.read_text(encoding="utf-8")] for name in tasks()}
 GROKKING = Path("config/lrp_grok_adamw_600e.toml")
+QUEUED = 400  # epochs of a queued run
 FORK = multiprocessing.get_context("fork")
 
 
@@ -355,9 +360,9 @@ def record(folder: Path) -> list[dict]:
              if key not in ("seconds", "peak_memory_bytes")} for line in lines]
 
 
-def require_whole(folder: Path, epochs: int, said: str) -> None:
+def require_whole(folder: Path, epochs: int, said: str, root: Path | None = None) -> None:
     """The record is that of an undisturbed run of as many epochs."""
-    require(record(folder) == undisturbed(folder.parents[1], epochs), said,
+    require(record(folder) == undisturbed(root or folder.parents[1], epochs), said,
             f"the record is not that of an undisturbed run of {epochs} epochs")
 
 
@@ -375,11 +380,14 @@ def finished(root: Path) -> Path:
     return folder
 
 
-def warm_up(root: Path) -> None:
-    """Import and tokenize here what every process that is attacked would otherwise do again."""
+def warm_up(root: Path, everything: bool) -> None:
+    """Do here what every process that is attacked would do again: import, tokenize. everything:
+    for any task and library."""
     finished(root)
-    importlib.import_module("pytorch_optimizer")
-    for name in tasks():
+    text_tensors()
+    if everything:
+        importlib.import_module("pytorch_optimizer")
+    for name in tasks() if everything else ():
         settings = complete(tiny(name, task_named(name).config), task_named(name))
         build(settings, task_named(name))
 
@@ -424,10 +432,18 @@ def damage(rng: random.Random, path: Path, others: list[Path]) -> str:
 
 def neighbours(seed: int, place: Path) -> None:
     """Damaged files of a run: made whole by --resume, or refused in one line untouched."""
-    rng = random.Random(f"neighbours {seed}")
+    resume_damaged(random.Random(f"neighbours {seed}"), place, FILES)
+
+
+def checkpoints(seed: int, place: Path) -> None:
+    """The same with latest.pt, best.pt or both."""
+    resume_damaged(random.Random(f"checkpoints {seed}"), place, ("latest.pt", "best.pt"))
+
+
+def resume_damaged(rng: random.Random, place: Path, names: tuple[str, ...]) -> None:
     folder = place / "run"
     shutil.copytree(finished(place.parent), folder)
-    files = [folder / name for name in FILES if (folder / name).exists()]
+    files = [folder / name for name in names if (folder / name).exists()]
     others = sorted(finished(place.parent).iterdir())
     said = ", ".join(damage(rng, path, others) for path in rng.sample(files, rng.randint(1, 2)))
     before = contents(folder)
@@ -442,6 +458,98 @@ def neighbours(seed: int, place: Path) -> None:
     require(status == 2, said, f"exit status {status}: {errors}")
     require(len(last) == 1 and last[0].startswith("error: "), said, f"stderr {errors!r}")
     require(contents(folder) == before, said, "refused, and yet something was written")
+
+
+def cache(seed: int, place: Path) -> None:
+    """Damaged texts and caches of Wikitext-2: the same tokens as before, or refused in one line."""
+    rng = random.Random(f"cache {seed}")
+    expected = text_tensors()
+    shutil.copytree(place.parent / "data", place / "data")
+    kept = [path for path in (place / "data" / "cache").iterdir()
+            if path.name.startswith(("wikitext2", "tokenizer"))]
+    texts = sorted((place / "data" / "wikitext-2").iterdir())
+    path = rng.choice(sorted(kept) * 2 + texts)
+    said = damage(rng, path, [*kept, *texts])
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()):
+        patch.setenv("ARS_DATA", str(place / "data"))
+        patch.setattr("data.CACHE", place / "data" / "cache")
+        try:
+            tensors = text_tensors()
+        except (cli.DataError, OSError) as error:
+            require(path in texts or path.is_dir(), said, f"refused: {error}")
+            require("\n" not in str(error), said, f"unreadable {str(error)!r}")
+        else:
+            require(all(map(torch.equal, tensors, expected)), said, "other tokens, silently")
+
+
+def text_tensors() -> list[torch.Tensor]:
+    """Everything that the Wikitext-2 task makes of its text, at the tiny scale."""
+    task = task_named("wikitext2")
+    settings = complete(tiny("wikitext2", task.config), task)
+    made = task.data(**settings["data"], seed=0, device=torch.device("cpu"))
+    numbers = torch.tensor([made.vocab_size, made.pad_id, made.eval_bytes, made.test_bytes])
+    return [*made.train.tensors, *made.eval, *made.test, numbers]
+
+
+def disk(seed: int, place: Path) -> None:
+    """A disk that is full from some byte of a file, or from some write, on: one line and exit
+    status 1; resumed, the run is that of a disk with room."""
+    rng = random.Random(f"disk {seed}")
+    most, writes = rng.choice([(rng.randrange(300_000), None), (None, rng.randrange(25))])
+    said = f"at most {most} bytes per file" if writes is None else f"full after {writes} writes"
+
+    def script() -> None:
+        checkpoint.CHECKPOINT_SECONDS = 0
+        if writes is None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+        else:
+            sync, count = os.fsync, itertools.count()
+
+            def full(descriptor: int) -> None:
+                if next(count) >= writes:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                sync(descriptor)
+            os.fsync = full
+        status, errors = launch(place / "run", epochs=5)
+        readable = status == 1 and errors.splitlines()[-1].startswith("error: cannot write")
+        os._exit(0 if status == 0 or readable else 99)
+
+    process = FORK.Process(target=script)
+    process.start()
+    process.join()
+    require(process.exitcode == 0, said, f"exit status {process.exitcode}")
+    status, errors = launch(place / "run", "--resume", epochs=5)
+    require(status == 0, said, f"exit status {status} with room again: {errors}")
+    require_whole(place / "run", 5, said)
+
+
+def queue(seed: int, place: Path) -> None:
+    """A queue that is killed while its runs start or train, then one queue or two at once: every
+    run is that of a queue that was left alone."""
+    rng = random.Random(f"queue {seed}")
+    moment, workers, queues = rng.uniform(0, 30), rng.randint(1, 2), rng.randint(1, 2)
+    said = f"{workers} workers, killed after {moment:.1f} s, then {queues}"
+    words = (*TINY["grokking"], f"experiment.epochs={QUEUED}", 'experiment.device="cpu"')
+    jobs = [Job("grokking", GROKKING, 42, place / f"job{number}" / "run", words)
+            for number in range(2)]
+
+    def script() -> None:
+        with contextlib.redirect_stderr(io.StringIO()):
+            statuses = run_jobs(jobs, Local(workers))
+        os._exit(int(any(statuses.values())))
+
+    processes = [FORK.Process(target=script) for _ in range(1 + queues)]
+    processes[0].start()
+    time.sleep(moment)
+    processes[0].kill()
+    for process in processes[1:]:
+        process.start()
+    for process in processes:
+        process.join()
+    statuses = [process.exitcode for process in processes[1:]]
+    require(not any(statuses), said, f"exit statuses {statuses}")
+    for job in jobs:
+        require_whole(job.folder, QUEUED, said, place.parent)
 
 
 def contents(folder: Path) -> dict:
@@ -496,7 +604,8 @@ def begin(folder: Path, *options: str, epochs: int) -> multiprocessing.Process:
 
 ATTACKS: dict[str, Callable[[int, Path], None]] = {
     **{kind: config(kind) for kind in MUTATIONS}, "runs": runs, "neighbours": neighbours,
-    "writers": writers, "kills": kills}
+    "checkpoints": checkpoints, "cache": cache, "writers": writers, "kills": kills, "disk": disk,
+    "queue": queue}
 
 
 # --- trying attacks
@@ -600,7 +709,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = options.attacks or list(ATTACKS)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         use_data(Path(folder) / "data", write_data(Path(folder) / "data"), patch)
-        warm_up(Path(folder))
+        warm_up(Path(folder), everything=bool({"runs", *MUTATIONS} & set(chosen)))
         for name in chosen:
             end = time.monotonic() + 60 * options.minutes / len(chosen)
             seeds = itertools.takewhile(

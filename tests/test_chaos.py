@@ -26,12 +26,13 @@ def test_mutated_configs_are_refused_readably_or_train(kind, tiny_data, tmp_path
     assert not failures, "\n".join(failures)
 
 
-def test_runs_survive_damage_kills_and_a_second_writer():
-    process = subprocess.run([sys.executable, "-m", "tests.chaos", "--tries", "3", "runs",
-                              "neighbours", "writers", "kills"], capture_output=True, text=True)
+def test_runs_survive_damage_kills_a_full_disk_and_a_second_writer():
+    names = ("runs", "neighbours", "checkpoints", "cache", "writers", "kills", "disk")
+    process = subprocess.run([sys.executable, "-m", "tests.chaos", "--tries", "3", *names],
+                             capture_output=True, text=True)
     assert process.returncode == 0, process.stdout + process.stderr
     rows = [line.split() for line in process.stdout.splitlines()]
-    assert rows[-4:] == [[name, "3", "3"] for name in ("runs", "neighbours", "writers", "kills")]
+    assert rows[-len(names):] == [[name, "3", "3"] for name in names]
 
 
 def test_a_seed_makes_the_same_config_again():

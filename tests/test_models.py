@@ -153,6 +153,14 @@ def test_impossible_sizes_are_refused(name, changes, word):
         small(name, **changes)
 
 
+@pytest.mark.parametrize("name", ["gpt", "grokking_transformer", "qwen3"])
+def test_more_layers_than_any_machine_trains_are_refused_at_once(name):
+    tiny = sys.modules[model_class(name).__module__].TINY
+    (key,) = (key for key in tiny if key.endswith("layers"))
+    with pytest.raises(ValueError, match=f"{key} must be at most 1000, got {2**63 - 1}"):
+        build_model({"name": name, **tiny, key: 2**63 - 1})
+
+
 @pytest.mark.parametrize("name", list(SMALL))
 def test_gradients_reach_every_parameter(name):
     model = small(name)
