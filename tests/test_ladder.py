@@ -11,10 +11,22 @@ from exp.harness import cli
 from exp.harness.recipes import ROOT
 from exp.harness.toml import read_toml
 from exp.ladder import train
-from exp.papers.ladder import analysis, ranking
+from exp.papers.ladder import analysis, ranking, speed
 from exp.papers.ladder.ranking import Reference
 from exp.report.rows import Row, Rows, read_rows
+from exp.report.statistics import Estimate
 from exp.tune import path
+from exp.tune.coordinates import (
+    CAP,
+    Arm,
+    NotTuned,
+    Point,
+    Trial,
+    best,
+    next_point,
+    next_rates,
+    overrides,
+)
 from model import build_model
 from model.gpt import TINY
 from optimizer import build_optimizer, optimizer_class
@@ -149,7 +161,7 @@ def rows_of_order(plan, reverse=False):
 
 
 def text_of(*arguments):
-    return " ".join(analysis.write_page(*arguments).split())
+    return " ".join(analysis.render(*arguments).split())
 
 
 def test_the_page_says_which_hypothesis_holds():
@@ -163,6 +175,52 @@ def test_the_page_says_which_hypothesis_holds():
     few = rows_of_order(plan).where(optimizer="muon")
     text = text_of(few, {}, plan)
     assert "not tested: 1 of 14 arms, 12 needed" in text and "not decided" in text
+
+
+def with_horizons(rows, muon=2200.0):
+    """Rows at S with AdamW's curve 1.5 + 40 steps^-0.6, and Muon as good as it at `muon` steps."""
+    def loss(steps):
+        return 1.5 + 40 * steps**-0.6
+
+    values = {("adamw", "scoring", 2500): loss(2500), ("muon", "scoring", 2500): loss(muon)}
+    values |= {("adamw", "horizons", steps): loss(steps) for steps in (1250, 1750, 3500, 5000)}
+    return Rows([*rows.where(part="repeats"), *(
+        Row(analysis.METRIC, seed, value + seed / 1e4, "ladder", arm, {
+            "rung": "S", "part": part, "steps": steps, "parameters": 182_720, "seconds": 1.0,
+            "bytes": 2**20}) for (arm, part, steps), value in values.items() for seed in (1, 2))])
+
+
+def test_speed_ups_are_read_off_the_curve_of_adamws_horizons(tmp_path):
+    rows = with_horizons(rows_of_order(analysis.preregistration()), muon=3750.0)
+    horizons = speed.Horizons.of(rows)
+    assert (horizons.steps, horizons.least, horizons.most) == (2500, 1250, 5000)
+    text, muon = analysis.speed_ups(rows, "S")["muon"]
+    assert muon.value == pytest.approx(1.5, rel=0.01) and text.startswith("1.5")
+    # Seed 2 ahead of AdamW by 0.02 bits, seed 1 by 0.01: 0.015 -+ 12.706 * 0.005 bits.
+    adamw = {1: 2.0, 2: 2.0}
+    found = horizons.speed_up({1: 1.99, 2: 1.98}, adamw)
+    at = [ranking.steps_equivalent(2.0 - 0.015 + half, horizons.curve) / 2500
+          for half in (0.0, 12.7062 * 0.005, -12.7062 * 0.005)]
+    assert (found.value, found.low, found.high) == pytest.approx(at, rel=1e-4)
+    assert "extrapolated" in horizons.in_words(horizons.speed_up({1: 1.7}, {1: 2.0}))
+    assert speed.Horizons.of(rows.where(part="scoring")) is None
+    assert analysis.speed_ups(rows.where(part="scoring"), "S") == {}
+    text = text_of(rows, {}, analysis.preregistration())
+    assert "H6: Muon's speed-up over AdamW at every size | in [1.3, 1.8] | holds: S 1.5" in text
+    assert "H7: it falls with size | falls | not tested: 1 of at least 2" in text
+    rows += [Row(analysis.METRIC, 100, 2.2 + rate, "ladder", "muon", {
+        "rung": "S", "part": "tuning", "steps": 2500, "rate": rate}) for rate in (0.01, 0.02)]
+    analysis.write_page(tmp_path, rows, {})
+    assert {file.name for file in tmp_path.iterdir()} == {"ladder.md", "rates.png", "speed_ups.png"}
+
+
+def test_muons_speed_up_has_to_lie_in_its_range_and_to_fall():
+    def lines(*values):
+        return [line[2].split(":")[0] for line in speed.muons_speed({
+            str(place): Estimate(value, value, value, 4) for place, value in enumerate(values)})]
+
+    assert lines(1.6, 1.4) == ["holds", "holds"] and lines(1.4, 1.9) == ["fails", "fails"]
+    assert lines() == ["not tested", "not tested"]
 
 
 def test_no_go_where_the_repeats_spread():
@@ -196,15 +254,15 @@ def test_runs_are_collected_and_the_page_is_made_again(tiny_data, tmp_path, caps
 
 # --- the tuning path
 
-ARM = path.Arm("muon", {"name": "muon"}, 0.01, "optimizer.momentum", (0.9, 0.98))
+ARM = Arm("muon", {"name": "muon"}, 0.01, "optimizer.momentum", (0.9, 0.98))
 
 
 def walked(arm, score, tie=0.0):
     """The trials of a path whose scores are a function of the point."""
     trials = []
-    while (point := path.next_point(arm, trials, tie)) is not None:
-        trials.append(path.Trial(point, score(point)))
-        assert path.next_point(arm, trials[:-1], tie) == point  # a pure function of the records
+    while (point := next_point(arm, trials, tie)) is not None:
+        trials.append(Trial(point, score(point)))
+        assert next_point(arm, trials[:-1], tie) == point  # a pure function of the records
     return trials
 
 
@@ -223,16 +281,16 @@ def test_the_path_takes_eleven_runs_in_the_declared_order():
         *((rate, 3, None) for rate in (0.0025, 0.005, 0.01, 0.02, 0.04)),
         (0.01, 1, None), (0.01, 8, None), (0.0141421, 3, None), (0.00707107, 3, None),
         (0.0141421, 3, 0.9), (0.0141421, 3, 0.98)]
-    assert path.best(trials).point == trials[-1].point
+    assert best(trials).point == trials[-1].point
 
 
 def test_edges_are_followed_at_most_three_times():
     trials = walked(ARM, bowl(0.2, 3))
     assert [t.point.rate for t in trials[5:7]] == [0.08, 0.16] and trials[7].point.rate == 0.32
-    assert len(trials) == 14 == path.CAP
-    with pytest.raises(path.NotTuned, match="after 8 rates"):
+    assert len(trials) == 14 == CAP
+    with pytest.raises(NotTuned, match="after 8 rates"):
         walked(ARM, bowl(5.0, 3))
-    with pytest.raises(path.NotTuned):
+    with pytest.raises(NotTuned):
         walked(ARM, lambda point: -point.rate)
     trials = walked(ARM, bowl(0.01, 30))
     assert [t.point.decay for t in trials[5:8]] == [1, 8, 20] and len(trials) == 12
@@ -240,33 +298,73 @@ def test_edges_are_followed_at_most_three_times():
 
 def test_diverged_runs_lose_and_ties_go_to_the_smaller_rate():
     trials = walked(ARM, lambda point: math.inf if point.rate > 0.006 else -point.rate)
-    assert path.best(trials).point.rate == 0.005
-    trials = [path.Trial(path.Point(rate, 3.0), score) for rate, score in (
+    assert best(trials).point.rate == 0.005
+    trials = [Trial(Point(rate, 3.0), score) for rate, score in (
         (0.01, 1.0), (0.02, 0.9), (0.005, 1.2))]
-    assert path.best(trials).point.rate == 0.02 and path.best(trials, 0.1).point.rate == 0.01
+    assert best(trials).point.rate == 0.02 and best(trials, 0.1).point.rate == 0.01
 
 
 def test_arms_on_the_ball_tune_the_gain_of_the_weights_instead_of_the_decay():
-    arm = path.Arm("muonh", {"name": "muon", "hyperball": {}}, 0.018, "optimizer.momentum", (0.9,))
+    arm = Arm("muonh", {"name": "muon", "hyperball": {}}, 0.018, "optimizer.momentum", (0.9,))
     trials = walked(arm, bowl(0.018, 1.5))
     assert [t.point.decay for t in trials] == [1, 1, 1, 1, 1, 1.5, 1.5, 1.5, 1.5]
-    assert path.overrides(arm, trials[-1].point, 2500) == (
+    assert overrides(arm, trials[-1].point, 2500) == (
         "optimizer.lr=0.018", "model.projection_gain=1.0", "model.hidden_gain=1.5",
         "optimizer.momentum=0.9")
-    assert path.overrides(ARM, path.Point(0.01, 3.0), 2500) == (
+    assert overrides(ARM, Point(0.01, 3.0), 2500) == (
         "optimizer.lr=0.01", "optimizer.weight_decay=0.12")
+
+
+def test_shared_rates_are_tuned_by_the_neighbours_of_the_best():
+    def cost(rates):
+        return sum(math.log(rate / best)**2 for rate, best in zip(
+            rates, (0.02, 0.01, 0.005), strict=True))
+
+    scores = {}
+    while (rates := next_rates((0.01, 0.01, 0.01), scores)) is not None:
+        scores[rates] = cost(rates)
+    tried = list(scores)
+    assert tried[:4] == [(0.01, 0.01, 0.01), (0.02, 0.01, 0.01), (0.04, 0.01, 0.01),
+                         (0.02, 0.02, 0.01)]  # upwards while it helps, then the next one
+    assert min(scores, key=scores.get) == (0.02, 0.01, 0.005) and len(tried) <= 12
+    assert next_rates((0.01,), {(0.01,): 0.0, (0.02,): 1.0, (0.005,): 1.0}) is None
+
+
+def test_an_arm_is_moved_up_and_run_at_other_horizons(tmp_path, monkeypatch):
+    scored = []
+
+    def score(self, part, name, point, seed, horizon=1.0, changes=()):
+        scored.append((part, name, seed))
+        return abs(math.log(point.rate / 0.005))
+
+    monkeypatch.setattr(path.Runs, "score", score)
+    words = ["adamw", "muon", "--folder", str(tmp_path)]
+    assert path.main([*words, "--scale", "M", "--from", "S"]) == 0
+    adamw = [name for part, name, _ in scored[:16] if part == "tuning"]
+    assert adamw[-3:] == ["x1_rate0.00125", "x1_rate0.0025", "x1_rate0.005"]  # half the width
+    assert [seed for part, _, seed in scored if part == "scoring"] == [1, 2, 1, 2]
+    scored.clear()
+    assert path.main([*words[:1], *words[2:], "--horizons"]) == 0
+    assert [name for part, name, _ in scored if part == "horizons"] == [
+        f"seed{seed}_x{share}" for share in (0.5, 0.7, 1.4, 2) for seed in (1, 2)]
+    assert [name for _, name, _ in scored if name.startswith("x")] == [
+        f"x{share}_rate{rate}" for share in (0.5, 2) for rate in (0.0025, 0.005, 0.01)]
+    scored.clear()
+    assert path.main([*words, "--repeats"]) == 0 == path.main([*words, "--auxiliary"])
+    assert scored[:8] == [("repeats", f"seed{seed}", seed) for seed in range(11, 19)]
+    assert scored[16:18] == [("tuning", "auxiliary_0.01_0.01_0.01", 100)] * 2
 
 
 def test_runs_of_a_path_share_a_process_and_are_read_when_they_are_there(tiny_data, tmp_path):
     plan = read_toml(path.PLAN)
     runs = path.Runs(path.arm_named("adamh", plan), "tiny", tmp_path, plan,
                      ["experiment.epochs=2", "experiment.device='cpu'"])
-    point = path.Point(0.02, 1.5, (0.9, 0.98))
+    point = Point(0.02, 1.5, (0.9, 0.98))
     score = runs.score("tuning", "trial0", point, 100)
     folder = tmp_path / "tiny" / "tuning" / "adamh" / "trial0"
     settings = read_toml(folder / "config.toml")
     assert settings["optimizer"]["betas"] == [0.9, 0.98] and "hyperball" in settings["optimizer"]
-    assert settings["optimizer"]["adamw"]["head"]["lr"] == 0.01
+    assert settings["optimizer"]["adamw"]["head"]["lr"] == 0.04  # at a quarter of the width
     assert settings["model"]["hidden_gain"] == 1.5
     (folder / "train.log").unlink()
     assert runs.score("tuning", "trial0", point, 100) == score  # not trained again

@@ -1,24 +1,29 @@
-"""The tuning path of the ladder's preregistration: one arm, a declared order of about 11 runs.
+"""The runs of the ladder's preregistration: tune an arm, score its winner, go up a size.
 
-python -m exp.tune.path ARM [ARM ...] --scale S --folder outputs/ladder
+python -m exp.tune.path ARM [ARM ...] --scale S [--horizons]
+python -m exp.tune.path ARM [ARM ...] --scale M --from S
+python -m exp.tune.path adamw muon --repeats | --auxiliary
 
-    1. rate:     5 points, factor 2; at an edge on until it is none, 3 more at most
-    2. decay:    tau = rate x decay x steps, 3 so far, also 1 and 8, and one more beyond an edge;
-                 a rule on the ball has no decay: the gain of its first weights, 1 so far, also 1.5
-    3. rate:     x 2^0.5 and x 2^-0.5
-    4. constant: the two declared values
+At the size of the tuning the path of exp.tune.coordinates, about 11 runs on the tuning seed, then
+the winner on the scoring seeds; with --horizons also at 0.5, 0.7, 1.4 and 2 times the steps on two
+of them, at the outermost with the best of three rates. With --from the winner of that size is moved
+up as declared: constants stay, the rates of Adam-like rules and of the head fall with the width,
+three rates on the tuning seed, then two scoring seeds.
 
-Then the winner is trained on the scoring seeds. The next trial is a pure function of those before
-it, each of which is a run folder, FOLDER/<scale>/tuning/<arm>/trial<k>: a path that was killed
-continues. All runs of the command share one process, so that a model is compiled once.
+Before all this, once: --repeats, the noise of an arm at the centre of its rates on eight seeds;
+--auxiliary, the rates of embedding, head and vectors that all arms share, by the sum of the scores
+of those named, which config/ladder_adamw.toml then holds.
+
+The next trial is a pure function of those before it, each of which is a run folder,
+FOLDER/<scale>/tuning/<arm>/trial<k>: what was killed continues. All runs of the command share one
+process, so that a model is compiled once.
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 from exp.harness.arguments import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
@@ -26,124 +31,29 @@ from exp.harness.config import load_settings
 from exp.harness.errors import ConfigError
 from exp.harness.recipes import ROOT
 from exp.harness.task import task_named
-from exp.harness.toml import overrides_of, read_toml, to_toml
+from exp.harness.toml import read_toml, to_toml
 from exp.jobs.finished import finished_run
 from exp.jobs.here import Here
 from exp.jobs.queue import Job, Stopped, run_jobs
+from exp.tune.coordinates import (
+    TAU,
+    Arm,
+    NotTuned,
+    Point,
+    Trial,
+    best,
+    next_point,
+    next_rates,
+    overrides,
+)
 from exp.tune.space import significant
 
 PLAN = ROOT / "exp" / "papers" / "ladder" / "preregistration.toml"
 TASK = "ladder"
-TAU, TAUS, BEYOND = 3.0, (1.0, 8.0), {1.0: 0.4, 8.0: 20.0}
-GAIN, GAINS = 1.0, (1.5,)
-MORE_RATES, CAP = 3, 14
-BALL = "hyperball"
-
-
-class NotTuned(Exception):
-    """The best rate is still at an edge of the grid after the last extension."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """What a trial sets: the rate; tau, or the gain of a rule on the ball; the declared constant,
-    None for its first value."""
-
-    rate: float
-    decay: float
-    constant: object = None
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A finished trial; score: less is better, infinite for a run that diverged."""
-
-    point: Point
-    score: float
-
-
-@dataclass(frozen=True)
-class Arm:
-    """An arm of the preregistration: its `[optimizer]` without rate and decay, the centre of the
-    rates, the key of the declared constant and its two values."""
-
-    name: str
-    optimizer: dict
-    rate: float
-    key: str = ""
-    values: tuple = field(default=())
-
-    @property
-    def on_ball(self) -> bool:
-        """Whether the norms of the matrices are kept."""
-        return BALL in self.optimizer
-
-
-def next_point(arm: Arm, trials: Sequence[Trial], tie: float = 0.0) -> Point | None:
-    """The next trial after `trials`, in order; None at the end of the path.
-
-    tie: scores this close are equal, and the smaller rate wins. Raises NotTuned.
-    """
-    known = {trial.point for trial in trials}
-    for point in _path(arm, trials, tie):
-        if point not in known:
-            return point if len(trials) < CAP else None
-    return None
-
-
-def best(trials: Sequence[Trial], tie: float = 0.0) -> Trial:
-    """The winner: of the scores within `tie` of the least, the one with the smallest rate."""
-    least = min(trial.score for trial in trials)
-    return min((trial for trial in trials if trial.score <= least + tie),
-               key=lambda trial: trial.point.rate)
-
-
-def _path(arm: Arm, trials: Sequence[Trial], tie: float):
-    """The points in order, as far as the trials decide them."""
-    start = GAIN if arm.on_ball else TAU
-    done = {trial.point: trial for trial in trials}
-
-    def of(points: list[Point]) -> list[Trial]:
-        return [done[point] for point in points if point in done]
-
-    points = [Point(significant(arm.rate * 2.0**k), start) for k in range(-2, 3)]
-    yield from points
-    for _ in range(MORE_RATES + 1):
-        rates = sorted(point.rate for point in points)
-        at = best(of(points), tie).point.rate
-        if at not in (rates[0], rates[-1]):
-            break
-        if len(points) == 5 + MORE_RATES:
-            raise NotTuned(f"{arm.name}: the best rate is {at} after {len(points)} rates")
-        points.append(Point(significant(at / 2 if at == rates[0] else at * 2), start))
-        yield points[-1]
-    chosen = best(of(points), tie).point
-    decays = [chosen, *(Point(chosen.rate, decay) for decay in (GAINS if arm.on_ball else TAUS))]
-    yield from decays
-    at = best(of(decays), tie).point.decay
-    if not arm.on_ball and at in BEYOND:
-        decays.append(Point(chosen.rate, BEYOND[at]))
-        yield decays[-1]
-    chosen = best(of(decays), tie).point
-    near = [chosen, *(Point(significant(chosen.rate * factor), chosen.decay)
-                      for factor in (2**0.5, 2**-0.5))]
-    yield from near
-    chosen = best(of(near), tie).point
-    yield from (Point(chosen.rate, chosen.decay, value) for value in arm.values)
-
-
-def overrides(arm: Arm, point: Point, steps: int) -> tuple[str, ...]:
-    """The settings of a trial of that many steps."""
-    settings = {"optimizer": {"lr": point.rate}}
-    if arm.on_ball:
-        settings["model"] = {"projection_gain": 1.0, "hidden_gain": point.decay}
-    else:
-        settings["optimizer"]["weight_decay"] = significant(point.decay / (point.rate * steps))
-    constant = () if point.constant is None else (f"{arm.key}={json.dumps(point.constant)}",)
-    return overrides_of(settings) + constant
-
-
-# --- runs
+HORIZONS, RETUNED = (0.5, 0.7, 1.4, 2.0), (0.5, 2.0)  # times the steps
+NEAR = (0.5, 1.0, 2.0)  # times a rate that was found elsewhere
+GROUPS = ("embedding", "head", "vector")  # of the auxiliary AdamW
+FEW = 2  # scoring seeds away from the tuning's size and horizon
 
 
 def arm_named(name: str, plan: dict) -> Arm:
@@ -153,11 +63,13 @@ def arm_named(name: str, plan: dict) -> Arm:
     arm = plan["arms"][name]
     ((key, values),) = arm["constant"].items()
     return Arm(name, arm["optimizer"], arm["rate"], key,
-               tuple(tuple(value) if isinstance(value, list) else value for value in values))
+               tuple(tuple(value) if isinstance(value, list) else value for value in values),
+               arm.get("adam_like", False))
 
 
 class Runs:
-    """The runs of one arm at one scale, in this process."""
+    """The runs of one arm at one scale, in this process. narrowing: the width of the tuning's size
+    over that of this one."""
 
     def __init__(self, arm: Arm, scale: str, folder: Path, plan: dict,
                  changes: Sequence[str] = ()) -> None:
@@ -165,20 +77,33 @@ class Runs:
         self.task = task_named(TASK)
         self.scale = (*self.task.scale(scale), *changes)
         settings = read_toml(self.task.config)
-        settings["optimizer"] = {**arm.optimizer, "adamw": settings["optimizer"]["adamw"]}
+        auxiliary = settings["optimizer"]["adamw"]
+        settings["optimizer"] = {**arm.optimizer, "adamw": auxiliary}
         self.config = self.folder / f"{arm.name}.toml"
         self.config.parent.mkdir(parents=True, exist_ok=True)
         self.config.write_text(to_toml(settings), encoding="utf-8")
         loaded = load_settings(self.config, [*self.scale, f"optimizer.lr={arm.rate}"], self.task)
-        self.steps = loaded["experiment"]["epochs"] * loaded["data"]["steps"]
+        self.narrowing = settings["model"]["width"] / loaded["model"]["width"]
+        if self.narrowing != 1:
+            head = significant(auxiliary["head"]["lr"] * self.narrowing)
+            self.scale += (f"optimizer.adamw.head.lr={head}",)
+        self.auxiliary = tuple(auxiliary[group]["lr"] for group in GROUPS)
+        self.epochs, self.of_epoch = loaded["experiment"]["epochs"], loaded["data"]["steps"]
+        self.warmup = loaded["schedule"]["warmup_steps"]
 
-    def score(self, part: str, name: str, point: Point, seed: int) -> float:
-        """Train, or continue, or read what is finished; infinite if it diverged.
+    def score(self, part: str, name: str, point: Point, seed: int, horizon: float = 1.0,
+              changes: Sequence[str] = ()) -> float:
+        """Train, or continue, or read what is finished; infinite if it diverged. horizon: times the
+        steps; changes: further settings.
 
         Raises ConfigError for a run that was refused or failed.
         """
+        steps = round(horizon * self.of_epoch)
+        longer = () if horizon == 1 else (
+            f"data.steps={steps}", f"schedule.warmup_steps={round(horizon * self.warmup)}")
         job = Job(TASK, self.config, seed, self.folder / part / self.arm.name / name,
-                  (*self.scale, *overrides(self.arm, point, self.steps)))
+                  (*self.scale, *longer, *changes,
+                   *overrides(self.arm, point, self.epochs * steps)))
         if job.outcome() is None:
             status = run_jobs([job], Here())[job]
             if status == INTERRUPTED:
@@ -199,10 +124,80 @@ class Runs:
                   flush=True)
         return best(trials, tie)
 
-    def scoring(self, point: Point) -> list[float]:
+    def repeats(self) -> list[float]:
+        """The scores at the centre of the rates on the seeds of the repeats."""
+        return [self.score("repeats", f"seed{seed}", Point(self.arm.rate, TAU), seed)
+                for seed in self.seeds["repeats"]]
+
+    def near(self, point: Point, tie: float, horizon: float = 1.0) -> Point:
+        """The best of three rates around a setting, on the tuning seed."""
+        (seed,) = self.seeds["tuning"]
+        rates = [significant(point.rate * factor) for factor in NEAR]
+        return best([Trial(moved, self.score(
+            "tuning", f"x{horizon:g}_rate{moved.rate:g}", moved, seed, horizon))
+            for moved in (replace(point, rate=rate) for rate in rates)], tie).point
+
+    def moved_up(self, point: Point, tie: float) -> Point:
+        """The winner of the tuning's size at this one."""
+        narrowing = self.narrowing if self.arm.adam_like else 1.0
+        return self.near(replace(point, rate=significant(point.rate * narrowing)), tie)
+
+    def scoring(self, point: Point, most: int | None = None) -> list[float]:
         """The scores of a setting on the scoring seeds."""
         key = "scoring_adamw_muon" if self.arm.name in ("adamw", "muon") else "scoring"
-        return [self.score("scoring", f"seed{seed}", point, seed) for seed in self.seeds[key]]
+        return [self.score("scoring", f"seed{seed}", point, seed)
+                for seed in self.seeds[key][:most]]
+
+    def horizons(self, point: Point, tie: float) -> dict[float, list[float]]:
+        """The scores of a setting at other numbers of steps: times the steps -> seed by seed."""
+        scores = {}
+        for horizon in HORIZONS:
+            chosen = self.near(point, tie, horizon) if horizon in RETUNED else point
+            scores[horizon] = [self.score("horizons", f"seed{seed}_x{horizon:g}", chosen, seed,
+                                          horizon) for seed in self.seeds["scoring"][:FEW]]
+        return scores
+
+
+def tune_auxiliary(arms: Sequence[Runs]) -> tuple[float, ...]:
+    """The rates of GROUPS with the least sum of the arms' scores, each at the centre of its rates,
+    on the tuning seed."""
+    scores: dict[tuple[float, ...], float] = {}
+    start = arms[0].auxiliary
+    while (rates := next_rates(start, scores)) is not None:
+        changes = [f"optimizer.adamw.{group}.lr={rate}"
+                   for group, rate in zip(GROUPS, rates, strict=True)]
+        name = "auxiliary" + "".join(f"_{rate:g}" for rate in rates)
+        scores[rates] = sum(runs.score("tuning", name, Point(runs.arm.rate, TAU),
+                                       runs.seeds["tuning"][0], changes=changes) for runs in arms)
+        print(f"auxiliary {dict(zip(GROUPS, rates, strict=True))} {scores[rates]:.4f}", flush=True)
+    return min(scores, key=lambda rates: scores[rates])
+
+
+def tune_and_score(arms: Sequence[Runs], tuned_at: Sequence[Runs], options: argparse.Namespace
+                   ) -> int:
+    """Everything that is asked for of every arm; tuned_at: the same arms at the size at which they
+    are tuned. The exit status: 1 if one of them is not tuned."""
+    status = COMPLETED
+    for runs, below in zip(arms, tuned_at, strict=True):
+        try:
+            point = below.tune(options.tie).point
+        except NotTuned as error:
+            print(f"not tuned, and not scored: {error}", file=sys.stderr)
+            status = FAILED
+            continue
+        moved = runs is not below
+        point = runs.moved_up(point, options.tie) if moved else point
+        print(f"{runs.arm.name}: {point} {in_words(runs.scoring(point, FEW if moved else None))}",
+              flush=True)
+        for horizon, scores in (runs.horizons(point, options.tie) if options.horizons else {}
+                                ).items():
+            print(f"{runs.arm.name} x {horizon:g}: {in_words(scores)}", flush=True)
+    return status
+
+
+def in_words(scores: Sequence[float]) -> str:
+    """Bits per byte of every seed."""
+    return " ".join(f"{score:.4f}" for score in scores)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -210,29 +205,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m exp.tune.path")
     parser.add_argument("arms", nargs="+", metavar="ARM")
     parser.add_argument("--scale", default="S")
+    parser.add_argument("--from", dest="below", metavar="SCALE",
+                        help="the size at which the arm was tuned, or is now")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--repeats", action="store_true", help="the noise of these arms")
+    modes.add_argument("--auxiliary", action="store_true",
+                       help="tune the rates that all arms share, by these arms")
+    modes.add_argument("--horizons", action="store_true",
+                       help="the winner at other numbers of steps too (AdamW, Muon)")
     parser.add_argument("--folder", type=Path, default=Path("outputs/ladder"))
     parser.add_argument("--tie", type=float, default=0.0, metavar="BITS",
                         help="s.d. of the repeats: scores this close are equal")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE")
     options = parser.parse_args(arguments)
-    plan, status = read_toml(PLAN), COMPLETED
+    plan = read_toml(PLAN)
+
+    def at(scale: str) -> list[Runs]:
+        return [Runs(arm_named(name, plan), scale, options.folder, plan, options.set)
+                for name in options.arms]
+
     try:
-        for arm in [arm_named(name, plan) for name in options.arms]:
-            runs = Runs(arm, options.scale, options.folder, plan, options.set)
-            try:
-                winner = runs.tune(options.tie)
-            except NotTuned as error:
-                print(f"not tuned, and not scored: {error}", file=sys.stderr)
-                status = FAILED
-                continue
-            scores = runs.scoring(winner.point)
-            print(f"{arm.name}: {winner.point} {' '.join(f'{score:.4f}' for score in scores)}")
+        arms = at(options.scale)
+        if options.auxiliary:
+            print(f"best: {dict(zip(GROUPS, tune_auxiliary(arms), strict=True))}")
+        elif options.repeats:
+            for runs in arms:
+                print(f"{runs.arm.name}: {in_words(runs.repeats())}", flush=True)
+        else:
+            return tune_and_score(arms, at(options.below) if options.below else arms, options)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except (Stopped, KeyboardInterrupt):
         return INTERRUPTED
-    return status
+    return COMPLETED
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 python -m exp.papers.ladder.analysis [--collect FOLDER]
 
-FOLDER/<rung>/<part>/<arm>/seed<seed>/ are run folders: rung S, M, L, G10 or G30, part "repeats",
-"scoring" or "horizons". Without --collect the page is made again from the rows.
+FOLDER/<rung>/<part>/<arm>/<name>/ are the run folders of exp.tune.path: rung S, M, L, G10 or G30,
+part "repeats", "tuning", "scoring" or "horizons". Without --collect the page is made again from the
+rows.
 """
 
 import argparse
@@ -17,20 +18,23 @@ from pathlib import Path
 import numpy as np
 
 from exp.harness.arguments import BAD_INPUT, COMPLETED
+from exp.harness.folder import read_object
 from exp.harness.recipes import ROOT
 from exp.harness.task import task_named
 from exp.harness.toml import read_toml
 from exp.jobs.finished import finished_run
-from exp.papers.ladder import ranking
+from exp.papers.ladder import ranking, speed
 from exp.papers.ladder.ranking import Reference
+from exp.papers.ladder.speed import Horizons, verdict
 from exp.report.rows import Row, Rows, read_rows, write_rows
-from exp.report.statistics import deviation, mean
+from exp.report.statistics import Estimate, deviation, mean
 from exp.report.tables import interval, number, page, table
 
 PLAN = Path(__file__).parent / "preregistration.toml"
 OUTPUT = ROOT / "outputs" / "paper" / "ladder"
 METRIC = "eval_bits_per_byte"
-PARTS = ("repeats", "scoring", "horizons")
+PARTS = ("repeats", "tuning", "scoring", "horizons")
+AUXILIARY = "auxiliary"  # begins the name of a run that tunes the rates of embedding and head
 RUNGS = ("S", "M", "L", "G10", "G30")
 LIMITS = {"deviation": 0.008, "mean": 2.2, "ratio": 4}  # of the go / no-go
 RHO, RUNGS_RHO, MARIN_RHO, PAIRS = 0.8, 0.9, 0.7, 0.85  # H1 and H2, H3, H4, H5
@@ -61,15 +65,17 @@ def preregistration(path: Path = PLAN) -> Plan:
 def collect(folder: Path) -> tuple[Rows, dict]:
     """(rows, provenance) of the finished runs under a folder; diverged ones have no value."""
     rows, provenance = Rows(), {}
-    for path in sorted(folder.glob("*/*/*/seed*")):
-        rung, part, arm, seed = path.relative_to(folder).parts
+    for path in sorted(file.parent for file in folder.glob("*/*/*/*/summary.json")):
+        rung, part, arm, name = path.relative_to(folder).parts
         found = finished_run(path, task_named("ladder"))
-        if rung not in RUNGS or part not in PARTS or found is None:
+        if rung not in RUNGS or part not in PARTS or found is None or name.startswith(AUXILIARY):
             continue
-        record = found[0]
+        record, settings = found[0], read_toml(path / "config.toml")
         value = record["curve"][METRIC][-1] if record["status"] == "completed" else None
-        rows.append(Row(METRIC, int(seed.removeprefix("seed")), value, "ladder", arm, {
+        rows.append(Row(METRIC, settings["experiment"]["seed"], value, "ladder", arm, {
             "rung": rung, "part": part, "steps": record["steps"],
+            "rate": settings["optimizer"]["lr"],
+            "parameters": read_object(path / "run.json")["parameters"],
             "seconds": record["wall_seconds"], "bytes": record["peak_memory_bytes"],
             "curve": record["curve"][METRIC]}))
         for key in ("device", "threads", "torch", "commit", "data"):
@@ -132,45 +138,86 @@ def agreement(ours: dict[str, dict[int, float]], plan: Plan) -> list[tuple]:
     return lines
 
 
-def verdict(holds: bool) -> str:
-    """A hypothesis in one word."""
-    return "holds" if holds else "fails"
-
-
-def write_page(rows: Rows, provenance: dict, plan: Plan) -> str:
-    """The page of results as Markdown."""
+def render(rows: Rows, provenance: dict, plan: Plan, figures: Sequence[str] = ()) -> str:
+    """The page of results as Markdown; figures: files beside it."""
     parts = ["# The ladder: results",
              "Bits per byte of 512 KiB held out, at the last step of one pass; less is better. "
              "Preregistered in `exp/papers/ladder/preregistration.toml`, SHA-256 "
              f"`{plan.digest[:16]}`; made by `python -m exp.papers.ladder.analysis`.",
              *(f"{key.capitalize()}: {', '.join(values)}." for key, values in provenance.items())]
+    muon = {}
     for rung in (rung for rung in RUNGS if rows.where(rung=rung)):
         repeats, scored = scores(rows, rung, "repeats"), scores(rows, rung, "scoring")
+        speeds = speed_ups(rows, rung)
+        if "muon" in speeds:
+            muon[rung] = speeds["muon"][1]
         parts.append(f"## Size {rung}")
-        for title, runs in (("Repeats of one setting", repeats), ("Scores", scored)):
-            if runs:
-                parts += [f"### {title}", table([
-                    ("arm", "bits per byte", "s.d.", "seeds", "minutes of wall time a run"),
-                    *((arm, four_decimals(list(seeds.values())), deviation(list(seeds.values())),
-                       str(len(seeds)), _minutes(rows, rung, arm))
-                      for arm, seeds in sorted(runs.items(), key=lambda item: np.mean(
-                          list(item[1].values()))))])]
+        if repeats:
+            parts += ["### Repeats of one setting",
+                      _scores(rows.where(rung=rung, part="repeats"), repeats, {})]
+        if scored:
+            parts += ["### Scores", _scores(rows.where(rung=rung, part="scoring"), scored,
+                                            {arm: words for arm, (words, _) in speeds.items()})]
         if repeats:
             parts.append(go(repeats))
         parts += ["### Hypotheses", table([("hypothesis", "declared", "result"),
                                            *agreement(scored, plan)])]
-    tested = [rung for rung in ("S", "M") if scores(rows, rung, "scoring")]
-    if len(tested) == 2:
-        small, middle = (scores(rows, rung, "scoring") for rung in tested)
-        both = [arm for arm in small if arm in middle and arm in plan.arms]
-        rho = ranking.spearman(*([np.mean(list(runs[arm].values())) for arm in both]
-                                 for runs in (small, middle)))
-        parts.append(f"H3, S against M on {len(both)} arms: {verdict(rho >= RUNGS_RHO)}, rho "
-                     f"{number(rho)} (declared >= {RUNGS_RHO}).")
+    parts += ["## Sizes together", table([("hypothesis", "declared", "result"),
+                                          _small_and_middle(rows, plan),
+                                          *speed.muons_speed(muon)])]
     median, success = ranking.chance(plan.references, 0.03)
     parts.append(f"Power: were our steps the reference's within 3 %, rho would be {number(median)} "
                  f"in the median and reach {RHO} with probability {number(success)}.")
-    return page(*parts)
+    return page(*parts, *(f"![{Path(name).stem}]({name})" for name in figures))
+
+
+def speed_ups(rows: Rows, rung: str) -> dict[str, tuple[str, Estimate]]:
+    """Arm -> its speed-up over AdamW at a rung, in words and as a number; empty without AdamW at
+    other numbers of steps."""
+    horizons, scored = Horizons.of(rows.where(rung=rung)), scores(rows, rung, "scoring")
+    if horizons is None:
+        return {}
+    found = {arm: horizons.speed_up(seeds, scored["adamw"]) for arm, seeds in scored.items()
+             if arm != "adamw"}
+    return {arm: (horizons.in_words(value), value) for arm, value in found.items()}
+
+
+def _scores(rows: Rows, runs: dict[str, dict[int, float]], speeds: dict[str, str]) -> str:
+    """The table of one part of a rung, best arm first."""
+    lines = [("arm", "bits per byte", "s.d.", "seeds", "speed-up over AdamW",
+              "minutes of wall time a run", "MiB")]
+    for arm, seeds in sorted(runs.items(), key=lambda item: np.mean(list(item[1].values()))):
+        values, of_arm = list(seeds.values()), rows.where(optimizer=arm)
+        lines.append((arm, four_decimals(values), deviation(values), str(len(values)),
+                      speeds.get(arm, ""), float(np.mean([row["seconds"] for row in of_arm])) / 60,
+                      round(max(row["bytes"] or 0 for row in of_arm) / 2**20)))
+    return table(lines)
+
+
+def _small_and_middle(rows: Rows, plan: Plan) -> tuple[str, ...]:
+    """The line of H3."""
+    small, middle = (scores(rows, rung, "scoring") for rung in ("S", "M"))
+    both = [arm for arm in small if arm in middle and arm in plan.arms]
+    name, declared = "H3: S and M agree", f"rho >= {RUNGS_RHO}"
+    if len(both) < 2:
+        return name, declared, f"not tested: {len(both)} arms at both sizes"
+    rho = ranking.spearman(*([np.mean(list(runs[arm].values())) for arm in both]
+                             for runs in (small, middle)))
+    return name, declared, f"{verdict(rho >= RUNGS_RHO)} on {len(both)} arms: {number(rho)}"
+
+
+def write_page(folder: Path, rows: Rows, provenance: dict) -> None:
+    """ladder.md and its figures."""
+    sizes: dict[str, dict[int, Estimate]] = {}
+    for rung in RUNGS:
+        for arm, (_, value) in speed_ups(rows, rung).items():
+            (size,) = rows.where(rung=rung, part="scoring").levels("parameters")
+            sizes.setdefault(arm, {})[size] = value
+    drawn = {"speed_ups.png": speed.draw_speeds(folder / "speed_ups.png", sizes),
+             "rates.png": speed.draw_rates(folder / "rates.png", rows)}
+    text = render(rows, provenance, preregistration(), [name for name, made in drawn.items()
+                                                        if made])
+    (folder / "ladder.md").write_text(text, encoding="utf-8")
 
 
 def four_decimals(values: Sequence[float]) -> str:
@@ -178,10 +225,6 @@ def four_decimals(values: Sequence[float]) -> str:
     estimate = mean(values)
     ends = f" [{estimate.low:.4f}, {estimate.high:.4f}]" if len(values) > 1 else ""
     return f"{estimate.value:.4f}{ends}"
-
-
-def _minutes(rows: Rows, rung: str, arm: str) -> float:
-    return float(np.mean([row["seconds"] for row in rows.where(rung=rung, optimizer=arm)])) / 60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -200,8 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     if options.collect:
         write_rows(path, rows, provenance)
-    text = write_page(rows, provenance, preregistration())
-    (options.output / "ladder.md").write_text(text, encoding="utf-8")
+    write_page(options.output, rows, provenance)
     return COMPLETED
 
 
