@@ -62,6 +62,26 @@ def test_the_web_page_escapes_text_and_places_the_plot_by_hand():
     assert 'x1="190.0" x2="620.0"' in drawn and 'cx="405.0"' in drawn and "&lt;c&gt;" in drawn
 
 
+def test_boards_in_progress_are_shown_without_verdicts(tmp_path):
+    axes = {"lr": [1e-4, 1e-2, "log"], "memory": {"choices": ["fast", "slow"]}}
+    study = {"number": 1, "machine": "CPU", "torch": "2", "commit": "abc", "data": "d", "winner": 0,
+             "trials": [{"params": {"lr": 0.002, "memory": "slow"}}], "fresh": []}
+    terms = {"task": "wikitext2", "regime": "anneal", "metric": "eval_perplexity", "mode": "min",
+             "horizon": 984, "studies": 6, "trials": 12, "fresh_seeds": 2, "baseline": "adamw",
+             "config": "c.toml", "set": []}
+    arm = {"axes": axes, "defaults": {"lr": 1e-3}, "studies": [study]}
+    rows = {"cost": 49.25, "reached": [2, 2], "spent": 12}
+    board = {"schema": "ars-arena/1 in progress", "terms": terms, "arms": {"adamw": arm},
+             "results": {"arms": {"adamw": rows}}}
+    path = tmp_path / "arena" / "in_progress" / "wikitext2.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(board))
+    html = site(tmp_path)
+    assert "Board in progress: wikitext2" in html and "1 of the 6 announced studies" in html
+    assert "49.25" in html and "python -m exp.tune wikitext2 --optimizers adamw" in html
+    assert "No board is complete yet" not in html and "How to read this board" not in html
+
+
 def test_the_committed_web_page_is_made_of_the_committed_records():
     html = (PAPER / "index.html").read_text(encoding="utf-8")
     assert html == site(), "python -m exp.site makes it again"

@@ -23,24 +23,29 @@ from exp.reproduce.verdicts import paper_claims
 from exp.site import optimizers
 from exp.theory import statement
 from exp.tune import page
+from exp.tune.terms import IN_PROGRESS as UNFINISHED
+from exp.tune.terms import SCHEMA
 
-SCHEMA = "ars-arena/1"
+WHOLE, IN_PROGRESS = "arena", "arena/in_progress"  # folders of boards
 
 
-def read_boards(kept: Path = PAPER) -> dict[str, dict]:
-    """Every whole board by name. Raises ValueError for a damaged file."""
-    return {path.stem: board for path in sorted((kept / "arena").glob("*.json"))
-            if (board := read_json(path)) and board.get("schema") == SCHEMA}
+def read_boards(kept: Path = PAPER, folder: str = WHOLE) -> dict[str, dict]:
+    """Every whole board, or every one in progress, by name. Raises ValueError for a damaged
+    file."""
+    schema = {WHOLE: SCHEMA, IN_PROGRESS: UNFINISHED}[folder]
+    return {path.stem: board for path in sorted((kept / folder).glob("*.json"))
+            if (board := read_json(path)) and board.get("schema") == schema}
 
 
 def site(kept: Path = PAPER) -> str:
     """The page. Raises ValueError for a damaged record."""
-    boards = read_boards(kept)
-    sections = {f"Board: {name}": board_section(board) for name, board in boards.items()}
+    sections = {f"Board: {name}": board_section(board)
+                for name, board in read_boards(kept).items()}
+    sections |= {f"Board in progress: {name}": progress_section(board)
+                 for name, board in read_boards(kept, IN_PROGRESS).items()}
     if not sections:
         sections["Boards"] = web.paragraphs(
             "No board is complete yet. `python -m exp.tune TASK` makes one; see docs/running.md.")
-    sections["How to read a board"] = web.paragraphs(page.RACE)
     for paper in read_papers():
         body = [web.paragraphs(paper.note)]
         body += [web.table(title, lines) for title, lines in paper_claims(paper, kept)]
@@ -65,7 +70,19 @@ def board_section(board: dict) -> str:
         web.paragraphs(page.facts(board)),
         web.forest(f"cost / that of {baseline}, 95 % intervals; left is better", ratios),
         web.table(f"{board['terms']['task']}: {board['terms']['metric']}", lines),
+        web.details("How to read this board", web.paragraphs(page.RACE if race else page.ANNEAL)),
         *(arm_details(board, name) for name in order)])
+
+
+def progress_section(board: dict) -> str:
+    """Table of a board in progress, and of every arm what it has."""
+    columns, names = page.interim_columns(board), sorted(board["results"]["arms"])
+    lines = [("optimizer", *columns), *((name, *(column(board, name) for column
+                                                 in columns.values())) for name in names)]
+    return "\n".join([
+        web.paragraphs(f"{page.how_far(board)}\n\n{page.facts(board)}"),
+        web.table(f"{board['terms']['task']}: {board['terms']['metric']}", lines),
+        *(arm_details(board, name) for name in names)])
 
 
 def arm_details(board: dict, name: str) -> str:

@@ -82,7 +82,7 @@ def _searched(values: Any) -> str:
 
 
 def _rows(name: str, boards: Mapping[str, dict]) -> str:
-    lines = [("board", "arm", "cost, gradient evaluations", "times the baseline's, 95 %")]
+    lines = [("board", "arm", "cost or metric", "times the baseline's, 95 %")]
     for board_name, board in boards.items():
         for arm, row in board["results"]["arms"].items():
             if name in _rules(board["arms"][arm]["optimizer"]):

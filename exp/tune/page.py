@@ -191,19 +191,27 @@ def _on_the_way(board: dict) -> tuple[str, ...]:
     return "## On the way (not ranked)", markdown(lines), note
 
 
-def _interim(board: dict) -> str:
-    """The page of a board in progress: arms in the order of their names, nothing is judged."""
-    terms, rows = board["terms"], board["results"]["arms"]
-    count = len(next(iter(board["arms"].values()))["studies"])
-    columns = {
+def interim_columns(board: dict) -> dict[str, Column]:
+    """The columns of a board in progress: nothing is judged."""
+    rows = board["results"]["arms"]
+    return {
         "cost": COLUMNS["cost"], "reached": COLUMNS["reached"],
-        f"times {terms['baseline']}'s": lambda board, name: (
+        f"times {board['terms']['baseline']}'s": lambda board, name: (
             f"{SIGN[rows[name]['bound']]}{number(rows[name]['ratio'])}"
             if "ratio" in rows[name] else ""),
         "anytime 95 %": _of_row("anytime", lambda ends: "[{}, {}]".format(*map(number, ends))),
         "e": _of_row("e"), "spent": _of_row("spent")}
+
+
+def how_far(board: dict) -> str:
+    """How many of the announced studies a board in progress has, and how to read it."""
+    count, announced = len(next(iter(board["arms"].values()))["studies"]), board["terms"]["studies"]
+    return f"**{count} of the {announced} announced studies are complete.** {INTERIM}"
+
+
+def _interim(board: dict) -> str:
+    """The page of a board in progress: arms in the order of their names."""
+    columns = interim_columns(board)
     lines = [("", *columns), *((name, *(column(board, name) for column in columns.values()))
-                               for name in sorted(rows))]
-    return page(f"{_title(board)}, in progress",
-                f"**{count} of the {terms['studies']} announced studies are complete.** {INTERIM}",
-                facts(board), markdown(lines))
+                               for name in sorted(board["results"]["arms"]))]
+    return page(f"{_title(board)}, in progress", how_far(board), facts(board), markdown(lines))
