@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .parts import checks
 from .parts.adam import moments, update_moments
+from .parts.base import grads_of
 from .parts.first_order import FirstOrder
 
 __all__ = ["AdaEps"]
@@ -46,7 +47,7 @@ class AdaEps(FirstOrder):
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
         exp_avgs, exp_avg_sqs, steps = moments(self.state, params)
-        grads = [p.grad for p in params]
+        grads = grads_of(params)
         update_moments(exp_avgs, exp_avg_sqs, grads, grads, group["betas"])
         beta1, beta2 = group["betas"]
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])

@@ -4,13 +4,14 @@ Whitening with Adam's second moment before Newton-Schulz, without the energy, is
 Liu et al. 2026, arXiv 2604.09967.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from .parts import checks
 from .parts.adam import moments, update_moments, whitened
+from .parts.base import grads_of
 from .parts.energy import EnergyNorm, EnergyScope, with_energy
 from .parts.matrix import MatrixOptimizer
 from .parts.polar import OptionalOrthogonalizer, as_matrices, orthogonalize
@@ -83,7 +84,7 @@ class AdaRMSuon(MatrixOptimizer):
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
         exp_avgs, exp_avg_sqs, steps = moments(self.state, params)
-        grads = [p.grad for p in params]
+        grads = grads_of(params)
         update_moments(exp_avgs, exp_avg_sqs, grads, grads, group["betas"])
         u = whitened(exp_avgs, exp_avg_sqs, steps, group["betas"], group["eps"])
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
@@ -92,8 +93,8 @@ class AdaRMSuon(MatrixOptimizer):
         self.move(params, u, group, m_hat)
 
     @staticmethod
-    def move(params: list[Tensor], u: list[Tensor], group: dict,
-             directions: list[Tensor] | None = None) -> list[Tensor]:
+    def move(params: list[Tensor], u: Sequence[Tensor], group: dict,
+             directions: Sequence[Tensor] | None = None) -> list[Tensor]:
         """In place W <- W - lr E O, for whitened momenta u shaped as `params`; `directions`: what
         is orthogonalized, where that is not u. The matrices O (stack, m, n)."""
         polar = [as_matrices(direction) for direction in directions or u]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .parts import checks
 from .parts.adam import whitened
+from .parts.base import grads_of
 from .parts.first_order import FirstOrder
 
 __all__ = ["AdamMini"]
@@ -52,7 +53,7 @@ class AdamMini(FirstOrder):
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
         exp_avgs = self.buffers(params, "exp_avg")
-        grads = [p.grad.to(m.dtype) for p, m in zip(params, exp_avgs, strict=True)]
+        grads = [g.to(m.dtype) for g, m in zip(grads_of(params), exp_avgs, strict=True)]
         # Squares that overflow become the largest number: in `lerp`, infinity would leave NaN.
         means = [block_means(g.square(), group["block"]).clamp_max_(torch.finfo(g.dtype).max)
                  for g in grads]

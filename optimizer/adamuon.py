@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .muon import momentum_direction
 from .parts import checks
+from .parts.base import grads_of
 from .parts.matrix import MatrixOptimizer
 from .parts.polar import Orthogonalizer, as_matrices, orthogonalize
 
@@ -58,7 +59,7 @@ class AdaMuon(MatrixOptimizer):
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
         directions = momentum_direction(
-            [p.grad for p in params], self.buffers(params, "momentum_buffer"),
+            grads_of(params), self.buffers(params, "momentum_buffer"),
             group["momentum"], group["nesterov"])
         signs = torch._foreach_sign(directions)
         polar = orthogonalize(signs, group["orthogonalizer"], group["ns_steps"])

@@ -8,9 +8,11 @@ from torch import Tensor
 from .ars2_neo import ARS2Neo
 from .parts import checks
 from .parts.adam import moments, update_moments, whitened
+from .parts.base import grad_of, grads_of
 from .parts.energy import EnergyScope
 from .parts.polar import Orthogonalizer
 from .parts.radius import RhoSchedule
+from .parts.sharpness import ElementwiseScale
 
 __all__ = ["ARS"]
 
@@ -56,7 +58,7 @@ class ARS(ARS2Neo):
         rho_gap: float = 0.0,
     ) -> None:
         checks.at_least(1, k=k)
-        scale = "abs" if adaptive else "none"
+        scale: ElementwiseScale = "abs" if adaptive else "none"
         super().__init__(params, lr, betas, eps, weight_decay, ns_steps, rho, k, alpha,
                          energy_scope=energy_scope, elementwise_scale=scale,
                          orthogonalizer=orthogonalizer, rho_schedule=rho_schedule,
@@ -70,8 +72,8 @@ class ARS(ARS2Neo):
             if not params:
                 continue
             exp_avgs, exp_avg_sqs, _ = moments(self.state, params)
-            grads = [p.grad for p in params]
-            raw = [self.raw_gradients.get(p, p.grad) for p in params]
+            grads = grads_of(params)
+            raw = [self.raw_gradients.get(p, g) for p, g in zip(params, grads, strict=True)]
             update_moments(exp_avgs, exp_avg_sqs, grads, raw, group["betas"])
             steps = [self.scalars["step"]] * len(params)
             u = whitened(exp_avgs, exp_avg_sqs, steps, group["betas"], group["eps"])
@@ -85,5 +87,5 @@ class ARS(ARS2Neo):
 
     def inject_shear(self, alpha: float) -> None:
         """Inject the shear forces, and keep the raw gradients for v."""
-        self.raw_gradients.update({p: p.grad for p in self.sheared()})
+        self.raw_gradients.update({p: grad_of(p) for p in self.sheared()})
         super().inject_shear(alpha)

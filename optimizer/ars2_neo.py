@@ -7,6 +7,7 @@ from torch import Tensor
 from .ada_rmsuon import AdaRMSuon
 from .parts import checks
 from .parts.adaptive_sync import decide_sync
+from .parts.base import grads_of
 from .parts.beta_rule import BetaRule
 from .parts.curvature import CurvatureAware, RhoRule
 from .parts.energy import EnergyNorm, EnergyScope
@@ -129,7 +130,7 @@ class ARS2Neo(SharpnessAware, CurvatureAware, AdaRMSuon):
                                                           group, self.scalars["step"])]
         offsets = perturbation(params, directions, self.radii(params, self.radius),
                                self.perturb_norm, self.elementwise_scale)
-        return offsets, [p.grad for p in params] if self._injects or self.sees_curvature else []
+        return offsets, grads_of(params) if self._injects or self.sees_curvature else []
 
     def combine(self, params: list[Tensor], base: list[Tensor]) -> None:
         """Keep what later steps need of both gradients; the second one is used as it is."""
@@ -146,6 +147,6 @@ class ARS2Neo(SharpnessAware, CurvatureAware, AdaRMSuon):
         if not self.adaptive_sync:
             return self.k == 1 or self.scalars["step"] % self.k == 1
         sheared = self.sheared()
-        phi = cosine([p.grad for p in sheared], [self.shear(p) for p in sheared])
+        phi = cosine(grads_of(sheared), [self.shear(p) for p in sheared])
         return decide_sync(self.scalars, phi, self.k, self.alpha, self.adaptive_beta,
                            self.adaptive_lambda, self.adaptive_gamma)

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .parts import checks
+from .parts.base import grads_of
 from .parts.radius import RhoSchedule
 from .parts.sharpness import EPS, norm_of_all
 from .parts.sharpness_aware import SharpnessWrapper
@@ -37,7 +38,7 @@ class ASAM(SharpnessWrapper):
     def ascend(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The offsets of the class docstring; the second gradient is used as it is."""
         scales = [p.abs() + self.eta if p.ndim > 1 else torch.ones_like(p) for p in params]
-        scaled = [t * p.grad for t, p in zip(scales, params, strict=True)]
+        scaled = [t * g for t, g in zip(scales, grads_of(params), strict=True)]
         norm = norm_of_all(scaled)
         rho = self.radius
         return [t * s * (rho / (norm + EPS)) for t, s in zip(scales, scaled, strict=True)], []

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .parts import checks
+from .parts.base import grads_of
 from .parts.matrix import MatrixOptimizer
 from .parts.polar import Orthogonalizer, as_matrices, orthogonalize
 
@@ -58,8 +59,8 @@ class Dion2(MatrixOptimizer):
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
         momenta = self.buffers(params, "momentum_buffer")
-        torch._foreach_add_(momenta, [p.grad.to(m.dtype) for p, m in zip(params, momenta,
-                                                                         strict=True)])
+        grads = [g.to(m.dtype) for g, m in zip(grads_of(params), momenta, strict=True)]
+        torch._foreach_add_(momenta, grads)
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         chosen = [choose(as_matrices(m), group["fraction"]) for m in momenta]
         polar = orthogonalize([part for _, _, part in chosen], group["orthogonalizer"],

@@ -1,12 +1,13 @@
 """EMA-Nesterov, 2026, arXiv 2605.25395: the gradient is taken ahead, along the average move."""
 
-from collections.abc import Callable
+
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from .parts import checks
+from .parts.base import Closure
 from .parts.delta import Delta
 
 __all__ = ["EMANesterov"]
@@ -44,7 +45,7 @@ class EMANesterov(Delta):
         self.keep_scalars(steps=0)
 
     @torch.compiler.disable(recursive=False)
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Closure | None = None) -> Any:
         """One step of `base` from the weights ahead; what `base` returns."""
         if closure is None and any(float(group["lr"]) for group in self.param_groups):
             raise ValueError("EMANesterov takes the gradient ahead of the weights: step(closure)")

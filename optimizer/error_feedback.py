@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .parts import checks
+from .parts.base import grads_of
 from .parts.first_order import FirstOrder
 
 __all__ = ["ErrorFeedback"]
@@ -53,7 +54,7 @@ class ErrorFeedback(FirstOrder):
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
         errors = self.buffers(params, "error")
-        moves = [p.grad.to(e.dtype) for p, e in zip(params, errors, strict=True)]
+        moves = [g.to(e.dtype) for g, e in zip(grads_of(params), errors, strict=True)]
         if group["momentum"]:
             momenta = self.buffers(params, "momentum_buffer")
             torch._foreach_mul_(momenta, group["momentum"])

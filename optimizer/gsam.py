@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .parts import checks
+from .parts.base import grad_of, grads_of
 from .parts.distributed.collective import total
 from .parts.radius import RhoSchedule
 from .parts.sharpness import EPS, finite, perturbation
@@ -39,15 +40,16 @@ class GSAM(SharpnessWrapper):
 
     def ascend(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """SAM's offsets; `combine` needs the base gradients."""
-        base = [p.grad for p in params]
+        base = grads_of(params)
         return perturbation(params, base, self.radius, "global", "none"), base
 
     def combine(self, params: list[Tensor], base: list[Tensor]) -> None:
         """g of the class docstring, as new tensors."""
         pairs = [(p, g) for p, g in zip(params, base, strict=True) if p.grad is not None]
-        product = total(sum(((g * p.grad).sum() for p, g in pairs), torch.zeros(())))
-        square = total(sum(((p.grad * p.grad).sum() for p, _ in pairs), torch.zeros(())))
+        product = total(sum(((g * grad_of(p)).sum() for p, g in pairs), torch.zeros(())))
+        square = total(sum((grad_of(p).square().sum() for p, _ in pairs), torch.zeros(())))
         ratio = finite(product / (square + EPS))
         for p, g in pairs:
-            vertical = g - ratio * p.grad
-            p.grad = p.grad - self.alpha * vertical
+            second = grad_of(p)
+            vertical = g - ratio * second
+            p.grad = second - self.alpha * vertical

@@ -1,13 +1,13 @@
 """Hypergradient descent, Baydin et al. 2017, arXiv 1703.04782: a rate that follows its gradient."""
 
-from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from .parts import checks
+from .parts.base import Closure
 from .parts.delta import Delta, matrices
 from .parts.distributed.collective import total
 
@@ -49,7 +49,7 @@ class Hypergradient(Delta):
         return {**super().diagnostics, **self.scalars}
 
     @torch.compiler.disable(recursive=False)
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Closure | None = None) -> Any:
         """One step of `base` at the adapted rate; what `base` returns."""
         try:
             return super().step(closure)

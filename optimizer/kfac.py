@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .parts import checks, fisher
+from .parts.base import grad_of
 from .parts.layers import LayerOptimizer
 
 __all__ = ["KFAC"]
@@ -102,9 +103,10 @@ class KFAC(LayerOptimizer):
             for p in self.with_gradient(group):
                 if p in self.recorders:
                     self._update_statistics(p)
-                    bias = [self.layers[p].bias] if self.recorders[p].bias else []
+                    bias = self.layers[p].bias if self.recorders[p].bias else None
                     self.updates |= fisher.natural_gradient(
-                        self.state[p], [p, *bias], group["damping"], group["tikhonov"])
+                        self.state[p], [p] if bias is None else [p, bias], group["damping"],
+                        group["tikhonov"])
         if self.updates:
             self._clip_updates()
         super().update()
@@ -128,7 +130,7 @@ class KFAC(LayerOptimizer):
         state, recorder = self.state[weight], self.recorders[weight]
         if recorder.rows:
             fisher.update_factors(state, recorder, self.conv_norm, self.stat_decay)
-        if "input_factor" not in state and not weight.grad.any():
+        if "input_factor" not in state and not grad_of(weight).any():
             fisher.identity_factors(state, weight, recorder.bias)
         elif "input_factor" not in state:
             raise ValueError(

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .parts import checks
 from .parts.adam import moments, update_moments, whitened
+from .parts.base import grads_of
 from .parts.first_order import FirstOrder
 
 __all__ = ["LAMB"]
@@ -43,7 +44,7 @@ class LAMB(FirstOrder):
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
         exp_avgs, exp_avg_sqs, steps = moments(self.state, params)
-        grads = [p.grad for p in params]
+        grads = grads_of(params)
         update_moments(exp_avgs, exp_avg_sqs, grads, grads, group["betas"])
         directions = whitened(exp_avgs, exp_avg_sqs, steps, group["betas"], group["eps"])
         for p, u in zip(params, directions, strict=True):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .parts import checks
+from .parts.base import grad_of
 from .parts.first_order import FirstOrder
 
 __all__ = ["LARS"]
@@ -48,7 +49,7 @@ class LARS(FirstOrder):
         """The update of the class docstring, in place."""
         momentum, decay = group["momentum"], group["weight_decay"]
         for p, b in zip(params, self.buffers(params, "momentum_buffer"), strict=True):
-            g, w = p.grad.to(b.dtype), p.to(b.dtype)
+            g, w = grad_of(p).to(b.dtype), p.to(b.dtype)
             direction = g + decay * w
             if decay or group["always_adapt"]:
                 direction *= trust_ratio(w, g, decay, group["trust_coeff"], group["eps"])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .parts import checks
+from .parts.base import grads_of
 from .parts.first_order import FirstOrder
 
 __all__ = ["Lion"]
@@ -46,7 +47,7 @@ class Lion(FirstOrder):
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
         momenta = self.buffers(params, "exp_avg")
-        grads = [p.grad.to(m.dtype) for p, m in zip(params, momenta, strict=True)]
+        grads = [g.to(m.dtype) for g, m in zip(grads_of(params), momenta, strict=True)]
         beta1, beta2 = group["betas"]
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         # lerp(g, m, beta1) = beta1 m + (1 - beta1) g, into a new tensor.

@@ -3,13 +3,15 @@
 Outer momentum: that of DiLoCo with one worker; SNOO, arXiv 2510.15830.
 """
 
-from collections.abc import Callable
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from .parts import checks
+from .parts.base import Closure
 from .parts.wrapper import Wrapper
 
 __all__ = ["Lookahead"]
@@ -50,7 +52,7 @@ class Lookahead(Wrapper):
         self.start: dict[Tensor, Tensor] = {}  # of weights that have no slow weight yet
         self.keep_scalars(**self.counters)
 
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Closure | None = None) -> Any:
         """One step of `base`, and every k-th time the step back; what `base` returns."""
         self._note_starts()
         return super().step(closure)

@@ -1,12 +1,12 @@
 """LookSAM, Liu et al. 2022, arXiv 2203.02714: SAM every k steps, its shear force in between."""
 
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from .parts import checks
+from .parts.base import Closure, grads_of
 from .parts.radius import RhoSchedule
 from .parts.sharpness import perturbation
 from .parts.sharpness_aware import SharpnessWrapper
@@ -38,7 +38,7 @@ class LookSAM(SharpnessWrapper):
         self.k, self.alpha = k, alpha
 
     @torch.compiler.disable  # it would lose the step count and the shear forces
-    def gradient(self, closure: Callable[[], Tensor] | None) -> Tensor | None:
+    def gradient(self, closure: Closure | None) -> Tensor | None:
         """Leave in p.grad the gradient of the class docstring; the loss at the weights."""
         return super().gradient(closure)
 
@@ -48,7 +48,7 @@ class LookSAM(SharpnessWrapper):
         if step % self.k:
             self.inject_shear(self.alpha)
             return None, []
-        base = [p.grad for p in params]
+        base = grads_of(params)
         return perturbation(params, base, self.radius, "global", "none"), base
 
     def combine(self, params: list[Tensor], base: list[Tensor]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .muon import Scale, momentum_direction, step_scale
 from .parts import checks
+from .parts.base import grads_of
 from .parts.matrix import MatrixOptimizer
 from .parts.polar import as_matrices
 
@@ -65,7 +66,7 @@ class LowRankMuon(MatrixOptimizer):
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
         directions = momentum_direction(
-            [p.grad for p in params], self.buffers(params, "momentum_buffer"),
+            grads_of(params), self.buffers(params, "momentum_buffer"),
             group["momentum"], group["nesterov"])
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         for p, u in zip(params, directions, strict=True):

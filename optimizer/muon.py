@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .parts import checks
+from .parts.base import grads_of
 from .parts.equilibrate import Equilibrate, equilibrated_polar
 from .parts.matrix import MatrixOptimizer
 from .parts.polar import Orthogonalizer, as_matrices, orthogonalize
@@ -103,7 +104,7 @@ class Muon(MatrixOptimizer):
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
         directions = momentum_direction(
-            [p.grad for p in params], self.buffers(params, "momentum_buffer"),
+            grads_of(params), self.buffers(params, "momentum_buffer"),
             group["momentum"], group["nesterov"])
         msign = partial(orthogonalize, orthogonalizer=group["orthogonalizer"],
                         steps=group["ns_steps"])

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .muon import Scale, momentum_direction, step_scale
 from .parts import checks
+from .parts.base import grads_of
 from .parts.matrix import MatrixOptimizer
 from .parts.polar import Orthogonalizer, orthogonalize
 
@@ -58,7 +59,7 @@ class MuonSquared(MatrixOptimizer):
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
-        grads = [p.grad for p in params]
+        grads = grads_of(params)
         directions = momentum_direction(grads, self.buffers(params, "momentum_buffer"),
                                         group["momentum"], group["nesterov"])
         variances = self.buffers(params, "exp_avg_sq")

@@ -3,9 +3,11 @@
 Su 2025, "QK-Clip" (kexue.fm 11126), gives the reasoning.
 """
 
+from typing import Protocol
+
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .parts import checks
@@ -18,6 +20,14 @@ COST = {"gradient_evaluations": 1, "state_tensors": 0}
 TESTED_AGAINST = "by hand"
 
 
+class AttentionLayer(Protocol):
+    """What QKClip needs of an attention layer, whose projections have no bias."""
+
+    W_Q: Tensor  # (heads, d_head, d_model)
+    W_K: Tensor  # (key heads, d_head, d_model)
+    max_logits: Tensor  # (heads,), raised by training passes to the largest logits
+
+
 class QKClip(Wrapper):
     """After each step of `base`, per head, with S the largest logit q.k / sqrt(d_head) of the
     forward passes of that step (before the softmax, causal entries only, signed):
@@ -28,11 +38,10 @@ class QKClip(Wrapper):
     or W_Q <- gamma W_Q alone where query heads share a key head. Every logit of the head shrinks
     by gamma; heads with S <= tau, the gradient and the state of `base` are not changed.
 
-    `model` exposes its logits by a method `attention_layers()`, a list of objects with
-        W_Q (heads, d_head, d_model), W_K (key heads, d_head, d_model), both without bias, and
-        max_logits: None, or a tensor (heads,) that training passes raise to the largest logits.
-    It is None, and nothing is recorded, until a QKClip is built. Raises ValueError for another
-    model: one with QK-norm (Qwen3) has no such method, since its logits do not scale with W_Q.
+    `model` exposes its logits by a method `attention_layers()`, a list of `AttentionLayer`s, whose
+    max_logits is None, and nothing is recorded, until a QKClip is built. Raises ValueError for
+    another model: one with QK-norm (Qwen3) has no such method, since its logits do not scale with
+    W_Q.
 
     With gradient accumulation and sharpness-aware passes S is the maximum over all passes, with
     torch.distributed over all processes.
@@ -42,14 +51,15 @@ class QKClip(Wrapper):
 
     def __init__(self, base: Optimizer, model: nn.Module, tau: float = 100.0) -> None:
         checks.non_negative(tau=tau)
-        if not hasattr(model, "attention_layers"):
+        attention_layers = getattr(model, "attention_layers", None)
+        if attention_layers is None:
             raise ValueError(
                 f"{type(model).__name__} does not expose its attention logits: QK-Clip needs a "
                 "model with attention_layers(); one with QK-norm has none, its logits do not "
                 "follow the scale of the query and key weights")
         super().__init__(base)
         self.tau = tau
-        self.layers = model.attention_layers()
+        self.layers: list[AttentionLayer] = attention_layers()
         self.largest, self.clipped = torch.zeros(()), torch.zeros(())
         self._record_anew()
 
@@ -70,7 +80,7 @@ class QKClip(Wrapper):
         self.largest, self.clipped = logits.max(), (logits > self.tau).sum()
         self._record_anew()
 
-    def _clip(self, layer: nn.Module) -> None:
+    def _clip(self, layer: AttentionLayer) -> None:
         s = layer.max_logits
         gamma = torch.where(s > self.tau, self.tau / s, 1)[:, None, None]
         shared = len(layer.W_K) < len(layer.W_Q)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .parts import checks
 from .parts.adam import moments, update_moments, whitened
+from .parts.base import grads_of
 from .parts.energy import EnergyScope, with_energy
 from .parts.matrix import MatrixOptimizer
 from .parts.polar import Orthogonalizer, as_matrices, orthogonalize
@@ -68,7 +69,7 @@ class RMSuon(MatrixOptimizer):
 def rmsuon_updates(state: dict, params: list[Tensor], group: dict) -> list[Tensor]:
     """E O / ||O||_F of each matrix, in its shape; the moments are advanced."""
     exp_avgs, exp_avg_sqs, steps = moments(state, params)
-    grads = [p.grad for p in params]
+    grads = grads_of(params)
     update_moments(exp_avgs, exp_avg_sqs, grads, grads, group["betas"])
     u = whitened(exp_avgs, exp_avg_sqs, steps, group["betas"], group["eps"])
     # msign does not see the positive factor by which m_hat and m differ.

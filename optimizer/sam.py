@@ -1,10 +1,10 @@
 """SAM, Foret et al. 2020, arXiv 2010.01412: descend by the gradient at the worst point nearby."""
 
-from collections.abc import Callable
 
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .parts.base import Closure, grads_of
 from .parts.radius import RhoSchedule
 from .parts.sharpness import perturbation
 from .parts.sharpness_aware import SharpnessWrapper
@@ -36,11 +36,11 @@ class SAM(SharpnessWrapper):
         super().__init__(base, rho, rho_schedule, rho_gap)
         self.local = local
 
-    def first_loss(self, closure: Callable[[], Tensor]) -> Tensor:
+    def first_loss(self, closure: Closure) -> Tensor:
         """Leave the gradient at the weights in `p.grad`, this process's own if `local`."""
         return closure(synchronize=False) if self.local else closure()
 
     def ascend(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The offsets of the class docstring; the second gradient is used as it is."""
-        grads = [p.grad for p in params]
+        grads = grads_of(params)
         return perturbation(params, grads, self.radius, "global", "none"), []

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .parts import checks
+from .parts.base import grads_of
 from .parts.first_order import FirstOrder
 
 __all__ = ["Signum"]
@@ -40,11 +41,11 @@ class Signum(FirstOrder):
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
         momenta = self.buffers(params, "momentum_buffer")
-        grads = [p.grad.to(m.dtype) for p, m in zip(params, momenta, strict=True)]
+        grads = [g.to(m.dtype) for g, m in zip(grads_of(params), momenta, strict=True)]
         decay = group["weight_decay"]
         if group["l2"]:
             weights = [p.to(m.dtype) for p, m in zip(params, momenta, strict=True)]
-            grads = torch._foreach_add(grads, weights, alpha=decay)
+            grads = list(torch._foreach_add(grads, weights, alpha=decay))
         else:
             torch._foreach_mul_(params, 1 - group["lr"] * decay)
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .parts import checks
+from .parts.base import grads_of
 from .parts.first_order import FirstOrder
 from .parts.sharpness import norm_of_all
 from .parts.sharpness_aware import SharpnessAware
@@ -67,7 +68,7 @@ class SophiaH(SharpnessAware, FirstOrder):
             return None, []
         signs = self._signs(params)
         r = self._radius(params, signs)
-        return [z * r for z in signs], [p.grad for p in params]
+        return [z * r for z in signs], grads_of(params)
 
     def combine(self, params: list[Tensor], base: list[Tensor]) -> None:
         """h from both gradients; the update sees the one at the weights."""
@@ -82,7 +83,7 @@ class SophiaH(SharpnessAware, FirstOrder):
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
         momenta, curvatures = (self.buffers(params, key) for key in ("exp_avg", "hessian"))
-        grads = [p.grad.to(m.dtype) for p, m in zip(params, momenta, strict=True)]
+        grads = [g.to(m.dtype) for g, m in zip(grads_of(params), momenta, strict=True)]
         torch._foreach_lerp_(momenta, grads, 1 - group["betas"][0])
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         for p, m, h in zip(params, momenta, curvatures, strict=True):

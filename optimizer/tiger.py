@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .parts import checks
+from .parts.base import grads_of
 from .parts.first_order import FirstOrder
 
 __all__ = ["Tiger"]
@@ -46,7 +47,7 @@ class Tiger(FirstOrder):
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
         momenta = self.buffers(params, "exp_avg")
-        grads = [p.grad.to(m.dtype) for p, m in zip(params, momenta, strict=True)]
+        grads = [g.to(m.dtype) for g, m in zip(grads_of(params), momenta, strict=True)]
         torch._foreach_lerp_(momenta, grads, 1 - group["beta"])
         for p, m in zip(params, momenta, strict=True):
             if p.ndim < 2:

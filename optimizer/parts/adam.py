@@ -24,7 +24,9 @@ def moments(state: dict, params: Sequence[Tensor]) -> tuple[list[Tensor], list[T
             entry["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype)
         entry["step"] += 1
     entries = [state[p] for p in params]
-    return tuple([entry[key] for entry in entries] for key in ("exp_avg", "exp_avg_sq", "step"))
+    exp_avgs, exp_avg_sqs, steps = (
+        [entry[key] for entry in entries] for key in ("exp_avg", "exp_avg_sq", "step"))
+    return exp_avgs, exp_avg_sqs, steps
 
 
 def update_moments(
@@ -51,7 +53,7 @@ def whitened(
     steps: list[int],
     betas: tuple[float, float],
     eps: float,
-) -> list[Tensor]:
+) -> Sequence[Tensor]:
     """Adam's direction u of each tensor: bias-corrected m over sqrt(v) + eps."""
     denominators = torch._foreach_sqrt(exp_avg_sqs)
     torch._foreach_div_(denominators, [(1 - betas[1] ** t) ** 0.5 for t in steps])

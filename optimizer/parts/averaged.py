@@ -1,13 +1,12 @@
 """The base of wrappers that evaluate other weights than they train: averages, Schedule-Free."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .base import switching
+from .base import Closure, switching
 from .wrapper import Wrapper
 
 
@@ -51,7 +50,7 @@ class TwoWeights(Wrapper):
                     p.copy_(self.state[p].pop("trained_weight"))
             self.scalars["evaluating"] = 0
 
-    def inner_closure(self, closure: Callable[[], Tensor] | None) -> Callable[[], Tensor] | None:
+    def inner_closure(self, closure: Closure | None) -> Closure | None:
         """The closure as it is. Raises ValueError in eval mode."""
         if self.scalars["evaluating"]:
             raise ValueError(f"{type(self).__name__} holds the weights to evaluate: train() puts "

@@ -4,7 +4,7 @@ Copies and pickles keep every attribute; numbers of the run (step counts, averag
 `param_groups`, so that any form of checkpoint has them; state is restored exactly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from .checkpoint import restore_exactly, upgraded
+
+Closure = Callable[..., Any]  # returns the loss, a 0-d tensor; torch.optim's annotation says float
 
 
 class Base(Optimizer):
@@ -87,11 +89,23 @@ class Base(Optimizer):
                 if key != "step" and not key.startswith("_optimizer_")}
 
 
-def inner_step(optimizer: Optimizer, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+def grad_of(p: Tensor) -> Tensor:
+    """The gradient of a tensor that has one, as those of `with_gradient`."""
+    assert p.grad is not None
+    return p.grad
+
+
+def grads_of(params: Iterable[Tensor]) -> list[Tensor]:
+    """The gradients of tensors that all have one, as those of `with_gradient`."""
+    return [grad_of(p) for p in params]
+
+
+def inner_step(optimizer: Optimizer, closure: Closure | None = None) -> Any:
     """A step of an optimizer inside another: hooks registered for all optimizers
     (`register_optimizer_step_pre_hook`) run for the outer one alone. What it returns."""
     arguments = () if closure is None else (closure,)
-    registries = (_global_optimizer_pre_hooks, _global_optimizer_post_hooks)
+    registries: tuple[dict[int, Any], ...] = (
+        _global_optimizer_pre_hooks, _global_optimizer_post_hooks)
     if not any(registries):
         return optimizer.step(*arguments)
     suspended = [dict(hooks) for hooks in registries]

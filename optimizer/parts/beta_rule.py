@@ -15,6 +15,7 @@ close to fixed betas in the middle of its ranges.
 """
 
 import warnings
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -26,13 +27,14 @@ Betas = tuple[float | Tensor, float | Tensor]
 EPS = 1e-12  # added to norms
 
 
-def decay_rates(entry: dict, rule: str, ranges: tuple[tuple[float, float], ...],
+def decay_rates(entry: dict, rule: str, ranges: Iterable[Sequence[float]],
                 betas: tuple[float, float]) -> Betas:
     """beta1 and beta2 of one tensor, numbers or shaped as it."""
     level = entry.get("alignment", 0.0 if rule == "scalar" else None)
     if level is None:
         return betas
-    return tuple(low + (high - low) * level for low, high in ranges)
+    beta1, beta2 = (low + (high - low) * level for low, high in ranges)
+    return beta1, beta2
 
 
 def whitened_by(m: Tensor, v: Tensor, grad: Tensor, betas: Betas, step: int, eps: float

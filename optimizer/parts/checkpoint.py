@@ -1,5 +1,7 @@
 """Loading an optimizer's state: exactly, and from the form that version 0.1 wrote."""
 
+from typing import Any
+
 import torch
 from torch.optim import Optimizer
 
@@ -17,7 +19,7 @@ def upgraded(state_dict: dict, old_key: str, scalars_key: str | None) -> dict:
         return state_dict
     groups = [dict(group) for group in state_dict["param_groups"]]
     state = {index: dict(entry) for index, entry in state_dict["state"].items()}
-    scalars = {}
+    scalars: dict[str, Any] = {}
     for key, value in state_dict[old_key].items():
         if key in PER_PARAMETER:
             indices = [index for group in groups for index in group["params"]]

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import warnings
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,7 +44,7 @@ def problem(settings: dict) -> str | None:
                           nn.LayerNorm(16), nn.Linear(16, 8))
     tokens = torch.arange(8)
 
-    def closure() -> torch.Tensor:
+    def closure() -> Any:
         model.zero_grad()
         with torch.enable_grad():
             loss = nn.functional.cross_entropy(model(tokens), tokens.flip(0))

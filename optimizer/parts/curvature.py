@@ -18,7 +18,7 @@ leads to a target of 0.017 to 0.034 and rho_max = 1 is never reached; v is zero 
 where g_hat = g1 / eps makes C vanish, and nu starts from that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from . import checks
 from .adam import moments
+from .base import grad_of
 from .beta_rule import BetaRule, alignment, decay_rates, scalar_alignment, whitened_by
 from .matrix import MatrixOptimizer
 from .polar import newton_schulz
@@ -41,6 +42,7 @@ class CurvatureAware(MatrixOptimizer):
     options it does nothing."""
 
     rho_schedule: str  # of `keep_sharpness`
+    move: Callable[..., list[Tensor]]  # of AdaRMSuon
 
     def keep_curvature(
         self, beta_rule: str, beta1_range: tuple[float, float], beta2_range: tuple[float, float],
@@ -112,7 +114,7 @@ class CurvatureAware(MatrixOptimizer):
         directions, u = [], []
         for p, m, v, step in zip(params, *moments(self.state, params), strict=True):
             betas = decay_rates(self.state[p], self.beta_rule, self.beta_ranges, group["betas"])
-            m_hat, white = whitened_by(m, v, p.grad.to(m.dtype), betas, step, group["eps"])
+            m_hat, white = whitened_by(m, v, grad_of(p).to(m.dtype), betas, step, group["eps"])
             directions.append(white if group["whiten"] else m_hat)
             u.append(white)
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])

@@ -1,6 +1,5 @@
 """The base of hooks around a rule's move: what `base` does to a weight is read, then changed."""
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import checks
+from .base import Closure
 from .polar import as_matrices
 from .wrapper import Wrapper
 
@@ -65,7 +65,7 @@ class Delta(Wrapper):
     # --- the step
 
     @torch.compiler.disable(recursive=False)  # it would lose the weights; `base` is compiled
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Closure | None = None) -> Any:
         """One step of `base` and the change of its move; what `base` returns."""
         try:
             return super().step(closure)
@@ -77,7 +77,7 @@ class Delta(Wrapper):
         self.after_gradient()
         return super().first_step(zero_grad)
 
-    def inner_closure(self, closure: Callable[[], Tensor] | None) -> Callable[[], Tensor] | None:
+    def inner_closure(self, closure: Closure | None) -> Closure | None:
         """The closure; after it, and without one at once, the weights are noted."""
         if closure is None:
             self.after_gradient()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
+from .base import Closure
 from .delta import in_scope
 from .first_order import FirstOrder
 from .wrapper import Wrapper, wrappers_of
@@ -39,7 +40,7 @@ class Filtered(Wrapper):
         super().__init__(base)
         self.gradient_filter = gradient_filter
 
-    def inner_closure(self, closure: Callable[[], Tensor] | None) -> Callable[[], Tensor] | None:
+    def inner_closure(self, closure: Closure | None) -> Closure | None:
         """`closure`, and then the filter; without one the filter runs now."""
         if closure is None:
             self.filter()

@@ -1,12 +1,13 @@
 """The base of update rules: the gradient, checked, then `update_group` for each group."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .base import Base
+from .base import Base, Closure, grads_of
 
 
 class FirstOrder(Base):
@@ -21,14 +22,14 @@ class FirstOrder(Base):
         """Update in place the tensors `params` of `group`, all with a dense gradient."""
         raise TypeError(f"{type(self).__name__} defines no update_group")
 
-    def gradient(self, closure: Callable[[], Tensor] | None) -> Tensor | None:
+    def gradient(self, closure: Closure | None) -> Tensor | None:
         """Leave in `p.grad` the gradient that the update uses; the closure's first loss."""
         if closure is None:
             return None
         with torch.enable_grad():
             return closure()
 
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Closure | None = None) -> Any:
         """One step; the loss of the closure's first call, None without a closure."""
         loss = self.gradient(closure)
         with torch.no_grad():
@@ -50,7 +51,7 @@ class FirstOrder(Base):
         """The parameters of `group` that have a gradient, but for empty ones. Raises ValueError
         for a sparse or a complex one."""
         params = Base.with_gradient(group)
-        if any(p.grad.is_sparse for p in params):
+        if any(g.is_sparse for g in grads_of(params)):
             raise ValueError("sparse gradients are not supported: use sparse=False")
         if any(p.is_complex() for p in params):
             raise ValueError("complex parameters are not supported")

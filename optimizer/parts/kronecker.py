@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from .adam import update_moments, whitened
+from .base import grad_of
 from .polar import as_matrices
 
 
 def matrix_gradient(p: Tensor) -> Tensor:
     """The gradient of `p` as a stack of matrices, in float32 if it is of half precision."""
     dtype = p.dtype if p.dtype == torch.float64 else torch.float32
-    return as_matrices(p.grad).to(dtype)
+    return as_matrices(grad_of(p)).to(dtype)
 
 
 def sides(shape: torch.Size, max_dim: int) -> list[str]:

@@ -1,12 +1,16 @@
 """Optimizers of whole layers, Linear and Conv2d: their groups, hooks and recorded statistics."""
 
 from collections.abc import Iterable, Mapping
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from .matrix import ADAMW_KEYS, BOOKKEEPING, MatrixOptimizer, by_track
+
+Layer = nn.Linear | nn.Conv2d
 
 
 class LayerOptimizer(MatrixOptimizer):
@@ -22,7 +26,7 @@ class LayerOptimizer(MatrixOptimizer):
     def __init__(self, params: Iterable, model: nn.Module, defaults: dict) -> None:
         self.layers = layers_of(model)
         self.recorders: dict[Tensor, Recorder] = {}
-        self.hooks = []
+        self.hooks: list[RemovableHandle] = []
         super().__init__(routed(params, self.layers, self.weights_only), defaults)
 
     def is_matrix(self, tensor: Tensor) -> bool:
@@ -68,10 +72,10 @@ class Recorder:
     def reset(self) -> None:
         """Clear all sums."""
         self.rows = self.samples = 0
-        self.inputs = self.outputs = 0.0
+        self.inputs = self.outputs = torch.zeros(())
 
     @torch.compiler.disable
-    def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def __call__(self, layer: Layer, args: tuple[Tensor, ...], output: Tensor) -> None:
         """Record when the backward pass delivers the gradient of `output`."""
         if not (self.active and layer.training and output.requires_grad):
             return
@@ -80,7 +84,7 @@ class Recorder:
         inputs = args[0].detach()
         output.register_hook(lambda grad: self.add(layer, inputs, grad.detach()))
 
-    def add(self, layer: nn.Module, inputs: Tensor, grad: Tensor) -> None:
+    def add(self, layer: Layer, inputs: Tensor, grad: Tensor) -> None:
         """Add one pass: the layer's inputs and the gradient of its outputs."""
         dtype = torch.promote_types(layer.weight.dtype, torch.float32)
         a, d = rows_of(layer, inputs.to(dtype), grad.to(dtype))
@@ -104,23 +108,24 @@ class Recorder:
         return self.inputs * (self.samples / self.rows**2), self.outputs * self.rows
 
 
-def layers_of(model: nn.Module) -> dict[Tensor, nn.Module]:
+def layers_of(model: nn.Module) -> dict[Tensor, Layer]:
     """Trainable weight -> its Linear or Conv2d, where it multiplies that layer's inputs only."""
     owners: dict[Tensor, int] = {}
     for module in model.modules():
         for p in module.parameters(recurse=False):
             owners[p] = owners.get(p, 0) + 1
-    layers = {}
-    for module in model.modules():
-        plain = type(module) is nn.Linear or (
-            type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
-            and not isinstance(module.padding, str))
-        if plain and module.weight.requires_grad and owners[module.weight] == 1:
-            layers[module.weight] = module
-    return layers
+    return {module.weight: module for module in model.modules() if is_plain(module)
+            and module.weight.requires_grad and owners[module.weight] == 1}
 
 
-def routed(params: Iterable, layers: Mapping[Tensor, nn.Module], weights_only: bool = False
+def is_plain(module: nn.Module) -> TypeGuard[Layer]:
+    """Whether it is a Linear or a Conv2d itself, of inputs that `rows_of` knows."""
+    return type(module) is nn.Linear or (
+        type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str))
+
+
+def routed(params: Iterable, layers: Mapping[Tensor, Layer], weights_only: bool = False
            ) -> list[dict]:
     """`params` as groups that name their track: a tensor that is not a weight of `layers` moves
     from the matrices to the first AdamW group, and the bias of a layer follows its weight, unless
@@ -131,8 +136,8 @@ def routed(params: Iterable, layers: Mapping[Tensor, nn.Module], weights_only: b
     given = {_tensor(p): p for part in parts for p in part["params"]}
     weights = [_tensor(p) for part in parts if part["track"] == "matrix" for p in part["params"]
                if _tensor(p) in layers]
-    bias_of = {w: given[layers[w].bias] for w in weights
-               if layers[w].bias in given and not weights_only}
+    bias_of = {w: given[bias] for w in weights if not weights_only
+               and (bias := layers[w].bias) is not None and bias in given}
     moved = {layers[w].bias for w in bias_of}
     matrices, rest, strays = [], [], []
     for part in parts:
@@ -152,9 +157,10 @@ def routed(params: Iterable, layers: Mapping[Tensor, nn.Module], weights_only: b
     return [part for part in matrices + rest if part["params"]]
 
 
-def rows_of(layer: nn.Module, inputs: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def rows_of(layer: Layer, inputs: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """a (rows, in) and d (rows, out): a Linear's rows, a convolution's patches (in * kernel)."""
     if isinstance(layer, nn.Conv2d):
+        assert not isinstance(layer.padding, str)  # see is_plain
         patches = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
         inputs, grad = patches.mT, grad.flatten(2).mT
     return inputs.reshape(-1, inputs.shape[-1]), grad.reshape(-1, grad.shape[-1])

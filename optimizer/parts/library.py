@@ -107,7 +107,7 @@ def _require_installed(package: str) -> None:
     forbidden = {Path.cwd(), home} if (home / "pyproject.toml").exists() else {Path.cwd()}
     spec = importlib.util.find_spec(package)
     # A module of the interpreter itself ("os" is frozen) has no location.
-    files = [spec.origin] if spec and spec.has_location else []
+    files = [spec.origin] if spec and spec.origin and spec.has_location else []
     places = (spec and spec.submodule_search_locations) or files
     if any(Path(place).parent.resolve() in forbidden for place in places):
         raise ValueError(f"{package} is not an installed package: package:Class names no code of "

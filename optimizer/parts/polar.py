@@ -204,7 +204,7 @@ def orthogonalize(
     stacks = [as_matrices(tensor) for tensor in tensors]
     tall = [stack.shape[-2] > stack.shape[-1] for stack in stacks]
     wide = [stack.mT if t else stack for stack, t in zip(stacks, tall, strict=True)]
-    results: list[Tensor] = [None] * len(wide)
+    results: dict[int, Tensor] = {}
     for indices in _batches(wide):
         members = [wide[index] for index in indices]
         batch = torch.cat(members) if len(members) > 1 else members[0]
@@ -212,7 +212,7 @@ def orthogonalize(
         parts = polar.to(members[0].dtype).split([member.shape[0] for member in members])
         for index, part in zip(indices, parts, strict=True):
             results[index] = part.mT if tall[index] else part
-    return results
+    return [results[index] for index in range(len(wide))]
 
 
 def _batches(stacks: Sequence[Tensor]) -> list[list[int]]:

@@ -5,6 +5,7 @@ import inspect
 import pkgutil
 import re
 import sys
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,7 +40,7 @@ def available_optimizers() -> list[str]:
     return sorted({*_own(), *_torch()})
 
 
-def optimizer_class(name: str) -> type[Optimizer]:
+def optimizer_class(name: str) -> type[Any]:
     """The class behind a name, case, hyphens and underscores ignored, or behind "package:Class".
 
     Our own files come before torch.optim's classes of the same name. Raises ValueError for an
@@ -86,20 +87,21 @@ def build_optimizer(settings: dict, model: nn.Module,
     if issubclass(cls, MatrixOptimizer):
         groups = parameter_groups(model, routing or "role", **(adamw or {}))
         _require_rate_of_its_own([cls, *wrappers], groups)
-        optimizer = cls(groups, **_with_model(cls, settings, model))
+        optimizer: Optimizer = cls(groups, **_with_model(cls, settings, model))
     elif routing is not None or adamw is not None:
         groups = parameter_groups(model, routing or "role", **(adamw or {}))
         matrices, rest = ([group for group in groups if group["track"] == track]
                           for track in ("matrix", "adamw"))
         _require_rate_of_its_own([cls, *wrappers], rest)
         shared = {key: settings[key] for key in ("lr", "weight_decay") if key in settings}
-        parts = [(cls, matrices, _with_model(cls, settings, model)), (AdamW, rest, shared)]
+        parts: list[tuple[type, list, dict]] = [
+            (cls, matrices, _with_model(cls, settings, model)), (AdamW, rest, shared)]
         optimizer = Joint(*(_fused(*part) for part in parts if part[1]))
     elif next(iter(inspect.signature(cls).parameters)) == "model":
         optimizer = cls(**_with_model(cls, settings, model))
     elif wants_use_muon(cls):
-        groups = zip(split(model), (True, False), strict=True)
-        optimizer = cls([{"params": params, "use_muon": flag} for params, flag in groups if params],
+        halves = zip(split(model), (True, False), strict=True)
+        optimizer = cls([{"params": params, "use_muon": flag} for params, flag in halves if params],
                         **_with_model(cls, settings, model))
     else:
         params = [p for p in model.parameters() if p.requires_grad]

@@ -23,8 +23,9 @@ class Role(NamedTuple):
 
 def roles_of(model: nn.Module) -> dict[str, Role]:
     """The role of each parameter by name, tied ones once, as in `named_parameters`."""
-    if hasattr(model, "roles"):
-        roles = model.roles()
+    own_roles = getattr(model, "roles", None)
+    if own_roles is not None:
+        roles = own_roles()
         return {name: Role(roles[name], "model.roles()") for name, _ in model.named_parameters()}
     owners: dict[Tensor, list[nn.Module]] = {}
     for module in model.modules():

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .base import Closure, grads_of
 from .distributed.collective import total, total_norm
 
 PerturbNorm = Literal["tensor", "global"]
@@ -24,7 +25,8 @@ def watch_gradients(groups: list[dict]) -> Callable[[], bool]:
     watched = next(candidates, None)
     if watched is None:
         return lambda: False
-    before, at_backward = watched.grad, []
+    before = watched.grad
+    at_backward: list[bool] = []
 
     def note(_: Tensor) -> None:
         if not at_backward:  # only the first backward pass: a closure may accumulate itself
@@ -70,7 +72,7 @@ def perturbed(params: Sequence[Tensor], offsets: list[Tensor]) -> Iterator[None]
 
 
 def gradients_at(
-    params: Sequence[Tensor], offsets: list[Tensor], closure: Callable[[], Tensor]
+    params: Sequence[Tensor], offsets: list[Tensor], closure: Closure
 ) -> Tensor:
     """Run `closure` at params + offsets; its gradients are left in `p.grad`. The loss.
 
@@ -101,11 +103,11 @@ def perturbation(
         if norm == "global":  # processes that have parameters wait for this one's share
             norm_of_all([])
         return []
-    weighted = list(directions)
+    weighted: list[Tensor] | tuple[Tensor, ...] = list(directions)
     if scale != "none":
         weighted = torch._foreach_mul(weighted, torch._foreach_abs(list(params)))
     if norm == "global":
-        lengths = [norm_of_all(weighted)] * len(weighted)
+        lengths: Sequence[Tensor] = [norm_of_all(weighted)] * len(weighted)
     else:
         lengths = torch._foreach_norm(weighted)
     if scale == "asam":
@@ -124,7 +126,7 @@ def whitened_gradients(state: dict, params: Sequence[Tensor], group: dict, step:
     """
     correction = 1 - group["betas"][1] ** max(1, step - 1) + EPS
     directions = []
-    for p, g in zip(params, grads or [p.grad for p in params], strict=True):
+    for p, g in zip(params, grads or grads_of(params), strict=True):
         v = state.get(p, {}).get("exp_avg_sq")
         # Without v nothing is whitened: the norm of the perturbation cancels eps, unless it is 0.
         denominator = group["eps"] or 1.0

@@ -1,6 +1,6 @@
 """The base of sharpness-aware optimizers: the second gradient, the radius and the shear force."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import checks
-from .base import Base
+from .base import Base, Closure, grad_of, grads_of
 from .radius import START, check_radius, observe_losses, radius
 from .sharpness import (
     gradients_at,
@@ -77,7 +77,7 @@ class SharpnessAware(Base):
 
     # --- what a subclass decides
 
-    def first_loss(self, closure: Callable[[], Tensor]) -> Tensor:
+    def first_loss(self, closure: Closure) -> Tensor:
         """Leave the gradient at the weights in `p.grad`; the loss there."""
         return closure()
 
@@ -91,7 +91,7 @@ class SharpnessAware(Base):
 
     # --- the two gradients
 
-    def gradient(self, closure: Callable[[], Tensor] | None) -> Tensor | None:
+    def gradient(self, closure: Closure | None) -> Tensor | None:
         """Leave the final gradient in `p.grad`; the loss at the weights, None without a closure.
 
         Without a closure this completes `first_step`. Raises ValueError where a second gradient
@@ -138,7 +138,7 @@ class SharpnessAware(Base):
             raise ValueError('rho_schedule = "gap" needs both losses: use step(closure)')
         params = self._with_gradients()
         offsets, base = self.ascend(params)
-        gradients = [p.grad for p in params] if offsets is None else None
+        gradients = grads_of(params) if offsets is None else None
         for p in params:
             p.grad = None
         saved = [] if offsets is None else perturb(params, offsets)
@@ -172,7 +172,7 @@ class SharpnessAware(Base):
         offsets, base = self.ascend(params)
         if offsets is None:
             return
-        if not params or any(p.grad.any() for p in params):
+        if not params or any(g.any() for g in grads_of(params)):
             self.scalars.update(before)
             raise ValueError(f"{type(self).__name__} needs a second gradient: step(closure), or "
                              "first_step() and second_step()")
@@ -195,12 +195,12 @@ class SharpnessAware(Base):
         if p in self.new_shear:
             return self.new_shear[p]
         value, scale = (self.state[p].get(name) for name in STORED.values())
-        return restored(value, scale, p.grad)
+        return restored(value, scale, grad_of(p))
 
     def inject_shear(self, alpha: float) -> None:
         """Add the shear forces to the gradients, as new tensors: the caller's are kept."""
         for p in self.sheared():
-            p.grad = with_shear(p.grad, self.shear(p), alpha)
+            p.grad = with_shear(grad_of(p), self.shear(p), alpha)
 
     def after_step(self) -> None:
         """Store the new shear forces: only now, since torch's AdamW takes a tensor with any state
@@ -218,10 +218,11 @@ class SharpnessWrapper(SharpnessAware, Wrapper):
     def __init__(self, base: Optimizer, rho: float, rho_schedule: str, rho_gap: float,
                  **scalars: float) -> None:
         super().__init__(base)
-        self.keep_sharpness(rho, rho_schedule, rho_gap, **scalars)
+        self.keep_sharpness(rho, rho_schedule, rho_gap, "full", **scalars)
 
-    def inner_closure(self, closure: Callable[[], Tensor] | None) -> Callable[[], Tensor] | None:
+    def inner_closure(self, closure: Closure | None) -> Closure | None:
         """`gradient` in the place of the closure; without one it prepares `p.grad` now."""
         if closure is None:
-            return self.gradient(None)
+            self.gradient(None)
+            return None
         return partial(self.gradient, closure)

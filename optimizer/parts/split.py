@@ -1,6 +1,6 @@
 """Which parameters go to which track: hidden matrices to the matrix rule, the rest to AdamW."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -50,11 +50,12 @@ def routes(model: nn.Module, routing: str = "role") -> list[Route]:
 def split(model: nn.Module, routing: str = "role") -> tuple[list[Tensor], list[Tensor]]:
     """(matrices, rest) of the trainable parameters, by `routes`."""
     decided = routes(model, routing)
-    return tuple([route.parameter for route in decided if route.track == track]
-                 for track in ("matrix", "adamw"))
+    matrices, rest = ([route.parameter for route in decided if route.track == track]
+                      for track in ("matrix", "adamw"))
+    return matrices, rest
 
 
-def parameter_groups(model: nn.Module, routing: str = "role", **adamw: float | dict) -> list[dict]:
+def parameter_groups(model: nn.Module, routing: str = "role", **adamw: Any) -> list[dict]:
     """Parameter groups of a matrix rule for any model, as in `Muon(parameter_groups(model))`.
 
     adamw: lr, betas, eps, weight_decay of the group that takes AdamW; a dict of them under

@@ -37,6 +37,7 @@ def weight_bytes(optimizer: Optimizer) -> int:
 def _tensors(value: object) -> list[Tensor]:
     if torch.is_tensor(value):
         return [value]
-    members = value.values() if isinstance(value, dict) else value
-    return [t for member in members for t in _tensors(member)] \
-        if isinstance(value, dict | list | tuple) else []
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for member in value for t in _tensors(member)] \
+        if isinstance(value, list | tuple) else []

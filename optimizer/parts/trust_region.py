@@ -7,14 +7,14 @@ gradient along the last step: Baydin et al. 2018, arXiv 1703.04782.
 """
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from . import checks
-from .base import inner_step
+from .base import Closure, grads_of, inner_step
 from .distributed.collective import total
 from .matrix import MatrixOptimizer
 
@@ -64,7 +64,7 @@ class TrustRegion(MatrixOptimizer):
         return {key: float(self.scalars[key])
                 for key in ("radius", "rho", "kappa", "kappa_ratio", "rejected")}
 
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Closure | None = None) -> Any:
         """One step; the loss before it."""
         loss = None
         if closure is not None:
@@ -75,7 +75,7 @@ class TrustRegion(MatrixOptimizer):
         return loss
 
     @torch.compiler.disable  # it branches on numbers of the host
-    def _step(self, closure: Callable[[], Tensor] | None, loss: Tensor | None) -> None:
+    def _step(self, closure: Closure | None, loss: Tensor | None) -> None:
         moves = [(group, params, self.directions(params, group))
                  for group in self.param_groups if group["track"] == "matrix"
                  if (params := self.with_gradient(group))]
@@ -98,12 +98,12 @@ class TrustRegion(MatrixOptimizer):
         if self.adamw is not None:
             inner_step(self.adamw)
 
-    def _probe(self, moves: list, closure: Callable[[], Tensor] | None, loss: Tensor | None
+    def _probe(self, moves: list, closure: Closure | None, loss: Tensor | None
                ) -> bool:
         """Evaluate the loss and gradient at the end of the step, adapt r; whether to take it."""
         params = [p for _, group_params, _ in moves for p in group_params]
-        gradients = [p.grad for p in params]
-        if closure is None:
+        gradients = grads_of(params)
+        if closure is None or loss is None:
             if any(g.any() for g in gradients):
                 raise ValueError(f'rule "{self.rule}" needs a closure: step(closure)')
             return True  # a step that predicts no reduction needs no probe
@@ -126,7 +126,7 @@ class TrustRegion(MatrixOptimizer):
         self._adapt(predicted, actual if self.rule == "ratio" else predicted - bend / 2)
         return True
 
-    def _evaluate_at(self, params: list[Tensor], steps: list[Tensor], closure: Callable[[], Tensor]
+    def _evaluate_at(self, params: list[Tensor], steps: list[Tensor], closure: Closure
                      ) -> tuple[Tensor, list[Tensor]]:
         """Loss and gradients of `params` after `steps`; weights and gradients are restored."""
         every = [p for group in self.param_groups for p in group["params"]]
@@ -149,7 +149,7 @@ class TrustRegion(MatrixOptimizer):
         """Keep the step just taken (including r and lr) and the reduction predicted for it."""
         params = [p for _, group_params, _ in moves for p in group_params]
         steps = [u * -group["lr"] for group, _, updates in moves for u in updates]
-        gradients = [p.grad for p in params]
+        gradients = grads_of(params)
         promised = -_dot(gradients, steps)
         if promised > FLAT * _norm(gradients) * _norm(steps):
             self.scalars["promised"] = promised
@@ -162,7 +162,7 @@ class TrustRegion(MatrixOptimizer):
         if not promised:
             return
         steps = [self.state[p].pop("last_step", None) for p in params]
-        known = [(p.grad, step) for p, step in zip(params, steps, strict=True) if step is not None]
+        known = [(g, s) for g, s in zip(grads_of(params), steps, strict=True) if s is not None]
         left = -_dot([grad for grad, _ in known], [step for _, step in known])
         bend = promised - left
         self.scalars["kappa"] = bend / _norm([step for _, step in known]) ** 2

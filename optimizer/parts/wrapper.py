@@ -1,13 +1,14 @@
 """The base of optimizers that wrap another: SAM and its kin, Lookahead, QK-Clip, the hooks around a
 rule's move, averages."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .base import Base, inner_step
+from .base import Base, Closure, inner_step
 from .checkpoint import upgraded
 
 # Kinds of wrappers, the innermost first: the order in which several of them go around one rule.
@@ -50,11 +51,11 @@ class Wrapper(Base):
         """The diagnostics of the wrapped optimizer."""
         return getattr(self.base, "diagnostics", {})
 
-    def inner_closure(self, closure: Callable[[], Tensor] | None) -> Callable[[], Tensor] | None:
+    def inner_closure(self, closure: Closure | None) -> Closure | None:
         """The closure that `base` is given; None for a step of `base` without one."""
         return closure
 
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Closure | None = None) -> Any:
         """One step of `base`, then `after_step`; what `base` returns."""
         loss = inner_step(self.base, self.inner_closure(closure))
         with torch.no_grad():
@@ -87,25 +88,25 @@ class Wrapper(Base):
 
     def state_dict(self) -> dict:
         """The state_dict of the wrapped optimizer, in torch's format."""
-        for hook in self._optimizer_state_dict_pre_hooks.values():
-            hook(self)
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
         state_dict = self.packed()
-        for hook in self._optimizer_state_dict_post_hooks.values():
-            replaced = hook(self, state_dict)
+        for after in self._optimizer_state_dict_post_hooks.values():
+            replaced = after(self, state_dict)
             state_dict = state_dict if replaced is None else replaced
         return state_dict
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Restore the wrapped optimizer and the wrapper; share groups and state again."""
-        for hook in self._optimizer_load_state_dict_pre_hooks.values():
-            replaced = hook(self, state_dict)
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            replaced = before(self, state_dict)
             state_dict = state_dict if replaced is None else replaced
         state_dict = upgraded(state_dict, self.old_key, self.scalars_key)
         self.base.load_state_dict(state_dict)
         self._share()
         self.restore(state_dict)
-        for hook in self._optimizer_load_state_dict_post_hooks.values():
-            hook(self)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     @property
     def parameters(self) -> list[Tensor]:

@@ -6,7 +6,7 @@ more. Gradients travel to the owners and new weights back to the shards, each as
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -111,7 +111,7 @@ def _rows(rows: int, processes: int) -> list[int]:
     return [max(0, min(most, rows - rank * most)) for rank in range(processes)]
 
 
-def _dtypes(tensors: Sequence[Tensor]) -> list[torch.dtype]:
+def _dtypes(tensors: Iterable[Tensor]) -> list[torch.dtype]:
     return sorted({tensor.dtype for tensor in tensors}, key=str)
 
 

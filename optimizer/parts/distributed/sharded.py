@@ -5,7 +5,7 @@ A rule that treats parameters one by one works unchanged; one that sums over all
 `collective.total`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from ..base import evaluated_weights, inner_step
+from ..base import Closure, evaluated_weights, inner_step
 from ..polar import as_matrices
 from ..wrapper import Wrapper, wrappers_of
 from .collective import running
@@ -67,7 +67,7 @@ class Sharded(Wrapper):
         """Whether this process updates `p`."""
         return self.owner[p] == self.rank
 
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Closure | None = None) -> Any:
         """One step of `base` on this process's share, and the others' results; its loss."""
         try:
             with running(self):
@@ -91,7 +91,7 @@ class Sharded(Wrapper):
         """Raises TypeError: with several processes a sharpness-aware step needs its closure."""
         raise TypeError("first_step works in one process only: use step(closure)")
 
-    def _pass(self, closure: Callable[[], Tensor]) -> Tensor:
+    def _pass(self, closure: Closure) -> Tensor:
         if self.passes:  # the rule, or a wrapper, has moved its weights
             self._exchange()
         self.passes += 1
@@ -126,7 +126,9 @@ class Sharded(Wrapper):
             else:
                 flat = torch.empty(sum(p.numel() for p in members), dtype=dtype,
                                    device=self.device)
-            self.under_way.append((dist.broadcast(flat, owner, async_op=True), flat, members))
+            work = dist.broadcast(flat, owner, async_op=True)
+            assert work is not None  # this process is in the group
+            self.under_way.append((work, flat, members))
 
     @torch.no_grad()
     def _receive(self) -> None:
@@ -141,7 +143,7 @@ class Sharded(Wrapper):
     def packed(self) -> dict:
         """The state_dict of `base`: complete on process 0, its own share on the others."""
         mine = on_cpu(super().packed())
-        parts: list[dict | None] = [None] * dist.get_world_size()
+        parts: list[dict] = [{}] * dist.get_world_size()
         dist.gather_object(mine, parts if self.rank == 0 else None)
         if self.rank != 0:
             return mine
