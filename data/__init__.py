@@ -48,8 +48,8 @@ def verify(content: bytes, checksum: str, name: str, algorithm: str = "sha256") 
     raise DataError(f"{name} is damaged or another file: its {label} sum is not {checksum}")
 
 
-def download(name: str, folder: str, sources: Iterable[Callable[[], Path]]) -> Path:
-    """The folder that the first working source returns.
+def download(name: str, folder: str, sources: Iterable[Callable[[], str]]) -> Path:
+    """The folder in data/cache/ that the first working source fills; it returns that one's name.
 
     Raises DataError if none works, saying why and where to put the data.
     """
@@ -57,7 +57,7 @@ def download(name: str, folder: str, sources: Iterable[Callable[[], Path]]) -> P
     failures = []
     for source in sources:
         try:
-            return source()
+            return CACHE / source()
         except Exception as error:  # a network has many ways to fail
             failures.append(f"{type(error).__name__}: {error}".splitlines()[0])
     raise DataError(f"{name} is not there and cannot be downloaded ({'; '.join(failures)}): put "
@@ -89,7 +89,7 @@ def cached(name: str, compute: Callable[[], bytes]) -> bytes | memoryview:
     path = CACHE / name
     with suppress(FileNotFoundError):
         kept = path.read_bytes()
-        content = memoryview(kept)[32:]
+        content: bytes | memoryview = memoryview(kept)[32:]
         if kept[:32] == _checksum(name, content):
             return content
         print(f"{path} is damaged: computing it again", file=sys.stderr)

@@ -157,7 +157,7 @@ def _binary(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     return records[:, 1:], records[:, 0]
 
 
-def _from_hub() -> Path:
+def _from_hub() -> str:
     """Download uoft-cs/cifar10, whose images are PNGs and whose batches are in another order: each
     is recognized by its checksum. Raises DataError if one of them is missing."""
     from datasets import load_dataset
@@ -174,7 +174,7 @@ def _from_hub() -> Path:
                     raise DataError(f"images {start} to {start + size} of the {split} split are "
                                     "not those of a published file")
                 (folder / f"{name}.bin").write_bytes(records)
-    return locate(BINARY)
+    return BINARY
 
 
 def _records(rows) -> bytes:
@@ -184,9 +184,9 @@ def _records(rows) -> bytes:
                     for row in rows)
 
 
-def _from_torchvision() -> Path:
+def _from_torchvision() -> str:
     from torchvision.datasets import CIFAR10 as Archive
 
     with new_folder(PICKLED) as folder:
         Archive(folder.parent, download=True)
-    return locate(PICKLED)
+    return PICKLED

@@ -104,7 +104,8 @@ def split(content: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{len(content)} bytes are fewer than two blocks of {BLOCK}")
     held_out = torch.arange(len(blocks)) % HELD_OUT == 0
     used = BLOCK // length * length
-    return tuple(blocks[part, :used].reshape(-1, length) for part in (~held_out, held_out))
+    train, evaluation = (blocks[part, :used].reshape(-1, length) for part in (~held_out, held_out))
+    return train, evaluation
 
 
 def pairs(windows: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +123,8 @@ def _names(corpus: str) -> list[str]:
 def load(name: str) -> tuple[np.ndarray, str]:
     """The bytes of one text, uint8, and its SHA-256. Raises DataError."""
     if name == "wikitext2":
-        content, digest = wikitext2_texts("v1")["train"].encode(), WIKITEXT2["v1"]["train"]
+        digest = WIKITEXT2["v1"]["train"]
+        content: bytes | memoryview = wikitext2_texts("v1")["train"].encode()
     else:
         digest = SHA256[name]
         content = cached(f"ladder_{name}_{digest[:16]}", lambda: _decoded(name, digest))

@@ -59,7 +59,8 @@ def modular(
     if not 0 < count < examples:
         raise ValueError(f"fraction must leave pairs to train and to evaluate on, got {fraction}")
     tokens = torch.cat([operands, torch.full((examples, 1), p)], dim=1)
-    digest = hashlib.sha256(torch.cat([tokens, labels[:, None]], dim=1).numpy()).hexdigest()
+    listed = torch.cat([tokens, labels[:, None]], dim=1).numpy().tobytes()
+    digest = hashlib.sha256(listed).hexdigest()
     order = torch.randperm(examples, generator=torch.Generator().manual_seed(seed))
     tokens, labels = tokens[order].to(device), labels[order].to(device)
     train = Batches((tokens[:count], labels[:count]), batch_size, seed)

@@ -14,7 +14,6 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -94,8 +93,10 @@ def wikitext2(
         pairs["train"] = padded["train"][:, :-1], padded["train"][:, 1:]
     train = Batches(pairs["train"], batch_size, seed, drop_last, epochs_per_pass=epochs_per_pass)
     held_out = pairs["valid"], pairs["test"]
-    text_bytes = [int(length[targets[targets != IGNORED]].sum()) for _, targets in held_out]
-    return Wikitext2(train, *held_out, len(length), pad, *text_bytes, dict(SHA256[variant]))
+    eval_bytes, test_bytes = (
+        int(length[targets[targets != IGNORED]].sum()) for _, targets in held_out)
+    return Wikitext2(train, *held_out, len(length), pad, eval_bytes, test_bytes,
+                     dict(SHA256[variant]))
 
 
 def _check(variant: str, packing: str, sequence_length: int, vocab_size: int, subset: float,
@@ -238,7 +239,7 @@ def texts(variant: str) -> dict[str, str]:
             for split in SPLITS}
 
 
-def _from_hub(variant: str) -> Path:
+def _from_hub(variant: str) -> str:
     """Download Salesforce/wikitext, a row per line; its blank lines have lost their characters."""
     from datasets import load_dataset
 
@@ -248,4 +249,4 @@ def _from_hub(variant: str) -> Path:
             text = "".join(row or " \n" for row in loaded[hub_split]["text"]).encode()
             verify(text, SHA256[variant][split], f"the hub's {hub_split} split")
             (folder / f"{split}.txt").write_bytes(text)
-    return locate(FOLDERS[variant])
+    return FOLDERS[variant]

@@ -39,6 +39,7 @@ class GPT(nn.Module):
                              f"4, got {vocab_size}, {width}, {layers}, {head_width}")
         if not (hidden_gain >= 0 and projection_gain >= 0):  # nor nan
             raise ValueError(f"gains must be >= 0, got {hidden_gain}, {projection_gain}")
+        self.head_width = head_width
         self.embed = nn.Embedding(vocab_size, width)
         self.blocks = nn.ModuleList(Block(width, head_width) for _ in range(layers))
         self.head = nn.Linear(width, vocab_size)
@@ -53,7 +54,7 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the next token at every position, in float32 or above."""
         x = norm(self.embed(tokens), self.embed_norm)
-        rotation = rotary(tokens.shape[1], self.blocks[0].head_width, x)
+        rotation = rotary(tokens.shape[1], self.head_width, x)
         for block in self.blocks:
             x = block(x, rotation)
         logits = self.head(norm(x, self.head_norm))
@@ -105,10 +106,10 @@ def norm(x: Tensor, layer: nn.RMSNorm) -> Tensor:
 def rotary(length: int, head_width: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin (length, head_width / 2) of position times frequency; half of the frequencies
     are 0."""
-    options = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
-    exponents = torch.linspace(0, 1, head_width // 4, **options)
+    device, dtype = like.device, torch.promote_types(like.dtype, torch.float32)
+    exponents = torch.linspace(0, 1, head_width // 4, device=device, dtype=dtype)
     frequencies = F.pad(LONGEST_PERIOD**-exponents, (0, head_width // 4))
-    angles = torch.outer(torch.arange(length, **options), frequencies)
+    angles = torch.outer(torch.arange(length, device=device, dtype=dtype), frequencies)
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
 

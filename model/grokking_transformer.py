@@ -3,6 +3,7 @@
 After Nanda et al. 2023, arXiv 2301.05217, appendix A; sizes and scales as in dmf-archive/ARS.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ __all__ = ["GrokkingTransformer"]
 TINY = {"vocab_size": 12, "d_model": 8, "d_head": 3, "num_heads": 2, "d_mlp": 16,
         "num_layers": 2}
 
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
 class GrokkingTransformer(nn.Module):
@@ -63,15 +64,16 @@ class GrokkingTransformer(nn.Module):
         # multiplies whichever are fewer. Embedding lookup, not indexing: its backward pass is many
         # times faster.
         x = (self.W_E.t()[:, None] + self.W_pos[:sequence]).flatten(0, 1)
-        index = tokens * sequence + torch.arange(sequence, device=tokens.device)
+        rows = tokens * sequence + torch.arange(sequence, device=tokens.device)
+        index: Tensor | None = rows
         if len(tokens) <= self.W_E.shape[1]:
-            x, index = F.embedding(index, x), None
+            x, index = F.embedding(rows, x), None
         for block in self.blocks[:-1]:
             x, index = block(x, sequence, index), None
         x = self.blocks[-1](x, 1, index)
         return x[:, -1] @ self.W_U
 
-    def attention_layers(self) -> list["Block"]:
+    def attention_layers(self) -> list[nn.Module]:
         """The blocks: W_Q, W_K, and `max_logits` for an optimizer that watches the logits."""
         return list(self.blocks)
 

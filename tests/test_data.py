@@ -302,7 +302,7 @@ def test_novels_are_downloaded_and_long_repeats_left_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
     monkeypatch.setattr("data.CACHE", tmp_path / "cache")
-    folder = sources.build("ladder")
+    folder = tmp_path / "cache" / sources.build("ladder")
     novels, eltec = (bz2.decompress((folder / f"{name}.txt.bz2").read_bytes()).decode()
                      for name in ("novels", "eltec"))
     assert novels == f"Short.\n{long.strip()}\nShort.\n"

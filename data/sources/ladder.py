@@ -16,9 +16,8 @@ import unicodedata
 import urllib.request
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
-from data import locate, new_folder
+from data import new_folder
 
 ARCHIVE = "https://github.com/{}/archive/{}.tar.gz"
 SECONDS = 60  # without an answer
@@ -38,20 +37,21 @@ CLOSED = re.compile(r"[.!?:][\"')\]]*$")
 REPEATED = 80  # characters from which a paragraph is left out the second time
 
 
-def build(folder: str) -> Path:
-    """Download, clean and keep the texts in data/cache/<folder>; that folder."""
+def build(folder: str) -> str:
+    """Download, clean and keep the texts in data/cache/<folder>; that name."""
     seen: set[str] = set()
     with new_folder(folder) as path:
         for name, (repository, commit, under, paragraphs) in SOURCES.items():
             url = ARCHIVE.format(repository, commit)
             with urllib.request.urlopen(url, timeout=SECONDS) as response, \
                     tarfile.open(fileobj=response, mode="r|gz") as archive:
-                files = {member.name.partition("/")[2]: archive.extractfile(member).read()
+                files = {member.name.partition("/")[2]: content.read()
                          for member in archive if member.isfile()
-                         and f"/{under}" in member.name and member.name.endswith(FILES)}
-            content = text(files, paragraphs, seen)
-            (path / f"{name}.txt.bz2").write_bytes(bz2.compress(content))
-    return locate(folder)
+                         and f"/{under}" in member.name and member.name.endswith(FILES)
+                         and (content := archive.extractfile(member))}
+            lines = text(files, paragraphs, seen)
+            (path / f"{name}.txt.bz2").write_bytes(bz2.compress(lines))
+    return folder
 
 
 def text(files: dict[str, bytes], paragraphs: Callable[[str], Iterable[str]],
@@ -86,7 +86,9 @@ def of_tei(xml: str) -> Iterator[str]:
             parts.append(child.tail or "")
         parts.append(edge)
 
-    visit(ElementTree.fromstring(xml.removeprefix("\ufeff")).find(f"{NAMESPACE}text"))
+    whole = ElementTree.fromstring(xml.removeprefix("\ufeff")).find(f"{NAMESPACE}text")
+    assert whole is not None  # the archives are of fixed commits
+    visit(whole)
     yield from filter(None, map(clean, "".join(parts).split("\0")))
 
 
