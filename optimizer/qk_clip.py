@@ -25,7 +25,7 @@ class AttentionLayer(Protocol):
 
     W_Q: Tensor  # (heads, d_head, d_model)
     W_K: Tensor  # (key heads, d_head, d_model)
-    max_logits: Tensor  # (heads,), raised by training passes to the largest logits
+    max_logits: Tensor | None  # (heads,), raised by training passes to the largest logits
 
 
 class QKClip(Wrapper):
@@ -72,16 +72,16 @@ class QKClip(Wrapper):
     @torch.compiler.disable  # it would lose the attributes
     def after_step(self) -> None:
         """Clip each head by the largest logit of the step, and start recording again."""
-        for layer in self.layers:
+        recorded = [layer.max_logits for layer in self.layers if layer.max_logits is not None]
+        for layer, largest in zip(self.layers, recorded, strict=True):
             if dist.is_initialized():
-                dist.all_reduce(layer.max_logits, dist.ReduceOp.MAX)
-            self._clip(layer)
-        logits = torch.cat([layer.max_logits for layer in self.layers])
+                dist.all_reduce(largest, dist.ReduceOp.MAX)
+            self._clip(layer, largest)
+        logits = torch.cat(recorded)
         self.largest, self.clipped = logits.max(), (logits > self.tau).sum()
         self._record_anew()
 
-    def _clip(self, layer: AttentionLayer) -> None:
-        s = layer.max_logits
+    def _clip(self, layer: AttentionLayer, s: Tensor) -> None:
         gamma = torch.where(s > self.tau, self.tau / s, 1)[:, None, None]
         shared = len(layer.W_K) < len(layer.W_Q)
         layer.W_Q.mul_(gamma if shared else gamma.sqrt())

@@ -259,7 +259,7 @@ def test_cifar_evaluation_counts_every_image_once():
     logits = torch.tensor([2.0, 1.0, 0.0])
     objective = Objective(Fixed(logits), None, nullcontext)
     images, labels = torch.zeros(1203, 3, 2, 2), torch.arange(1203) % 3
-    found = evaluate_cifar(objective, images, labels, EVAL_BATCH)
+    found = evaluate_cifar(objective, images, labels, rows=EVAL_BATCH)
     assert found["eval_accuracy"] == pytest.approx(401 / 1203)
     expected = F.cross_entropy(logits.expand(1203, -1), labels)
     assert found["eval_loss"] == pytest.approx(float(expected), rel=1e-6)

@@ -76,7 +76,7 @@ def test_variants_of_an_optimizer_differ_by_dashes_not_by_colour():
 def test_a_figure_depends_on_its_data_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     for name in ("one.png", "two.png"):
-        with canvas(tmp_path / name, **grid_of(2), title="runs_$x^$/seed1") as panels:
+        with canvas(tmp_path / name, *grid_of(2), title="runs_$x^$/seed1") as panels:
             for label, style in styles(["adamw", "muon"]).items():
                 panels[0, 0].plot([1, 2], [1, len(label)], **style)
             panels[0, 0].set(xlabel="step", ylabel="loss (nats)")

@@ -24,7 +24,7 @@ EVAL_BATCH = {"cpu": 500, "cuda": 2500}  # images: fit a CPU's cache, fill a GPU
 
 def evaluate(objective: Objective, data: CIFAR10, split: str = "eval") -> dict[str, float]:
     """Loss (nats) and accuracy over all images of a split, each counted once."""
-    return classification.evaluate(objective, *getattr(data, split), EVAL_BATCH)
+    return classification.evaluate(objective, *getattr(data, split), rows=EVAL_BATCH)
 
 
 TASK = Task(

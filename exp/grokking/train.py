@@ -24,7 +24,7 @@ EVAL_BATCH = {"cpu": 2**10, "cuda": 2**14}  # pairs: fit a CPU's cache, fill a G
 
 def evaluate(objective: Objective, data: Modular, split: str = "eval") -> dict[str, float]:
     """Loss (nats) and accuracy over all held-out pairs."""
-    return classification.evaluate(objective, *getattr(data, split), EVAL_BATCH)
+    return classification.evaluate(objective, *getattr(data, split), rows=EVAL_BATCH)
 
 
 TASK = Task(

@@ -57,6 +57,8 @@ class GlooBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.num_batches_tracked is not None and self.running_mean is not None \
+            and self.running_var is not None  # track_running_stats
         self.num_batches_tracked += 1
         share = self.momentum if self.momentum is not None else 1 / int(self.num_batches_tracked)
         self.running_mean.lerp_(mean, share)

@@ -180,9 +180,9 @@ class Checkpoints:
         before, now = (wrappers(of["optimizer"]) for of in (settings, self.settings))
         if sorted(before) == sorted(now) and before != now:
             changed.append(f"[optimizer] wrappers, innermost first: {before} -> {now}")
-        if not changed and (was := _period(settings)) != (now := _period(self.settings)):
-            changed.append(f"[schedule] {PERIOD}: {was} -> {now} (it follows the epochs unless it "
-                           f"is set: --set schedule.{PERIOD}={was} keeps the curve)")
+        if not changed and (old := _period(settings)) != (new := _period(self.settings)):
+            changed.append(f"[schedule] {PERIOD}: {old} -> {new} (it follows the epochs unless it "
+                           f"is set: --set schedule.{PERIOD}={old} keeps the curve)")
         if changed:
             raise ConfigError("--resume: the checkpoint was made with other settings:\n"
                               + "\n".join(changed))

@@ -18,7 +18,7 @@ def loss_fn(model: nn.Module, inputs: Tensor, labels: Tensor, label_smoothing: f
     return loss, {"accuracy": accuracy}
 
 
-def evaluate(objective: Objective, inputs: Tensor, labels: Tensor, rows: dict[str, int]
+def evaluate(objective: Objective, inputs: Tensor, labels: Tensor, *, rows: dict[str, int]
              ) -> dict[str, float]:
     """Loss (nats) and accuracy over all examples, each counted once.
 

@@ -16,6 +16,8 @@ from exp.harness.config import Instrument
 from exp.harness.device import wait_for
 from exp.harness.objective import Objective
 from optimizer.parts.polar import as_matrices
+from optimizer.parts.roles import roles_of
+from optimizer.qk_clip import AttentionLayer
 
 
 class Instruments:
@@ -39,9 +41,10 @@ class Instruments:
         self.every = 1
         self.steps = 0
         self.seconds = 0.0
-        self.before: dict[str, Tensor] | None = None
+        self.measures = False  # this step
+        self.before: dict[str, Tensor] = {}
         self.values: dict[str, list[float]] = {}
-        hidden = {name for name, role in model.roles().items() if role == "hidden"}
+        hidden = {name for name, (role, _) in roles_of(model).items() if role == "hidden"}
         self.matrices = {name: p for name, p in model.named_parameters()
                          if name in hidden and p.ndim >= 2}
         if names:
@@ -56,14 +59,15 @@ class Instruments:
 
     def _before(self, *_) -> None:
         self.steps += 1
-        if self.steps % self.every == 0:
+        self.measures = self.steps % self.every == 0
+        if self.measures:
             started = self._now()
             self.before = {name: p.detach().clone() for name, p in self.matrices.items()}
             self.seconds += self._now() - started
 
     @torch.no_grad()
     def _after(self, *_) -> None:
-        if self.before is None:
+        if not self.measures:
             return
         for instrument in self.names:
             started = self._now()
@@ -71,7 +75,7 @@ class Instruments:
             spent = self._now() - started
             self.seconds += spent
             self._note(f"{instrument}/seconds", spent)
-        self.before = None
+        self.before = {}
 
     def _now(self) -> float:
         # Kernels of the step that are still queued count as the step's time.
@@ -124,8 +128,8 @@ class Instruments:
         self.values.setdefault(key, []).append(value)
 
 
-def _attention_layers(model: nn.Module) -> list[nn.Module]:
-    return model.attention_layers() if hasattr(model, "attention_layers") else []
+def _attention_layers(model: nn.Module) -> list[AttentionLayer]:
+    return getattr(model, "attention_layers", list)()
 
 
 def spectrum(tensor: Tensor) -> dict[str, float]:

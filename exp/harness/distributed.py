@@ -168,6 +168,7 @@ class DelayedMax:
 
     def __init__(self) -> None:
         self.work: dist.Work | None = None
+        self.value = torch.tensor(0)
 
     def all_max(self, signal: int) -> int:
         """Contribute `signal`; returns the maximum over all processes of the step before, at first
@@ -254,14 +255,14 @@ def data_parallel(model: nn.Module, sharding: str) -> nn.Module:
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(next(model.parameters()).device.type, (size(),))
-        for layer in model.layers() if hasattr(model, "layers") else ():
-            fully_shard(layer, mesh=mesh)
-        return fully_shard(applied, mesh=mesh)
+        for part in (*getattr(model, "layers", tuple)(), applied):
+            fully_shard(part, mesh=mesh)
+        return applied
     # Buffers are equal on all processes: batch norms are synchronized. torch 2.15 renamed this.
     accepted = inspect.signature(DistributedDataParallel).parameters
     renamed = "forward_sync_buffers" in accepted
-    options = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    return DistributedDataParallel(applied, **options)
+    option: Any = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return DistributedDataParallel(applied, **option)
 
 
 def _require_same_shapes(model: nn.Module) -> None:

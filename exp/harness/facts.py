@@ -69,8 +69,8 @@ def short_commit() -> str:
 def loaded_sources() -> dict[str, str]:
     """Path -> content's hash of every file of ours that this process has imported: the code that
     the run depends on."""
-    files = {Path(module.__file__) for module in list(sys.modules.values())
-             if getattr(module, "__file__", None)}
+    files = {Path(file) for module in list(sys.modules.values())
+             if (file := getattr(module, "__file__", None))}
     ours = {file.relative_to(ROOT).as_posix(): source_hash(file) for file in files
             if file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in SOURCES}
     return dict(sorted(ours.items()))

@@ -1,15 +1,17 @@
 """The closure that an optimizer calls: loss and gradients of one batch."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from exp.harness.batch_norm import new_statistics
 from exp.harness.clipping import Clipping
 from exp.harness.distributed import Applied, all_sum, parts_of, size
+from optimizer.parts.base import Closure
 
 LossFunction = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
@@ -42,10 +44,10 @@ class Objective:
         self.model, self.loss_fn, self.autocast, self.graph = model, loss_fn, autocast, graph
         self.applied = applied or Applied(model)
         self.accumulation, self.clipping = accumulation, clipping
-        self.norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
         self.training_statistics: list[Tensor] = []  # while the model has others
         self.gradient_evaluations = 0
-        self.last_loss: Tensor | None = None
+        self.last_loss = torch.tensor(torch.nan)  # of the first call of a step
         self.batch: tuple[Tensor, ...] = ()  # of the last `on`
         self.reset()
 
@@ -56,14 +58,14 @@ class Objective:
         if self.clipping is not None:
             self.clipping.reset()
 
-    def on(self, batch: tuple[Tensor, ...]) -> Callable[[], Tensor]:
+    def on(self, batch: tuple[Tensor, ...]) -> Closure:
         """The closure of one batch: zero gradients, forward, backward, return the loss.
 
         closure(synchronize=False) leaves each process the gradient of its own part: no traffic.
         """
         self.batch = batch
         calls = 0
-        rng = None
+        rng: dict[str, Tensor] = {}
 
         @torch.enable_grad()  # a library's rule may call it under no_grad
         def closure(synchronize: bool = True) -> Tensor:
@@ -93,7 +95,7 @@ class Objective:
     def _gradients(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         self.model.zero_grad(set_to_none=True)
         parts = parts_of(batch, self.accumulation)
-        total: Tensor | float = 0.0
+        total = batch[0].new_zeros((), dtype=torch.float64)
         for number, (part, share) in enumerate(parts, 1):
             with self._quiet(number < len(parts)):
                 with self.autocast():
@@ -111,8 +113,8 @@ class Objective:
     def _quiet(self, quiet: bool) -> AbstractContextManager:
         """Inside, gradients stay with their process. A sharded model has no such mode: it adds up
         what it has sent."""
-        wanted = quiet and hasattr(self.applied, "no_sync")
-        return self.applied.no_sync() if wanted else nullcontext()
+        no_sync = getattr(self.applied, "no_sync", nullcontext)
+        return no_sync() if quiet else nullcontext()
 
     @torch.inference_mode()
     def measure(self, function: Callable, *inputs: Tensor) -> Any:
@@ -168,7 +170,7 @@ class Objective:
             self.clipping.load_state_dict(state["clipping"], device)
 
 
-def _statistics(norms: list[nn.Module]) -> list[Tensor]:
+def _statistics(norms: list[_BatchNorm]) -> list[Tensor]:
     return [buffer for norm in norms if norm.track_running_stats for buffer in norm.buffers()]
 
 
@@ -186,7 +188,7 @@ def backward(loss: Tensor, model: nn.Module, *, graph: bool = False) -> None:
 
 
 @contextmanager
-def frozen_statistics(norms: list[nn.Module]):
+def frozen_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
     """Inside, batch norms normalize by batch statistics without updating their running ones."""
     tracking = [norm.track_running_stats for norm in norms]
     for norm in norms:

@@ -46,7 +46,7 @@ def plot_diagnostics(path: Path, lines: list[dict]) -> None:
         return
     style = styles(dict.fromkeys(name for keys in panels.values() for name in keys))
     epochs = [line["epoch"] for line in lines]
-    with canvas(path, **grid_of(len(panels), 4), panel=(4.2, 3.2)) as grid:
+    with canvas(path, *grid_of(len(panels), 4), panel=(4.2, 3.2)) as grid:
         for axes, (title, keys) in zip(grid.flat, panels.items(), strict=False):
             for name, key in keys.items():
                 axes.plot(epochs, _values([line.get("diagnostics", {}) for line in lines], key),

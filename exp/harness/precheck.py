@@ -103,7 +103,7 @@ def require_step(settings: dict, model: nn.Module, task: Task, train: Batches,
             return tensor
 
         @torch.enable_grad()
-        def closure(**_: bool) -> Tensor:
+        def closure(**_: bool) -> Any:
             model.zero_grad(set_to_none=True)
             saved.clear()
             with autocast(), torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):

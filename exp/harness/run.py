@@ -81,7 +81,8 @@ class Run:
         self.instruments = Instruments(() if isinstance(asked, bool) else asked, self.model,
                                        self.optimizer, self.objective)
         self.checkpoints = Checkpoints(folder, built, self.instruments)
-        self.loggers = self.progress = None  # made when the first step is known
+        self.loggers: Loggers  # these two are made when the first step is known
+        self.progress: Progress | None = None
 
     @property
     def step(self) -> int:
@@ -196,7 +197,8 @@ class Run:
         if is_main():
             self.folder.append_metrics(line)
         self.last_line = line
-        self.progress.evaluated(line)
+        if self.progress is not None:
+            self.progress.evaluated(line)
         self.loggers.write(line)
         numbers = {key: value for key, value in line.items() if isinstance(value, float)}
         if any_process(has_nan(self.optimizer)):

@@ -21,6 +21,7 @@ from exp.harness.curves import (
 )
 from optimizer.parts.wrapper import wrappers_of
 
+ScheduleName = Literal["constant", "cosine", "linear", "step", "wsd", "one_cycle", "exponential"]
 BatchScaling = Literal["none", "linear", "sqrt"]
 MOMENTA = 0.85, 0.95  # of the one cycle, at the top of the rate and at both ends
 
@@ -62,8 +63,7 @@ class Schedule:
         optimizer: Optimizer,
         epochs: int,
         steps_per_epoch: int,
-        name: Literal["constant", "cosine", "linear", "step", "wsd", "one_cycle",
-                      "exponential"] = "constant",
+        name: ScheduleName = "constant",
         warmup_epochs: float = 0.0,
         period_epochs: float | None = None,
         min_lr: float = 0.0,

@@ -38,8 +38,9 @@ class Identity:
 
     def counts_as(self, wanted: "Identity") -> bool:
         """Whether a kept run with this identity is the one that is wanted now."""
-        return self.has_settings_of(wanted) and self.recipes is not None and all(
-            self.recipes.get(name, 1) == number for name, number in wanted.recipes.items())
+        kept, now = self.recipes, wanted.recipes
+        return (self.has_settings_of(wanted) and kept is not None and now is not None
+                and all(kept.get(name, 1) == number for name, number in now.items()))
 
 
 def identity(settings: dict[str, dict], task: Task) -> Identity:

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -131,7 +131,7 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def stop(processes: Sequence[Process]) -> None:
+def stop(processes: Iterable[Process]) -> None:
     """Ask every process to write a checkpoint and end, wait for it, kill those that do not."""
     left, started = list(processes), None
     while left and (started is None or time.monotonic() < started + STOP_SECONDS):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from tqdm import tqdm
 
@@ -64,7 +65,7 @@ class Job:
     def outcome(self) -> int | None:
         """The exit status of the finished run in the folder, None if there is none."""
         summary = read_object(self.folder / "summary.json")
-        return OUTCOMES.get(summary.get("status")) if state(self) == "finished" else None
+        return OUTCOMES.get(summary.get("status", "")) if state(self) == "finished" else None
 
     def position(self) -> str:
         """How far it is, from the last line of its record."""
@@ -78,6 +79,30 @@ class Job:
         options = [word for override in self.overrides for word in ("--set", override)]
         return [sys.executable, "-m", f"exp.{self.task}.train", "--config", str(self.config),
                 "--seed", str(self.seed), "--output", str(self.folder), *options, mode]
+
+
+class Runnable(Protocol):
+    """What the queue needs of a job: a training run, or many of them in one process (exp.tune)."""
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+
+    @property
+    def folder(self) -> Path:
+        """What its work, its lock and train.log are in."""
+
+    def work(self) -> Work:
+        """What runs it, or continues what its folder holds."""
+
+    def outcome(self) -> int | None:
+        """The exit status if it is finished, else None."""
+
+    def position(self) -> str:
+        """How far it is."""
+
+
+J = TypeVar("J", bound=Runnable)
 
 
 def state(job: Job) -> State:
@@ -101,9 +126,9 @@ def state(job: Job) -> State:
 
 
 def run_jobs(
-    jobs: Iterable[Job], launcher: Launcher | None = None,
-    report: Callable[[Job, int], None] = lambda *_: None,
-) -> dict[Job, int]:
+    jobs: Iterable[J], launcher: Launcher | None = None,
+    report: Callable[[J, int], None] = lambda *_: None,
+) -> dict[J, int]:
     """Run every job with the launcher (default: here, one at a time); job -> exit status.
 
     An unfinished run of the same settings and recipes is resumed; a run of other settings is
@@ -113,7 +138,9 @@ def run_jobs(
     run has written its checkpoint or has left Slurm's queue.
     """
     launcher = launcher or Local()
-    queue, running, statuses = list(jobs), {}, {}
+    queue = list(jobs)
+    running: dict[J, Process] = {}
+    statuses: dict[J, int] = {}
     with stoppable(), _progress_bar(len(queue)) as bar:
         try:
             while queue or running:
@@ -144,7 +171,7 @@ def _progress_bar(total: int) -> tqdm:
                 disable=not sys.stderr.isatty())
 
 
-def _started(jobs: list[Job], launcher: Launcher) -> dict[Job, Process]:
+def _started(jobs: list[J], launcher: Launcher) -> dict[J, Process]:
     """Start the jobs that are not running; the process of each."""
     processes = {job: process for job in jobs if (process := launcher.find(job.folder))}
     new = [job for job in jobs if job not in processes]
@@ -152,10 +179,11 @@ def _started(jobs: list[Job], launcher: Launcher) -> dict[Job, Process]:
     return processes | dict(zip(new, launcher.start(works), strict=True)) if new else processes
 
 
-def _ended(running: dict[Job, Process]) -> dict[Job, int | None]:
+def _ended(running: dict[J, Process]) -> dict[J, int | None]:
     """Job -> exit status of those that have ended; None for one that must be started again."""
     statuses = {job: process.poll() for job, process in running.items()}
-    ended = {job: status for job, status in statuses.items() if status is not None}
+    ended: dict[J, int | None] = {
+        job: status for job, status in statuses.items() if status is not None}
     for job, status in list(ended.items()):
         if status == BAD_INPUT and holder(job.folder):  # refused: another process runs it
             running[job] = Orphan(job.folder)
@@ -165,7 +193,7 @@ def _ended(running: dict[Job, Process]) -> dict[Job, int | None]:
     return ended
 
 
-def _ending(job: Job, status: int) -> str:
+def _ending(job: Runnable, status: int) -> str:
     known = {COMPLETED: "completed", DIVERGED: "diverged (recorded)", INTERRUPTED: "interrupted"}
     if status in known:
         return known[status]

@@ -63,7 +63,7 @@ class Submitit:
             return Local().find(folder)
         from submitit import SlurmJob
 
-        job = SlurmJob(ticket["logs"], ticket["job"])
+        job: SlurmJob = SlurmJob(ticket["logs"], ticket["job"])
         if job.done(force_check=True):
             return None
         return _Submitted(self.cluster, job, folder / LOG)

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ MARKERS = "osD^vP"
 
 @contextmanager
 def canvas(path: Path, rows: int = 1, columns: int = 1, panel: tuple[float, float] = (4.2, 3.4),
-           title: str = "", legend: bool = True, **subplots: object) -> Iterator[np.ndarray]:
+           title: str = "", legend: bool = True, **subplots: Any) -> Iterator[np.ndarray]:
     """A figure of rows x columns panels of `panel` inches each; written to `path` as PNG.
 
     subplots: for `Figure.subplots`, as sharey=True.
@@ -52,7 +53,7 @@ def canvas(path: Path, rows: int = 1, columns: int = 1, panel: tuple[float, floa
     figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
 
 
-def blank(rows: int, columns: int, panel: tuple[float, float], **subplots: object) -> tuple:
+def blank(rows: int, columns: int, panel: tuple[float, float], **subplots: Any) -> tuple:
     """(figure, array of its panels), for what `canvas` does not save, as an animation."""
     os.environ["MPLBACKEND"] = "agg"  # a notebook's own may not be installed here
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -63,10 +64,10 @@ def blank(rows: int, columns: int, panel: tuple[float, float], **subplots: objec
     return figure, figure.subplots(rows, columns, squeeze=False, **subplots)
 
 
-def grid_of(count: int, most: int = 3) -> dict[str, int]:
-    """{"rows", "columns"} for `count` panels, at most `most` in a row."""
+def grid_of(count: int, most: int = 3) -> tuple[int, int]:
+    """(rows, columns) for `count` panels, at most `most` in a row."""
     columns = max(1, min(most, count))
-    return {"rows": max(1, -(-count // columns)), "columns": columns}
+    return max(1, -(-count // columns)), columns
 
 
 def curves(path: Path, panels: dict[str, dict[str, tuple]], *, xlabel: str, ylabel: str,
@@ -79,7 +80,7 @@ def curves(path: Path, panels: dict[str, dict[str, tuple]], *, xlabel: str, ylab
     axes: for `Axes.set`, as xscale="log".
     """
     style = styles(dict.fromkeys(label for lines in panels.values() for label in lines))
-    with canvas(path, **grid_of(len(panels), most), title=title, sharey=sharey) as grid:
+    with canvas(path, *grid_of(len(panels), most), title=title, sharey=sharey) as grid:
         for panel, (name, lines) in zip(grid.flat, panels.items(), strict=False):
             for label, (xs, ys) in lines.items():
                 panel.plot(xs, ys, **style[label] | ({"linestyle": ""} if points else {}))

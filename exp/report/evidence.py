@@ -30,7 +30,7 @@ class Evidence:
     value: float
     n: int
     interval: Callable[[float], Ends]
-    prediction: Callable[[float, int], Ends]
+    prediction: Callable[[float, float], Ends]
     sd: float = math.nan
     log: bool = False
     reference: float = 0.0
@@ -57,11 +57,11 @@ def sample(values: Sequence[float], log: bool = False, reference: float = 0.0) -
     """One value a seed: their mean with Student's t, the geometric one where `log`. Infinite
     values (a run that never got there) make it their median, by order statistics, and so do values
     that are all equal, whose spread is unknown; nan is a value of which nothing is known."""
-    values = np.asarray(values, dtype=float)
-    if (not np.isfinite(values).all() or log and not values.all()
-            or len(values) > 1 and np.ptp(values) == 0):
-        return _of_order(values, log, reference)
-    n, scaled = len(values), np.log(values) if log else values
+    array = np.asarray(values, dtype=float)
+    if (not np.isfinite(array).all() or log and not array.all()
+            or len(array) > 1 and np.ptp(array) == 0):
+        return _of_order(array, log, reference)
+    n, scaled = len(array), np.log(array) if log else array
     unscale = np.exp if log else float
 
     def t_interval(level: float, extra: float = 0.0) -> Ends:
@@ -92,7 +92,7 @@ def _of_order(values: np.ndarray, log: bool, reference: float) -> Evidence:
         tail = special.bdtr(np.arange(n // 2 + 1), n, 0.5)
         return ends(int(np.sum(2 * tail <= 1 - level + 1e-12)) - 1)
 
-    def prediction(level: float, m: int) -> Ends:  # of one run; a mean of more is not predicted
+    def prediction(level: float, m: float) -> Ends:  # of one run; a mean of more is not predicted
         return ends(int((1 - level) * (n + 1) / 2 + 1e-9) - 1 if m == 1 else -1)
 
     middle = (n - 1) // 2
@@ -102,13 +102,14 @@ def _of_order(values: np.ndarray, log: bool, reference: float) -> Evidence:
 
 def unpaired(values: Sequence[float], others: Sequence[float]) -> Evidence:
     """The difference of two means without pairs, by Welch."""
-    values, others = (np.asarray(group, dtype=float) for group in (values, others))
-    n = min(len(values), len(others))
+    groups = [np.asarray(group, dtype=float) for group in (values, others)]
+    n = min(map(len, groups))
     variances = [group.var(ddof=1) / len(group) if len(group) > 1 else math.inf
-                 for group in (values, others)]
-    difference, error = float(values.mean() - others.mean()), math.sqrt(sum(variances))
+                 for group in groups]
+    difference = float(groups[0].mean() - groups[1].mean())
+    error = math.sqrt(sum(variances))
     df = (sum(variances) ** 2 / sum(part**2 / (len(group) - 1) for part, group in
-                                    zip(variances, (values, others), strict=True))
+                                    zip(variances, groups, strict=True))
           if 0 < error < math.inf else 1.0)
 
     def interval(level: float) -> Ends:

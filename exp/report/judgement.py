@@ -123,8 +123,8 @@ def _undecided(parts: Sequence[Judgement]) -> Judgement:
     known = [part for part in parts if part.needed is not None]
     failing = [part for part in known if part.leaning == FAILS]
     if failing or len(known) == len(parts):
-        part = (min(failing, key=lambda part: part.needed) if failing
-                else max(known, key=lambda part: part.needed))
+        part = (min(failing, key=lambda part: part.needed or 0) if failing
+                else max(known, key=lambda part: part.needed or 0))
     else:
         part = next(part for part in parts if part.needed is None)
     return Judgement(INCONCLUSIVE, 1.0, part.needed, part.why, part.leaning)

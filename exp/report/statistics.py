@@ -33,9 +33,9 @@ class Estimate:
 def mean(values: Sequence[float]) -> Estimate:
     """The mean, with Student's t interval over seeds: of three seeds a bootstrap's, from the least
     to the greatest of them, holds the true mean only three times in four."""
-    values = np.asarray(values, dtype=float)
-    low, high = _t_interval(values)
-    return Estimate(float(values.mean()), low, high, len(values))
+    array = np.asarray(values, dtype=float)
+    low, high = _t_interval(array)
+    return Estimate(float(array.mean()), low, high, len(array))
 
 
 def deviation(values: Sequence[float]) -> float:
@@ -58,16 +58,16 @@ def median_time(times: Sequence[float | None], limits: Sequence[float]) -> Estim
     """The Kaplan-Meier median and its interval (log-log, and where nobody is left the exact
     binomial one, which log-log has not); infinite ends were not reached, all three where no seed
     got there."""
-    if all(time is None for time in times):
+    reached = [time for time in times if time is not None]
+    if not reached:
         return Estimate(math.inf, math.inf, math.inf, len(times))
     curve = survival(times, limits)
     if len(times) == 1:
-        return Estimate(float(times[0]), math.nan, math.nan, 1)
+        return Estimate(float(reached[0]), math.nan, math.nan, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the band has no ends at 1 and at 0
         band = curve.confidence_interval(LEVEL, method="log-log")
-    arrived = sum(time is not None for time in times)
-    ends = ((band.low, 0.0), (band.high, 1 - ((1 - LEVEL) / 2) ** (1 / arrived)))
+    ends = ((band.low, 0.0), (band.high, 1 - ((1 - LEVEL) / 2) ** (1 / len(reached))))
     low, high = (
         _crossing(end.quantiles, np.where(curve.probabilities == 0, none_left, end.probabilities))
         for end, none_left in ends)

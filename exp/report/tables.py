@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from exp.report.statistics import Estimate, mean
 
 Cell = str | float | Estimate | Sequence[float] | None
+Lines = list[tuple[Cell, ...]]
 
 
 def page(*parts: str) -> str:

@@ -108,7 +108,7 @@ def write_table(table: Table, claims: Iterable[Claim], outputs: Path) -> bool:
 def _missing(tables: Sequence[Table], records: dict[str, dict], options: argparse.Namespace
              ) -> dict[Job, Table]:
     """The runs that are not there; one that two tables need counts for the first."""
-    missing = {}
+    missing: dict[Path, tuple[Job, Table]] = {}
     for table in tables:
         for job in jobs(table, options):
             if not is_done(job, records[table.name], options.any_version):

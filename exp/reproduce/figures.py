@@ -111,8 +111,8 @@ def _claims(axes, claims: list[Claim], table: Table, records: dict, protocol: st
     one; whether there are any."""
     numbers = [claim for claim in claims  # an order of rows is no number to plot
                if claim.log and deciding_scale(claim, table, records)[0] == "full"]
-    pairs = [(claim, ours.estimate) for claim in numbers
-             if (ours := evidence(claim, table, records, "full", protocol)) is not None]
+    pairs = [(claim, found.estimate) for claim in numbers
+             if (found := evidence(claim, table, records, "full", protocol)) is not None]
     for y, (claim, ours) in enumerate(pairs):
         axes.plot(1, y, "x", color=ACCENT, markersize=7, label="claimed")
         if not math.isfinite(ours.value):

@@ -4,6 +4,7 @@ unpaired comparison of rows (Welch's t) and as a paired one (who is first in a c
 from collections.abc import Iterable
 
 from exp.report import statistics
+from exp.report.tables import Lines
 from exp.report.tables import table as markdown
 from exp.reproduce.measures import Comparison, Runs, by_configuration, first_share, shared
 from exp.reproduce.plan import Table
@@ -44,9 +45,9 @@ def _without_empty_columns(lines: list[tuple[str, ...]]) -> list[tuple[str, ...]
 
 def _levels(table: Table, by: Yardstick, row: str, ours: Runs, base: Runs) -> str:
     """One line for all configurations and one per level."""
-    lines = [("", "configurations", f"{table.baseline}, mean epoch", f"{row}, mean epoch",
-              "difference", "t", "p", f"reached, {table.baseline}", f"reached, {row}",
-              f"{row} first, %")]
+    lines: Lines = [("", "configurations", f"{table.baseline}, mean epoch", f"{row}, mean epoch",
+                     "difference", "t", "p", f"reached, {table.baseline}", f"reached, {row}",
+                     f"{row} first, %")]
     names = ["all", *(level for levels in table.grid.values() for level in levels)]
     for name in names:
         mine, theirs = ({key: run for key, run in group.items() if name in ("all", *key)}

@@ -44,7 +44,8 @@ class Comparison:
         """(other row's epoch, our epoch) to the milestone of each configuration that both ran, in
         order; infinite where it was not reached."""
         both = zip(*(runs.values() for runs in shared(self.other, self.ours)), strict=True)
-        return [tuple(self.by.epoch(run) or math.inf for run in pair) for pair in both]
+        return [(self.by.epoch(other) or math.inf, self.by.epoch(ours) or math.inf)
+                for other, ours in both]
 
 
 def evidence(claim: Claim, table: Table, records: dict, scale: str, protocol: str
@@ -186,8 +187,9 @@ def _best_ratio(c: Comparison) -> Evidence:
     """As _paired_ratio, each row at its best configuration: per seed and level of the grid's first
     factor the least epochs over the configurations that both rows ran."""
     least: dict[tuple, tuple[float, float]] = {}
-    for key, pair in zip(shared(c.other, c.ours)[0], c.pairs(), strict=True):
-        least[key[:2]] = tuple(map(min, pair, least.get(key[:2], pair)))
+    for key, (other, ours) in zip(shared(c.other, c.ours)[0], c.pairs(), strict=True):
+        before = least.get(key[:2], (other, ours))
+        least[key[:2]] = min(other, before[0]), min(ours, before[1])
     return _of_both(least.values())
 
 

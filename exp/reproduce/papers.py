@@ -4,6 +4,7 @@ claims, claims.toml."""
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from exp.harness.errors import ConfigError
 from exp.harness.facts import ROOT
@@ -73,7 +74,7 @@ def _table(entry: dict) -> Table:
     rows = tuple(Row(row.pop("label"), row.pop("config"), _tuples(row))
                  for row in entry.pop("row"))
     grid = {factor: _tuples(levels) for factor, levels in entry.pop("grid", {}).items()}
-    lists = {key: _tuples(entry.pop(key, {default: []}))
+    lists: dict[str, Any] = {key: _tuples(entry.pop(key, {default: []}))
              for key, default in (("scales", "full"), ("protocols", "published"))}
     matrix = tuple(entry.pop("fixed_for_matrix_rules", ()))
     return Table(rows=rows, grid=grid, fixed_for_matrix_rules=matrix, **lists, **entry)

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from exp.harness.errors import ConfigError
 from exp.harness.task import task_named
@@ -95,7 +96,7 @@ def write_kept(path: Path, records: dict) -> None:
 
 
 def _deduplicated(items: Iterable[tuple[dict, dict, dict]]) -> dict:
-    result = {"settings": {}, "sources": {}, "runs": []}
+    result: dict[str, Any] = {"settings": {}, "sources": {}, "runs": []}
     for record, *shared in items:
         record = dict(record)
         for name, value in zip(("settings", "sources"), shared, strict=True):

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from exp.report import statistics
-from exp.report.tables import at_least, number, page
+from exp.report.tables import Lines, at_least, number, page
 from exp.report.tables import table as markdown
 from exp.reproduce.claims import Claim
 from exp.reproduce.grids import render_grid
@@ -81,9 +81,9 @@ def _values(table: Table, by: Yardstick, runs: Groups) -> str:
     tested = "test_" + primary.name.removeprefix("eval_")
     has_test = any(tested in run["best"] for group in runs.values() for run in group)
     real = "" if by.metric == primary else ", padding not counted"
-    lines = [("", "seeds", f"best epoch, {unit}", "± sd", "last epoch",
-              *([f"test split, {unit}{real}"] if has_test else []),
-              "evaluations", "seconds", f"best minus {table.baseline}", "p")]
+    lines: Lines = [("", "seeds", f"best epoch, {unit}", "± sd", "last epoch",
+                     *([f"test split, {unit}{real}"] if has_test else []),
+                     "evaluations", "seconds", f"best minus {table.baseline}", "p")]
     best = {row: {run["seed"]: by.scale * by.best(run) for run in group}
             for row, group in runs.items()}
     for row, group in runs.items():
@@ -103,7 +103,8 @@ def _equal_compute(by: Yardstick, runs: Groups) -> str:
     """The best value that each row has shown by the time the cheapest row ends, on each axis."""
     budgets = {axis: min(end for group in runs.values() for end in watched(group, axis))
                for axis in AXES}
-    lines = [("at equal", *(f"{number(budgets[axis])} {word}" for axis, word in AXES.items()))]
+    lines: Lines = [("at equal", *(f"{number(budgets[axis])} {word}"
+                                   for axis, word in AXES.items()))]
     for row, group in runs.items():
         lines.append((row, *(_mean(by.scale * by.best(run, axis, budgets[axis])
                                    for run in group) for axis in AXES)))
@@ -114,8 +115,8 @@ def _equal_compute(by: Yardstick, runs: Groups) -> str:
 def _milestones(by: Yardstick, runs: Groups) -> str:
     """Median epochs and gradient evaluations to each milestone, and seconds to the main one."""
     names = list(next(iter(runs.values()))[0]["milestones"])
-    lines = [("", "seeds", *(f"{name}, epoch" for name in names), f"{by.milestone} reached",
-              *(f"{name}, evaluations" for name in names), f"{by.milestone}, seconds")]
+    lines: Lines = [("", "seeds", *(f"{name}, epoch" for name in names), f"{by.milestone} reached",
+                     *(f"{name}, evaluations" for name in names), f"{by.milestone}, seconds")]
     for row, group in runs.items():
         medians = {axis: {name: statistics.median_time(
             *replace(by, milestone=name).times(group, axis)) for name in names} for axis in AXES}
@@ -132,8 +133,8 @@ def _sooner(baseline: str, by: Yardstick, runs: Groups) -> str:
     if baseline not in runs:
         return ""
     base = {axis: by.times(runs[baseline], axis) for axis in AXES}
-    lines = [("", *(f"times sooner than {baseline}, {word}" for word in AXES.values()),
-              "log-rank p (epochs)")]
+    lines: Lines = [("", *(f"times sooner than {baseline}, {word}" for word in AXES.values()),
+                     "log-rank p (epochs)")]
     for row, group in runs.items():
         if row != baseline:
             ours = {axis: by.times(group, axis) for axis in AXES}

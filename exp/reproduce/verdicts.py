@@ -72,7 +72,8 @@ def claims_lines(
 
     overheads: claim id -> evidence, for claims about time and memory, which no table answers.
     """
-    lines = [("claim", "claimed", "its log", "ours, published", "ours, fixed", "verdict")]
+    lines: list[tuple[str, ...]] = [
+        ("claim", "claimed", "its log", "ours, published", "ours, fixed", "verdict")]
     for claim, verdict, ours, word in _judged(claims, table, records, overheads or {}):
         fixed = evidence(claim, table, records, deciding_scale(claim, table, records)[0], "fixed") \
             if table else None

@@ -49,7 +49,8 @@ def list_runs(runs: list[Record], options: argparse.Namespace) -> None:
     rows = sorted((run.row() for run in runs), reverse=options.reverse, key=lambda row: [
         (row[key] is None, isinstance(row[key], str), row[key])  # numbers, text, None
         for key in (*options.sort, *COLUMNS)])
-    text = [COLUMNS, *({**row, "age": str(timedelta(seconds=row["age"]))}.values() for row in rows)]
+    text = [COLUMNS, *(tuple({**row, "age": str(timedelta(seconds=row["age"]))}.values())
+                       for row in rows)]
     print(to_json(rows, depth=1) if options.json else table(text))
 
 

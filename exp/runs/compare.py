@@ -38,13 +38,13 @@ def draw(path: Path, runs: dict[str, Record], axis: str, metrics: Sequence[str] 
     """
     from exp.report.canvas import canvas, display_name, grid_of, styles
 
-    metrics = metrics or ("train_loss", "eval_loss", *(run.best[0] for run in runs.values()))
-    metrics = list(filter(None, dict.fromkeys(metrics)))
-    looks = styles(f"{run.optimizer}, {name}" for name, run in runs.items()).values()
+    default = ("train_loss", "eval_loss", *(run.best[0] for run in runs.values()))
+    shown = list(filter(None, dict.fromkeys(metrics or default)))
+    style = styles(f"{run.optimizer}, {name}" for name, run in runs.items())
     looks = [look | {"label": f"{name}: {display_name(run.optimizer)}"}
-             for look, (name, run) in zip(looks, runs.items(), strict=True)]
-    with canvas(path, **grid_of(len(metrics))) as panels:
-        for metric, panel in zip(metrics, panels.flat, strict=False):
+             for look, (name, run) in zip(style.values(), runs.items(), strict=True)]
+    with canvas(path, *grid_of(len(shown))) as panels:
+        for metric, panel in zip(shown, panels.flat, strict=False):
             for run, look in zip(runs.values(), looks, strict=True):
                 xs, ys = run.curve(metric, AXES[axis])
                 if xs:

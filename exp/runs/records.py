@@ -4,9 +4,10 @@ import json
 import os
 import time
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from exp.harness.errors import ConfigError
 from exp.harness.lock import holder
@@ -33,7 +34,7 @@ class Record:
     damaged: tuple[str, ...]
     state: str
 
-    def row(self) -> dict[str, str | float | None]:
+    def row(self) -> dict[str, Any]:
         """COLUMNS: status of the summary, metric and value of the best epoch, age in seconds since
         the last epoch was recorded."""
         experiment, (metric, best) = self.settings.get("experiment", {}), self.best
@@ -95,7 +96,8 @@ def find_runs(roots: Iterable[Path]) -> list[Record]:
 
 def read_run(folder: Path) -> Record:
     """Read a run folder, whatever its files hold."""
-    contents, damaged = [], []
+    contents: list[Any] = []
+    damaged = []
     for name, (parse, empty) in FILES.items():
         try:
             contents.append(parse((folder / name).read_text(encoding="utf-8")))
@@ -103,8 +105,10 @@ def read_run(folder: Path) -> Record:
             contents.append(empty)
             if name != "summary.json" or not isinstance(error, FileNotFoundError):
                 damaged.append(name)  # only a run that has ended has a summary
-    state = "damaged" if damaged else ENDS.get(contents[-1].get("status"), "failed")
-    return Record(folder, *contents, tuple(damaged), "running" if holder(folder) else state)
+    settings, facts, lines, summary = contents
+    state = "damaged" if damaged else ENDS.get(summary.get("status"), "failed")
+    return Record(folder, settings, facts, lines, summary, tuple(damaged),
+                  "running" if holder(folder) else state)
 
 
 def flat(tables: dict, separator: str, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -135,7 +139,8 @@ def _settings(text: str) -> dict:
     return settings
 
 
-FILES = {  # how each is read, and what stands for one that cannot be; a crash cuts off a line
+# How each is read, and what stands for one that cannot be; a crash cuts off a line.
+FILES: dict[str, tuple[Callable[[str], Any], Any]] = {
     "config.toml": (_settings, {}),
     "run.json": (lambda text: _checked(json.loads(text)), {}),
     "metrics.jsonl": (lambda text: [_checked(json.loads(line)) for line in text.split("\n")[:-1]],

@@ -60,8 +60,9 @@ def _first_line(module: ModuleType) -> str:
 
 def _cost(module: ModuleType) -> tuple[str, str]:
     cost = getattr(module, "COST", {})
-    return tuple(str(cost.get(key, "not stated"))
-                 for key in ("gradient_evaluations", "state_tensors"))
+    evaluations, tensors = (str(cost.get(key, "not stated"))
+                            for key in ("gradient_evaluations", "state_tensors"))
+    return evaluations, tensors
 
 
 def _arguments(cls: type) -> list[tuple[str, ...]]:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from exp.harness.build import Built
+from optimizer.parts.base import grads_of
 from optimizer.parts.sharpness import gradients_at, perturbation, shear_force
 
 RHO = 0.1  # ARS2-Neo's default, of each tensor
@@ -20,7 +21,7 @@ def gradients(run: Built, batch: tuple[Tensor, ...], params: Sequence[Tensor]) -
 
 def pop_gradients(params: Sequence[Tensor]) -> list[Tensor]:
     """The gradients of the parameters, whose p.grad becomes None."""
-    gradients = [p.grad for p in params]
+    gradients = grads_of(params)
     for p in params:
         p.grad = None
     return gradients
@@ -54,4 +55,5 @@ def gradient_and_shear(run: Built, batch: tuple[Tensor, ...], params: Sequence[T
         offsets = perturbation(params, whitened(run.optimizer, params, base), rho, "tensor", "abs")
         gradients_at(params, offsets, closure)
         shear = [shear_force(g2, g1) for g2, g1 in zip(pop_gradients(params), base, strict=True)]
-    return tuple(torch.cat([t.flatten() for t in parts]) for parts in (base, shear))
+    g, f = (torch.cat([t.flatten() for t in parts]) for parts in (base, shear))
+    return g, f

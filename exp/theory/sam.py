@@ -29,7 +29,7 @@ def judge_better(task: str, ours: list[float], theirs: list[float]) -> Judgement
 def best_key(task: str, values: dict[float, list[float]]) -> float:
     """The key with the best mean over seeds."""
     means = {key: average(of_seeds) for key, of_seeds in values.items()}
-    return (max if _metric(task).mode == "max" else min)(means, key=means.get)
+    return (max if _metric(task).mode == "max" else min)(means, key=lambda key: means[key])
 
 
 def _metric(task: str) -> Metric:

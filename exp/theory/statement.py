@@ -89,7 +89,7 @@ def text(name: str) -> list[str]:
     prose = statement_files()[name].with_suffix(".md")
     if prose.exists():
         return prose.read_text(encoding="utf-8").strip().split("\n\n")
-    return inspect.getdoc(statement(name)).split("\n\n")
+    return (inspect.getdoc(statement(name)) or "").split("\n\n")
 
 
 def says(name: str) -> str:
@@ -143,11 +143,10 @@ def page_of(name: str, rows: Rows, provenance: dict) -> str:
                   f"{rule.removeprefix('Rule: ')}",
                   HOW if any(row.seed for row in rows) else EXACT]
     content = module.tables(rows) if hasattr(module, "tables") else {"means": means_table(rows)}
-    content = {key: part if isinstance(part, str) else table(part)
-               for key, part in content.items()}
-    parts += [block.format_map({**vars(module), **content}) for block in prose]
+    texts = {key: part if isinstance(part, str) else table(part) for key, part in content.items()}
+    parts += [block.format_map({**vars(module), **texts}) for block in prose]
     if not any("{" in block for block in prose):  # no table has a place of its own
-        parts += content.values()
+        parts += texts.values()
     torch = f", torch {provenance['torch']}" if "torch" in provenance else ""
     commit = f"commit {provenance['commit']}" if "commit" in provenance else "commit not recorded"
     data = "".join(f"; data of {task} {digest}"

@@ -7,10 +7,11 @@ import functools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
-from exp.harness.schedule import Schedule
+from exp.harness.schedule import Schedule, ScheduleName
 from exp.harness.task import task_named
 from exp.report.evidence import Evidence, sample
 from exp.report.rows import Row, Rows, rows_of
@@ -57,7 +58,7 @@ def rest(lr: float) -> dict:
 
 
 def curve(optimizer: dict, seed: int, task: str = "wikitext2", *, count: int = STEPS,
-          batch_size: int | None = None, warmup: float = WARMUP, schedule: str = "linear",
+          batch_size: int | None = None, warmup: float = WARMUP, schedule: ScheduleName = "linear",
           every: int | None = None, measure: str = "loss") -> list[float]:
     """Held-out losses (nats; measure="accuracy": shares) after each `every` steps, by default after
     the last alone; infinite from where a run diverged. The rate rises over the share `warmup` of
@@ -70,7 +71,7 @@ def curve(optimizer: dict, seed: int, task: str = "wikitext2", *, count: int = S
 
 @functools.cache
 def _points(optimizer: str, seed: int, task: str, count: int, batch_size: int, warmup: float,
-            schedule: str, every: int) -> list[dict[str, float]]:
+            schedule: ScheduleName, every: int) -> list[dict[str, float]]:
     run = built(json.loads(optimizer), seed, task, "small", data={"batch_size": batch_size})
     rates = Schedule(run.optimizer, 1, count, schedule, warmup_epochs=warmup)
     held_out = tuple(tensor[:HELD_OUT[task]] for tensor in run.data.eval)
@@ -106,7 +107,7 @@ def sweep(losses_at: Callable[[float], list[float]], start: float) -> Grid:
 
 
 def curve_sweep(rule: Callable[[float], dict], start: float, seeds: Sequence[int],
-                **options: object) -> Grid:
+                **options: Any) -> Grid:
     """The grid of final losses of rule(lr), an [optimizer] table, around `start`."""
     return sweep(lambda lr: [curve(rule(lr), seed, **options)[-1] for seed in seeds], start)
 
@@ -133,15 +134,21 @@ def best_rates(grid: Grid) -> list[float]:
     return [best_rate(list(grid), list(losses)) for losses in zip(*values, strict=True)]
 
 
+def finite(grid: Grid) -> dict[float, list[float]]:
+    """The rates of the grid at which no seed diverged."""
+    return {lr: [value for value in values if value is not None]
+            for lr, values in grid.items() if None not in values}
+
+
 def best_of_grid(grid: Grid) -> float:
     """The rate of the grid with the lowest mean loss."""
-    return min((lr for lr, values in grid.items() if None not in values),
-               key=lambda lr: sum(grid[lr]))
+    losses = finite(grid)
+    return min(losses, key=lambda lr: sum(losses[lr]))
 
 
 def best_losses(grid: Grid) -> list[float]:
     """One loss per seed, all at the rate with the lowest mean."""
-    return grid[best_of_grid(grid)]
+    return finite(grid)[best_of_grid(grid)]
 
 
 def lowest(grid: Grid) -> float:
@@ -162,8 +169,8 @@ def grids_figure(tree: dict[str, dict[object, Grid]], label: str, ylabel: str, *
     """Mean loss over learning rate for `canvas.curves`: tree is panel -> condition -> grid;
     label: of a condition, which {} stands for."""
     def points(grid: Grid) -> tuple[list, list]:
-        finite = {lr: average(values) for lr, values in grid.items() if None not in values}
-        return list(finite), list(finite.values())
+        means = {lr: average(values) for lr, values in finite(grid).items()}
+        return list(means), list(means.values())
 
     return {"panels": {name: {label.format(condition): points(grid)
                               for condition, grid in grids.items()}

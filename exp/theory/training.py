@@ -13,6 +13,7 @@ from exp.harness.config import complete
 from exp.harness.task import task_named
 from exp.harness.toml import read_toml
 from exp.jobs.finished import data_digest
+from optimizer.parts.roles import roles_of
 
 DATA: dict[str, str | None] = {}  # task -> digest of the data that `built` has trained on
 
@@ -72,6 +73,6 @@ def training_loss(run: Built, count: int) -> float:
 
 def matrices(model: nn.Module) -> dict[str, torch.Tensor]:
     """The hidden matrices and stacks of a model, by name."""
-    roles = model.roles()
+    roles = roles_of(model)
     return {name: p for name, p in model.named_parameters()
-            if roles[name] == "hidden" and p.ndim >= 2}
+            if roles[name].role == "hidden" and p.ndim >= 2}

@@ -6,6 +6,7 @@ words the logits and their gradient alone would be 660 MB.
 """
 
 from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +16,18 @@ from torch.nn import functional as F
 from data.batches import IGNORED
 
 CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}  # of float32 logits; smaller chunks slow the products
+
+
+@runtime_checkable
+class Factored(Protocol):
+    """A model that gives its last hidden states and the matrix of its output layer apart."""
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(vocab_size, width)."""
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """(batch, sequence, width) of tokens (batch, sequence)."""
 
 
 def linear_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

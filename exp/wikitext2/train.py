@@ -25,7 +25,7 @@ from exp.harness.folder import RunFolder
 from exp.harness.objective import Objective
 from exp.harness.run import Run
 from exp.harness.task import Metric, Task
-from exp.wikitext2.loss import linear_cross_entropy, token_losses
+from exp.wikitext2.loss import Factored, linear_cross_entropy, token_losses
 
 EVAL_TOKENS = {"cpu": 2**10, "cuda": 2**15}  # at a time: fit a CPU's cache, fill a GPU
 
@@ -33,9 +33,9 @@ EVAL_TOKENS = {"cpu": 2**10, "cuda": 2**15}  # at a time: fit a CPU's cache, fil
 def loss_fn(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean cross entropy of the next token, nats; both (batch, sequence), targets -100 left out.
 
-    With `features` and `head_weight` of the model, the full logits are never materialized.
+    Of a `Factored` model the full logits are never materialized.
     """
-    if hasattr(model, "features"):
+    if isinstance(model, Factored):
         features = model.features(inputs).flatten(0, 1)
         return linear_cross_entropy(features, model.head_weight, targets.flatten()), {}
     logits, targets = model(inputs).flatten(0, 1), targets.flatten()
@@ -45,7 +45,7 @@ def loss_fn(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, 
 
 def next_token_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy of every target, nats, (batch * sequence,), without gradients."""
-    if hasattr(model, "features"):
+    if isinstance(model, Factored):
         return token_losses(model.features(inputs).flatten(0, 1), model.head_weight, targets)
     return F.cross_entropy(model(inputs).flatten(0, 1), targets, reduction="none")
 
