@@ -72,9 +72,9 @@ def test_training_needs_weights_gradients_state_and_what_the_pass_keeps(monkeypa
     from exp.theory.training import built
 
     run = built({"name": "adamw"}, 1, scale="tiny")
-    training.steps(run)()
+    training.Steps(run)()
     same = built({"name": "adamw"}, 1, scale="tiny")
-    training.bare(same)()  # the loop that ours is measured against trains alike
+    training.Bare(same)()  # the loop that ours is measured against trains alike
     for ours, theirs in zip(run.model.parameters(), same.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     weights = sum(p.nbytes for p in run.model.parameters())
@@ -83,7 +83,7 @@ def test_training_needs_weights_gradients_state_and_what_the_pass_keeps(monkeypa
     needed = {}
     for period in (1, 5):  # step by step or five at once: the worst moment is the same
         run = built({"name": "adamw"}, 1, scale="tiny")
-        needed[period] = training.needed_bytes(training.steps(run, period), run,
+        needed[period] = training.needed_bytes(training.Steps(run, period), run,
                                                torch.device("cpu"))
     assert needed[1] == needed[5] > training.resident_bytes(run)
     row = {"ms": 1.0, "ms_low": 1.0, "ms_high": 2.0, "ratio": 2.0, "ratio_low": 2.0,

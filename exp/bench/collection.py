@@ -21,8 +21,8 @@ from exp.harness.toml import apply_override, read_toml, to_toml
 from exp.jobs.finished import data_digest
 from exp.jobs.launch import Local
 from exp.jobs.queue import LOG, Job, Stopped, run_jobs, state
-from exp.report.jsonfile import read_json, write_json
-from exp.report.tables import page, table
+from exp.report.jsonfile import read_json, require_json, write_json
+from exp.report.tables import Lines, page, table
 from optimizer import available_optimizers, is_wrapper, optimizer_class
 
 SEED = 1
@@ -73,7 +73,7 @@ def result(run: Job) -> dict:
         last = log.read_text(encoding="utf-8").strip().splitlines()[-1:] if log.exists() else []
         refused = bool(last) and last[0].startswith("error:")
         return {"status": "refused", "reason": last[0]} if refused else {"status": "failed"}
-    facts, final = read_json(run.folder / "run.json"), summary["final"]
+    facts, final = require_json(run.folder / "run.json"), summary["final"]
     return {"status": summary["status"], "fit": summary["milestones"].get("fit"),
             **{key: final.get(key) for key in ("train_loss", "train_accuracy", "eval_accuracy",
                                                "gradient_evaluations", "step", "seconds")},
@@ -84,8 +84,9 @@ def result(run: Job) -> dict:
 def render(results: dict[str, dict[str, dict]]) -> str:
     """The page: one line per optimizer."""
     grok, cifar = (overrides for _, overrides in TASKS.values())
-    lines = [("", "grokking: training loss", "accuracy", "fit, epoch", "evaluations per step",
-              "ms per step", "CIFAR-10: training loss", "eval accuracy", "ms per step")]
+    lines: Lines = [("", "grokking: training loss", "accuracy", "fit, epoch",
+                     "evaluations per step", "ms per step", "CIFAR-10: training loss",
+                     "eval accuracy", "ms per step")]
     for name, tasks in results.items():
         first, second = tasks["grokking"], tasks["cifar"]
         lines.append((name, _shown(first, "train_loss"), _shown(first, "train_accuracy"),
@@ -124,9 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.render:
             results, failed = measure(names, options.outputs / "collection", options.workers)
             write_json(path, results, depth=1)
-        results = read_json(path)
-        if results is None:
-            raise ConfigError(f"{path} is not there: measure it, without --render")
+        results = require_json(path)
     except (ConfigError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -1,5 +1,7 @@
 """What each instrument of `[experiment] diagnostics` costs, as a share of a training step."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import get_args
 
 import torch
@@ -37,10 +39,10 @@ def functions(built: Built) -> dict:
     def step() -> None:
         built.optimizer.step(built.objective.on(next(batches)))
 
-    result = {REFERENCE: step}
+    result: dict[str, Callable[[], None]] = {REFERENCE: step}
     for name in get_args(Instrument):
         instruments = Instruments((name,), built.model, built.optimizer, built.objective)
-        result[name] = lambda instruments=instruments: measurement(instruments)
+        result[name] = partial(measurement, instruments)
         instruments.every = 10**9  # not in the timed steps
     return result
 

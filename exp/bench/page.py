@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from exp.report.canvas import curves
-from exp.report.jsonfile import read_json
-from exp.report.tables import page, table
+from exp.report.jsonfile import require_json
+from exp.report.tables import Lines, page, table
 
 
 def write(folder: Path) -> None:
@@ -17,7 +17,7 @@ def write(folder: Path) -> None:
     parts = ["# Benchmarks", "Medians over interleaved rounds, quartiles in brackets; a ratio is "
              "the median over rounds of this / reference in the same round."]
     for path in sorted(folder.glob("*_*.json")):
-        content = read_json(path)
+        content = require_json(path)
         part, kind = path.stem.split("_", 1)
         parts += [f"## {TITLES[part]}", _facts(content["facts"]), *PARTS[part](content["results"])]
         if part == "polar":
@@ -42,23 +42,22 @@ def _measured(key: str, row: dict) -> str:
     return f"{row[key]:.2g}" if key in row else ""
 
 
-def tables(*columns: tuple[str, Callable[[dict], str]]) -> Callable[[dict], Iterator[str]]:
-    """A maker of one table for each of {title: {label: row}}; columns: (title, cell of a row), the
-    first one the title of the labels and None."""
-    (corner, _), *rest = columns
-
+def tables(corner: str, *columns: tuple[str, Callable[[dict], str]]
+           ) -> Callable[[dict], Iterator[str]]:
+    """A maker of one table for each of {title: {label: row}}; corner: the title of the labels;
+    columns: (title, cell of a row)."""
     def make(results: dict) -> Iterator[str]:
         for title, rows in results.items():
             yield f"### {title}"
-            yield table([(corner, *(name for name, _ in rest)),
-                         *((label, *(cell(row) for _, cell in rest))
+            yield table([(corner, *(name for name, _ in columns)),
+                         *((label, *(cell(row) for _, cell in columns))
                            for label, row in rows.items())])
     return make
 
 
 # Ratios are to our Muon; memory beside the weights' own.
 step_tables = tables(
-    ("optimizer", None), ("ms per step", lambda row: spread(row, "ms", ".2f")),
+    "optimizer", ("ms per step", lambda row: spread(row, "ms", ".2f")),
     ("/ our Muon", lambda row: spread(row, "ratio", ".3g")),
     ("state / weight", lambda row: f"{row['state_per_weight']:.2f}"),
     ("transient memory / weight", lambda row: f"{row['extra_per_weight']:.2f}"))
@@ -66,7 +65,7 @@ step_tables = tables(
 # Ratios are to AdamW, the claim the paper's. Memory: weights, gradients, state, activations and
 # what a step needs, at the worst moment.
 training_tables = tables(
-    ("mode", None), ("ms per step", lambda row: spread(row, "ms", ".1f")),
+    "mode", ("ms per step", lambda row: spread(row, "ms", ".1f")),
     ("/ AdamW", lambda row: spread(row, "ratio", ".2f")),
     ("claim", lambda row: f"{row['claim']:.2f}" if row["claim"] else "–"),
     ("evaluations per step", lambda row: f"{row['evaluations']:.2f}"),
@@ -76,7 +75,7 @@ training_tables = tables(
 
 # A measurement over a training step of the same round.
 instrument_tables = tables(
-    ("", None), ("ms", lambda row: spread(row, "ms", ".2f")),
+    "", ("ms", lambda row: spread(row, "ms", ".2f")),
     ("/ training step", lambda row: spread(row, "ratio", ".2f")),
     ("of the training time, once per epoch",
      lambda row: f"{row['per_epoch']:.1%}" if "per_epoch" in row else "–"))
@@ -84,7 +83,7 @@ instrument_tables = tables(
 
 # A device beside the CPU: see exp/bench/smoke.py.
 smoke_tables = tables(
-    ("", None), *((title, partial(_measured, key)) for title, key in (
+    "", *((title, partial(_measured, key)) for title, key in (
         ("distance", "distance"), ("of rounding", "rounding"), ("loss", "loss"),
         ("waits per step", "waits"))),
     ("remark", lambda row: row.get("problem") or row.get("left_out")
@@ -99,7 +98,7 @@ def polar_tables(results: dict) -> Iterator[str]:
            + (f", in float32 {wide:.0f}." if wide != best else "."))
     kinds = next(iter(next(iter(results["sizes"].values())).values()))["error"]
     yield from tables(
-        ("method", None), ("ms", lambda row: spread(row, "ms", ".2f")),
+        "method", ("ms", lambda row: spread(row, "ms", ".2f")),
         ("/ keller", lambda row: f"{row['ratio']:.2f}"),
         ("share of peak", lambda row: f"{row['share_of_peak']:.0%}" if row["gflops"] else "–"),
         *((kind, lambda row, kind=kind: f"{row['error'][kind]:.2g}") for kind in kinds),
@@ -114,9 +113,9 @@ def sharding_tables(results: dict) -> Iterator[str]:
     def megabytes(row: dict, key: str) -> str:
         return ", ".join(f"{size / 1e6:.1f}" for size in row[key])
 
-    lines = [("optimizer, processes", "alone, ms", "all at once, ms", "shared, ms",
-              "alone / shared", "predicted, ms", "state of each, MB",
-              "received by each, MB (least)")]
+    lines: Lines = [("optimizer, processes", "alone, ms", "all at once, ms", "shared, ms",
+                     "alone / shared", "predicted, ms", "state of each, MB",
+                     "received by each, MB (least)")]
     for count in filter(str.isdigit, results):
         for name, row in results[count].items():
             lines.append((

@@ -47,8 +47,8 @@ def peak(device: torch.device, clock: str, dtype: torch.dtype) -> float:
     """GFLOP/s of a square product of PEAK_SIZE, the best of several."""
     size = PEAK_SIZE[device.type]
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)
-    seconds = interleaved({"product": lambda: a @ b}, 15, clock)["product"]
-    return 2 * size**3 / min(seconds) / 1e9
+    rounds = interleaved({"product": lambda: a @ b}, 15, clock)["product"]
+    return 2 * size**3 / min(seconds for seconds in rounds if seconds is not None) / 1e9
 
 
 def measure(rounds: int, clock: str, device: torch.device) -> dict:

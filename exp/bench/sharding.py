@@ -10,7 +10,10 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -152,7 +155,7 @@ def _optimizer(name: str, settings: dict) -> Optimizer:
 
 def _timed(optimizer: Optimizer, finish: Callable[[], object] = lambda: None) -> float:
     def step() -> None:
-        optimizer.step(lambda: torch.zeros(()))
+        optimizer.step(lambda: 0.0)
         finish()
 
     return seconds_of(step, CLOCKS["wall"])
@@ -165,8 +168,7 @@ def _network() -> tuple[float, float]:
         times = []
         for _ in range(9):
             dist.barrier()
-            times.append(seconds_of(lambda tensor=tensor: dist.broadcast(tensor, 0),
-                                    CLOCKS["wall"]))
+            times.append(seconds_of(partial(dist.broadcast, tensor, 0), CLOCKS["wall"]))
         taken.append(sorted(times)[4])
     return 4 * PROBE / max(taken[0] - taken[1], 1e-9), taken[1]
 
@@ -176,15 +178,12 @@ def _traffic(optimizer: Sharded) -> tuple[int, int]:
     counted = {"sent": 0, "received": 0}
     broadcast = dist.broadcast
 
-    def counting(tensor: torch.Tensor, source: int, **options: object) -> object:
+    def counting(tensor: torch.Tensor, source: int, **options: Any) -> object:
         counted["sent" if source == dist.get_rank() else "received"] += tensor.nbytes
         return broadcast(tensor, source, **options)
 
-    dist.broadcast = counting
-    try:
-        optimizer.step(lambda: torch.zeros(()))
-    finally:
-        dist.broadcast = broadcast
+    with mock.patch.object(dist, "broadcast", counting):
+        optimizer.step(lambda: 0.0)
     return counted["sent"], counted["received"]
 
 

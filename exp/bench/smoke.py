@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,9 @@ STEPS = 4
 FAR, LEAST = 4.0, 1e-3  # times the distance of rounding, and what no rounding explains away
 WAIT_STEPS = 5
 PRECISIONS = ("fp32", "tf32", "bf16")
-NEO = {"base": {"k": 0}, "sync": {"k": 1}, "lazy": {"k": 2}, "aga": {"k": 2, "adaptive_sync": True},
-       "lazy, 8bit": {"k": 2, "shear_storage": "8bit"}, "svd": {"k": 0, "orthogonalizer": "svd"}}
+NEO: dict[str, dict] = {
+    "base": {"k": 0}, "sync": {"k": 1}, "lazy": {"k": 2}, "aga": {"k": 2, "adaptive_sync": True},
+    "lazy, 8bit": {"k": 2, "shear_storage": "8bit"}, "svd": {"k": 0, "orthogonalizer": "svd"}}
 
 
 class SmallNet(nn.Sequential):
@@ -68,7 +70,7 @@ def weights_after(settings: dict, device: torch.device, steps: int = STEPS,
         images = torch.randn(32, 3, 8, 8, generator=generator).to(device)
         labels = torch.randint(10, (32,), generator=generator).to(device)
 
-        def closure(images: Tensor = images, labels: Tensor = labels) -> Tensor:
+        def closure(images: Tensor = images, labels: Tensor = labels) -> Any:
             optimizer.zero_grad()
             loss = F.cross_entropy(model(images), labels)
             loss.backward()
@@ -104,8 +106,8 @@ def _compared(settings: dict, device: torch.device) -> dict:
     rounded, _ = weights_after(settings, cpu, change=lambda g: g.bfloat16().to(g.dtype))
     ours, optimizer = weights_after(settings, device)
     way = (exact - start).norm()
-    row = {"distance": float((ours - exact).norm() / way),
-           "rounding": float((rounded - exact).norm() / way)}
+    row: dict[str, Any] = {"distance": float((ours - exact).norm() / way),
+                           "rounding": float((rounded - exact).norm() / way)}
     strays = [key for state in optimizer.state.values() for key, value in state.items()
               if torch.is_tensor(value) and value.ndim and value.device.type != device.type]
     if strays:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,11 @@ from exp.bench.memory import peak_bytes
 from exp.bench.timing import interleaved, summary
 from model import build_model
 from optimizer import optimizer_class
+from optimizer.parts.base import Closure
 from optimizer.parts.state import state_per_weight, weight_bytes
 
 REFERENCE = "muon"
-OURS = {"muon": ("muon", {}), "ars2_neo, base": ("ars2_neo", {"k": 0})}
+OURS: dict[str, tuple[str, dict]] = {"muon": ("muon", {}), "ars2_neo, base": ("ars2_neo", {"k": 0})}
 
 
 def shapes() -> dict[str, list[tuple[int, ...]]]:
@@ -25,7 +27,7 @@ def shapes() -> dict[str, list[tuple[int, ...]]]:
     grokking = build_model({"name": "grokking_transformer"}, vocab_size=114)
     return {
         "grokking": [tuple(p.shape) for p in grokking.parameters() if p.ndim >= 2],
-        "qwen3 layer": [(512, 512)] * 4 + [(2048, 512)] * 2 + [(512, 2048)],
+        "qwen3 layer": [*[(512, 512)] * 4, *[(2048, 512)] * 2, (512, 2048)],
     }
 
 
@@ -36,7 +38,7 @@ class KellerMuon(Optimizer):
         super().__init__(params, {"lr": 0.02, "momentum": 0.95})
 
     @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> None:
+    def step(self, closure: Closure | None = None) -> Any:
         for group in self.param_groups:
             for p in group["params"]:
                 buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
@@ -60,7 +62,8 @@ def keller(x: Tensor, steps: int = 5) -> Tensor:
 def contestants() -> dict[str, Callable[[list[nn.Parameter]], Optimizer]]:
     """Name -> optimizer of a list of 2-D parameters; libraries that are not installed are left
     out, ours under torch.compile where there is no compiler."""
-    optimizers = {name: partial(_ours, *rule) for name, rule in OURS.items()}
+    optimizers: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
+        name: partial(_ours, *rule) for name, rule in OURS.items()}
     if shutil.which("g++"):
         optimizers |= {f"{name}, compiled": partial(_ours, *rule, compiled=True)
                   for name, rule in OURS.items()}
@@ -75,9 +78,9 @@ def contestants() -> dict[str, Callable[[list[nn.Parameter]], Optimizer]]:
 
         for name, settings in {"plain": {"foreach": False}, "foreach": {"foreach": True},
                                "gram": {"ns_method": "gram_newton_schulz"}}.items():
-            optimizers[f"pytorch_optimizer, {name}"] = (
-                lambda matrices, settings=settings: LibraryMuon(
-                    [{"params": matrices, "use_muon": True}], **settings))
+            optimizers[f"pytorch_optimizer, {name}"] = partial(
+                lambda settings, matrices: LibraryMuon(
+                    [{"params": matrices, "use_muon": True}], **settings), settings)
     if find_spec("heavyball"):
         from heavyball import Muon as HeavyMuon
 
@@ -121,7 +124,10 @@ def stepper(optimizer: Optimizer, closure: bool) -> Callable[[], None]:
     def step() -> None:
         for p, gradient in zip(weights, gradients, strict=True):
             p.grad = gradient
-        optimizer.step(*([lambda: torch.zeros(())] if closure else []))
+        if closure:
+            optimizer.step(lambda: 0.0)
+        else:
+            optimizer.step()
 
     return step
 

@@ -3,7 +3,8 @@
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 
@@ -11,13 +12,14 @@ WARM_UP = 2
 PATIENCE = 5.0  # seconds: what takes longer is warmed up once and timed FEW times
 FEW = 3
 
+K = TypeVar("K")
 CLOCKS = {"wall": time.perf_counter, "thread": time.thread_time}
 
 
 def interleaved(
-    functions: dict[str, Callable[[], object]], rounds: int, clock: str = "wall",
+    functions: Mapping[K, Callable[[], object]], rounds: int, clock: str = "wall",
     patience: float = PATIENCE
-) -> dict[str, list[float | None]]:
+) -> dict[K, list[float | None]]:
     """Seconds of every function in every round, None where it was left out. Each round has an
     order of its own: small calls take longer after some others.
 
@@ -25,8 +27,8 @@ def interleaved(
     that others use too.
     patience: seconds; what takes longer is timed FEW times.
     """
-    seconds = {name: [None] * rounds for name in functions}
-    slow: set[str] = set()
+    seconds: dict[K, list[float | None]] = {name: [None] * rounds for name in functions}
+    slow: set[K] = set()
     orders, order = random.Random(0), list(functions)
     for round_ in range(-WARM_UP, rounds):
         orders.shuffle(order)
@@ -50,7 +52,7 @@ def seconds_of(function: Callable[[], object], clock: Callable[[], float]) -> fl
     return clock() - started
 
 
-def summary(seconds: dict[str, list[float | None]], reference: str) -> dict[str, dict[str, float]]:
+def summary(seconds: dict[str, list[float | None]], reference: str) -> dict[str, dict[str, Any]]:
     """Per name: median, quartiles (ms) and the median over rounds of this / reference."""
     result = {}
     for name, values in seconds.items():

@@ -14,7 +14,7 @@ from exp.harness.task import task_named, tasks
 from optimizer.parts.state import state_of, state_per_weight
 
 BARE = "AdamW, bare loop"  # forward, backward and step alone: what our loop is measured against
-MODES = {
+MODES: dict[str, dict] = {
     "AdamW": {"name": "adamw"},
     BARE: {"name": "adamw"},
     "Muon": {"name": "muon"},
@@ -53,7 +53,7 @@ def measure(rounds: int, clock: str, device: torch.device, full: bool
         settings = load_settings(path, overrides, task)
         runs = {mode: build({**settings, "optimizer": {**MODES[mode], "routing": "role"}},
                             task) for mode in modes}
-        functions = {mode: (bare if mode == BARE else steps)(
+        functions = {mode: (Bare if mode == BARE else Steps)(
             built, 1 if full and mode not in UNEVEN else PERIOD) for mode, built in runs.items()}
         memory = {mode: needed_bytes(functions[mode], built, device)
                   for mode, built in runs.items()}
@@ -73,8 +73,12 @@ def measure(rounds: int, clock: str, device: torch.device, full: bool
 def needed_bytes(function: Callable[[], None], built: Built, device: torch.device) -> int:
     """Bytes at the worst moment of two calls, after a first one that leaves gradients and state.
     AGA syncs when it likes: in one cycle it may not."""
+    def twice() -> None:
+        function()
+        function()
+
     function()
-    return peak_bytes(lambda: (function(), function()), device) + resident_bytes(built)
+    return peak_bytes(twice, device) + resident_bytes(built)
 
 
 def resident_bytes(built: Built) -> int:
@@ -85,40 +89,42 @@ def resident_bytes(built: Built) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def steps(built: Built, period: int = PERIOD) -> Callable[[], None]:
-    """A function that trains `period` steps, as the scripts' loops do; `calls` counts its calls."""
-    batches = endless(built)
-    built.model.train()
+class Steps:
+    """Trains `period` steps a call, as the scripts' loops do; `calls` counts its calls."""
 
-    def run() -> None:
-        for step in range(period * run.calls, period * (run.calls + 1)):
-            built.schedule.set_lr(step)
-            built.optimizer.step(built.objective.on(next(batches)))
-        run.calls += 1
+    def __init__(self, built: Built, period: int = PERIOD) -> None:
+        self.built, self.period, self.calls = built, period, 0
+        self.batches = endless(built)
+        built.model.train()
 
-    run.calls, run.period = 0, period
-    return run
+    def __call__(self) -> None:
+        for step in range(self.period * self.calls, self.period * (self.calls + 1)):
+            self.step(step)
+        self.calls += 1
+
+    def step(self, number: int) -> None:
+        """One step, number `number` from 0."""
+        self.built.schedule.set_lr(number)
+        self.built.optimizer.step(self.built.objective.on(next(self.batches)))
 
 
-def bare(built: Built, period: int = PERIOD) -> Callable[[], None]:
+class Bare(Steps):
     """The same number of steps with nothing around them: batches made beforehand, no closure, no
     metrics, no schedule."""
-    objective = built.objective
-    batches = itertools.cycle(list(itertools.islice(endless(built), PERIOD)))
-    built.model.train()
 
-    def run() -> None:
-        for _ in range(period):
-            built.optimizer.zero_grad()
-            with objective.autocast():
-                loss, _ = objective.loss_fn(built.model, *next(batches))
-            loss.backward()
-            built.optimizer.step()
-            objective.gradient_evaluations += 1
-        run.calls += 1
+    def __init__(self, built: Built, period: int = PERIOD) -> None:
+        super().__init__(built, period)
+        self.batches = itertools.cycle(list(itertools.islice(endless(built), PERIOD)))
 
-    run.calls, run.period = 0, period
-    return run
+    def step(self, number: int) -> None:
+        """One step."""
+        built = self.built
+        built.optimizer.zero_grad()
+        with built.objective.autocast():
+            loss, _ = built.objective.loss_fn(built.model, *next(self.batches))
+        loss.backward()
+        built.optimizer.step()
+        built.objective.gradient_evaluations += 1
 
 
 def endless(built: Built) -> Iterator[tuple[torch.Tensor, ...]]:

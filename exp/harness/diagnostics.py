@@ -41,8 +41,7 @@ class Instruments:
         self.every = 1
         self.steps = 0
         self.seconds = 0.0
-        self.measures = False  # this step
-        self.before: dict[str, Tensor] = {}
+        self.before: dict[str, Tensor] | None = None  # the step that is measured
         self.values: dict[str, list[float]] = {}
         hidden = {name for name, (role, _) in roles_of(model).items() if role == "hidden"}
         self.matrices = {name: p for name, p in model.named_parameters()
@@ -59,53 +58,52 @@ class Instruments:
 
     def _before(self, *_) -> None:
         self.steps += 1
-        self.measures = self.steps % self.every == 0
-        if self.measures:
+        if self.steps % self.every == 0:
             started = self._now()
             self.before = {name: p.detach().clone() for name, p in self.matrices.items()}
             self.seconds += self._now() - started
 
     @torch.no_grad()
     def _after(self, *_) -> None:
-        if not self.measures:
+        before, self.before = self.before, None
+        if before is None:
             return
         for instrument in self.names:
             started = self._now()
-            getattr(self, f"_{instrument}")()
+            getattr(self, f"_{instrument}")(before)
             spent = self._now() - started
             self.seconds += spent
             self._note(f"{instrument}/seconds", spent)
-        self.before = {}
 
     def _now(self) -> float:
         # Kernels of the step that are still queued count as the step's time.
         wait_for(next(self.model.parameters()).device)
         return time.perf_counter()
 
-    def _spectrum(self) -> None:
+    def _spectrum(self, before: dict[str, Tensor]) -> None:
         for name, p in self.matrices.items():
             tensors = {"gradient": p.grad, "adam": adam_direction(self.optimizer, p),
-                       "update": p - self.before[name]}
+                       "update": p - before[name]}
             for kind, tensor in tensors.items():
                 if tensor is not None:
                     for measure, value in spectrum(tensor).items():
                         self._note(f"spectrum/{name}/{kind}/{measure}", value)
 
-    def _updates(self) -> None:
+    def _updates(self, before: dict[str, Tensor]) -> None:
         for name, p in self.matrices.items():
-            before = self.before[name]
-            self._note(f"updates/{name}/ratio", float((p - before).norm() / before.norm()))
+            change = (p - before[name]).norm() / before[name].norm()
+            self._note(f"updates/{name}/ratio", float(change))
 
-    def _alignment(self) -> None:
+    def _alignment(self, before: dict[str, Tensor]) -> None:
         for name, p in self.matrices.items():
-            update = p - self.before[name]
+            update = p - before[name]
             if p.grad is not None:
                 self._note(f"alignment/{name}/gradient", cosine(update, -p.grad))
             adam = adam_direction(self.optimizer, p)
             if adam is not None:
                 self._note(f"alignment/{name}/adam", cosine(update, -adam))
 
-    def _sharpness(self) -> None:
+    def _sharpness(self, _: dict[str, Tensor]) -> None:
         from exp.harness.curvature import curvature
 
         after = {name: p.detach().clone() for name, p in self.matrices.items()}

@@ -20,7 +20,7 @@ from exp.harness.arguments import BAD_INPUT, COMPLETED
 from exp.landscape.functions import FUNCTIONS
 from exp.landscape.paths import CLOSE, COMMON_RATE, RATES, WRAPPED, Walk, best_walk, walk, walkers
 from exp.landscape.pictures import animate, draw
-from exp.report.jsonfile import read_json, write_json
+from exp.report.jsonfile import require_json, write_json
 from exp.report.tables import table
 
 DIGITS = 4  # of the numbers that are kept
@@ -74,9 +74,7 @@ def render(folder: Path, name: str) -> None:
 
     Raises ValueError for a missing or damaged file.
     """
-    content = read_json(folder / f"{name}.json")
-    if content is None:
-        raise ValueError(f"{folder / name}.json is not there: measure it, without --render")
+    content = require_json(folder / f"{name}.json")
     function = FUNCTIONS[name]
     draw(folder / f"{name}.png", function, {
         f"each at its best learning rate, {content['steps']} steps": content["best"],

@@ -1,6 +1,6 @@
 """JSON files of results: read with one clear error, written whole or not at all.
 
-    content = read_json(path)                 # None where there is no file
+    content = read_json(path)                 # None where there is no file; require_json raises
     write_json(path, content, depth=2)        # values two levels down on a line of their own
 """
 
@@ -16,6 +16,14 @@ def read_json(path: Path) -> dict | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): restore it or delete it") from error
+
+
+def require_json(path: Path) -> dict:
+    """The content of a JSON file. Raises ValueError if it is missing or damaged."""
+    content = read_json(path)
+    if content is None:
+        raise ValueError(f"{path} is not there: measure it, without --render")
+    return content
 
 
 def write_json(path: Path, content: dict | list, depth: int) -> None:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from exp.report.jsonfile import read_json, write_json
 
@@ -37,7 +38,7 @@ class Row:
         if self.value is not None and not math.isfinite(self.value):
             object.__setattr__(self, "value", None)  # JSON knows no infinity
 
-    def __getitem__(self, column: str) -> object:
+    def __getitem__(self, column: str) -> Any:
         """The value of a column or of a setting; None for a setting that the row does not have."""
         return getattr(self, column) if column in COLUMNS else self.settings.get(column)
 
@@ -89,7 +90,8 @@ class Rows(list[Row]):
                   for line, by_level in cells.items())]
 
 
-def rows_of(tree: dict, columns: tuple[str, ...], seeds: Iterable[int], **shared: object) -> Rows:
+def rows_of(tree: dict | list, columns: tuple[str, ...], seeds: Iterable[int], **shared: object
+            ) -> Rows:
     """The opposite of `Rows.tree`: nested objects with one value per seed as rows. shared: columns
     and settings of all of them."""
     rows = Rows()

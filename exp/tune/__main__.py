@@ -36,6 +36,7 @@ from exp.tune.board import (
     published,
     published_study,
     read_board,
+    require_board,
     require_terms,
     save,
     whole_studies,
@@ -168,10 +169,11 @@ def publish(options: argparse.Namespace, path: Path, board: dict, arms: list[Arm
     unfinished = [name for name, of_arm in studies.items() if None in of_arm]
     done = [arm for arm in arms if arm.name not in unfinished]
     if done:
-        write_board(path, board, done, studies)
+        whole = {arm.name: [study for study in studies[arm.name] if study] for arm in done}
+        write_board(path, board, done, whole)
         configs = (ROOT if options.outputs.resolve() == ROOT / "outputs" else options.outputs
                    ) / "config" / "tuned"
-        write_configs(configs, board["terms"], done, studies)
+        write_configs(configs, board["terms"], done, whole)
         print(f"written: {path}, {path.stem}.md beside it, {configs}")
     if unfinished:
         print(f"not finished, and not published: {', '.join(unfinished)}; the same command "
@@ -191,9 +193,10 @@ def _by_arm(studies: dict[Chain, dict | None]) -> dict[str, list[dict | None]]:
 
 def pace(options: argparse.Namespace) -> int:
     """Time the winners of a board."""
-    board = _finished(options.outputs, options.task)
+    path = board_path(options.outputs, options.task)
+    board = require_board(path)
     time_winners(board)
-    save(board_path(options.outputs, options.task), board)
+    save(path, board)
     return COMPLETED
 
 
@@ -204,8 +207,9 @@ def follow_up(options: argparse.Namespace) -> int:
     if options.best_known and not path.exists():
         board = read_board(interim_path(path)) or _without_studies(read_search(options))
     else:
-        board = _finished(options.outputs, options.task)
-    source = _finished(options.outputs, options.transfer) if options.transfer else None
+        board = require_board(path)
+    source = (require_board(board_path(options.outputs, options.transfer)) if options.transfer
+              else None)
     question = ("transfer" if source else "sensitivity" if options.sensitivity else "best_known")
     launcher = launcher_of(options, options.outputs / "tune" / "submitit")
     print(f"written: {ask(question, board, options.outputs, launcher, source)}")
@@ -216,19 +220,11 @@ def _without_studies(search: Search) -> dict:
     return {"terms": search.terms, "arms": {arm.name: entry_of(arm, []) for arm in search.arms}}
 
 
-def _finished(outputs: Path, task: str) -> dict:
-    path = board_path(outputs, task)
-    board = read_board(path)
-    if board is None:
-        raise ConfigError(f"{path} does not exist: search first")
-    return board
-
-
 def check(outputs: Path) -> int:
     """Recompute every number of every board; 1 if one is wrong."""
     status = COMPLETED
     for path in published(outputs):
-        problems = check_board(read_board(path))
+        problems = check_board(require_board(path))
         print("\n".join([f"{path.name}: {len(problems)} problems", *problems]))
         status = FAILED if problems else status
     return status

@@ -104,11 +104,12 @@ def arm_named(name: str, cap: int, own: Mapping[str, dict] | None = None) -> Arm
     time = evaluations / (lr * decay * cap) if decay else NO_DECAY
     momenta = [_usual(table["name"], key, defaults[key]) for key in COMMON[2:]
                if key in _keywords(table["name"])]
-    axes = {"lr": around(lr), "decay_time": DECAY_TIME, "aux_lr": around(AUX_LR),
-            "memory": Choice(tuple(MEMORY), _nearest(momenta))}
+    axes: dict[str, Range | Choice] = {
+        "lr": around(lr), "decay_time": DECAY_TIME, "aux_lr": around(AUX_LR),
+        "memory": Choice(tuple(MEMORY), _nearest(momenta))}
     values = {"lr": lr, "decay_time": significant(time), "aux_lr": AUX_LR, "memory": OWN}
     key, axis, value = _stated_axis(name, searched, defaults) if searched else _own_axis(table)
-    if key:
+    if axis is not None:
         axes[key], values[key] = axis, value
     return Arm(name, table, axes, values, evaluations)
 

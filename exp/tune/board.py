@@ -41,6 +41,14 @@ def read_board(path: Path) -> dict | None:
         raise ConfigError(str(error)) from error
 
 
+def require_board(path: Path) -> dict:
+    """A board. Raises ConfigError for a missing or damaged file."""
+    board = read_board(path)
+    if board is None:
+        raise ConfigError(f"{path} does not exist: search first")
+    return board
+
+
 def require_terms(board: dict | None, terms: dict, replace: bool) -> dict:
     """The board if it stands on these terms, of whatever version of the sampler, else an empty one.
     Raises ConfigError for a board on other terms, unless it is to be replaced."""
@@ -79,7 +87,8 @@ def write_interim(path: Path, terms: dict, arms: Iterable[Arm],
                   studies: dict[str, list[dict | None]]) -> None:
     """Write what may be said after the first studies, as many as are complete for all arms."""
     count = whole_studies(studies)
-    entries = {arm.name: entry_of(arm, studies[arm.name][:count]) for arm in arms}
+    entries = {arm.name: entry_of(arm, [study for study in studies[arm.name][:count] if study])
+               for arm in arms}
     save(path, {"schema": IN_PROGRESS, "terms": terms, "arms": entries,
                 "results": interim_results(terms, entries, count)})
 
@@ -125,7 +134,7 @@ def save(path: Path, board: dict) -> None:
 
 def write_page(path: Path) -> None:
     """The page of a board and the figure of its tuning curves, from its JSON."""
-    board = read_board(path)
+    board = require_board(path)
     path.with_suffix(".md").write_text(
         f"{render(board)}\n![Tuning curves]({path.stem}.png)\n", encoding="utf-8")
     draw_tuning(path.with_suffix(".png"), board)

@@ -18,7 +18,7 @@ from exp.jobs.queue import run_jobs
 from exp.report.judgement import holm
 from exp.report.tables import number
 from exp.tune.arms import Arm
-from exp.tune.board import entry_of, read_board, save
+from exp.tune.board import entry_of, require_board, save
 from exp.tune.chain import Chain
 from exp.tune.distinct import require_distinct
 from exp.tune.estimate import ANYTIME_FROM, interim_results
@@ -62,7 +62,7 @@ def challenge(board: dict, arm: Arm, outputs: Path, workers: int, minutes: float
     if not whole:
         raise ConfigError("no study is complete yet; the same command continues from here")
     _write(path, board, arm, mine[:whole], partners[:whole], done)
-    print(*_sentences(read_board(path), arm.name), f"written: {path}", sep="\n")
+    print(*_sentences(require_board(path), arm.name), f"written: {path}", sep="\n")
     return path
 
 
@@ -140,7 +140,7 @@ def _announce(arm: Arm, board: dict, path: Path) -> None:
         print(f"{key}: {_span(axis)}; of {base}: {_span(theirs.get(key))}")
     earlier = [other for other in path.parent.glob("*.json") if other != path and any(
         entry["optimizer"]["name"] == arm.optimizer["name"]
-        for name, entry in read_board(other)["arms"].items() if name == other.stem)]
+        for name, entry in require_board(other)["arms"].items() if name == other.stem)]
     if earlier:
         print(f"Version {len(earlier) + 1} of {arm.optimizer['name']} that is tried; earlier ones: "
               f"{', '.join(other.stem for other in sorted(earlier))}")

@@ -322,9 +322,10 @@ def _verdicts(rows: list[dict], alpha: float) -> None:
 
 def _pairs(logs: dict[str, np.ndarray], alpha: float) -> list[dict]:
     names = list(logs)
-    pairs = [{"a": a, "b": b, "log_ratio": float((logs[a] - logs[b]).mean())}
+    pairs: list[dict] = [{"a": a, "b": b, "log_ratio": float((logs[a] - logs[b]).mean())}
              for i, a in enumerate(names) for b in names[:i]]
-    pooled = np.mean([(logs[pair["a"]] - logs[pair["b"]]).var(ddof=1) for pair in pairs] or [0.0])
+    pooled = float(np.mean([(logs[pair["a"]] - logs[pair["b"]]).var(ddof=1)
+                            for pair in pairs] or [0.0]))
     for pair in pairs:
         t = _t(logs[pair["a"]] - logs[pair["b"]], pooled)
         pair["p"] = float(2 * min(t.cdf(0), t.sf(0)))
@@ -342,7 +343,9 @@ def _differences(path: str, ours: object, theirs: object) -> list[str]:
     if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
         return [line for place, (a, b) in enumerate(zip(ours, theirs, strict=True))
                 for line in _differences(f"{path}[{place}]", a, b)]
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool)
-                  for value in (ours, theirs))
-    same = math.isclose(ours, theirs, rel_tol=TOLERANCE) if numbers else ours == theirs
+    if (isinstance(ours, int | float) and isinstance(theirs, int | float)
+            and bool not in (type(ours), type(theirs))):
+        same = math.isclose(ours, theirs, rel_tol=TOLERANCE)
+    else:
+        same = ours == theirs
     return [] if same else [f"{path}: {theirs} is written, {ours} follows from the studies"]

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 
-from exp.bench.training import steps
+from exp.bench.training import Steps
 from exp.harness.build import build
 from exp.harness.errors import ConfigError
 from exp.harness.task import task_named
@@ -33,7 +33,7 @@ def _weights(arm: Arm, terms: dict) -> str:
     tiny = {**terms, "set": [*terms["set"], *task.scale("tiny")]}
     table = arm.settings({**arm.defaults, **SETTINGS}, terms["cap"])
     built = build(settings_of(tiny, arm, table, 0, terms["cap"]), task)
-    steps(built, STEPS)()
+    Steps(built, STEPS)()
     digest = hashlib.sha256()
     for weight in built.model.parameters():
         digest.update(weight.detach().cpu().numpy().tobytes())

@@ -36,12 +36,12 @@ def results(terms: dict, arms: dict[str, dict]) -> dict:
         return {"arms": rows, "pairs": [], "pooled_sd": None, "noise": None}
     compared = {name: np.subtract(values[name][0], values[base][0])
                 for name in (*ranked, terms["noise_arm"]) if name in arms and name != base}
-    pooled = float(np.mean([np.var(compared[name], ddof=1) for name in ranked if name != base]
-                           or [0.0]))
+    pooled = float(np.mean([float(np.var(compared[name], ddof=1)) for name in ranked
+                            if name != base] or [0.0]))
     ladder = Ladder.of(terms, {name: row["values"] for name, row in rows.items()})
     for name, d in compared.items():
-        censored = [any(values[key][1]) for key in (name, base)]
-        rows[name] |= comparison(d, pooled, *censored, ladder)
+        ours, theirs = (any(values[key][1]) for key in (name, base))
+        rows[name] |= comparison(d, pooled, ours, theirs, ladder)
     _judge([rows[name] for name in ranked if name != base], terms["alpha"])
     ordered = pairs({name: values[name][0] for name in ranked}, terms["alpha"])
     for name in ranked:
@@ -169,7 +169,7 @@ def pairs(values: dict[str, list[float]], alpha: float) -> list[dict]:
     names = list(values)
     differences = {(a, b): np.subtract(values[a], values[b])
                    for place, a in enumerate(names) for b in names[:place]}
-    pooled = float(np.mean([np.var(d, ddof=1) for d in differences.values()] or [0.0]))
+    pooled = float(np.mean([float(np.var(d, ddof=1)) for d in differences.values()] or [0.0]))
     tests = [t_test(d, pooled) for d in differences.values()]
     adjusted = benjamini_hochberg([p for *_, p in tests])
     return [{"a": a, "b": b, "log_ratio": mean, "p": p, "p_bh": q, "ordered": q <= alpha}

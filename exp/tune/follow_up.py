@@ -17,9 +17,9 @@ from exp.harness.toml import read_toml
 from exp.jobs.launch import Launcher
 from exp.jobs.queue import run_jobs
 from exp.report.canvas import canvas, styles
-from exp.report.jsonfile import read_json, write_json
+from exp.report.jsonfile import require_json, write_json
 from exp.report.statistics import mean
-from exp.report.tables import page, table
+from exp.report.tables import Lines, page, table
 from exp.tune.arms import Arm
 from exp.tune.board import board_path, read_board
 from exp.tune.cells import ARMS
@@ -102,8 +102,8 @@ def _known(arm: Arm, terms: dict, board: dict, folder: Path) -> Probe:
 
 def write_follow_up(path: Path, outputs: Path) -> None:
     """The page of a question, and the figure of the rates, from its file and the boards."""
-    kept = read_json(path)
-    board = read_board(board_path(outputs, kept["terms"]["task"]))
+    kept = require_json(path)
+    board = read_board(board_path(outputs, kept["terms"]["task"])) or {"arms": {}}
     text = {"sensitivity": _sensitivity, "transfer": _transfer, "best_known": _best_known}
     made = {f"{facts['machine']}; torch {facts['torch']}; commit {facts['commit']}."
             for facts in kept["made_with"].values()}
@@ -118,7 +118,8 @@ def _sensitivity(kept: dict, board: dict, path: Path) -> str:
         ladder = Ladder.of(terms, {name: study_values(rung(terms, name), entry["studies"])[0]
                                    for name, entry in board["arms"].items()})
         margin = math.nan if ladder is None else -ladder.effect(1 / NEAR)
-    lines, curves = [("", "decades within the best", "best rate")], {}
+    lines: Lines = [("", "decades within the best", "best rate")]
+    curves = {}
     for arm, points in kept["arms"].items():
         rates, values = zip(*((float(label), value(terms, runs))
                               for label, runs in points.items()), strict=True)
@@ -153,21 +154,22 @@ def basin(rates: tuple[float, ...], values: tuple[float, ...], margin: float) ->
     return float(reach(range(best + 1, len(logs))) - reach(range(best - 1, -1, -1)))
 
 
-def _transfer(kept: dict, board: dict | None, path: Path) -> str:
-    terms, lines = kept["terms"], [("", "with the winner of the other task", "tuned here", "times")]
+def _transfer(kept: dict, board: dict, path: Path) -> str:
+    terms = kept["terms"]
+    lines: Lines = [("", "with the winner of the other task", "tuned here", "times")]
     for arm, points in kept["arms"].items():
         moved = value(terms, points["moved"])
-        entry = board["arms"].get(arm) if board else None
-        tuned = float(np.mean(study_values(terms, entry["studies"])[0])) if entry else None
-        lines.append((arm, math.exp(moved), tuned and math.exp(tuned),
-                      math.exp(moved - tuned) if entry else None))
+        entry = board["arms"].get(arm)
+        tuned = float(np.mean(study_values(terms, entry["studies"])[0])) if entry else math.nan
+        lines.append((arm, math.exp(moved), math.exp(tuned), math.exp(moved - tuned)))
     return page(f"# Winners of {path.stem.split('_from_')[1]} on {terms['task']}",
                 "Rate, decay time in horizons and memory of each arm's best study, two seeds.",
                 table(lines))
 
 
 def _best_known(kept: dict, board: dict, path: Path) -> str:
-    terms, lines = kept["terms"], [("", "setting", "cost", "reported on")]
+    terms = kept["terms"]
+    lines: Lines = [("", "setting", "cost", "reported on")]
     for arm, points in kept["arms"].items():
         (label, runs), = points.items()
         values = [math.exp(run_value(terms, run)) for run in runs]

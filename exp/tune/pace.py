@@ -4,10 +4,9 @@ Fresh runs come from several machines and days: their own clocks compare arms ba
 """
 
 import statistics
-from collections.abc import Callable
 
 from exp.bench.timing import interleaved
-from exp.bench.training import steps
+from exp.bench.training import Steps
 from exp.harness.build import Built, build
 from exp.harness.task import task_named
 from exp.tune.arms import Arm
@@ -45,7 +44,7 @@ class Counted:
 
     def __init__(self, built: Built) -> None:
         self.objective = built.objective
-        self.train: Callable[[], None] = steps(built, STEPS)
+        self.train = Steps(built, STEPS)
         self.counts: list[int] = []
 
     def __call__(self) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from exp.report.tables import markdown, number, page
 from exp.tune.cells import read_ablation
@@ -37,7 +38,7 @@ def render(board: dict) -> str:
 Column = Callable[[dict, str], str]
 
 
-def _of_row(key: str, text: Callable[[object], str] = number) -> Column:
+def _of_row(key: str, text: Callable[[Any], str] = number) -> Column:
     def column(board: dict, name: str) -> str:
         row = board["results"]["arms"][name]
         return text(row[key]) if key in row else ""

@@ -110,7 +110,9 @@ class Runs:
                 raise Stopped
             if status not in (COMPLETED, DIVERGED):
                 raise ConfigError(f"{job.folder} has not ended: see its train.log")
-        record = finished_run(job.folder, self.task)[0]
+        found = finished_run(job.folder, self.task)
+        assert found is not None  # the job has an outcome
+        record = found[0]
         curve = record["curve"][self.task.primary.name]
         return curve[-1] if record["status"] == "completed" else math.inf
 

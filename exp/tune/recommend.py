@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from exp.harness.errors import ConfigError
-from exp.report.jsonfile import read_json
+from exp.report.jsonfile import require_json
 from exp.report.tables import table
-from exp.tune.board import board_path, read_board
+from exp.tune.board import board_path, require_board
 from exp.tune.probe import value
 
 
@@ -45,10 +45,12 @@ def regrets(boards: dict[str, dict], moved: dict[tuple[str, str], dict]) -> list
 def recommend(outputs: Path) -> None:
     """Print the regrets of every task that has a board and transfers to it. Raises ConfigError
     where there is none."""
-    boards = {path.stem: read_board(path)
+    boards = {path.stem: require_board(path)
               for path in board_path(outputs, "any").parent.glob("*.json")}
-    moved = {tuple(path.stem.split("_transfer_from_")[::-1]): read_json(path)
-             for path in (outputs / "paper" / "follow_up").glob("*_transfer_from_*.json")}
+    moved = {}
+    for path in (outputs / "paper" / "follow_up").glob("*_transfer_from_*.json"):
+        target, source = path.stem.split("_transfer_from_")
+        moved[source, target] = require_json(path)
     rows = regrets(boards, moved)
     if not rows:
         raise ConfigError("the recommender needs boards of two tasks and --transfer between them")

@@ -35,7 +35,7 @@ def log_metric(terms: dict, value: float) -> float:
     return math.log(value if terms["mode"] == "min" else max(1 - value, LEAST_ERROR))
 
 
-def readings(lines: Sequence[dict], terms: dict, limit: int) -> tuple[list[int], list[float]]:
+def readings(lines: Sequence[dict], terms: dict, limit: float) -> tuple[list[int], list[float]]:
     """Gradient evaluations and metric of every reading of a run up to the limit."""
     if terms["regime"] == "anneal":
         lines = [{**line, KEY: min(line[KEY], limit)} for line in lines]

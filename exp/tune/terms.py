@@ -124,7 +124,7 @@ def _measured(terms: dict) -> dict:
     arm, task = arm_named(terms["baseline"], terms["cap"]), task_named(terms["task"])
     table = arm.settings(arm.defaults, terms["cap"])
     built = build(settings_of(terms, arm, table, 0, terms["cap"]), task)
-    measured = {"evaluate_every": len(built.data.train)}
+    measured: dict[str, float] = {"evaluate_every": len(built.data.train)}
     if terms["regime"] == "anneal":
         untrained = task.evaluate(built.objective, built.data)[terms["metric"]]
         measured["worst"] = log_metric(terms, untrained)

@@ -64,7 +64,8 @@ def preregistration(path: Path = PLAN) -> Plan:
 
 def collect(folder: Path) -> tuple[Rows, dict]:
     """(rows, provenance) of the finished runs under a folder; diverged ones have no value."""
-    rows, provenance = Rows(), {}
+    rows = Rows()
+    provenance: dict = {}
     for path in sorted(file.parent for file in folder.glob("*/*/*/*/summary.json")):
         rung, part, arm, name = path.relative_to(folder).parts
         found = finished_run(path, task_named("ladder"))
@@ -128,10 +129,10 @@ def agreement(ours: dict[str, dict[int, float]], plan: Plan) -> list[tuple]:
                       f"{verdict(same >= PAIRS * pairs)}: {same} of {pairs}"))
     shared = [arm for arm in plan.marin if arm in ours]
     if len(shared) == len(plan.marin):
-        rho = ranking.spearman([np.mean(list(ours[arm].values())) for arm in shared],
-                               [plan.marin[arm][0] for arm in shared])
+        at_1x = ranking.spearman([np.mean(list(ours[arm].values())) for arm in shared],
+                                 [plan.marin[arm][0] for arm in shared])
         lines.append(("H4: order of marin at 1x", f"rho >= {MARIN_RHO}",
-                      f"{verdict(rho >= MARIN_RHO)}: {number(rho)}"))
+                      f"{verdict(at_1x >= MARIN_RHO)}: {number(at_1x)}"))
     else:
         lines.append(("H4: order of marin at 1x", f"rho >= {MARIN_RHO}",
                       f"not tested: {len(shared)} of {len(plan.marin)} arms"))

@@ -11,6 +11,7 @@ from itertools import combinations
 
 import numpy as np
 import scipy
+from numpy.typing import ArrayLike
 
 from exp.report.statistics import LEVEL, RESAMPLES, Estimate, deviation, paired
 
@@ -46,7 +47,7 @@ class Reference:
         return lead / math.sqrt(1 / self.n + 1 / other.n) >= SEPARATED
 
 
-def spearman(ours: Sequence[float], theirs: Sequence[float]) -> float:
+def spearman(ours: ArrayLike, theirs: ArrayLike) -> float:
     """Spearman's rho with midranks for ties; nan where all of one side are equal."""
     return float(_rhos(np.array([ours]), np.array([theirs]))[0])
 
@@ -102,8 +103,9 @@ def chance(reference: Mapping[str, Reference], error: float, target: float = 0.8
     return float(np.median(rhos)), float(np.mean(rhos >= target))
 
 
-def seeds_needed(difference: float, sigma: float) -> int:
-    """Seeds per arm that detect a difference of two means at 95 % with 90 % power, unpaired."""
+def seeds_needed(difference: float, sigma: float) -> float:
+    """Seeds per arm that detect a difference of two means at 95 % with 90 % power, unpaired;
+    infinite for none."""
     quantile = scipy.stats.norm.ppf
     z = quantile((1 + LEVEL) / 2) + quantile(POWER)
     return math.ceil(2 * z**2 * (sigma / difference) ** 2) if difference else math.inf

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from exp.report.judgement import judge_all, judge_any
 from exp.report.rows import Row, Rows, rows_of
 from exp.report.statistics import mean
-from exp.report.tables import interval, number
+from exp.report.tables import Lines, interval, number
 from exp.theory import sam
 from exp.theory.statement import Verdict
 from exp.theory.sweeps import average
@@ -46,7 +46,7 @@ def tables(rows: Rows) -> dict:
     """The best radius of every schedule, and the value there."""
     plain = rows.where(optimizer="AdamW")
     titles = (f"{schedule}: best rho, value" for schedule in sam.SCHEDULES)
-    lines = [("task, metric", "AdamW", *titles)]
+    lines: Lines = [("task, metric", "AdamW", *titles)]
     for task, schedules in at_best(rows).items():
         lines.append((f"{task}, {sam.METRIC[task]}", plain.values(task=task),
                       *(f"{rho:g}: {interval(mean(values))}"

@@ -14,7 +14,7 @@ from exp.report.judgement import (
     judge_below,
 )
 from exp.report.rows import Row, Rows
-from exp.report.tables import number
+from exp.report.tables import Lines, number
 from exp.theory import sweeps
 from exp.theory.statement import Verdict
 
@@ -72,8 +72,8 @@ def laws(by_batch: dict[int, sweeps.Grid]) -> list[str]:
 def tables(rows: Rows) -> dict:
     """Best rates, then the exponents between neighbours."""
     batches = rows.levels("batch")
-    rates = [("best lr at a batch of", *map(str, batches), *(f"loss, {b}" for b in batches))]
-    slopes = [("a", *(f"{one} to {two}" for one, two in itertools.pairwise(batches)), "law")]
+    rates: Lines = [("best lr at a batch of", *map(str, batches), *(f"loss, {b}" for b in batches))]
+    slopes: Lines = [("a", *(f"{one} to {two}" for one, two in itertools.pairwise(batches)), "law")]
     for name, by_batch in rows.tree(*KEYS).items():
         grids = by_batch.values()
         rates.append((name, *map(sweeps.best_rates, grids), *map(sweeps.lowest, grids)))

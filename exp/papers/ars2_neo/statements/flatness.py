@@ -8,7 +8,7 @@ from exp.harness.curvature import curvature
 from exp.report.evidence import sample
 from exp.report.judgement import judge_above, judge_all
 from exp.report.rows import Row, Rows
-from exp.report.tables import interval
+from exp.report.tables import Lines, interval
 from exp.theory.statement import Verdict
 from exp.theory.training import built, evaluate, examples
 
@@ -87,8 +87,8 @@ def judge(rows: Rows) -> Verdict:
 def tables(rows: Rows) -> dict:
     """The correlations, then the end points of each task."""
     titles = [key.replace("_", " ") for key in COLUMNS]
-    lines = [("rank correlation with the gap", *titles[3:], "epochs", "training loss")]
-    content = {"correlations": lines}
+    lines: Lines = [("rank correlation with the gap", *titles[3:], "epochs", "training loss")]
+    content: dict[str, Lines | str] = {"correlations": lines}
     for task, by_name in rows.tree(*KEYS).items():
         lines.append((task, *(correlations(by_name, key)
                               for key in (*MEASURES, "epochs", "training loss"))))

@@ -17,7 +17,7 @@ BOUND = 0.25
 REST = {"lr": 1e-3, "betas": [0.9, 0.98], "weight_decay": 0.0}  # embeddings, head, biases
 ARS = {"name": "ars2_neo", "k": 0, "betas": [0.9, 0.98]}
 # Optimizer -> settings, and a power of two near its best learning rate: the grid begins there.
-RULES = {
+RULES: dict[str, tuple[dict, float]] = {
     "ARS2-Neo Base, literal": ({**ARS, "energy_norm": "literal"}, 2**-8),
     "ARS2-Neo Base, frobenius": ({**ARS, "energy_norm": "frobenius"}, 2**-5),
     "ARS2-Neo Base, rms": ({**ARS, "energy_norm": "rms"}, 2**-5),

@@ -14,7 +14,7 @@ NEAR = 0.1  # nats
 LEAST = 0.1  # doublings that are worth naming
 POINTS = 9  # of the grid, a factor of two apart
 RULES = {"SGD with momentum": (sweeps.sgd, 2**-6), "AdamW": (sweeps.adamw, 2**-11)}
-WITH = {"without": {}, "with": {"lookahead": {}}}
+WITH: dict[str, dict] = {"without": {}, "with": {"lookahead": {}}}
 GRID = {"optimizer": RULES, "lookahead": WITH}
 KEYS = ("optimizer", "lookahead", "lr")
 
@@ -22,8 +22,9 @@ KEYS = ("optimizer", "lookahead", "lr")
 def measure(seeds: list[int], optimizer: str, lookahead: str) -> Iterable[Row]:
     """The grid of one optimizer, with Lookahead around it or without."""
     rule, start = RULES[optimizer]
-    losses = {lr: [sweeps.curve({**rule(lr), **WITH[lookahead]}, seed)[-1] for seed in seeds]
-              for lr in (start * 2.0**n for n in range(POINTS))}
+    losses: sweeps.Grid = {
+        lr: [sweeps.curve({**rule(lr), **WITH[lookahead]}, seed)[-1] for seed in seeds]
+        for lr in (start * 2.0**n for n in range(POINTS))}
     return sweeps.grid_rows(losses, seeds)
 
 

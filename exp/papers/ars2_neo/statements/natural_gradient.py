@@ -4,6 +4,7 @@ net."""
 import copy
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ DECIDES, NEARLY = 0.1, 0.9
 CHUNK = 250
 DRIVER = "Adam"  # makes the path; all the others see its gradients at its weights
 BETAS = [0.9, 0.99]
-RULES = {
+RULES: dict[str, dict] = {
     "SGD": {"name": "sgd", "momentum": 0.9, "dampening": 0.9},
     "Adam": {"name": "adam", "betas": BETAS},
     "Muon": {"name": "muon", "routing": "all", "momentum": 0.9, "nesterov": False},
@@ -129,7 +130,7 @@ def shadow_update(model: nn.Module, optimizer: torch.optim.Optimizer, weights: d
     """The step, flat, that a rule takes at the given weights; its own are set to them first."""
     model.load_state_dict(weights)
 
-    def closure() -> Tensor:
+    def closure() -> Any:
         model.zero_grad(set_to_none=True)
         loss = F.cross_entropy(model(inputs), labels)
         loss.backward()

@@ -20,7 +20,7 @@ LEAST = 0.5  # rates that are worth naming
 TR = {"name": "tr_muon", "lr": 1e-3}
 GAIN = {"control": "gain", "radius_range": (0.1, 4.0)}  # as the spike's proposal has it
 LINE = {"control": "line", "radius_range": (0.01, 100.0)}  # the whole sweep, and more, in reach
-RULES = {
+RULES: dict[str, dict] = {
     "AdamW": {"name": "adamw", "lr": 3e-3}, "Muon": {"name": "muon", "lr": 0.02},
     "K-FAC": {"name": "kfac", "lr": 1e-2},
     "K-FAC, damping 1e-5": {"name": "kfac", "lr": 1e-2, "damping": 1e-5},
@@ -36,8 +36,9 @@ RULES = {
 }
 DEFAULT = "TR-Muon curvature, line"
 # Task -> scale, [data] keys.
-TASKS = {"grokking": ("small", {}), "cifar": ("small", {"subset": 0.02, "batch_size": 32}),
-         "wikitext2": ("mini", {"batch_size": 4})}
+TASKS: dict[str, tuple[str, dict]] = {
+    "grokking": ("small", {}), "cifar": ("small", {"subset": 0.02, "batch_size": 32}),
+    "wikitext2": ("mini", {"batch_size": 4})}
 GRID = {"task": TASKS, "optimizer": RULES, "factor": FACTORS}
 KEYS = ("task", "optimizer", "factor")
 EVALUATIONS, EXAMPLES = 100, 128
@@ -94,7 +95,8 @@ def near_best(by_factor: dict[float, list]) -> list[int]:
 def lowest(by_factor: dict[float, list]) -> list[float]:
     """The losses of the seeds at the rate with the lowest mean."""
     losses = means(by_factor)
-    return [math.inf if loss is None else loss for loss in by_factor[min(losses, key=losses.get)]]
+    best = min(losses, key=lambda factor: losses[factor])
+    return [math.inf if loss is None else loss for loss in by_factor[best]]
 
 
 def tests(by_name: dict, rule: str) -> list[Judgement]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from exp.report.evidence import sample
 from exp.report.judgement import judge_all, judge_below
 from exp.report.rows import Row, Rows, rows_of
-from exp.report.tables import interval, number
+from exp.report.tables import Lines, interval, number
 from exp.theory import sweeps
 from exp.theory.statement import Verdict
 from exp.theory.training import built, steps
@@ -64,7 +64,7 @@ def judge(rows: Rows) -> Verdict:
 
 def tables(rows: Rows) -> dict:
     """Loss, difference and state of every storage, task by task."""
-    lines = [("task, mode", "lr", "shear in", "state / weight", "loss", "difference, %")]
+    lines: Lines = [("task, mode", "lr", "shear in", "state / weight", "loss", "difference, %")]
     for task in rows.levels("task"):
         for mode in rows.levels("mode"):
             here = rows.where(task=task, mode=mode)

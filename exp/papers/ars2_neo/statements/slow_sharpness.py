@@ -54,9 +54,7 @@ def windows(task: str, seed: int) -> dict[str, dict[tuple[str, str], list[Tensor
     params = list(run.model.parameters())
     again = next(run.data.train.epoch(0))
     series: dict = {}
-    for done, batch in enumerate(batches(run)):
-        if done >= max(starts) + length:
-            return series
+    for done, batch in zip(range(max(starts) + length), batches(run), strict=False):
         for before in starts:
             if before <= done < before + length:
                 window = series.setdefault(f"steps {before + 1} to {before + length}", {})
@@ -65,6 +63,7 @@ def windows(task: str, seed: int) -> dict[str, dict[tuple[str, str], list[Tensor
                     for kind, vector in zip(KINDS, vectors, strict=True):
                         window.setdefault((which, kind), []).append(vector)
         run.optimizer.step(run.objective.on(batch))
+    return series
 
 
 def short_run(k: int, seed: int) -> dict[str, float]:

@@ -25,8 +25,10 @@ def measure(seeds: list[int], task: str, optimizer: str) -> Iterable[Row]:
         if task == "wikitext2":
             grid = sweeps.curve_sweep(table, start, seeds, batch_size=batch)
         else:
-            grid = sweeps.sweep(lambda lr, batch=batch: [
-                pair_loss(table(lr), batch, seed) for seed in seeds], start)
+            def losses(lr: float, batch: int = batch) -> list[float]:
+                return [pair_loss(table(lr), batch, seed) for seed in seeds]
+
+            grid = sweeps.sweep(losses, start)
         yield from sweeps.grid_rows(grid, seeds, batch=batch)
         start = sweeps.best_of_grid(grid)
 

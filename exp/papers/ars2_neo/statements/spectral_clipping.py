@@ -15,7 +15,7 @@ from exp.theory.statement import Verdict
 GUESS = 7.0  # nats
 SLOWER, LOWER = 1.10, 0.5  # times the steps; doublings of the rate
 # Optimizer -> keys over Muon's, and where its grid begins.
-RULES = {"Muon": ({}, 2**-5)} | {
+RULES: dict[str, tuple[dict, float]] = {"Muon": ({}, 2**-5)} | {
     f"clip to [{smin:g}, 1]": ({"name": "spectral_clip_muon", "smin": smin}, 2**-4)
     for smin in (0.01, 0.1, 0.5)}
 GRID = {"optimizer": RULES}

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from exp.papers.ars2_neo.statements.radius_sweep import GAIN, LINE
 from exp.report.rows import Row, Rows
-from exp.report.tables import table
-from exp.theory.sweeps import Grid, average
+from exp.report.tables import Lines, table
+from exp.theory.sweeps import Grid, average, finite
 from optimizer import optimizer_class
 
 DOUBLE = torch.float64
@@ -26,7 +26,7 @@ RULES = ("ratio", "curvature", "secant")
 NOISES, BATCHES = (0.0, 0.1, 1.0, 10.0), (8, 64, 512)
 ROWS, COLUMNS, EXAMPLES = 12, 20, 2048
 # Label -> optimizer, its settings.
-CONTENDERS = {
+CONTENDERS: dict[str, tuple[str, dict]] = {
     "RMSuon": ("rmsuon", {}),
     "TR-Muon ratio": ("tr_muon", {"rule": "ratio", **GAIN}),
     "TR-Muon secant": ("tr_muon", {"rule": "secant", "interval": 10, **GAIN}),
@@ -168,8 +168,8 @@ def final_loss(problem: Problem, name: str, steps: int, seed: int, **settings) -
 def tables(rows: Rows) -> dict:
     """Errors and correlations, then the losses of each problem over the rates."""
     seen = rows.tree("problem", "rule", "axis")
-    lines = [("problem", *(f"{rule}: {axis}" for rule in RULES for axis in ("error",
-                                                                            "correlation")))]
+    lines: Lines = [("problem", *(f"{rule}: {axis}" for rule in RULES
+                                  for axis in ("error", "correlation")))]
     for problem, by_rule in seen.items():
         means = [[value for value in by_rule[rule][axis] if value is not None]
                  for rule in RULES for axis in ("error", "correlation")]
@@ -184,7 +184,8 @@ def tables(rows: Rows) -> dict:
 
 def _over_rates(by_rate: Grid) -> tuple:
     """Cells: the loss at each rate, the best, and the worst over it."""
-    means = [math.inf if None in losses else average(losses) for losses in by_rate.values()]
+    whole = finite(by_rate)
+    means = [average(whole[lr]) if lr in whole else math.inf for lr in by_rate]
     best, worst = min(means), max(means)
     return (*("diverged" if None in losses else losses for losses in by_rate.values()), best,
             worst / best if math.isfinite(worst) else "diverged")

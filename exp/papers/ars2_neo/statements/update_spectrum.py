@@ -17,7 +17,7 @@ from optimizer.parts.polar import as_matrices
 LR, STEPS = 1e-3, 40
 TOLERANCE = 0.05
 TASKS = {"grokking": "full", "cifar": "small", "wikitext2": "small"}
-RULES = {
+RULES: dict[str, dict] = {
     "ARS2-Neo Base": {"name": "ars2_neo", "k": 0},
     "ARS2-Neo Base, exact msign": {"name": "ars2_neo", "k": 0, "orthogonalizer": "svd"},
     "RMSuon": {"name": "rmsuon"}, "Muon": {"name": "muon"}, "Muon²": {"name": "muon_squared"},

@@ -72,7 +72,7 @@ def measure_at(run: Built, seed: int) -> Iterator[tuple[tuple[str, float], dict]
     """((axis, value), settings) at one point, on the batch of the last step; of several random
     directions the mean."""
     batch = run.objective.batch
-    params = [p for p in run.model.parameters() if p.requires_grad]
+    params: list[Tensor] = [p for p in run.model.parameters() if p.requires_grad]
     with frozen_statistics(run.objective.norms):
         gradient = gradients(run, batch, params)
     generator = torch.Generator().manual_seed(seed)

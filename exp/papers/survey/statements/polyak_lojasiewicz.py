@@ -52,7 +52,7 @@ def measure(seeds: list[int]) -> Iterable[Row]:
 def judge(rows: Rows) -> Verdict:
     """By the bound at every step."""
     values = [value for (value,) in rows.where(axis="f").tree("step").values()]
-    mu = rows.where(axis="sharp mu")[0].value
+    mu = rows.values(axis="sharp mu")[0]
     below = all(value <= values[0] * (1 - mu / L) ** k * (1 + 1e-12)
                 for k, value in enumerate(values))
     return Verdict(judge_exact(below), f"mu = {mu:.10f}, f after {STEPS} steps "

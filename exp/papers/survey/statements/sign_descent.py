@@ -13,8 +13,9 @@ from optimizer import optimizer_class
 SLOPES, CHANCE = (4.0, -1.0), 0.25
 DIRECTIONS = ((1.5, -0.5), (-0.5, 1.5))
 RATE, STEPS = 0.02, 2000
-RULES = {"signSGD": ("signum", {"momentum": 0.0}), "EF-signSGD": ("error_feedback", {}),
-         "SGD": ("error_feedback", {"compressor": "none"})}
+RULES: dict[str, tuple[str, dict]] = {
+    "signSGD": ("signum", {"momentum": 0.0}), "EF-signSGD": ("error_feedback", {}),
+    "SGD": ("error_feedback", {"compressor": "none"})}
 
 
 def measure(seeds: list[int]) -> Iterable[Row]:

@@ -21,7 +21,7 @@ def slope(x: Vector, i: int) -> Vector:
 
 def full_slope(x: Vector) -> Vector:
     """Mean of all of them."""
-    return sum(slope(x, i) for i in range(len(A))) / len(A)
+    return sum((slope(x, i) for i in range(len(A))), np.zeros_like(x)) / len(A)
 
 
 def epoch(x: Vector, rate: float, inner: int, reduced: bool) -> list[Vector]:
