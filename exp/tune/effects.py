@@ -50,7 +50,7 @@ def pairs(ablation: Ablation, factor: str, level: str) -> list[tuple[str, str]]:
     """(with, without): arms whose cells differ in this part alone. A cell that borrows the runs of
     another level shows nothing of its own; the same two arms are paired once."""
     first = next(iter(ablation.factors[factor]))
-    found = {}
+    found: dict[tuple[str, str], None] = {}
     for cell in ablation.cells():
         if cell[factor] == level:
             ran = [ablation.run_as(one) for one in (cell, {**cell, factor: first})]
@@ -73,7 +73,7 @@ def effects(board: dict, ablation: Ablation) -> list[Effect]:
                 d = (values[0] - values[1]).mean(0)
                 ratio = sample(np.exp(d), log=True).estimate
                 p = float(stats.ttest_1samp(d, 0.0).pvalue) if np.ptp(d) else float(not d.any())
-                bound = BOUND.get((missed[0].any(), missed[1].any()), "")
+                bound = BOUND.get((bool(missed[0].any()), bool(missed[1].any())), "")
                 made.append(Effect(f"{factor}: {level}", len(cells), ratio, bound, p))
     adjusted = holm([effect.p for effect in made])
     return [Effect(e.part, e.pairs, e.ratio, e.bound, e.p, p)
