@@ -252,7 +252,8 @@ def _rungs(terms: dict, logs: dict[str, np.ndarray]) -> list[tuple[float, float]
     if len(shares) < 2 or any(name not in logs for name in shares):
         return []
     home = logs[terms["baseline"]].mean()
-    rungs = sorted((math.log(share), logs[name].mean() - home) for name, share in shares.items())
+    rungs = sorted((math.log(share), float(logs[name].mean() - home))
+                   for name, share in shares.items())
     return rungs if all(np.diff([metric for _, metric in rungs]) < 0) else []
 
 
