@@ -28,7 +28,7 @@ from exp.papers.ladder.ranking import Reference
 from exp.papers.ladder.speed import Horizons, verdict
 from exp.report.rows import Row, Rows, read_rows, write_rows
 from exp.report.statistics import Estimate, deviation, mean
-from exp.report.tables import interval, number, page, table
+from exp.report.tables import Lines, interval, number, page, table
 
 PLAN = Path(__file__).parent / "preregistration.toml"
 OUTPUT = ROOT / "outputs" / "paper" / "ladder"
@@ -185,8 +185,8 @@ def speed_ups(rows: Rows, rung: str) -> dict[str, tuple[str, Estimate]]:
 
 def _scores(rows: Rows, runs: dict[str, dict[int, float]], speeds: dict[str, str]) -> str:
     """The table of one part of a rung, best arm first."""
-    lines = [("arm", "bits per byte", "s.d.", "seeds", "speed-up over AdamW",
-              "minutes of wall time a run", "MiB")]
+    lines: Lines = [("arm", "bits per byte", "s.d.", "seeds", "speed-up over AdamW",
+                     "minutes of wall time a run", "MiB")]
     for arm, seeds in sorted(runs.items(), key=lambda item: np.mean(list(item[1].values()))):
         values, of_arm = list(seeds.values()), rows.where(optimizer=arm)
         lines.append((arm, four_decimals(values), deviation(values), str(len(values)),
