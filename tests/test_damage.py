@@ -49,7 +49,9 @@ def refused(folder, capsys, *options):
 
 
 DAMAGE = {"missing": None, "empty": b"", "cut": b'{"epoch": 1, "st', "garbled": b"\xff\x00spam\n",
-          "of another kind": b"[1]\n"}
+          "of another kind": b"[1]\n", "nested": b"[" * 10**5 + b"\n",
+          "with parts of another kind": b'{"epoch": 1, "status": [1], "recipes": {"exp": [1]}, '
+                                        b'"sources": 1, "resumed_from": 3}\n'}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -72,7 +74,9 @@ def test_a_damaged_neighbour_never_blocks_a_whole_checkpoint(name, damage, made,
     lambda text: text.splitlines(True)[0],  # shorter than the checkpoint
     lambda text: "spam\n" + text.splitlines(True)[1],
     lambda text: text.splitlines(True)[0] + text,  # what two writers leave
-    lambda text: text.replace('"epoch": 2', '"epoch": 3')])
+    lambda text: text.replace('"epoch": 2', '"epoch": 3'),
+    lambda text: text.replace('"step": 2', '"step": NaN'),
+    lambda text: text.replace('"epoch": 1', '"epoch": true')])
 def test_a_record_that_is_not_the_checkpoints_is_restored_or_refused(change, made, folder, capsys):
     path = folder / "metrics.jsonl"
     path.write_text(change(path.read_text()))
@@ -83,6 +87,14 @@ def test_a_record_that_is_not_the_checkpoints_is_restored_or_refused(change, mad
     del state["record"]  # a checkpoint from before it held the record
     torch.save(state, folder / "latest.pt")
     assert "metrics.jsonl is damaged" in refused(folder, capsys)
+
+
+def test_a_number_that_was_changed_is_the_checkpoints_again(made, folder):
+    path = folder / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"eval_loss": ', '"eval_loss": 1'))
+    assert timeless(folder) != timeless(made)
+    assert launch("grokking", folder, "--resume", epochs=2) == 0
+    assert timeless(folder) == timeless(made)
 
 
 @pytest.mark.parametrize("damage", [None, b"", b"spam"])
@@ -168,7 +180,9 @@ def test_a_run_that_another_process_has_just_finished_is_not_begun_anew(tmp_path
     ("metrics.jsonl", lambda text: text.splitlines(True)[0]),
     ("metrics.jsonl", lambda text: text + text.splitlines(True)[1]),
     ("metrics.jsonl", lambda text: text + "spam\n"), ("metrics.jsonl", lambda text: ""),
-    ("run.json", lambda text: ""), ("run.json", lambda text: "[]")])
+    ("metrics.jsonl", lambda text: text.replace('"eval_loss": ', '"eval_loss": "x", "": ')),
+    ("run.json", lambda text: ""), ("run.json", lambda text: "[]"),
+    ("run.json", lambda text: text.replace('"recipes": {', '"recipes": [1], "": {'))])
 def test_a_finished_run_counts_only_as_a_whole_and_the_queue_sets_others_aside(
         name, change, folder):
     (folder / "again.toml").write_text((folder / "config.toml").read_text())

@@ -143,8 +143,9 @@ class Checkpoints:
 
     def _record(self, state: dict, at: Position) -> str:
         """The text of metrics.jsonl until the checkpoint."""
-        path = self.folder.path / "metrics.jsonl"
-        lines = max(self.folder.metrics(), epochs_of(state.get("record", "")), key=len)
+        path, lines = self.folder.path / "metrics.jsonl", epochs_of(state.get("record", ""))
+        if len(lines) < at.epoch:  # a checkpoint from before they had the record
+            lines = self.folder.metrics()
         if is_main() and len(lines) < at.epoch:
             raise ConfigError(f"{path} is damaged: {len(lines)} whole epochs in order, latest.pt "
                               f"has {at.epoch}. --overwrite starts the run anew")

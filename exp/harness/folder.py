@@ -1,12 +1,13 @@
 """The run folder: its files, when it may be written to, and atomic writes."""
 
-import contextlib
 import io
 import json
 import math
 import os
 import sys
 import zipfile
+from collections.abc import Iterator
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ KEYS = {"latest.pt": "settings", "best.pt": "model"}  # that each checkpoint mus
 PAST = ("command", "commit", "uncommitted_changes", "recipes", "sources", "device",
         "versions")  # of run.json
 DAMAGED = "damaged"  # the status that a summary.json has which cannot be read
+NOT_NUMBERS = ("diagnostics", "evaluated_weights")  # of a line of metrics.jsonl
 UNKNOWN = {**dict.fromkeys(PAST), "recipes": {"exp.harness": 0}}  # counts as no RECIPE there was
 
 
@@ -95,7 +97,7 @@ class RunFolder:
         if self.overwrite:
             for name in FILES:
                 (self.path / name).unlink(missing_ok=True)
-        for temporary in self.path.glob(".*.tmp"):
+        for temporary in filter(Path.is_file, self.path.glob(".*.tmp")):
             temporary.unlink(missing_ok=True)
         self.record = record
         self.write_text("metrics.jsonl", record)
@@ -110,14 +112,14 @@ class RunFolder:
             print(f"warning: {self.path / 'run.json'} is missing or damaged; which code ran before "
                   "is unknown, and the run does not count as a result", file=sys.stderr)
             return [UNKNOWN]
-        sources = before.get("sources", {})
+        sources = before.get("sources") or {}
         changed = [name for name, digest in sources.items()
                    if facts["sources"].get(name, digest) != digest]
         if changed:
             print(f"warning: {', '.join(changed)} changed since the run began; run.json holds what "
                   "ran before, and a run whose parts differ in a RECIPE does not count",
                   file=sys.stderr)
-        return [*before.get("resumed_from", []), {key: before.get(key) for key in PAST}]
+        return [*(before.get("resumed_from") or []), {key: before.get(key) for key in PAST}]
 
     def checkpoint(self) -> dict | None:
         """latest.pt on the CPU, None if there is none to resume from.
@@ -190,25 +192,62 @@ class RunFolder:
 
 
 def epochs_of(text: str) -> list[dict]:
-    """The objects of a metrics.jsonl, as far as its epochs are 1, 2, ..., each once."""
-    epochs: list[dict] = []
+    """The objects of a metrics.jsonl, as far as its epochs are 1, 2, ..., each once, and every
+    value is one that a run writes: a number, or null for one that was not finite."""
+    epochs = takewhile(_is_epoch, zip(count(1), objects_of(text), strict=False))
+    return [line for _, line in epochs]
+
+
+def _is_epoch(numbered: tuple[int, dict]) -> bool:
+    number, line = numbered
+    return line.get("epoch") == number and all(
+        value is None or type(value) in (int, float) and -math.inf < value < math.inf
+        for key, value in line.items() if key not in NOT_NUMBERS)
+
+
+def objects_of(text: str) -> Iterator[dict]:
+    """The objects of JSON lines, up to the first line that is cut off or damaged."""
     for line in text.split("\n")[:-1]:
-        with contextlib.suppress(ValueError):
-            content = json.loads(line)
-            if isinstance(content, dict) and content.get("epoch") == len(epochs) + 1:
-                epochs.append(content)
-                continue
-        break
-    return epochs
+        try:
+            content = parsed(line)
+        except ValueError:
+            return
+        if not isinstance(content, dict):
+            return
+        yield content
 
 
 def read_object(path: Path) -> dict:
-    """The object in a JSON file; empty if the file is missing, damaged or holds another value."""
+    """The object in a JSON file; empty if the file is missing, damaged or holds another value. A
+    run.json or summary.json whose parts are of another kind than a run writes is damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parsed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    sound = {"run.json": _is_run, "summary.json": _is_summary}.get(path.name, bool)
+    return content if isinstance(content, dict) and sound(content) else {}
+
+
+def parsed(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError for any other text, also for one that is nested
+    too deep for Python."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def _is_run(facts: dict) -> bool:
+    """Whether what others rely on is of the right kind, in the run's earlier parts too."""
+    numbers, sources, parts = (facts.get(key) for key in ("recipes", "sources", "resumed_from"))
+    return (isinstance(numbers or {}, dict) and isinstance(sources or {}, dict)
+            and {type(number) for number in (numbers or {}).values()} <= {int}
+            and isinstance(parts or [], list)
+            and all(isinstance(part, dict) and _is_run(part) for part in parts or []))
+
+
+def _is_summary(summary: dict) -> bool:
+    return isinstance(summary.get("status"), str) and isinstance(summary.get("best", {}), dict)
 
 
 def _finite(value: Any) -> Any:

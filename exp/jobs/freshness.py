@@ -4,13 +4,13 @@ Other differences of code (commit, hashes of sources) are shown on pages and nev
 count as missing. Records are only compared: nothing that they name is imported.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from exp.harness.config import complete_recorded, wrappers
 from exp.harness.errors import ConfigError
+from exp.harness.folder import read_object
 from exp.harness.recipes import recipes
 from exp.harness.task import Task
 from exp.harness.toml import read_toml
@@ -74,11 +74,9 @@ def essential(settings: dict[str, dict]) -> dict[str, dict]:
 def kept_recipes(path: Path) -> dict[str, int] | None:
     """The RECIPE numbers of a run.json, 0 where the parts of a resumed run differ; None if it is
     missing or damaged."""
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        parts = [part.get("recipes") or {} for part in (facts, *facts.get("resumed_from", []))]
-    except (OSError, ValueError, AttributeError, TypeError):
+    if not (facts := read_object(path)):
         return None
+    parts = [part.get("recipes") or {} for part in (facts, *(facts.get("resumed_from") or []))]
     names = sorted({name for part in parts for name in part})
     numbers = {name: {part.get(name, 1) for part in parts} for name in names}
     return {name: min(values) if len(values) == 1 else 0 for name, values in numbers.items()}

@@ -1,6 +1,5 @@
 """Many runs: training commands given to a launcher, resumable, with one progress view."""
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from exp.harness.arguments import BAD_INPUT, COMPLETED, DIVERGED, INTERRUPTED
 from exp.harness.config import load_settings
-from exp.harness.folder import read_object
+from exp.harness.folder import parsed, read_object
 from exp.harness.lock import holder
 from exp.harness.task import task_named
 from exp.jobs.finished import finished_run
@@ -71,7 +70,7 @@ class Job:
         """How far it is, from the last line of its record."""
         with suppress(OSError, ValueError, IndexError, KeyError, TypeError):
             last = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
-            return f"{self.name} epoch {json.loads(last)['epoch']}"
+            return f"{self.name} epoch {parsed(last)['epoch']}"
         return f"{self.name} starting"
 
     def command(self, mode: str) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from exp.harness.arguments import FAILED, INTERRUPTED
 from exp.harness.errors import ConfigError
+from exp.harness.folder import parsed
 from exp.jobs.launch import LOG, Launcher, Local, Process, Work, threads
 
 LAUNCHERS = ("local", "slurm", "submitit-local")
@@ -58,7 +59,7 @@ class Submitit:
     def find(self, folder: Path) -> Process | None:
         """The job of Slurm's that an earlier command submitted and that has not ended."""
         try:
-            ticket = json.loads((folder / TICKET).read_text(encoding="utf-8"))
+            ticket = parsed((folder / TICKET).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return Local().find(folder)
         from submitit import SlurmJob

@@ -3,7 +3,6 @@
 Each run is checked as a whole first. Nothing that its files name is imported or run.
 """
 
-import json
 import shutil
 import tarfile
 import tempfile
@@ -13,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from exp.harness.errors import ConfigError
+from exp.harness.folder import parsed
 from exp.harness.task import task_named
 from exp.harness.toml import read_toml
 from exp.jobs.freshness import Identity, folder_identity
@@ -88,9 +88,9 @@ def _checked(folder: Path) -> int:
     if missing:
         raise NotTaken(f"no {', '.join(missing)}")
     try:
-        facts, summary = (json.loads((folder / name).read_text(encoding="utf-8"))
+        facts, summary = (parsed((folder / name).read_text(encoding="utf-8"))
                           for name in ("run.json", "summary.json"))
-        lines = [json.loads(line) for line in
+        lines = [parsed(line) for line in
                  (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         seed = read_toml(folder / "config.toml")["experiment"]["seed"]
         _check_agreement(seed, facts, summary, lines)

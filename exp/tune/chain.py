@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,7 +22,7 @@ from data import DataError
 from exp.harness.arguments import BAD_INPUT, COMPLETED, INTERRUPTED
 from exp.harness.device import keep_freed_memory
 from exp.harness.errors import ConfigError
-from exp.harness.folder import RunFolder, read_object
+from exp.harness.folder import RunFolder, objects_of, read_object
 from exp.harness.lock import acquire, release
 from exp.harness.recipes import recipes
 from exp.harness.run import Diverged, Interrupted
@@ -120,11 +121,11 @@ class Chain:
     # --- the search
 
     def trials(self) -> list[dict]:
-        """The finished trials, at most as many as the terms ask for; a line that a crash cut off
-        is left out: that trial is read from its folder again."""
+        """The finished trials, at most as many as the terms ask for, up to a line that is damaged
+        or cut off: the trials from there on are read from their folders again."""
         path = self.folder / "trials.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-        return [json.loads(line) for line in lines][:self.terms["trials"]]
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        return list(islice(objects_of(text), self.terms["trials"]))
 
     def run(self) -> None:
         """Make the trials and the fresh runs that are missing; write study.json."""
