@@ -27,7 +27,7 @@ def repository(tmp_path, monkeypatch):
 
 def load(root, monkeypatch, name):
     path = root / "optimizer" / f"{name}.py"
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("")
     module = type(sys)(f"optimizer.{name}")
     module.__file__ = str(path)
@@ -59,6 +59,28 @@ def test_an_untracked_rule_an_ignored_one_and_a_changed_file_are_uncommitted(
     load(root, monkeypatch, "private")
     (root / ".gitignore").write_text("private.py\n")
     assert facts.code_version()[1]
+
+
+def test_neither_a_link_nor_a_file_that_git_overlooks_hides_a_change(repository, monkeypatch):
+    root, git = repository
+    git("update-index", "--skip-worktree", "optimizer/known.py")
+    assert not facts.code_version()[1]
+    (root / "optimizer" / "known.py").write_text("changed")
+    assert facts.code_version()[1]
+    (root / "optimizer" / "known.py").write_text("")
+    linked = load(root, monkeypatch, "linked")
+    linked.unlink()
+    linked.symlink_to(root / "README.md")
+    git("add", "optimizer/linked.py")
+    git("commit", "-qm", "a link")
+    assert facts.code_version()[1]  # what it points to may be any text
+    monkeypatch.delitem(sys.modules, "optimizer.linked")
+    assert not facts.code_version()[1]
+    deep = load(root, monkeypatch, "parts/näher")
+    assert facts.code_version()[1]
+    git("add", ".")
+    git("commit", "-qm", "a name that git quotes")
+    assert not facts.code_version()[1] and deep.exists()
 
 
 @pytest.mark.parametrize(("given", "version"), [

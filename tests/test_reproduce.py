@@ -216,6 +216,17 @@ def test_a_page_names_the_data_of_runs_that_recorded_it():
     assert "; commit abcdef0; seeds 1." in pages[1]
 
 
+def test_a_page_names_the_runs_that_older_code_made(monkeypatch):
+    runs = [run("AdamW", 1, [0.5]), run("ARS2-Neo AGA", 1, [0.5]) | {
+        "recipes": {"optimizer.ars2_neo": 1}}, run("ARS2-Neo AGA", 3, [0.5]) | {
+        "recipes": {"optimizer.ars2_neo": 2}}]
+    assert "older code" not in render(TABLES["readme-3.3"], RUNS | {"runs": runs[:2]}, [])
+    monkeypatch.setattr("exp.harness.recipes.recipe", lambda module: 1 + ("ars2" in module))
+    page = render(TABLES["readme-3.3"], RUNS | {"runs": runs}, [])
+    assert ("Made by older code whose results differ: ARS2-Neo AGA, seeds 1 (RECIPE of "
+            "optimizer.ars2_neo 1 -> 2).") in page
+
+
 def test_the_page_of_a_grid_has_every_configuration_and_level():
     page = render(GRID_TABLE, GRID_RUNS, [])
     assert "| c      | > 20         | 8                   |" in page

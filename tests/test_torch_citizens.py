@@ -11,6 +11,7 @@ import torch.distributed.checkpoint.state_dict as dcp
 from test_optimizers import (
     OWN,
     WRAPPERS,
+    Affine,
     Attentive,
     Net,
     sees_the_model,
@@ -376,6 +377,50 @@ def test_what_a_loading_hook_returns_is_loaded(case):
     handle.remove()
     model.load_state_dict(other[0].state_dict())
     assert torch.equal(run(model, optimizer, 2, 4), run(*other, 2, 4))
+
+
+@pytest.mark.parametrize("name", [n for n in OWN if not (n in WRAPPERS and sees_the_model(n))])
+@pytest.mark.parametrize("shape", [(1,), (1, 1)])
+def test_a_learning_rate_of_one_number_may_have_dimensions(name, shape):
+    def final(lr):
+        model = Affine()
+        given = {"model": model} if sees_the_model(name) else {}
+        cls = optimizer_class(name)
+        optimizer = (cls(torch.optim.SGD(model.parameters(), lr=lr), **given) if name in WRAPPERS
+                     else cls(model.parameters(), lr=lr, **given))
+
+        def closure(synchronize=True):
+            optimizer.zero_grad()
+            loss = model(torch.eye(3, dtype=torch.float64)).square().sum()
+            loss.backward()
+            return loss.detach()
+
+        for _ in range(2):
+            optimizer.step(closure)
+        return weights(model)
+
+    rate = torch.full(shape, 0.01, dtype=torch.float64)
+    torch.testing.assert_close(final(rate), final(0.01), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_schedule_may_cycle_the_momentum_of_a_wrapped_rule(name):
+    model, _ = made({**ADAMW, name: {}})
+    given = {"model": model} if sees_the_model(name) else {}
+    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = optimizer_class(name)(base, **given)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=4)
+    before = optimizer.param_groups[0]["momentum"]
+    optimizer.step(closure_of(model, optimizer))
+    schedule.step()
+    assert optimizer.param_groups[0]["momentum"] != before
+
+
+@pytest.mark.parametrize("name", ["cautious_decay", "cautious_update", "radial_brake"])
+def test_hooks_around_a_move_refuse_complex_parameters(name):
+    base = torch.optim.SGD([nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))], lr=0.1)
+    with pytest.raises(ValueError, match="complex"):
+        optimizer_class(name)(base)
 
 
 @pytest.mark.parametrize("name", [n for n in OWN if n not in WRAPPERS])

@@ -48,15 +48,21 @@ def run_facts(built: Built) -> dict:
 
 
 def code_version() -> tuple[str | None, bool]:
-    """The commit, and whether any imported file of ours is not in it as it is: changed, untracked
-    or ignored. Without git both come from the variable ARS_COMMIT ("+" at its end: changed)."""
+    """The commit, and whether any imported file of ours is not in it as it is: changed, untracked,
+    ignored, or a link to another. Without git both come from the variable ARS_COMMIT ("+" at its
+    end: changed)."""
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         given = os.environ.get("ARS_COMMIT", "")
         return given.removesuffix("+") or None, given.endswith("+")
-    changed = _git("status", "--porcelain", "--untracked-files=all", "--ignored", "--",
-                   *loaded_sources())
-    return commit, changed != ""
+    files = loaded_sources()
+    # git's status can be told to overlook files (skip-worktree), and stops at links.
+    kept = _git("ls-tree", "-r", "-z", "HEAD", "--", *files)
+    now = _git("hash-object", "--", *files)
+    if kept is None or now is None:
+        return commit, True
+    names = [entry.split(" ")[-1] for entry in kept.split("\0") if entry]  # "digest\tpath"
+    return commit, sorted(names) != sorted(map("\t".join, zip(now.split(), files, strict=True)))
 
 
 def short_commit() -> str:

@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from exp.harness.config import load_settings
 from exp.harness.errors import ConfigError
+from exp.harness.recipes import recipes
 from exp.harness.task import task_named
 from exp.jobs.finished import finished_run
 from exp.jobs.freshness import Identity, kept_identity
@@ -79,6 +81,25 @@ def _labels(row: str, cell: Cell, job: Job) -> dict:
     levels = {"levels": list(cell.levels)} if cell.levels else {}
     return {"row": row, "config": job.config.stem, "scale": cell.scale,
             "protocol": cell.protocol, **levels}
+
+
+def outdated(table: Table, runs: Iterable[dict]) -> dict[str, dict[str, list[int]]]:
+    """Row -> what has changed ("optimizer.muon 1 -> 2") -> seeds, of the runs that today's code
+    would not give, by the RECIPE numbers of what computes them."""
+    task, rows = task_named(table.task), {row.label: row for row in table.rows}
+    now: dict[str, dict[str, int]] = {}
+    changes: dict[str, dict[str, list[int]]] = {}
+    for run in runs:
+        if (label := run["row"]) not in now:
+            overrides = table.overrides(rows[label], cell_of(run))
+            now[label] = recipes(load_settings(rows[label].path, overrides, task), task)
+        kept = run.get("recipes") or {}
+        changed = ", ".join(f"{module} {kept.get(module, 1)} -> {number}"
+                            for module, number in now[label].items()
+                            if kept.get(module, 1) != number)
+        if changed:
+            changes.setdefault(label, {}).setdefault(changed, []).append(run["seed"])
+    return changes
 
 
 def is_done(job: Job, records: dict, any_version: bool) -> bool:

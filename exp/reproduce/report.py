@@ -10,6 +10,7 @@ from exp.reproduce.claims import Claim
 from exp.reproduce.grids import render_grid
 from exp.reproduce.options import PROTOCOLS, SCALES
 from exp.reproduce.plan import Table
+from exp.reproduce.records import outdated
 from exp.reproduce.verdicts import claims_table
 from exp.reproduce.yardstick import Yardstick, number_or_nan, watched
 
@@ -29,7 +30,8 @@ def render(table: Table, records: dict, claims: Sequence[Claim]) -> str:
              f"![{table.name}]({table.name}.png)"]
     for scale, protocol in sections(table, records):
         runs, by = select(records, scale, protocol), Yardstick.of(table, protocol)
-        parts += [f"## {scale.capitalize()} scale, {PROTOCOL_WORDS[protocol]}", _provenance(runs)]
+        parts += [f"## {scale.capitalize()} scale, {PROTOCOL_WORDS[protocol]}", _provenance(runs),
+                  _outdated(table, runs)]
         if table.grid:
             parts += render_grid(table, by, runs)
         elif table.milestone:
@@ -72,6 +74,13 @@ def _provenance(runs: dict[str, list[dict]]) -> str:
     text = (f"Device {listed('device')}; {listed('threads')} thread(s) a run; torch "
             f"{listed('torch')}; commit {commits}; {data}seeds {seeds}.")
     return text + (f" Diverged: {', '.join(diverged)}." if diverged else "")
+
+
+def _outdated(table: Table, runs: Groups) -> str:
+    changes = outdated(table, [run for group in runs.values() for run in group])
+    marks = [f"{row}, seeds {', '.join(map(str, sorted(set(seeds))))} (RECIPE of {changed})"
+             for row, of_row in changes.items() for changed, seeds in of_row.items()]
+    return f"Made by older code whose results differ: {'; '.join(marks)}." if marks else ""
 
 
 def _values(table: Table, by: Yardstick, runs: Groups) -> str:

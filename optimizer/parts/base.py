@@ -7,6 +7,7 @@ Copies and pickles keep every attribute; numbers of the run (step counts, averag
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
@@ -21,6 +22,13 @@ class Base(Optimizer):
 
     scalars_key: str | None = None
     old_key = "scalars"  # where checkpoints of version 0.1 had what this optimizer remembered
+
+    def __init__(self, params: Iterable, defaults: dict) -> None:
+        groups = params if isinstance(params, list) else []
+        for settings in (defaults, *(group for group in groups if isinstance(group, dict))):
+            if torch.is_tensor(lr := settings.get("lr")) and lr.ndim and lr.numel() == 1:
+                settings["lr"] = lr.reshape(())  # the same memory; products keep the shape of p
+        super().__init__(params, defaults)
 
     def keep_scalars(self, **initial: float) -> None:
         """Keep numbers of the run as `self.scalars`, and in every checkpoint."""

@@ -26,8 +26,8 @@ class Delta(Wrapper):
     The closure is passed through, so that any rule may be inside; norms are those of whole tensors,
     as `Sharded` and `Gathered` have them (of DTensors that are cut up they would be wrong).
     A hook that puts weights back at a norm has `pins`: the mask of a decay around it is that of u.
-    Raises ValueError where `base` has a weight decay of its own, which u would contain, unless the
-    hook `accepts_decay`.
+    Raises ValueError for complex parameters, and where `base` has a weight decay of its own, which
+    u would contain, unless the hook `accepts_decay`.
     """
 
     accepts_decay = False
@@ -40,7 +40,7 @@ class Delta(Wrapper):
         self.scope = scope
         self.before: dict[Tensor, Tensor] = {}  # the weights of the step that is under way
         for group in self.param_groups:
-            self._require_no_decay(group)
+            self._require_fit(group)
 
     def move(self, p: Tensor, w: Tensor, u: Tensor, group: dict) -> Tensor:
         """The weights after the step, of the shape of w and u; `p` has what `base` made of them."""
@@ -51,12 +51,15 @@ class Delta(Wrapper):
         return in_scope(group, self.scope)
 
     def add_param_group(self, group: dict) -> None:
-        """Add a group to the wrapped optimizer. Raises ValueError for one with a weight decay."""
+        """Add a group to the wrapped optimizer. Raises ValueError for one with a weight decay or
+        complex parameters."""
         super().add_param_group(group)
         if "scope" in self.__dict__:
-            self._require_no_decay(self.param_groups[-1])
+            self._require_fit(self.param_groups[-1])
 
-    def _require_no_decay(self, group: dict) -> None:
+    def _require_fit(self, group: dict) -> None:
+        if any(p.is_complex() for p in group["params"]):
+            raise ValueError("complex parameters are not supported")
         decay = group.get("weight_decay", 0)
         if decay and not self.accepts_decay and self.scoped(group):
             raise ValueError(f"{type(self).__name__} needs weight_decay = 0 in the rule that it "

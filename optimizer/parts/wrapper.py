@@ -33,7 +33,7 @@ class Wrapper(Base):
         self._require_order(base)
         self.base = base
         self.old_key = type(self).__name__
-        super().__init__(base.param_groups, {})
+        super().__init__(base.param_groups, base.defaults)  # by which schedulers cycle momentum
         self._share()
 
     def _require_order(self, base: Optimizer) -> None:
