@@ -1,12 +1,14 @@
 """The benchmarks run, at toy sizes, and their arithmetic is right."""
 
 import json
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch._inductor import metrics
 
 from exp.bench import __main__ as bench
 from exp.bench import page, polar, sharding, smoke, steps, timing, training
@@ -93,6 +95,21 @@ def test_training_needs_weights_gradients_state_and_what_the_pass_keeps(monkeypa
     cells = [cell.strip() for cell in table.splitlines()[-1].split("|")]
     assert title == "### toy" and cells[1:-1] == [
         "AdamW", "1.0 [1.0, 2.0]", "2.00 [2.00, 3.00]", "–", "1.00", "2.00", "3", "1.50"]
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
+def test_a_compiled_contestant_has_kernels_of_its_own_and_takes_the_same_step():
+    def stepped(name):
+        p = torch.nn.Parameter(torch.eye(2, 3))
+        optimizer = steps.contestants()[name]([p])
+        p.grad = torch.arange(6.0).view(2, 3) - 2
+        optimizer.step()
+        return p.detach()
+
+    before = metrics.generated_kernel_count
+    torch.testing.assert_close(stepped("muon, compiled"), stepped("muon"), rtol=1e-4, atol=1e-5)
+    assert metrics.generated_kernel_count > before
 
 
 @pytest.mark.filterwarnings("ignore")  # the libraries' own

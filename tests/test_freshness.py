@@ -83,7 +83,7 @@ def test_reading_a_record_imports_nothing_that_it_names(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("facts", "numbers"), [
-    ({}, {}), ({"recipes": {"a": 2}}, {"a": 2}),
+    ({"commit": "a"}, {}), ({"recipes": {"a": 2}}, {"a": 2}),
     ({"recipes": {"a": 2}, "resumed_from": [{"recipes": {"a": 2}}]}, {"a": 2}),
     ({"recipes": {"a": 2}, "resumed_from": [{"recipes": {"a": 1}}]}, {"a": 0}),
     ({"recipes": {"a": 2}, "resumed_from": [{}]}, {"a": 0}),
@@ -93,7 +93,8 @@ def test_a_resumed_run_has_the_numbers_that_all_its_parts_share(tmp_path, facts,
     assert kept_recipes(tmp_path / "run.json") == numbers
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"resumed_from": 3}', '{"resumed_from": [3]}'])
+@pytest.mark.parametrize("text", [
+    "", "[]", "{", "{}", '{"resumed_from": 3}', '{"resumed_from": [3]}'])
 def test_a_damaged_run_json_has_no_numbers(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     assert kept_recipes(tmp_path / "run.json") is None
