@@ -1,9 +1,12 @@
 """Do flatter end points generalise better? Curvature against the generalisation gap."""
 
+import math
 from collections.abc import Iterable
 
 from scipy.stats import spearmanr
 
+from data.batches import Batches
+from exp.harness.build import Built
 from exp.harness.curvature import curvature
 from exp.report.evidence import sample
 from exp.report.judgement import judge_above, judge_all
@@ -43,22 +46,33 @@ def measure(seeds: list[int], task: str, optimizer: str) -> Iterable[Row]:
             yield Row(axis, seed, value)
 
 
-def end_point(rule: str, task: str, seed: int) -> dict[str, float]:
-    """Train to TARGET or for MAX_EPOCHS; losses, gap, epochs and curvature at the end."""
-    run = built(RULES[rule], seed, task, "small", **TASKS[task])
-    trained_on = examples(run)
-    for epoch in range(MAX_EPOCHS):
-        for batch in run.data.train.epoch(epoch):
+def trained(optimizer: dict, task: str, seed: int, most: int | None = None,
+            count: int | None = None) -> tuple[Built, int, float]:
+    """A run to TARGET, or for `most` epochs (MAX_EPOCHS), on the first `count` training examples
+    (all); its epochs and its training loss (nats), nan without an epoch."""
+    run = built(optimizer, seed, task, "small", **TASKS[task])
+    trained_on, batches, loss = examples(run, count), run.data.train, math.nan
+    if count is not None:
+        batches = Batches(tuple(tensor[:count] for tensor in batches.tensors), batches.batch_size,
+                          batches.seed, augment=batches.augment)
+    for epoch in range(MAX_EPOCHS if most is None else most):
+        for batch in batches.epoch(epoch):
             run.optimizer.step(run.objective.on(batch))
-        train = evaluate(run, *trained_on)["eval_loss"]
+        loss = evaluate(run, *trained_on)["eval_loss"]
         run.model.train()
-        if train <= TARGET:
-            break
+        if loss <= TARGET:
+            return run, epoch + 1, loss
+    return run, MAX_EPOCHS if most is None else most, loss
+
+
+def end_point(rule: str, task: str, seed: int) -> dict[str, float]:
+    """Losses, gap, epochs and curvature where a run ends."""
+    run, epochs, train = trained(RULES[rule], task, seed)
     held_out = evaluate(run, *(t[:HELD_OUT] for t in run.data.eval))["eval_loss"]
     run.model.train()
-    batch = tuple(tensor[:EXAMPLES] for tensor in trained_on)
+    batch = tuple(tensor[:EXAMPLES] for tensor in examples(run))
     params = [p for p in run.model.parameters() if p.requires_grad]
-    return {"epochs": epoch + 1, "training loss": train, "gap": held_out - train,
+    return {"epochs": epochs, "training loss": train, "gap": held_out - train,
             **curvature(run.model, batch, params, seed)}
 
 

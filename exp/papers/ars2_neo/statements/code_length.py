@@ -1,0 +1,75 @@
+"""Does the learner whose minimum is flat also describe the data in few bits?"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from exp.harness.curvature import curvature
+from exp.papers.ars2_neo.statements.flatness import (
+    AGREES,
+    EXAMPLES,
+    RULES,
+    TASKS,
+    correlations,
+    trained,
+)
+from exp.report.evidence import sample
+from exp.report.judgement import judge_above, judge_all
+from exp.report.rows import Row, Rows
+from exp.report.tables import interval
+from exp.theory.statement import Verdict, means_table
+from exp.theory.training import examples
+
+PARTS = (8, 4, 2, 1)  # the first block is an eighth of the set, each further one as all before
+ENDS = ", ".join(f"1/{part}" for part in PARTS[:-1])
+CODE, SHARP = "code length (bits per label)", "top eigenvalue"
+GRID = {"task": TASKS, "optimizer": RULES}
+
+
+def measure(seeds: list[int], task: str, optimizer: str) -> Iterable[Row]:
+    """Code length, and curvature of the model that is trained on everything."""
+    for seed in seeds:
+        run, _, loss = trained(RULES[optimizer], task, seed)
+        batch = tuple(tensor[:EXAMPLES] for tensor in examples(run))
+        params = [p for p in run.model.parameters() if p.requires_grad]
+        yield Row(SHARP, seed, curvature(run.model, batch, params, seed)["top_eigenvalue"])
+        yield Row(CODE, seed, code_length(optimizer, task, seed))
+        yield Row("training loss", seed, loss)
+
+
+def code_length(optimizer: str, task: str, seed: int) -> float:
+    """Bits per training label."""
+    run, *_ = trained(RULES[optimizer], task, seed, most=0)
+    count = len(run.data.train.tensors[0])
+    with torch.no_grad():
+        classes = run.model(examples(run, 1)[0]).shape[-1]
+    ends = [count // part for part in PARTS]
+    nats = ends[0] * math.log(classes)
+    for seen, end in zip(ends, ends[1:], strict=False):
+        run, *_ = trained(RULES[optimizer], task, seed, count=seen)
+        block = tuple(tensor[seen:] for tensor in examples(run, end))
+        with torch.no_grad():
+            nats += (end - seen) * float(run.objective.measure(run.objective.loss_fn, *block)[0])
+    return nats / math.log(2) / count
+
+
+def agreement(rows: Rows) -> dict:
+    """Task -> the rank correlation of each seed."""
+    return {task: sample(correlations(by_name, SHARP, CODE))
+            for task, by_name in rows.tree("task", "optimizer", "axis").items()}
+
+
+def judge(rows: Rows) -> Verdict:
+    """By the rank correlations."""
+    found = agreement(rows)
+    return Verdict(judge_all([judge_above(rank, AGREES) for rank in found.values()]),
+                   "rank correlation " + ", ".join(
+                       f"{interval(rank.estimate)} ({task})" for task, rank in found.items()))
+
+
+def tables(rows: Rows) -> dict:
+    """Correlations of the code length, then all numbers."""
+    lines = [("rank correlation of the code length with", "the top eigenvalue")]
+    lines += [(task, interval(rank.estimate)) for task, rank in agreement(rows).items()]
+    return {"correlations": lines, "means": means_table(rows)}

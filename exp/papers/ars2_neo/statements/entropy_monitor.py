@@ -1,0 +1,85 @@
+"""Does the entropy of singular values early in training foretell the loss at its end?"""
+
+from collections.abc import Iterable
+
+import torch
+from scipy.stats import spearmanr
+
+from exp.harness.build import Built
+from exp.harness.diagnostics import spectrum
+from exp.papers.ars2_neo.statements.flatness import HELD_OUT, RULES
+from exp.report.evidence import Evidence, sample
+from exp.report.judgement import judge_above
+from exp.report.rows import Row, Rows
+from exp.report.tables import interval
+from exp.theory.statement import Verdict
+from exp.theory.training import built, evaluate, matrices
+
+FACTORS = (1 / 3, 1.0, 3.0)
+EARLY, LATE = 5, 30  # epochs
+POINTS = len(RULES) * len(FACTORS)
+LOSS, WEIGHTS, CHANGE, END = ("early held-out loss", "entropy of the weights",
+                              "entropy of the change", "final held-out loss")
+GRID = {"optimizer": RULES, "factor": FACTORS}
+
+
+def measure(seeds: list[int], optimizer: str, factor: float) -> Iterable[Row]:
+    """Entropies and held-out loss after EARLY epochs, held-out loss after LATE."""
+    for seed in seeds:
+        table = {**RULES[optimizer], "lr": factor * RULES[optimizer]["lr"]}
+        run = built(table, seed, scale="small")
+        start = {name: p.detach().clone() for name, p in matrices(run.model).items()}
+        for epoch in range(LATE):
+            for batch in run.data.train.epoch(epoch):
+                run.optimizer.step(run.objective.on(batch))
+            if epoch + 1 == EARLY:
+                yield Row(LOSS, seed, held_out(run))
+                now = {name: p.detach() for name, p in matrices(run.model).items()}
+                yield Row(WEIGHTS, seed, entropy(list(now.values())))
+                yield Row(CHANGE, seed, entropy([now[name] - start[name] for name in now]))
+        yield Row(END, seed, held_out(run))
+
+
+def held_out(run: Built) -> float:
+    """Held-out loss (nats)."""
+    loss = evaluate(run, *(tensor[:HELD_OUT] for tensor in run.data.eval))["eval_loss"]
+    run.model.train()
+    return loss
+
+
+def entropy(tensors: list[torch.Tensor]) -> float:
+    """Mean spectral entropy, 1 where all singular values are equal."""
+    return sum(spectrum(tensor)["entropy"] for tensor in tensors) / len(tensors)
+
+
+def strengths(rows: Rows, axis: str) -> list[float]:
+    """|Spearman's correlation| of each seed with the final loss, over all runs."""
+    found = []
+    for seed in rows.levels("seed"):
+        here = rows.where(seed=seed)
+        pair = [[value if value is not None else float("inf") for value in here.values(axis=name)]
+                for name in (axis, END)]
+        found.append(abs(float(spearmanr(*pair).statistic))
+                     if min(len(set(values)) for values in pair) > 1 else 0.0)
+    return found
+
+
+def gain(rows: Rows) -> Evidence:
+    """By how much the entropy of the weights foretells more than the loss does."""
+    return sample([a - b for a, b in zip(strengths(rows, WEIGHTS), strengths(rows, LOSS),
+                                         strict=True)])
+
+
+def judge(rows: Rows) -> Verdict:
+    """By what the entropy of the weights adds."""
+    return Verdict(judge_above(gain(rows), 0.0), ", ".join(
+        f"{interval(sample(strengths(rows, axis)).estimate)} ({axis})"
+        for axis in (WEIGHTS, CHANGE, LOSS)) + ": rank correlation with the final loss")
+
+
+def tables(rows: Rows) -> dict:
+    """The correlations, then all numbers."""
+    lines = [("|rank correlation| with the final held-out loss", "")]
+    lines += [(axis, interval(sample(strengths(rows, axis)).estimate))
+              for axis in (WEIGHTS, CHANGE, LOSS)]
+    return {"correlations": lines, "means": rows.pivot(("optimizer", "factor"), "axis")}
