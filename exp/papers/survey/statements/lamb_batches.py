@@ -1,0 +1,58 @@
+"""What does a large batch cost LAMB, and what AdamW?"""
+
+from collections.abc import Iterable
+
+from exp.report.evidence import Evidence, sample
+from exp.report.judgement import judge_below
+from exp.report.rows import Row, Rows
+from exp.report.tables import interval
+from exp.theory import sweeps
+from exp.theory.statement import Verdict
+
+SMALL, LARGE, EXAMPLES = 4, 64, 1280
+FACTOR, LONG = LARGE // SMALL, EXAMPLES // LARGE
+LEAST = 0.02  # nats
+# Optimizer -> lr -> [optimizer] table, and where the grid of the small batch begins.
+RULES = {"AdamW": (sweeps.adamw, 2**-8),
+         "LAMB": (lambda lr: {"name": "lamb", "lr": lr, "betas": [0.9, 0.95],
+                              "weight_decay": 0.1}, 2**-5)}
+GRID = {"optimizer": RULES}
+KEYS = ("optimizer", "batch", "lr")
+
+
+def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
+    """A grid at both batch sizes."""
+    rule, start = RULES[optimizer]
+    for batch in (SMALL, LARGE):
+        grid = sweeps.curve_sweep(rule, start, seeds, batch_size=batch, count=EXAMPLES // batch)
+        yield from sweeps.grid_rows(grid, seeds, batch=batch)
+        start = sweeps.best_of_grid(grid)
+
+
+def costs(rows: Rows) -> dict[str, list[float]]:
+    """Optimizer -> nats that the large batch costs, seed by seed."""
+    return {name: [b - a for a, b in zip(*map(sweeps.best_losses, by_batch.values()), strict=True)]
+            for name, by_batch in rows.tree(*KEYS).items()}
+
+
+def difference(rows: Rows) -> Evidence:
+    """What it costs LAMB less what it costs AdamW."""
+    found = costs(rows)
+    return sample([a - b for a, b in zip(found["LAMB"], found["AdamW"], strict=True)])
+
+
+def judge(rows: Rows) -> Verdict:
+    """By the difference of the costs."""
+    return Verdict(judge_below(difference(rows), 0.0, LEAST), "nats that the large batch costs: "
+                   + ", ".join(f"{interval(sample(cost).estimate)} ({name})"
+                               for name, cost in costs(rows).items())
+                   + f"; difference {interval(difference(rows).estimate)}")
+
+
+def tables(rows: Rows) -> dict:
+    """Best rates and losses."""
+    lines = [("rule", "batch", "best lr", "loss")]
+    return {"losses": [*lines, *((name, str(batch), sweeps.best_of_grid(grid),
+                                  sweeps.best_losses(grid))
+                                 for name, by_batch in rows.tree(*KEYS).items()
+                                 for batch, grid in by_batch.items())]}
