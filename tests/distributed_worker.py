@@ -36,6 +36,7 @@ from exp.harness.errors import ConfigError
 from exp.harness.folder import RunFolder
 from exp.harness.task import task_named
 from exp.harness.toml import apply_override, read_toml
+from exp.papers.survey.statements import traffic
 from optimizer import DiLoCo, build_optimizer
 from optimizer.parts.base import set_mode
 from optimizer.parts.distributed.sharded import Sharded
@@ -234,6 +235,16 @@ def simulated(run: Built, batches: list) -> list[torch.Tensor]:
     return slow
 
 
+def sent() -> dict[str, float]:
+    """Bytes that four steps of Wikitext-2 send, averaging gradients or every second time weights,
+    and those of the model."""
+    run = built("wikitext2", RULES["adamw"], {}, {})
+    bytes_of_model = sum(p.nbytes for p in run.model.parameters())
+    outer = {"diloco": {"k": 2}}
+    return {name: traffic.trained({**RULES["adamw"], **more}, 1, 4)[1] / bytes_of_model
+            for name, more in {"gradients": {}, "weights": outer}.items()}
+
+
 def lone_matrix() -> dict[str, torch.Tensor]:
     """One matrix after three steps of each rule: of two processes one has nothing to update."""
     found = {}
@@ -343,8 +354,8 @@ def main(out: Path, root: Path) -> None:
         vars(sys.modules[module]).update(values)
     with joined("cpu"):
         found = {case: trajectory(*case) for case in CASES}
-        found |= {"bowls": bowls(), "local_steps": local_steps(), "local_sam": local_sam(),
-                  "lone_matrix": lone_matrix(), "bf16": bf16()}
+        found |= {"bowls": bowls(), "local_steps": local_steps(), "sent": sent(),
+                  "local_sam": local_sam(), "lone_matrix": lone_matrix(), "bf16": bf16()}
         if size() > 1:
             found |= {"refusals": refusals(), "agreement": agreement(),
                       "random numbers": random_numbers(out)}

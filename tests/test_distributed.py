@@ -111,6 +111,12 @@ def test_local_steps_and_an_outer_one_by_hand(found):
             assert bowls[f"{name} bytes"] == 3 * 3 * 8  # rounds, weights, bytes of one
 
 
+def test_the_bytes_of_gradients_and_of_weights(found):
+    for process in ("main", "other"):  # four steps, two averages, in models' sizes
+        assert found[process]["sent"] == {"gradients": 4, "weights": 2}
+    assert found["one"]["sent"] == {"gradients": 0, "weights": 0}
+
+
 def test_two_processes_take_the_steps_of_two_models_in_one(found):
     expected = found["one"]["local_steps"]["evaluated"]
     main, other = (found[name]["local_steps"] for name in ("main", "other"))

@@ -8,7 +8,7 @@ import pytest
 
 COMMANDS = ["optimizer", *(f"exp.{name}" for name in (
     "grokking.train", "cifar.train", "wikitext2.train", "ladder.train", "runs", "theory",
-    "landscape", "bench", "bench.collection", "reproduce", "tune", "site"))]
+    "landscape", "bench", "bench.collection", "reproduce", "tune", "tune.find_lr", "site"))]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

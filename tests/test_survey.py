@@ -4,18 +4,24 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 from test_theory import rows
 
 from exp.papers.survey.statements import (
+    adafactor_memory,
     adam_diverges,
     edge_of_stability,
+    lamb_batches,
+    lion_decay,
     nesterov_rates,
     one_bit,
     polyak_lojasiewicz,
     sign_descent,
     svrg,
+    traffic,
 )
-from exp.report.rows import Rows
+from exp.report.rows import Rows, rows_of
+from exp.theory import sweeps
 from exp.theory.statement import measure
 
 
@@ -110,3 +116,68 @@ def test_the_verdict_on_one_bit(bits, verdict):
         "SGD": [5.0, 5.0], "EF-signSGD": bits, "EF top 1 %": [5.0, 5.0],
         "Signum, no feedback": [5.5, 5.5]}.items()}
     assert one_bit.judge(rows(grids, "optimizer", "lr")).word == verdict
+
+
+def test_the_bytes_of_adafactors_state_by_hand(monkeypatch):
+    monkeypatch.setattr(adafactor_memory, "MODELS", {"CIFAR-10": {"name": "resnet18", "width": 2}})
+    monkeypatch.setattr(adafactor_memory, "GRID", {"task": ("CIFAR-10",)})
+    found = Rows(list(measure(adafactor_memory, [1])))
+    share = found.values(axis="share")[0]
+    assert 0.3 < share < 0.5  # of 3 x 3 kernels 6 numbers of 9 are left, of 1 x 1 two of one
+    with_moment = found.values(axis="share, with a first moment")[0]
+    assert with_moment == pytest.approx(share + 0.5, abs=0.02)
+    matrix = torch.nn.Linear(30, 20, bias=False)
+    assert adafactor_memory.state(matrix, torch.optim.Adafactor) == pytest.approx(
+        (20 + 30 + 1) / 600)  # rows, columns, the step
+    assert adafactor_memory.state(matrix, torch.optim.AdamW) == pytest.approx((1200 + 1) / 600)
+    assert adafactor_memory.judge(found).word == ("holds" if share >= 0.4 else "does not hold")
+
+
+@pytest.mark.parametrize(("share", "losses", "verdict"), [
+    (0.06, [5.0, 5.001, 5.002], "holds"), (0.06, [5.5, 5.51, 5.52], "does not hold"),
+    (0.2, [5.0, 5.001, 5.002], "does not hold")])
+def test_the_verdict_on_traffic(share, losses, verdict):
+    grids = {name: {0.1: values, 0.2: [9.0] * 3} for name, values in {
+        traffic.BASE: [5.0, 5.0, 5.0], "LocalSGD": losses, "DiLoCo": [6.0, 6.1, 6.2]}.items()}
+    sent = rows_of({traffic.BASE: [1000.0], "LocalSGD": [1000 * share], "DiLoCo": [60.0]},
+                   ("optimizer",), [1], axis="bytes")
+    measured = Rows([*rows(grids, "optimizer", "lr"), *sent])
+    assert traffic.shares(measured)["LocalSGD"] == pytest.approx(share)
+    assert traffic.judge(measured).word == verdict
+    assert len(traffic.tables(measured)["losses"]) == 4
+
+
+@pytest.mark.parametrize(("lion", "verdict"), [
+    (1.0, "holds"), (0.2, "does not hold"), (8.0, "does not hold")])
+def test_the_verdict_on_lions_decay(lion, verdict):
+    def losses(best):  # a parabola over log decay, seeds a little apart
+        return {d: [np.log(d / best / shift) ** 2 for shift in (0.95, 1.0, 1.05)]
+                for d in lion_decay.DECAYS}
+
+    tree = {"AdamW": {2**-7: losses(0.25)}, "Lion": {2**-9: losses(lion)}}
+    found = rows(tree, *lion_decay.KEYS)
+    assert lion_decay.judge(found).word == verdict
+    assert lion_decay.tables(found)["losses"][1][:2] == ("AdamW", "0.0078125")
+
+
+@pytest.mark.parametrize(("large", "verdict"), [(5.3, "holds"), (5.6, "does not hold")])
+def test_the_verdict_on_lambs_batches(large, verdict):
+    def grid(loss):
+        return {0.1: [loss - 0.01, loss, loss + 0.01], 0.2: [9.0] * 3}
+
+    tree = {"AdamW": {4: grid(5.0), 64: {**grid(5.5), 0.1: [5.5, 5.5, 5.5]}},
+            "LAMB": {4: grid(5.0), 64: {**grid(large), 0.1: [large, large + .02, large]}}}
+    found = rows(tree, *lamb_batches.KEYS)
+    assert lamb_batches.judge(found).word == verdict
+    assert len(lamb_batches.tables(found)["losses"]) == 5
+
+
+def test_a_tiny_run_of_the_surveys_numbers(tiny_data, monkeypatch):
+    monkeypatch.setitem(sweeps.curve.__kwdefaults__, "count", 4)
+    monkeypatch.setattr(sweeps, "LONGEST", 3)
+    monkeypatch.setattr(lion_decay, "DECAYS", (0.1, 1.0))
+    monkeypatch.setattr(lamb_batches, "EXAMPLES", 128)
+    for module in (lion_decay, lamb_batches):
+        assert module.judge(Rows(list(measure(module, [1, 2])))).word == "inconclusive"
+    loss, sent = traffic.trained({**sweeps.adamw(0.01), **traffic.RULES["DiLoCo"]}, 1, 3)
+    assert 0 < loss < 10 and sent == 0  # one process sends nothing

@@ -9,11 +9,16 @@ from torch.nn import functional as F
 
 from exp.harness.task import task_named
 from exp.papers.ars2_neo.statements import (
+    code_length,
+    decorrelation,
+    early_ranks,
+    entropy_monitor,
     fewer_steps,
     fisher_diagonal,
     flatness,
     learning_rate_width,
     natural_gradient,
+    norm_bound,
     radius_sweep,
     sign_spectrum,
     slow_sharpness,
@@ -213,6 +218,59 @@ def test_the_verdict_on_flatness(order, verdict):
     assert flatness.correlations(by_rule, "trace") == [0.0] * 3
 
 
+# --- the paper's open statements
+
+
+@pytest.mark.parametrize(("end", "verdict"), [
+    ({"A": 9.0, "B": 8.0, "C": 7.0}, "holds"), ({"A": 7.0, "B": 8.0, "C": 9.0}, "does not hold")])
+def test_the_verdict_on_early_ranks(end, verdict):
+    early = {"A": [0.3] * 5, "B": [0.2] * 5, "C": [0.1] * 5}
+    tree = {name: {"early": early[name], "end": [end[name]] * 5} for name in early}
+    cifar = rows(tree, "optimizer", "axis", task="cifar")
+    assert early_ranks.judge(cifar).word == verdict
+    # On modular addition the end is epochs, fewer are better; never is worst, and all equal is 0.
+    grokking = rows({"A": {"early": [0.3], "end": [40]}, "B": {"early": [0.2], "end": [90]},
+                     "C": {"early": [0.1], "end": [None]}}, "optimizer", "axis", task="grokking")
+    assert early_ranks.goodness(grokking, "grokking")[1] == [-40, -90, -math.inf]
+    assert early_ranks.correlations(grokking)["grokking"].value == pytest.approx(1.0)
+    assert early_ranks.correlation([1.0, 1.0], [1.0, 2.0]) == 0.0
+
+
+def test_the_verdicts_on_the_bound_and_on_decorrelation():
+    for norms, verdict in (((0.8, 0.9), "holds"), ((0.8, 1.2), "does not hold")):
+        tree = dict(zip(norm_bound.JUDGED, map(spread, norms), strict=True))
+        assert norm_bound.judge(rows(tree, "optimizer", axis="lambda ||W||")).word == verdict
+    stack = torch.stack([torch.diag(torch.tensor([3.0, 4.0])), torch.eye(2)])
+    assert norm_bound.largest(stack) == pytest.approx(4.0)
+    for less, verdict in ((0.1, "holds"), (-0.1, "does not hold")):
+        ends = {"AdamW": [0.3] * 3, **dict.fromkeys(("Muon", "RMSuon"), spread(0.3 - less))}
+        found = decorrelation.judge(rows(ends, "optimizer", axis="at the end"))
+        assert found.word == verdict
+    # Rows (1, 0), (1, 1), (0, 1): cosines 0.7071, 0, 0.7071.
+    assert decorrelation.likeness(torch.tensor([[1.0, 0], [1, 1], [0, 1]])) == pytest.approx(
+        2 * 0.5**0.5 / 3)
+
+
+def test_the_verdicts_on_code_length_and_entropy():
+    def entry(sharp, code):
+        return {code_length.SHARP: spread(sharp), code_length.CODE: spread(code)}
+
+    for codes, verdict in (((1, 2, 3), "holds"), ((3, 2, 1), "does not hold")):
+        tree = {str(n): entry(n, code) for n, code in enumerate(codes)}
+        assert code_length.judge(rows({"x": tree}, "task", "optimizer", "axis")).word in (
+            verdict, "inconclusive")  # three equal correlations: their spread is unknown
+        values = code_length.agreement(rows({"x": tree}, "task", "optimizer", "axis"))["x"]
+        assert values.value == pytest.approx(2.0 * (verdict == "holds") - 1)
+    order = {"weights": (1, 2, 3, 4), "loss": (2, 1, 4, 3), "end": (4, 3, 2, 1)}
+    tree = {str(n): {entropy_monitor.WEIGHTS: [order["weights"][n]] * 5,
+                     entropy_monitor.LOSS: [order["loss"][n]] * 5,
+                     entropy_monitor.END: [order["end"][n]] * 5} for n in range(4)}
+    measured = rows(tree, "optimizer", "axis")
+    assert entropy_monitor.strengths(measured, entropy_monitor.WEIGHTS) == pytest.approx([1.0] * 5)
+    # 1 - 6 * 4 / (4 * 15) = 0.6 in size
+    assert entropy_monitor.gain(measured).value == pytest.approx(0.4)
+
+
 # --- sign_spectrum
 
 
@@ -251,8 +309,15 @@ def test_a_tiny_run_of_each_is_written_and_reads_back(tiny_data, tmp_path, monke
     small(fisher_diagonal, TASKS={
         "grokking": ((1,), 8, "tiny"), "cifar": ((1, 2), 4, "small"),
         "wikitext2": ((1,), 4, "small")})
+    small(norm_bound, STEPS=2, GRID={"optimizer": norm_bound.JUDGED})
+    small(decorrelation, GRID={"optimizer": ("AdamW", "Muon")})
+    small(code_length, PARTS=(2, 1), EXAMPLES=8,
+          GRID={"task": ("grokking",), "optimizer": ("AdamW", "Muon")})
+    small(entropy_monitor, EARLY=1, LATE=1, HELD_OUT=20,
+          GRID={"optimizer": ("AdamW", "Muon"), "factor": (1.0,)})
     names = ["learning_rate_width", "natural_gradient", "slow_sharpness", "whitened_perturbation",
-             "flatness", "fisher_diagonal"]
+             "flatness", "fisher_diagonal", "norm_bound", "decorrelation", "code_length",
+             "entropy_monitor", "early_ranks"]
     assert command.main([*names, "--seeds", "2", "--output", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("written to") == len(names)
     check_pages(names, tmp_path)

@@ -20,7 +20,7 @@ from exp.harness.task import task_named
 from exp.jobs import queue
 from exp.tune import __main__ as command
 from exp.tune import chain as chains
-from exp.tune import challenge, check, estimate, follow_up, inference, pace, probe
+from exp.tune import challenge, check, estimate, find_lr, follow_up, inference, pace, probe
 from exp.tune.arms import NO_DECAY, OWN, Arm, all_arms, arm_named, own_arms
 from exp.tune.check import check_board
 from exp.tune.distinct import require_distinct
@@ -761,3 +761,47 @@ def test_optuna_is_imported_where_it_is_used():
     code = ("import sys; sys.modules['optuna'] = None; import exp.tune.chain;"
             " from exp.tune.arms import arm_named; arm_named('adamw', 10)")
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ, cwd=Path.cwd())
+
+
+# --- the learning-rate finder
+
+
+def test_the_ramp_on_a_parabola_climbs_from_the_edge_on():
+    """f(w) = h w^2 / 2: a step of SGD raises the loss if and only if lr > 2 / h."""
+    h, w = 4.0, 1.0
+
+    def step(lr):
+        nonlocal w
+        loss = h * w**2 / 2
+        w -= lr * h * w
+        return loss
+
+    curve = find_lr.ramp(step, 1e-3, 100.0, 60)
+    assert curve.rates[1] / curve.rates[0] == pytest.approx(1e5 ** (1 / 59))
+    grew = [after > before for before, after in zip(curve.losses, curve.losses[1:], strict=False)]
+    assert grew == [rate > 2 / h for rate in curve.rates[:-1]] and any(grew)
+    assert len(curve.rates) < 60 and max(curve.smoothed) <= 4 * min(curve.smoothed)
+    one, two = curve.losses[:2]
+    assert curve.smoothed[:2] == pytest.approx(
+        [one, (0.98 * 0.02 * one + 0.02 * two) / (1 - 0.98**2)])
+
+
+def test_the_rates_that_the_finder_suggests_by_hand():
+    curve = find_lr.Curve([1.0, 2.0, 4.0, 8.0, 16.0], [], [5.0, 4.5, 2.0, 1.0, 3.0])
+    assert (curve.steepest, curve.tenth_of_lowest) == (4.0, 0.8)  # 4.5 - 1.0 is the largest fall
+    flat = find_lr.ramp(lambda lr: 1.0 if lr < 5 else math.inf, 1.0, 10.0, 2)
+    assert flat.rates == [1.0] and math.isnan(flat.steepest)
+
+
+def test_the_finder_takes_a_config_and_refuses_a_wrong_one(tiny_data, tmp_path, capsys):
+    words = ["--config", str(TASK.config), "--output", str(tmp_path / "lr.png"),
+             *(word for override in TINY for word in ("--set", override))]
+    assert find_lr.main([*words, "--low", "1e-4", "--high", "1", "--steps", "5"]) == 0
+    assert (tmp_path / "lr.png").stat().st_size > 1000
+    assert "steepest" in capsys.readouterr().out
+    (tmp_path / "lr.png").unlink()
+    for wrong in (["--low", "2", "--high", "1"], ["--set", "optimizer.lr=0.0"],
+                  ["--config", "config/none.toml"], ["--set", "optimizer.nosuch=1"]):
+        assert find_lr.main([*words, *wrong]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
+    assert not (tmp_path / "lr.png").exists()

@@ -12,14 +12,14 @@ from exp.report.evidence import Evidence, sample
 from exp.report.judgement import judge_all, judge_any, judge_below, judge_exact
 from exp.report.rows import Row, Rows
 from exp.report.tables import interval
-from exp.theory import sweeps
+from exp.theory import sweeps, training
 from exp.theory.processes import in_processes
 from exp.theory.statement import Verdict
 from exp.theory.training import built, steps
 from optimizer.parts.base import set_mode
 
-PROCESSES, STEPS, EVERY = 2, 96, 16
-RATES = (2**-8, 2**-7, 2**-6)
+PROCESSES, STEPS, EVERY = 2, 64, 16
+RATES = (2**-8, 2**-7)
 SHARE, BOUND = 0.1, 1.0  # of the bytes; percent of the loss
 BASE = "every gradient"
 RULES = {BASE: {}, "LocalSGD": {"diloco": {"k": EVERY, "alpha": 1.0, "outer_momentum": 0.0}},
@@ -29,17 +29,19 @@ GRID = {"optimizer": RULES}
 
 def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
     """Held-out losses over rates, and the bytes of a run."""
-    return in_processes(PROCESSES, runs, optimizer, seeds)
+    rows, data = in_processes(PROCESSES, runs, optimizer, seeds)
+    training.DATA.update(data)
+    return rows
 
 
-def runs(optimizer: str, seeds: list[int]) -> list[Row]:
-    """The rows of one way to average, in every process alike."""
+def runs(optimizer: str, seeds: list[int]) -> tuple[list[Row], dict]:
+    """The rows of one way to average, in every process alike, and what data they are of."""
     rows = []
     for lr in RATES:
         for seed in seeds:
             loss, sent = trained({**sweeps.adamw(lr), **RULES[optimizer]}, seed, STEPS)
             rows.append(Row("loss", seed, loss, settings={"lr": lr}))
-    return [*rows, Row("bytes", seeds[0], sent)]
+    return [*rows, Row("bytes", seeds[0], sent)], dict(training.DATA)
 
 
 def trained(optimizer: dict, seed: int, count: int) -> tuple[float, int]:
@@ -59,7 +61,8 @@ def trained(optimizer: dict, seed: int, count: int) -> tuple[float, int]:
     return loss, sum(gradients) + int(weights)
 
 
-def counted(counts: list[int], bucket: distributed.GradBucket) -> torch.futures.Future:
+def counted(counts: list[int], bucket: distributed.GradBucket
+            ) -> torch.futures.Future[torch.Tensor]:
     """DDP's own all-reduce, its bytes noted."""
     counts.append(bucket.buffer().nbytes)
     return allreduce_hook(None, bucket)

@@ -1,0 +1,139 @@
+"""Learning-rate range test, Smith 2015, arXiv 1506.01186, smoothed as fastai's finder does.
+
+python -m exp.tune.find_lr --config FILE [--set TABLE.KEY=VALUE] [--low R] [--high R] [--steps N]
+
+One batch at each rate, from low to high by equal factors; the losses are smoothed, s <- b s +
+(1 - b) loss, divided by 1 - b^i, b = 0.98, and the ramp ends where that exceeds 4 times its lowest.
+Two rates are suggested: where the smoothed loss falls most steeply over log lr, and a tenth of that
+at which it is lowest. Look at the curve: Adam's memory and weight decay make it depend on --steps,
+and rules that orthogonalize do not diverge as SGD does. The run's schedule plays no part.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from exp.harness.arguments import BAD_INPUT, COMPLETED
+
+BETA, DIVERGED = 0.98, 4.0
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Losses over rates; `smoothed` and `losses` end where the ramp did."""
+
+    rates: list[float]
+    losses: list[float]
+    smoothed: list[float]
+
+    @property
+    def steepest(self) -> float:
+        """The rate at which the smoothed loss falls fastest over log lr, by central differences;
+        nan where it never falls."""
+        slopes = {rate: after - before for rate, before, after in zip(
+            self.rates[1:], self.smoothed, self.smoothed[2:], strict=False)}
+        best = min(slopes, key=slopes.get, default=math.nan)
+        return best if slopes and slopes[best] < 0 else math.nan
+
+    @property
+    def tenth_of_lowest(self) -> float:
+        """A tenth of the rate at which the smoothed loss is lowest."""
+        return self.rates[self.smoothed.index(min(self.smoothed))] / 10 if self.rates else math.nan
+
+
+def ramp(step: Callable[[float], float], low: float, high: float, count: int) -> Curve:
+    """step(lr) takes a step at that rate and returns the loss before it; `count` rates, or as many
+    as there are before the loss has diverged or is not finite."""
+    curve, average = Curve([], [], []), 0.0
+    for i in range(count):
+        rate = low * (high / low) ** (i / max(count - 1, 1))
+        loss = step(rate)
+        average = BETA * average + (1 - BETA) * loss
+        smoothed = average / (1 - BETA ** (i + 1))
+        if not math.isfinite(loss) or curve.smoothed and smoothed > DIVERGED * min(curve.smoothed):
+            break
+        for values, value in zip((curve.rates, curve.losses, curve.smoothed),
+                                 (rate, loss, smoothed), strict=True):
+            values.append(value)
+    return curve
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status: 0, or 2 for bad input, where nothing is written."""
+    options = parse(arguments)
+    from data import DataError
+    from exp.harness.errors import ConfigError
+
+    try:
+        curve = of_config(options)
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    write(curve, options.output, options.config.stem)
+    print(f"steepest {curve.steepest:.3g}, a tenth of the lowest {curve.tenth_of_lowest:.3g}, "
+          f"{len(curve.rates)} rates up to {(curve.rates or [math.nan])[-1]:.3g}: {options.output}")
+    return COMPLETED
+
+
+def of_config(options: argparse.Namespace) -> Curve:
+    """The ramp of a config's optimizer on its training batches; the rates of other groups keep
+    their ratio to the first one's. Raises ConfigError for bad settings or rates."""
+    from exp.harness.build import build
+    from exp.harness.config import load_settings
+    from exp.harness.errors import ConfigError
+    from exp.harness.task import task_named
+    from exp.harness.toml import read_toml
+    from exp.theory.training import batches
+    from optimizer.parts.base import set_mode
+
+    if not 0 < options.low < options.high < math.inf or options.steps < 2:
+        raise ConfigError("0 < --low < --high and --steps of at least 2 are needed, got "
+                          f"{options.low:g}, {options.high:g}, {options.steps}")
+    try:
+        task = task_named(str(read_toml(options.config).get("experiment", {}).get("task")))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    run = build(load_settings(options.config, options.set, task), task)
+    source, groups = batches(run), run.optimizer.param_groups
+    initial = [float(group["lr"]) for group in groups]
+    if not initial[0] > 0:
+        raise ConfigError("[optimizer] lr must be > 0: the rates of all groups are multiplied")
+    run.model.train()
+    set_mode(run.optimizer, "train")
+
+    def step(rate: float) -> float:
+        for group, lr in zip(groups, initial, strict=True):
+            group["lr"] = rate * lr / initial[0]
+        return float(run.optimizer.step(run.objective.on(next(source))))
+
+    return ramp(step, options.low, options.high, options.steps)
+
+
+def write(curve: Curve, path: Path, title: str) -> None:
+    """The curve as a PNG."""
+    from exp.report.canvas import curves
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    curves(path, {title: {"loss of a batch": (curve.rates, curve.losses),
+                          "smoothed": (curve.rates, curve.smoothed)}},
+           xlabel="learning rate", ylabel="training loss", xscale="log")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options. Ends the process for --help and for wrong ones."""
+    parser = argparse.ArgumentParser(
+        prog="python -m exp.tune.find_lr", description="Training loss over a rising learning rate.")
+    parser.add_argument("--config", type=Path, required=True, help="the experiment, a TOML file")
+    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE")
+    parser.add_argument("--low", type=float, default=1e-7, help="the first rate (1e-7)")
+    parser.add_argument("--high", type=float, default=10.0, help="the last one (10)")
+    parser.add_argument("--steps", type=int, default=100, help="rates, one batch each (100)")
+    parser.add_argument("--output", type=Path, default=Path("outputs/find_lr.png"), metavar="PNG")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
