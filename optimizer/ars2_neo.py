@@ -14,8 +14,8 @@ from .parts.energy import EnergyNorm, EnergyScope
 from .parts.polar import OptionalOrthogonalizer
 from .parts.radius import RhoSchedule
 from .parts.sharpness import ElementwiseScale, PerturbNorm, cosine, perturbation, whitened_gradients
-from .parts.sharpness_aware import SharpnessAware
 from .parts.stored import Storage
+from .parts.three_paths import SharpnessPaths, ThreePaths
 
 __all__ = ["ARS2Neo"]
 
@@ -31,7 +31,7 @@ COST = {"gradient_evaluations": 2, "state_tensors": 2}
 TESTED_AGAINST = "plain numpy, upstream's classes"
 
 
-class ARS2Neo(SharpnessAware, CurvatureAware, AdaRMSuon):
+class ARS2Neo(ThreePaths, CurvatureAware, AdaRMSuon):
     """AdaRMSuon on a sharpness-aware gradient; k selects the mode.
 
     Base, k = 0: the gradient itself; this is AdaRMSuon.
@@ -55,6 +55,7 @@ class ARS2Neo(SharpnessAware, CurvatureAware, AdaRMSuon):
     `ns_passes=2` ARS2D, `beta_rule` "element" ARS2C and "scalar" its Scaler (parts/beta_rule.py),
     `rho_rule="curvature"` AR-GSAM's radius per matrix (parts/curvature.py). The latter three learn
     in sync steps; "element" keeps two more state tensors, one with rho_rule="curvature".
+    `sharpness_paths="agam"` is AGAM, up to 3 evaluations in a sync step (parts/three_paths.py).
 
     Cost: gradient evaluations per step 1 (Base), 2 (Sync), 1 + 1/k (Lazy), 1 + 1/effective_k
     (AGA); state tensors per parameter 2, and the shear force as a third in Lazy and AGA;
@@ -64,15 +65,9 @@ class ARS2Neo(SharpnessAware, CurvatureAware, AdaRMSuon):
     def __init__(
         self,
         params: Iterable,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        ns_steps: int = 5,
-        rho: float = 0.1,
-        k: int = 1,
-        alpha: float = 0.1,
-        adaptive_sync: bool = False,
+        lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        weight_decay: float = 0.01, ns_steps: int = 5,
+        rho: float = 0.1, k: int = 1, alpha: float = 0.1, adaptive_sync: bool = False,
         adaptive_beta: float = 0.99, adaptive_lambda: float = 2.0, adaptive_gamma: float = 2.0,
         energy_norm: EnergyNorm = "literal",
         energy_scope: EnergyScope = "matrix",
@@ -81,11 +76,10 @@ class ARS2Neo(SharpnessAware, CurvatureAware, AdaRMSuon):
         shear_storage: Storage = "full",
         whiten: bool = True,
         rho_schedule: RhoSchedule = "constant", rho_gap: float = 0.0,
-        ns_passes: int = 1, a_gsam: bool = False,
-        beta_rule: BetaRule = "fixed",
+        ns_passes: int = 1, a_gsam: bool = False, beta_rule: BetaRule = "fixed",
         beta1_range: tuple[float, float] = (0.5, 0.95),
         beta2_range: tuple[float, float] = (0.9, 0.9995),
-        rho_rule: RhoRule = "constant",
+        rho_rule: RhoRule = "constant", sharpness_paths: SharpnessPaths = "one",
         rho_range: tuple[float, float] = (0.01, 1.0), rho_rates: tuple[float, float] = (0.01, 0.1),
     ) -> None:
         adaptive_sync = adaptive_sync or a_gsam
@@ -102,7 +96,8 @@ class ARS2Neo(SharpnessAware, CurvatureAware, AdaRMSuon):
         self.adaptive_gamma = adaptive_gamma
         self.perturb_norm, self.elementwise_scale = perturb_norm, elementwise_scale
         self.keep_sharpness(rho, rho_schedule, rho_gap, shear_storage, step=0, sync_steps=0,
-                            last_sync_step=0, phi=1.0, phi_var=0.0, threshold=1.0, alpha_t=alpha)
+                            last_sync_step=0, phi=1.0, phi_var=0.0, threshold=1.0, alpha_t=alpha,
+                            **self.path_numbers(sharpness_paths))
         self.keep_curvature(beta_rule, beta1_range, beta2_range, rho_rule, rho_range, rho_rates)
 
     @property
@@ -121,7 +116,8 @@ class ARS2Neo(SharpnessAware, CurvatureAware, AdaRMSuon):
         if self.k == 0 and not self.adaptive_sync:
             return None, []
         if not self._is_sync_step():
-            self.inject_shear(self.scalars["alpha_t"])
+            alpha_t, alpha = self.scalars["alpha_t"], self.scalars.get("last_alpha", 0.0)
+            self.inject_shear(alpha_t * (2 - alpha) if alpha > 0 else alpha_t)
             return None, []
         self.scalars["sync_steps"] += 1
         self.scalars["last_sync_step"] = self.scalars["step"]
@@ -130,7 +126,8 @@ class ARS2Neo(SharpnessAware, CurvatureAware, AdaRMSuon):
                                                           group, self.scalars["step"])]
         offsets = perturbation(params, directions, self.radii(params, self.radius),
                                self.perturb_norm, self.elementwise_scale)
-        return offsets, grads_of(params) if self._injects or self.sees_curvature else []
+        keeps = self._injects or self.sees_curvature or self.paths != "one"
+        return offsets, grads_of(params) if keeps else []
 
     def combine(self, params: list[Tensor], base: list[Tensor]) -> None:
         """Keep what later steps need of both gradients; the second one is used as it is."""

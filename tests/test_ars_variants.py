@@ -12,6 +12,7 @@ from optimizer.ars2_neo import ARS2Neo
 from optimizer.parts import curvature, polar
 
 A_GSAM = {"a_gsam": True, "k": 10, "adaptive_lambda": 0.1}
+AGAM = {"adaptive_sync": True, "k": 1, "adaptive_lambda": 0.1, "sharpness_paths": "agam"}
 RANGES = {"beta1_range": (0.9, 0.9995), "beta2_range": (0.9, 0.9995)}
 ELEMENT = {"beta_rule": "element", **RANGES}
 AR_GSAM = {**ELEMENT, "rho_rule": "curvature"}
@@ -45,10 +46,12 @@ def released(monkeypatch):
      ".9346311406 -1.9509357361 .5661035517 .2925788603 2.9221852481 -.9353776952"),
     (ELEMENT, 3, ".9938735180 -1.8875167588 .5326475936 .2972148112 2.9511485707 -.9431394240"),
     (AR_GSAM, 3, ".9938823749 -1.8875045718 .5326382561 .2972199557 2.9511520551 -.9431441565"),
+    (AGAM, 1, ".9851071930 -2.0098781429 .4856071938 .2636428073 2.9851218579 -.9851071934"),
+    (AGAM, 3, ".9594172138 -1.9867020487 .4918723299 .2614482846 2.9640630933 -.9644017531"),
     ({**A_GSAM, **AR_GSAM, "ns_passes": 2}, 3,
      ".9159258457 -1.9740535361 .5709889833 .3073514460 2.9062172099 -.9400003635"),
 ], ids=["Base", "A-GSAM", "ARS2D", "ARS2D, 3", "ARS2D A-GSAM", "ARS2D A-GSAM, 3", "ARS2C A-GSAM",
-        "ARS2C A-GSAM, 3", "ARS2C", "AR-GSAM", "ARS2DC AR-GSAM"])
+        "ARS2C A-GSAM, 3", "ARS2C", "AR-GSAM", "AGAM", "AGAM, 3", "ARS2DC AR-GSAM"])
 def test_the_traces_of_the_released_classes(settings, step, expected, released):
     weights, optimizer = steps(ars2(**settings))
     assert differs(weights[step - 1], expected) < 1e-10
@@ -146,3 +149,45 @@ def test_the_vectors_beside_take_a_constant_radius_and_adamw():
     says = optimizer.diagnostics
     assert says["matrix_rho"] == float(optimizer.state[matrix]["rho"])
     assert 0 < says["alignment"] <= 1
+
+
+# --- AGAM
+
+
+def test_agam_chooses_its_path_by_two_windows(released):
+    """Steps of the rule on problem Q: with windows that are ready, by hand of what lies in them."""
+    def path_of(window_1, window_2, **settings):
+        weights, optimizer = steps(ars2(**{**AGAM, **settings}), count=1)
+        before = weights[0]
+        optimizer.scalars.update(window_1=window_1, window_2=window_2, step=0, sam_paths=0,
+                                 middle_paths=0, gam_paths=0)
+        (w,) = optimizer.param_groups[0]["params"]
+        evaluations = []
+
+        def closure():
+            evaluations.append(w.detach().clone())
+            w.grad = w.detach() * torch.arange(1.0, 7).reshape(2, 3)
+            return w.detach().sum()
+
+        optimizer.step(closure)
+        assert torch.equal(evaluations[0], before)  # restored to the bit
+        taken = [optimizer.scalars[f"{name}_paths"] for name in ("sam", "middle", "gam")]
+        return taken, len(evaluations), evaluations
+
+    fixed = {"adaptive_sync": False}  # phi counts as 1
+    assert path_of((0.5,) * 50, (0.5,) * 50, **fixed)[:2] == ([1, 0, 0], 2)
+    assert path_of((2.0,) * 50, (1e-3,) * 50, **fixed)[:2] == ([0, 1, 0], 3)
+    assert path_of((2.0,) * 50, (2.0,) * 50, **fixed)[:2] == ([0, 0, 1], 3)
+    taken, _, points = path_of((0.5,) * 49, (0.5,) * 50, **fixed)  # not ready
+    assert taken == [0, 0, 1]
+    assert float((points[2] - points[0]).norm()) == pytest.approx(0.01)  # rho_small, at W itself
+
+
+def test_agam_needs_its_closure_and_one_path_is_a_gsam():
+    w = nn.Parameter(torch.eye(2))
+    w.grad = torch.ones(2, 2)
+    with pytest.raises(ValueError, match="third gradient"):
+        ARS2Neo([w], sharpness_paths="agam").first_step()
+    one, _ = steps(ars2(**{**AGAM, "sharpness_paths": "one"}))
+    a_gsam, _ = steps(ars2(a_gsam=True, k=1, adaptive_lambda=0.1))
+    torch.testing.assert_close(one, a_gsam, rtol=0, atol=0)

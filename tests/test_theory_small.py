@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from exp.harness.task import task_named
 from exp.papers.ars2_neo.statements import (
+    agam_paths,
     code_length,
     decorrelation,
     early_ranks,
@@ -309,6 +310,7 @@ def test_a_tiny_run_of_each_is_written_and_reads_back(tiny_data, tmp_path, monke
     small(fisher_diagonal, TASKS={
         "grokking": ((1,), 8, "tiny"), "cifar": ((1, 2), 4, "small"),
         "wikitext2": ((1,), 4, "small")})
+    small(agam_paths, STEPS=3)
     small(norm_bound, STEPS=2, GRID={"optimizer": norm_bound.JUDGED})
     small(decorrelation, GRID={"optimizer": ("AdamW", "Muon")})
     small(code_length, PARTS=(2, 1), EXAMPLES=8,
@@ -317,7 +319,7 @@ def test_a_tiny_run_of_each_is_written_and_reads_back(tiny_data, tmp_path, monke
           GRID={"optimizer": ("AdamW", "Muon"), "factor": (1.0,)})
     names = ["learning_rate_width", "natural_gradient", "slow_sharpness", "whitened_perturbation",
              "flatness", "fisher_diagonal", "norm_bound", "decorrelation", "code_length",
-             "entropy_monitor", "early_ranks"]
+             "entropy_monitor", "early_ranks", "agam_paths"]
     assert command.main([*names, "--seeds", "2", "--output", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("written to") == len(names)
     check_pages(names, tmp_path)

@@ -89,6 +89,10 @@ class SharpnessAware(Base):
     def combine(self, params: list[Tensor], base: list[Tensor]) -> None:
         """Replace the second gradients in `p.grad` by the final ones; `base`: as kept."""
 
+    def look_again(self, params: list[Tensor], base: list[Tensor],
+                   closure: Callable[[], Tensor]) -> None:
+        """Take further gradients after `combine`; none here."""
+
     # --- the two gradients
 
     def gradient(self, closure: Closure | None) -> Tensor | None:
@@ -113,6 +117,7 @@ class SharpnessAware(Base):
                     raise ValueError(ACCUMULATED)
                 self.observe(loss, gradients_at(params, offsets, closure))
                 self.combine(params, base)
+                self.look_again(params, base, closure)
         return loss
 
     def observe(self, loss: Tensor, perturbed_loss: Tensor) -> None:
