@@ -176,8 +176,10 @@ def test_a_tiny_run_of_the_surveys_numbers(tiny_data, monkeypatch):
     monkeypatch.setitem(sweeps.curve.__kwdefaults__, "count", 4)
     monkeypatch.setattr(sweeps, "LONGEST", 3)
     monkeypatch.setattr(lion_decay, "DECAYS", (0.1, 1.0))
-    monkeypatch.setattr(lamb_batches, "EXAMPLES", 128)
+    monkeypatch.setattr(lamb_batches, "EXAMPLES", 64)
+    monkeypatch.setattr(lamb_batches, "LARGE", 8)
     for module in (lion_decay, lamb_batches):
-        assert module.judge(Rows(list(measure(module, [1, 2])))).word == "inconclusive"
+        found = module.judge(Rows(list(measure(module, [1]))))
+        assert found.word == "inconclusive" and found.numbers  # of one seed nothing follows
     loss, sent = traffic.trained({**sweeps.adamw(0.01), **traffic.RULES["DiLoCo"]}, 1, 3)
     assert 0 < loss < 10 and sent == 0  # one process sends nothing
