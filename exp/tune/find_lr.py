@@ -35,7 +35,7 @@ class Curve:
         nan where it never falls."""
         slopes = {rate: after - before for rate, before, after in zip(
             self.rates[1:], self.smoothed, self.smoothed[2:], strict=False)}
-        best = min(slopes, key=slopes.get, default=math.nan)
+        best = min(slopes, key=lambda rate: slopes[rate], default=math.nan)
         return best if slopes and slopes[best] < 0 else math.nan
 
     @property

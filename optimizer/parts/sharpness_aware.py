@@ -89,8 +89,7 @@ class SharpnessAware(Base):
     def combine(self, params: list[Tensor], base: list[Tensor]) -> None:
         """Replace the second gradients in `p.grad` by the final ones; `base`: as kept."""
 
-    def look_again(self, params: list[Tensor], base: list[Tensor],
-                   closure: Callable[[], Tensor]) -> None:
+    def look_again(self, params: list[Tensor], base: list[Tensor], closure: Closure) -> None:
         """Take further gradients after `combine`; none here."""
 
     # --- the two gradients

@@ -17,13 +17,14 @@ never take the SAM path.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from . import checks
+from .base import Closure, grads_of
 from .distributed.collective import total
 from .sharpness import EPS, finite, gradients_at
 from .sharpness_aware import SharpnessAware
@@ -40,6 +41,7 @@ class ThreePaths(SharpnessAware):
     """A sharpness-aware rule whose sync steps may take a third gradient; `paths` "one" does not."""
 
     paths: str = "one"
+    adaptive_sync: bool
 
     def path_numbers(self, paths: str) -> dict:
         """Check and keep the option; the numbers that `keep_sharpness` has to keep for it."""
@@ -53,8 +55,7 @@ class ThreePaths(SharpnessAware):
             raise ValueError('sharpness_paths = "agam" may need a third gradient: step(closure)')
         return super().first_step(zero_grad)
 
-    def look_again(self, params: list[Tensor], base: list[Tensor],
-                   closure: Callable[[], Tensor]) -> None:
+    def look_again(self, params: list[Tensor], base: list[Tensor], closure: Closure) -> None:
         """Replace the second gradients in `p.grad` by those of the path taken."""
         if self.paths == "one":
             return
@@ -65,11 +66,11 @@ class ThreePaths(SharpnessAware):
         if phi > thresholds[0]:
             s["sam_paths"] += 1
             return
-        second = [p.grad for p in params]
+        second = grads_of(params)
         d = [g2 - g1 for g2, g1 in zip(second, base, strict=True)]
         gradients_at(params, [RHO_SMALL * x / (torch.linalg.vector_norm(x) + EPS) for x in d],
                      closure)
-        d2 = [p.grad - g2 for p, g2 in zip(params, second, strict=True)]
+        d2 = [g3 - g2 for g3, g2 in zip(grads_of(params), second, strict=True)]
         alpha = alignment(d, d2)
         s["window_2"], s["last_alpha"] = (*s["window_2"], alpha)[-WINDOW:], alpha
         if alpha > thresholds[1]:

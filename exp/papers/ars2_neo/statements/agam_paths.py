@@ -22,7 +22,8 @@ def measure(seeds: list[int], k: int) -> Iterable[Row]:
     for seed in seeds:
         run = built(table, seed, scale="small")
         list(steps(run, STEPS))
-        counts = [run.optimizer.scalars[f"{path}_paths"] for path in PATHS]
+        scalars = run.optimizer.param_groups[0]["scalars"]["ARS2Neo"]
+        counts = [scalars[f"{path}_paths"] for path in PATHS]
         for path, count in zip(PATHS, counts, strict=True):
             yield Row(f"{path} path", seed, count / sum(counts))
         yield Row("evaluations", seed, run.objective.gradient_evaluations / STEPS)

@@ -26,7 +26,8 @@ GRID = {"optimizer": RULES, "factor": FACTORS}
 def measure(seeds: list[int], optimizer: str, factor: float) -> Iterable[Row]:
     """Entropies and held-out loss after EARLY epochs, held-out loss after LATE."""
     for seed in seeds:
-        table = {**RULES[optimizer], "lr": factor * RULES[optimizer]["lr"]}
+        rule: dict = RULES[optimizer]
+        table = {**rule, "lr": factor * rule["lr"]}
         run = built(table, seed, scale="small")
         start = {name: p.detach().clone() for name, p in matrices(run.model).items()}
         for epoch in range(LATE):

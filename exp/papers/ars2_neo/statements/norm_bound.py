@@ -14,9 +14,9 @@ from optimizer.parts.polar import as_matrices
 
 LR, DECAY, STEPS = 0.02, 1.0, 250
 FORGOTTEN = STEPS * LR * DECAY
-RULES = {"Muon": {"name": "muon"},
-         "Muon, Moonlight's scale": {"name": "muon", "scale": "moonlight"},
-         "ARS2-Neo Base": {"name": "ars2_neo", "k": 0}, "AdamW": {"name": "adamw"}}
+RULES: dict[str, dict] = {
+    "Muon": {"name": "muon"}, "Muon, Moonlight's scale": {"name": "muon", "scale": "moonlight"},
+    "ARS2-Neo Base": {"name": "ars2_neo", "k": 0}, "AdamW": {"name": "adamw"}}
 JUDGED = ("Muon", "ARS2-Neo Base")
 GRID = {"optimizer": RULES}
 

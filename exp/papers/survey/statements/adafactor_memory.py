@@ -11,7 +11,7 @@ from exp.theory.statement import Verdict
 from model import build_model
 from optimizer.parts.state import state_per_weight
 
-MODELS = {"modular addition": {"name": "grokking_transformer", "vocab_size": 114},
+MODELS: dict[str, dict] = {"modular addition": {"name": "grokking_transformer", "vocab_size": 114},
           "CIFAR-10": {"name": "resnet18"}, "Wikitext-2": {"name": "qwen3", "vocab_size": 40479}}
 RULES = {"AdamW": torch.optim.AdamW, "Adafactor": torch.optim.Adafactor}
 LOW, HIGH = 0.4, 0.6
@@ -20,8 +20,7 @@ GRID = {"task": MODELS}
 
 def measure(seeds: list[int], task: str) -> Iterable[Row]:
     """State over weights, in bytes, of both; the share; and the share with a first moment."""
-    settings = dict(MODELS[task])
-    model = build_model(settings)
+    model = build_model(dict(MODELS[task]))
     adamw, adafactor = (state(model, rule) for rule in RULES.values())
     yield Row("AdamW, of the weights", 0, adamw)
     yield Row("Adafactor, of the weights", 0, adafactor)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import distributed
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from exp.harness.distributed import size
 from exp.harness.schedule import Schedule
@@ -49,6 +50,7 @@ def trained(optimizer: dict, seed: int, count: int) -> tuple[float, int]:
     run = built(optimizer, seed, "wikitext2", "small", experiment={"sharding": "none"})
     gradients = [0]
     if size() > 1:
+        assert isinstance(run.objective.applied, DistributedDataParallel)
         run.objective.applied.register_comm_hook(gradients, counted)
     rates = Schedule(run.optimizer, 1, count, "linear", warmup_epochs=sweeps.WARMUP)
     rates.set_lr(0)
@@ -65,7 +67,9 @@ def counted(counts: list[int], bucket: distributed.GradBucket
             ) -> torch.futures.Future[torch.Tensor]:
     """DDP's own all-reduce, its bytes noted."""
     counts.append(bucket.buffer().nbytes)
-    return allreduce_hook(None, bucket)
+    world = distributed.group.WORLD
+    assert world is not None
+    return allreduce_hook(world, bucket)
 
 
 def shares(rows: Rows) -> dict[str, float]:
@@ -92,7 +96,8 @@ def judge(rows: Rows) -> Verdict:
 
 def tables(rows: Rows) -> dict:
     """Best rates, losses and bytes."""
-    lines = [("averages", "best lr", "loss", "bytes a process sends", "of every gradient's")]
+    lines: list[tuple] = [("averages", "best lr", "loss", "bytes a process sends",
+                           "of every gradient's")]
     for name, grid in sweeps.grids_of(rows).items():
         (sent,) = rows.values(optimizer=name, axis="bytes")
         lines.append((name, sweeps.best_of_grid(grid), sweeps.best_losses(grid), f"{sent:,.0f}",
