@@ -45,9 +45,10 @@ def runs(optimizer: str, seeds: list[int]) -> tuple[list[Row], dict]:
     return [*rows, Row("bytes", seeds[0], sent)], dict(training.DATA)
 
 
-def trained(optimizer: dict, seed: int, count: int) -> tuple[float, int]:
-    """The held-out loss (nats) after `count` steps, and the bytes this process has sent."""
-    run = built(optimizer, seed, "wikitext2", "small", experiment={"sharding": "none"})
+def trained(optimizer: dict, seed: int, count: int, **data: bool) -> tuple[float, int]:
+    """The held-out loss (nats) after `count` steps, and the bytes this process has sent. data:
+    keys that replace the config's."""
+    run = built(optimizer, seed, "wikitext2", "small", experiment={"sharding": "none"}, data=data)
     gradients = [0]
     if size() > 1:
         assert isinstance(run.objective.applied, DistributedDataParallel)
