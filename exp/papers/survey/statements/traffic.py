@@ -45,7 +45,7 @@ def runs(optimizer: str, seeds: list[int]) -> tuple[list[Row], dict]:
     return [*rows, Row("bytes", seeds[0], sent)], dict(training.DATA)
 
 
-def trained(optimizer: dict, seed: int, count: int, **data: bool) -> tuple[float, int]:
+def trained(optimizer: dict, seed: int, count: int, **data: int) -> tuple[float, int]:
     """The held-out loss (nats) after `count` steps, and the bytes this process has sent. data:
     keys that replace the config's."""
     run = built(optimizer, seed, "wikitext2", "small", experiment={"sharding": "none"}, data=data)
