@@ -22,7 +22,8 @@ class LAWA(Averaged):
     """
 
     def __init__(self, base: Optimizer, k: int = 6, every: int = 10) -> None:
-        checks.at_least(1, k=k, every=every)
+        checks.iterations(k=k)  # each is a copy of the weights
+        checks.at_least(1, every=every)
         super().__init__(base)
         self.k, self.every = k, every
         self.keep_scalars(steps=0, snapshots=0, evaluating=0)

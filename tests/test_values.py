@@ -127,6 +127,7 @@ def test_a_wrong_replacement_is_one_line_and_writes_nothing(options, words, tmp_
     ("{name = 'pytorch_optimizer:LOMO'}", "LOMO cannot take a step: it has no step() but updates"),
     ("{name = 'pytorch_optimizer:LoRARite'}", "its documentation says: LoRA factor optimization"),
     ("{name = 'pytorch_optimizer:A2Grad'}", "A2Grad has no lr"),
+    ("{name = 'adamw', lawa = {k = 1000000000}}", "k must be at most 1000"),
     ("{name = 'pytorch_optimizer:SAM'}", "SAM goes around another optimizer, which code has to"),
 ])
 def test_what_the_first_step_refuses_is_one_line_and_writes_nothing(optimizer, words, tmp_path,
