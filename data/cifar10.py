@@ -7,6 +7,7 @@ comes from the Hugging Face hub as the latter, or through torchvision as the for
 
 import hashlib
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -80,23 +81,34 @@ def cifar10(
         raise ValueError(f"validation must be in [0, 1), got {validation}")
     folder = locate(PICKLED) or locate(BINARY) or download("CIFAR-10", PICKLED,
                                                            (_from_hub, _from_torchvision))
-    images, labels = _images(folder, [name for name in MD5 if name != TEST])
+    parts = [_images(folder, name) for name in MD5 if name != TEST]
     # Shuffled with a fixed seed before cutting: the parts depend on nothing but their shares.
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(sum(len(labels) for _, labels in parts),
+                           generator=torch.Generator().manual_seed(0))
     count = round(validation * len(order))
     order, held_out = order.split([len(order) - count, count])
     kept = order[: max(1, round(subset * len(order)))]
-    train = (images[kept].to(device), labels[kept].to(device))
+    train = tuple(_rows(column, kept).to(device) for column in zip(*parts, strict=True))
+    images, labels = (_rows(column, held_out).to(device) for column in zip(*parts, strict=True))
+    del parts  # 154 MB, before the test images take as much
     change = partial(augment, crop=crop, flip=flip, cutout=cutout)
     batches = Batches(train, batch_size, seed, drop_last, change, epochs_per_pass)
-    test = _evaluated(*_images(folder, [TEST]), device)
+    test_images, test_labels = _images(folder, TEST)
+    test = normalize(test_images.to(device)), test_labels.to(device)
     if not count:
         return CIFAR10(batches, eval=test)
-    return CIFAR10(batches, _evaluated(images[held_out], labels[held_out], device), test)
+    return CIFAR10(batches, (normalize(images), labels), test)
 
 
-def _evaluated(images: Tensor, labels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    return normalize(images.to(device)), labels.to(device)
+def _rows(parts: Sequence[Tensor], chosen: Tensor) -> Tensor:
+    """Some rows of tensors one after another, without a copy of them all."""
+    rows = parts[0].new_empty(len(chosen), *parts[0].shape[1:])
+    start = 0
+    for part in parts:
+        here = (chosen >= start) & (chosen < start + len(part))
+        rows[here] = part[chosen[here] - start]
+        start += len(part)
+    return rows
 
 
 def augment(images: Tensor, generator: torch.Generator, crop: int, flip: bool,
@@ -128,7 +140,7 @@ def augment(images: Tensor, generator: torch.Generator, crop: int, flip: bool,
 def normalize(images: Tensor) -> Tensor:
     """Bytes (batch, 3, h, w) -> floats with the training set's mean 0 and deviation 1."""
     mean, std = _statistics(images.device)
-    return (images.float() / 255 - mean) / std
+    return (images / 255).sub_(mean).div_(std)  # bytes divide to floats
 
 
 @cache
@@ -137,12 +149,11 @@ def _statistics(device: torch.device) -> Tensor:
     return torch.tensor((MEAN, STD), device=device).view(2, 3, 1, 1)
 
 
-def _images(folder: Path, names: list[str]) -> tuple[Tensor, Tensor]:
-    """Images (n, 3, 32, 32) uint8 and labels (n,) int64 of some of the files."""
-    load = _pickled if folder.name == PICKLED else _binary
-    pixels, labels = zip(*(load(folder, name) for name in names), strict=True)
-    images = torch.from_numpy(np.concatenate(pixels)).view(-1, 3, SIZE, SIZE)
-    return images, torch.from_numpy(np.concatenate(labels)).long()
+def _images(folder: Path, name: str) -> tuple[Tensor, Tensor]:
+    """Images (n, 3, 32, 32) uint8 and labels (n,) int64 of one of the files."""
+    pixels, labels = (_pickled if folder.name == PICKLED else _binary)(folder, name)
+    images = torch.from_numpy(np.array(pixels)).view(-1, 3, SIZE, SIZE)
+    return images, torch.from_numpy(np.array(labels)).long()
 
 
 def _pickled(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,9 @@
 """A small Qwen3 language model, Yang et al. 2025, arXiv 2505.09388: transformers' own classes."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor, nn
 
 __all__ = ["Qwen3"]
@@ -8,6 +12,8 @@ __all__ = ["Qwen3"]
 TINY = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 4, "intermediate_size": 24,
         "max_position_embeddings": 16}
+
+UNUSED = ("PIL", "scipy", "torchvision")  # transformers' losses for images: 50 MB of memory
 
 
 class Qwen3(nn.Module):
@@ -41,7 +47,8 @@ class Qwen3(nn.Module):
             "max_position_embeddings": max_position_embeddings,
         }
         _check(sizes, rope_theta, attention_dropout)
-        from transformers import Qwen3Config, Qwen3ForCausalLM
+        with hidden(*UNUSED):
+            from transformers import Qwen3Config, Qwen3ForCausalLM
 
         config = Qwen3Config(
             **sizes, tie_word_embeddings=tie_word_embeddings, attention_dropout=attention_dropout,
@@ -81,6 +88,18 @@ class Qwen3(nn.Module):
                      "network.lm_head.weight": "head"}
             roles[name] = known.get(name, "hidden" if p.ndim == 2 else "vector")
         return roles
+
+
+@contextmanager
+def hidden(*packages: str) -> Iterator[None]:
+    """Inside, packages that are not imported yet seem not to be installed."""
+    absent = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))
+    try:
+        yield
+    finally:
+        for name in absent:
+            sys.modules.pop(name)
 
 
 def _check(sizes: dict[str, int], rope_theta: float, attention_dropout: float) -> None:

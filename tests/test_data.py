@@ -456,7 +456,8 @@ def hub_of(root, order):
     from PIL import Image as Pillow
 
     def split(names):
-        images, labels = data.cifar10._images(root / data.cifar10.PICKLED, names)
+        images, labels = (torch.cat(part) for part in zip(*(data.cifar10._images(
+            root / data.cifar10.PICKLED, name) for name in names), strict=True))
         pictures = [Pillow.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
         return Dataset.from_dict({"img": pictures, "label": labels.tolist()},
                                  features=Features(img=Image(), label=Value("int64")))
@@ -499,7 +500,7 @@ def test_data_sets_are_cut_into_epochs_when_asked(load, tiny_data):
 
 def test_test_images_are_only_normalized(tiny_data):
     d = cifar10(8, **CPU)
-    images, labels = data.cifar10._images(tiny_data / data.cifar10.PICKLED, ["test_batch"])
+    images, labels = data.cifar10._images(tiny_data / data.cifar10.PICKLED, "test_batch")
     assert torch.equal(d.eval[0], normalize(images))
     assert torch.equal(d.eval[1], labels)
 
