@@ -82,6 +82,18 @@ def test_boards_in_progress_are_shown_without_verdicts(tmp_path):
     assert "No board is complete yet" not in html and "How to read this board" not in html
 
 
+def test_curves_are_placed_by_hand_and_described():
+    """0 to 100 lies from 48 to 352 pixels across, 1 to 100 on a log axis from 210 to 8 up."""
+    line = web.Line("#123456", "6 3", (50, 100), (100.0, 10.0), (100.0, 1.0), (100.0, 10.0))
+    drawn = web.curves("t", "Toy", "steps", "loss", {"<c>": line}, log=True)
+    assert 'stroke="#123456" stroke-dasharray="6 3" points="200,8 352,109"' in drawn
+    assert 'fill="#123456" points="200,8 352,109 352,210 200,8"' in drawn
+    assert re.findall(r">([\d.]+)</text>", drawn) == [
+        "1", "2", "5", "10", "20", "50", "100", "0", "20", "40", "60", "80", "100"]
+    assert '<title id="t-title">Toy: loss over steps</title>' in drawn
+    assert "&lt;c&gt;: 100 to 10 at 100.</desc>" in drawn
+
+
 def test_the_committed_web_page_is_made_of_the_committed_records():
     html = (PAPER / "index.html").read_text(encoding="utf-8")
     assert html == site(), "python -m exp.site makes it again"

@@ -46,17 +46,23 @@ def draw(path: Path, table: Table, records: dict, claims: list[Claim]) -> None:
 def _curves(axes, runs: dict[str, list[dict]], by: Yardstick, axis: str, looks: dict) -> None:
     """Mean over seeds with the band from the worst to the best seed."""
     for row, group in runs.items():
-        length = min(len(by.curve(run)) for run in group)
-        every = by.scale * np.array([list(map(number_or_nan, by.curve(run)[:length]))
-                                     for run in group])
-        costs = np.arange(1, length + 1) if axis == "epochs" else np.mean(
-            [run["curve"][axis][:length] for run in group], axis=0)
-        axes.plot(costs, np.nanmean(every, axis=0), **looks[row])
-        axes.fill_between(costs, np.nanmin(every, axis=0), np.nanmax(every, axis=0),
-                          color=looks[row]["color"], alpha=0.13, linewidth=0)
+        costs, mean, low, high = averaged(group, by, axis)
+        axes.plot(costs, mean, **looks[row])
+        axes.fill_between(costs, low, high, color=looks[row]["color"], alpha=0.13, linewidth=0)
     axes.set(xlabel=axis.replace("_", " "), ylabel=f"{by.metric.label}, {by.metric.unit}")
     if by.metric.unit != FRACTION:
         axes.set_yscale("log")
+
+
+def averaged(group: list[dict], by: Yardstick, axis: str) -> tuple[np.ndarray, ...]:
+    """(costs, mean, least, largest) of the metric over seeds, after each epoch that all of them
+    have; axis: see `yardstick.spent`."""
+    length = min(len(by.curve(run)) for run in group)
+    every = by.scale * np.array([list(map(number_or_nan, by.curve(run)[:length]))
+                                 for run in group])
+    costs = np.arange(1, length + 1) if axis == "epochs" else np.mean(
+        [run["curve"][axis][:length] for run in group], axis=0)
+    return costs, np.nanmean(every, axis=0), np.nanmin(every, axis=0), np.nanmax(every, axis=0)
 
 
 def _configurations(axes, table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> None:

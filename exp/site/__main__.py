@@ -21,6 +21,7 @@ from exp.report.tables import number
 from exp.reproduce.papers import read_papers
 from exp.reproduce.verdicts import paper_claims
 from exp.site import optimizers
+from exp.site.curves import paper_curves
 from exp.theory import statement
 from exp.tune import page
 from exp.tune.terms import IN_PROGRESS as UNFINISHED
@@ -48,8 +49,9 @@ def site(kept: Path = PAPER) -> str:
             "No board is complete yet. `python -m exp.tune TASK` makes one; see docs/running.md.")
     for paper in read_papers():
         body = [web.paragraphs(paper.note)]
+        body += [paper_curves(paper, kept)]
         body += [web.table(title, lines) for title, lines in paper_claims(paper, kept)]
-        if len(body) > 1:
+        if any(body[1:]):
             sections[f"Paper: {paper.title}"] = "\n".join(body)
     sections["Statements about training and geometry"] = statements(kept / "theory")
     return web.document(sections)

@@ -1,12 +1,17 @@
-"""HTML of the web page: text, tables and the forest plot. Style and script lie beside this file."""
+"""HTML of the web page: text, tables, curves and the forest plot. Style and script lie beside."""
 
 import html
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+PLOT = (360, 250)  # of a plot of curves, pixels: a phone's width
+LEFT_OF, RIGHT_OF, ABOVE, BELOW = 48, 8, 8, 40  # around its axes
+STEPS = (1, 2, 5)  # between ticks, times a power of ten
+FINE = (1, 1.5, 2, 3, 4, 5, 6, 8)  # ticks of a logarithmic axis that has few of those
 WIDTH, LEFT, ROW, FOOT = 640, 190, 24, 44  # of the forest plot, pixels
 LONG = 40  # characters from which a column is kept wide
 CLASSES = {"holds": "holds", "not established": "", "does not hold": "fails", "refuted": "fails"}
@@ -102,3 +107,89 @@ def forest(title: str, rows: Iterable[tuple[str, float, float, float]]) -> str:
             f'<svg viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" role="img" '
             f'aria-label="{html.escape(f"{title}: {told}", quote=True)}">\n'
             + "\n".join(marks) + "\n</svg></div>")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a plot: points (xs, ys) in one colour; dashes: of SVG's stroke-dasharray, "" for a
+    solid line; low, high: of a band around it."""
+
+    color: str
+    dashes: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+
+
+def curves(name: str, title: str, xlabel: str, ylabel: str, lines: Mapping[str, Line],
+           log: bool = False) -> str:
+    """A figure of lines by label, as SVG with a legend beneath. name: part of its ids; log: the y
+    axis is logarithmic."""
+    width, height = PLOT
+    across = Scale([x for line in lines.values() for x in (0, *line.xs)],
+                    LEFT_OF, width - RIGHT_OF)
+    up = Scale([y for line in lines.values() for y in (*line.ys, *line.low, *line.high)],
+                height - BELOW, ABOVE, log)
+    marks = [f'<path class="axis" d="M{LEFT_OF} {up(y):g}H{width - RIGHT_OF}"/>'
+             f'<text x="{LEFT_OF - 6}" y="{up(y) + 4:g}" text-anchor="end">{y:g}</text>'
+             for y in up.ticks]
+    marks += [f'<text x="{across(x):g}" y="{height - BELOW + 16}" text-anchor="middle">{x:g}</text>'
+              for x in across.ticks]
+    marks.append(f'<text x="{(LEFT_OF + width) / 2:g}" y="{height - 6}" text-anchor="middle">'
+                 f"{html.escape(xlabel)}</text>")
+    for label, line in lines.items():
+        band = zip((*line.xs, *line.xs[::-1]), (*line.high, *line.low[::-1]), strict=False)
+        if line.high:
+            marks.append(f'<polygon class="hued" fill="{line.color}" points="'
+                         f'{_points(band, across, up)}"/>')
+        marks.append(f'<polyline class="hued" {_stroke(line)} points="'
+                     f'{_points(zip(line.xs, line.ys, strict=True), across, up)}">'
+                     f"<title>{html.escape(label)}</title></polyline>")
+    legend = "".join(f'<li><svg viewBox="0 0 28 8" aria-hidden="true"><path class="hued" '
+                     f'{_stroke(line)} d="M0 4H28"/></svg>{html.escape(label)}</li>'
+                     for label, line in lines.items())
+    ends = "; ".join(f"{label}: {line.ys[0]:.3g} to {line.ys[-1]:.3g} at {line.xs[-1]:.0f}"
+                     for label, line in lines.items())
+    return (f'<figure class="curves"><figcaption>{html.escape(title)}: {html.escape(ylabel)}'
+            f'</figcaption>\n<svg viewBox="0 0 {width} {height}" role="img" '
+            f'aria-labelledby="{name}-title {name}-desc">\n<title id="{name}-title">'
+            f'{html.escape(f"{title}: {ylabel} over {xlabel}")}</title>\n<desc id="{name}-desc">'
+            f"First and last values. {html.escape(ends)}.</desc>\n" + "\n".join(marks)
+            + f'\n</svg>\n<ul class="legend">{legend}</ul></figure>')
+
+
+class Scale:
+    """Value -> pixel, from `first` for the least value to `last` for the largest; `ticks` lie in
+    between."""
+
+    def __init__(self, values: Iterable[float], first: float, last: float, log: bool = False
+                 ) -> None:
+        finite = [value for value in values if math.isfinite(value)]
+        self.low, self.high, self.first, self.last, self.log = (
+            min(finite), max(finite), first, last, log)
+        steps = [step * 10.0**power for power in range(-6, 10) for step in STEPS]
+        if log:
+            inside = [tick for tick in steps if self.low <= tick <= self.high]
+            fine = [share * 10.0**power for power in range(-6, 10) for share in FINE]
+            self.ticks = inside if len(inside) > 2 else [
+                tick for tick in fine if self.low <= tick <= self.high]
+        else:
+            step = next(step for step in steps if self.high - self.low <= 5 * step)
+            self.ticks = [step * number for number in range(math.ceil(self.low / step),
+                                                            math.floor(self.high / step) + 1)]
+
+    def __call__(self, value: float) -> float:
+        low, high, at = (math.log(number) if self.log else number
+                         for number in (self.low, self.high, value))
+        share = (at - low) / ((high - low) or 1)
+        return round(self.first + share * (self.last - self.first), 1)
+
+
+def _points(pairs: Iterable[tuple[float, float]], across: Scale, up: Scale) -> str:
+    return " ".join(f"{across(x):g},{up(y):g}" for x, y in pairs if math.isfinite(y))
+
+
+def _stroke(line: Line) -> str:
+    dashes = f' stroke-dasharray="{line.dashes}"' if line.dashes else ""
+    return f'stroke="{line.color}"{dashes}'
