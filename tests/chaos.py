@@ -7,7 +7,6 @@ replays that one. The tiny data sets of the tests are used. Every attack is trie
 its own kind, so that one that dies, hangs or takes all memory is a failure like any other.
 """
 
-import argparse
 import contextlib
 import errno
 import importlib
@@ -30,6 +29,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tests.chaos_options import parse
+
+if __name__ == "__main__":
+    parse()  # answers --help and mistyped options before torch is imported
+
 import pytest
 import torch
 
@@ -42,6 +46,7 @@ from exp.harness.task import task_named, tasks, train_function
 from exp.harness.toml import apply_override, read_toml, to_toml
 from exp.jobs.launch import Local
 from exp.jobs.queue import Job, run_jobs
+from exp.report.forecast import forecast, total
 from optimizer import available_optimizers
 from tests.conftest import TINY, use_data, write_data
 
@@ -695,18 +700,18 @@ def row(name: str, tries: list[tuple[int, str]]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Try the attacks, print the table; exit status 0 if all were survived, 1 if not."""
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("attacks", nargs="*", metavar="ATTACK", 
-                        help=f"of {', '.join(ATTACKS)}; default: all")
-    parser.add_argument("--seed", type=int, default=0, help="of the first try; the next is one on")
-    parser.add_argument("--tries", type=int, help="of each attack")
-    parser.add_argument("--minutes", type=float, default=10, help="for all attacks, shared evenly")
-    parser.add_argument("--all", action="store_true", help="print every failure as it is found")
-    options = parser.parse_args(arguments)
+    options = parse(arguments)
+    chosen = options.attacks or list(ATTACKS)
+    if unknown := [name for name in chosen if name not in ATTACKS]:
+        print(f"error: no attack {unknown[0]!r}; there are: {', '.join(ATTACKS)}", file=sys.stderr)
+        return 2
+    share = None if options.tries is not None else 60 * options.minutes / len(chosen)
+    times = dict.fromkeys(chosen, share)
+    print((forecast if options.dry_run else total)(times), flush=True)
+    if options.dry_run:
+        return 0
     torch.set_num_threads(1)
     results: dict[str, list[tuple[int, str]]] = {}
-    chosen = options.attacks or list(ATTACKS)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         use_data(Path(folder) / "data", write_data(Path(folder) / "data"), patch)
         warm_up(Path(folder), everything=bool({"runs", *MUTATIONS} & set(chosen)))

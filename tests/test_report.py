@@ -5,6 +5,7 @@ import json
 import pytest
 
 from exp.report.canvas import canvas, color, display_name, grid_of, styles
+from exp.report.forecast import forecast, total
 from exp.report.jsonfile import read_json, to_json, write_json
 from exp.report.statistics import Estimate, median_time
 from exp.report.tables import page, table
@@ -23,6 +24,14 @@ def test_a_running_product_of_one_half_is_one_half(times, median):
     missed = 30 - len(times)
     assert median_time([*times, *[None] * missed], [2400] * 30).value == median
     assert sum(time <= median for time in times) == 15
+
+
+def test_a_forecast_adds_up_what_was_timed():
+    assert forecast({"a": 30.0, "b": None, "c": 150.0}).splitlines() == [
+        "a: 30 s", "b: never timed", "c: 2.5 min",
+        "3 to run: at most about 3.0 min in all, and 1 never timed"]
+    assert total({"a": 7200.0}) == "1 to run: at most about 2.0 h in all"
+    assert total({}) == "nothing to run"
 
 
 def test_a_cell_is_written_as_what_it_is():

@@ -328,9 +328,9 @@ def small(monkeypatch, tmp_path):
 def test_a_table_is_run_kept_shown_and_not_run_again(small, capsys, monkeypatch):
     table, reproduce, outputs = small
     assert reproduce("--list") == 0
-    assert "0 runs there, 2 missing" in capsys.readouterr().out
-    assert reproduce("--list", "--only", "lrp_grok_adamw_600e") == 0
-    assert "0 runs there, 1 missing" in capsys.readouterr().out
+    assert "2 to run: 2 never timed" in capsys.readouterr().out
+    assert reproduce("--dry-run", "--only", "lrp_grok_adamw_600e") == 0
+    assert "1 to run: 1 never timed" in capsys.readouterr().out
     assert reproduce("--list", "--only", "nonsense") == 2
     assert "lrp_grok_adamw_600e" in capsys.readouterr().err
     plan = outputs / "plan.json"

@@ -1,14 +1,16 @@
 """What optimizers cost, ours beside torch's and the libraries', interleaved in one process.
 
-python -m exp.bench [steps] [polar] [training] [instruments] [sharding] [--render] [--rounds N]
-                    [--full] [--clock wall|thread] [--output DIR]
+python -m exp.bench [steps] [polar] [training] [instruments] [sharding] [--render | --dry-run]
+                    [--rounds N] [--full] [--clock wall|thread] [--output DIR]
 python -m exp.bench smoke    a minute on a new device: what fails there, or waits for the host
 """
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from exp.bench.options import BY_DEFAULT, parse
+from exp.bench.options import BY_DEFAULT, PUBLISHED, parse
 
 if __name__ == "__main__":
     parse()  # answers --help and mistyped options before torch is imported
@@ -18,7 +20,8 @@ import torch
 from exp.bench import instruments, page, polar, sharding, smoke, steps, training
 from exp.harness.arguments import BAD_INPUT, COMPLETED, FAILED
 from exp.harness.facts import device_name, instruction_set, version_of
-from exp.report.jsonfile import write_json
+from exp.report.forecast import forecast, total
+from exp.report.jsonfile import read_json, write_json
 
 PACKAGES = ("torch", "pytorch_optimizer", "heavyball")
 
@@ -46,20 +49,43 @@ def results(part: str, rounds: int, clock: str, device: torch.device, full: bool
         yield modules[part].measure(rounds, clock, device)
 
 
+def file_name(part: str, full: bool, device: torch.device) -> str:
+    """The file of a part. Peers orthogonalize in bfloat16, which a CPU has in hardware or emulates:
+    two kinds of CPU."""
+    cpu = "cpu-bf16" if "bf16" in instruction_set() else "cpu"
+    kind = cpu if part == "sharding" or device.type == "cpu" else device.type
+    return f"{'training-full' if part == 'training' and full else part}_{kind}.json"
+
+
+def seconds(folder: Path, file: str, rounds: int) -> float | None:
+    """How long a part takes, from the file there or the published one; None if neither says so."""
+    for path in (folder / file, PUBLISHED / file):
+        known = (read_json(path) or {}).get("facts", {})
+        if "seconds" in known:
+            return known["seconds"] / known["rounds"] * rounds
+    return None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the parts asked for, write <part>_<kind>.json each, then the page of all there are;
     the exit status: 0, 1 where smoke found a problem, 2 for bad arguments or a damaged file."""
     options = parse(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # Peers orthogonalize in bfloat16, which a CPU has in hardware or emulates: two worlds.
-    cpu = "cpu-bf16" if "bf16" in instruction_set() else "cpu"
+    files = {part: file_name(part, options.full, device)
+             for part in ([] if options.render else options.parts or BY_DEFAULT)}
+    times = {part: seconds(options.output, file, options.rounds) for part, file in files.items()}
+    if options.dry_run:
+        print(forecast(times))
+        return COMPLETED
     problems = {}
-    for part in [] if options.render else options.parts or BY_DEFAULT:
-        name = "training-full" if part == "training" and options.full else part
-        kind = cpu if part == "sharding" or device.type == "cpu" else device.type
+    if files:
+        print(total(times), flush=True)
+    for part, file in files.items():
+        started = time.perf_counter()
         for measured in results(part, options.rounds, options.clock, device, options.full):
-            write_json(options.output / f"{name}_{kind}.json",
-                       {"facts": facts(device, options.clock), "results": measured}, depth=4)
+            took = {"rounds": options.rounds, "seconds": round(time.perf_counter() - started)}
+            write_json(options.output / file, {"facts": facts(device, options.clock) | took,
+                                               "results": measured}, depth=4)
         if part == "smoke":
             problems = smoke.problems(measured)
             print("\n".join(f"{subject}: {problem}" for subject, problem in problems.items()))

@@ -1,6 +1,6 @@
 """Every optimizer of the collection, with its defaults, on two small tasks: a broken one shows.
 
-python -m exp.bench.collection [NAME ...] [--workers N] [--render] [--output DIR]
+python -m exp.bench.collection [NAME ...] [--workers N] [--render | --dry-run] [--output DIR]
 
 One seed and nothing tuned: the numbers say that a rule learns, not how well it could.
 """
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from exp.bench.options import parse_collection
+from exp.bench.options import PUBLISHED, parse_collection
 
 if __name__ == "__main__":
     parse_collection()  # answers --help and mistyped options before torch is imported
@@ -21,6 +21,7 @@ from exp.harness.toml import apply_override, read_toml, to_toml
 from exp.jobs.finished import data_digest
 from exp.jobs.launch import Local
 from exp.jobs.queue import LOG, Job, Stopped, run_jobs, state
+from exp.report.forecast import forecast, total
 from exp.report.jsonfile import read_json, require_json, write_json
 from exp.report.tables import Lines, page, table
 from optimizer import available_optimizers, is_wrapper, optimizer_class
@@ -123,6 +124,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path, failed = options.output / "collection.json", False
     try:
         if not options.render:
+            times = durations(names, options.outputs / "collection", options.output)
+            print((forecast if options.dry_run else total)(times), flush=True)
+        if options.dry_run:
+            return COMPLETED
+        if not options.render:
             results, failed = measure(names, options.outputs / "collection", options.workers)
             write_json(path, results, depth=1)
         results = require_json(path)
@@ -136,13 +142,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return FAILED if failed else COMPLETED
 
 
-def measure(names: Sequence[str], folder: Path, workers: int) -> tuple[dict, bool]:
-    """{name: {task: result}} of every run, those that are finished not run again, and whether one
-    failed. Raises ConfigError for a name that is not of the collection."""
+def durations(names: Sequence[str], folder: Path, output: Path) -> dict[str, float | None]:
+    """Seconds of every run that is missing, from the results there or the published ones. Raises
+    ConfigError for a name that is not of the collection."""
     unknown = [name for name in names if name not in collection()]
     if unknown:
         raise ConfigError(f"no optimizer {unknown[0]!r}; the collection: "
                           f"{', '.join(collection())}")
+    kept = read_json(output / "collection.json") or read_json(PUBLISHED / "collection.json") or {}
+    return {f"{name} {task}": kept.get(name, {}).get(task, {}).get("seconds")
+            for name in names for task in TASKS
+            if not (folder / task / name / f"seed{SEED}" / "summary.json").exists()}
+
+
+def measure(names: Sequence[str], folder: Path, workers: int) -> tuple[dict, bool]:
+    """{name: {task: result}} of every run, those that are finished not run again, and whether one
+    failed."""
     jobs = {name: {task: job(name, task, folder) for task in TASKS} for name in names}
     ended = run_jobs([run for runs in jobs.values() for run in runs.values()
                       if state(run) != "finished"], Local(workers))

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from exp.harness.arguments import add_dry_run
+
 PARTS = ("steps", "polar", "training", "instruments", "sharding", "smoke")
 BY_DEFAULT = PARTS[:-2]
 OUTPUT, PUBLISHED = Path("outputs/bench"), Path("outputs/paper/bench")
@@ -18,6 +20,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                         help=f"of {', '.join(PARTS)}; default: {', '.join(BY_DEFAULT)}")
     parser.add_argument("--render", action="store_true",
                         help="make the page and the figures from the JSON in --output")
+    add_dry_run(parser)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--clock", choices=("wall", "thread"), default="wall")
     parser.add_argument("--full", action="store_true",
@@ -41,6 +44,7 @@ def parse_collection(arguments: Sequence[str] | None = None) -> argparse.Namespa
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     parser.add_argument("--render", action="store_true",
                         help="make the page from the JSON in --output, run nothing")
+    add_dry_run(parser)
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="DIR",
                         help=f"default {OUTPUT}; {PUBLISHED} are the published results")
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help=argparse.SUPPRESS)

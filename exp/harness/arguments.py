@@ -30,6 +30,13 @@ def parse(task: str, arguments: Sequence[str] | None = None) -> argparse.Namespa
     return parser.parse_args(arguments)
 
 
+def add_dry_run(parser: argparse._ActionsContainer, *aliases: str) -> None:
+    """--dry-run, of every long command: list what it would run and how long that takes where it
+    was timed (exp/report/forecast.py); run and write nothing."""
+    parser.add_argument("--dry-run", *aliases, action="store_true",
+                        help="list what would be run and how long it takes, run nothing")
+
+
 def positive(text: str) -> int:
     """A positive integer, as a type for argparse."""
     if (number := int(text)) < 1:

@@ -1,7 +1,7 @@
 """Paths of optimizers over functions of two coordinates: pictures, animations and numbers.
 
 python -m exp.landscape [--optimizers a,b] [--function rosenbrock|beale|himmelblau|quadratic|matrix]
-                        [--render] [--steps N] [--output DIR]
+                        [--render | --dry-run] [--steps N] [--output DIR]
 """
 
 import math
@@ -20,9 +20,11 @@ from exp.harness.arguments import BAD_INPUT, COMPLETED
 from exp.landscape.functions import FUNCTIONS
 from exp.landscape.paths import CLOSE, COMMON_RATE, RATES, WRAPPED, Walk, best_walk, walk, walkers
 from exp.landscape.pictures import animate, draw
+from exp.report.forecast import forecast, total
 from exp.report.jsonfile import require_json, write_json
 from exp.report.tables import table
 
+SECONDS = 0.01  # an optimizer and step, on one CPU core
 DIGITS = 4  # of the numbers that are kept
 PAGE = Path(__file__).with_name("page.md")
 
@@ -41,7 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
               file=sys.stderr)
         return BAD_INPUT
     torch.set_num_threads(1)
-    for name in [options.function] if options.function else FUNCTIONS:
+    functions = [options.function] if options.function else list(FUNCTIONS)
+    times = {name: SECONDS * len(names) * options.steps for name in functions}
+    if not options.render:
+        print((forecast if options.dry_run else total)(times), flush=True)
+    for name in [] if options.dry_run else functions:
         if not options.render:
             write_json(options.output / f"{name}.json", measure(name, names, options.steps), 2)
         try:

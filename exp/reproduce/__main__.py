@@ -1,7 +1,7 @@
 """Run what a table of a paper needs, then write the table, its figure and its verdicts.
 
 python -m exp.reproduce [TABLE ...] [--scale full|mini]
-                        [--list | --plan FILE | --adopt RESULTS | --render]
+                        [--dry-run | --plan FILE | --adopt RESULTS | --render]
 """
 
 import argparse
@@ -62,13 +62,15 @@ def reproduce(options: argparse.Namespace) -> int:
     records = {table.name: _collected(table, options.outputs) for table in tables}
     only_pages = options.render or options.adopt
     missing = {} if only_pages else _missing(tables, records, options)
-    if options.list:
+    if options.dry_run:
         print(Outlook(records).listing(missing))
         return COMPLETED
     if options.plan:
         options.plan.write_text(Outlook(records).plan(missing), encoding="utf-8")
         print(f"{len(missing)} runs planned in {options.plan}")
         return COMPLETED
+    if missing:
+        print(Outlook(records).total(missing), flush=True)
     status = _run(missing, options) if missing else COMPLETED
     kept.mkdir(parents=True, exist_ok=True)
     claims = [claim for paper in papers for claim in paper.claims]

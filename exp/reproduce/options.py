@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from exp.harness.arguments import positive
+from exp.harness.arguments import add_dry_run, positive
 from exp.jobs.slurm import add_launcher_options
 
 OUTPUTS = Path("outputs")
@@ -18,7 +18,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         prog="python -m exp.reproduce",
         description="Run what tables of papers need and write tables, figures, verdicts.")
     parser.add_argument("tables", nargs="*", metavar="TABLE",
-                        help="default: all, which --list names")
+                        help="default: all, which --dry-run names")
     parser.add_argument("--scale", choices=SCALES, default="mini",
                         help="full: the paper's sizes; mini (default): two CPU cores")
     parser.add_argument("--protocol", choices=(*PROTOCOLS, "both"), default="published",
@@ -35,7 +35,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--any-version", action="store_true",
                         help="accept finished runs of any RECIPE instead of running them again")
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--list", action="store_true", help="say what is missing, run nothing")
+    add_dry_run(instead, "--list")
     instead.add_argument("--plan", type=Path, metavar="FILE",
                          help="write the missing runs as JSON for another machine, run nothing")
     instead.add_argument("--adopt", type=Path, metavar="RESULTS",

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from exp.harness.facts import short_commit
 from exp.jobs.queue import Job, state
+from exp.report.forecast import forecast, total
 from exp.reproduce.plan import Table
 from exp.reproduce.records import hash_of
 from optimizer import optimizer_class
 
 Missing = Mapping[Job, Table]
-LONG = 90  # minutes, from which on a duration is given in hours
 
 
 class Outlook:
@@ -43,18 +43,14 @@ class Outlook:
 
     def listing(self, missing: Missing) -> str:
         """One line per missing run, and the sum."""
-        lines, total, unknown = [], 0.0, 0
-        for job in missing:
-            seconds = self.seconds(job)
-            unknown += seconds is None
-            total += seconds or 0.0
-            time = "never timed" if seconds is None else f"at most {_duration(seconds)}"
-            lines.append(f"{job.name}: {state(job)}, {time}")
-        end = f"{self.runs} runs there, {len(missing)} missing"
-        if missing:
-            end += f": at most {_duration(total)} of training, one after another"
-            end += f", and {unknown} that were never timed" if unknown else ""
-        return "\n".join([*lines, end])
+        return f"{self.runs} runs there\n{forecast(self._times(missing))}"
+
+    def total(self, missing: Missing) -> str:
+        """The sum alone."""
+        return total(self._times(missing))
+
+    def _times(self, missing: Missing) -> dict[str, float | None]:
+        return {f"{job.name}, {state(job)}": self.seconds(job) for job in missing}
 
     def plan(self, missing: Missing) -> str:
         """The missing runs as JSON for a machine without git or this command. Each job: name,
@@ -64,7 +60,3 @@ class Outlook:
                  "units": self.units(job)} for job, table in missing.items()]
         return json.dumps({"commit": short_commit(), "jobs": jobs}, indent=1) + "\n"
 
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{minutes / 60:.1f} h" if minutes >= LONG else f"{minutes:.1f} min"

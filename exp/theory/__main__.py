@@ -1,9 +1,10 @@
 """The experiment behind each statement of a paper, and a verdict.
 
-python -m exp.theory [STATEMENT ...] [--render | --list] [--seeds N] [--output DIR]
+python -m exp.theory [STATEMENT ...] [--render | --list | --dry-run] [--seeds N] [--output DIR]
 """
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import torch
 
 from exp.harness.arguments import BAD_INPUT, COMPLETED
 from exp.harness.facts import device_name, short_commit, version_of
-from exp.report.rows import write_rows
+from exp.report.forecast import forecast, total
+from exp.report.rows import read_rows, write_rows
 from exp.theory import statement, training
 
 SUMMARY = Path("docs/theory.md")
@@ -33,15 +35,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
                              f"{', '.join(statement.statement_files())}")
         if options.list:
             print("\n".join(f"{name:24}{statement.says(name)}" for name in names))
+        elif options.dry_run:
+            print(forecast(durations(options.output, names, options.seeds)))
         elif options.render:
             render(options.output, [name for name in names if name in options.names
                                     or (options.output / f"{name}.json").exists()])
         else:
+            print(total(durations(options.output, names, options.seeds)), flush=True)
             measure(options.output, names, list(range(1, options.seeds + 1)))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     return COMPLETED
+
+
+def durations(folder: Path, names: Sequence[str], seeds: int) -> dict[str, float | None]:
+    """Seconds of every statement, from the records there or the published ones; a seed more takes
+    as long as each before."""
+    known = {}
+    for name in names:
+        path = next((path for of in (folder, PUBLISHED) if (path := of / f"{name}.json").exists()),
+                    None)
+        record = read_rows(path)[1] if path else {}
+        known[name] = (record["seconds"] / len(record["seeds"]) * seeds if "seconds" in record
+                       else None)
+    return known
 
 
 def measure(folder: Path, names: Sequence[str], seeds: list[int]) -> None:
@@ -51,9 +69,11 @@ def measure(folder: Path, names: Sequence[str], seeds: list[int]) -> None:
                   "seeds": seeds}
     for name in names:
         training.DATA.clear()
+        started = time.perf_counter()
         rows = list(statement.measure(statement.statement(name), seeds))
         data = {"data": dict(training.DATA)} if training.DATA else {}
-        write_rows(folder / f"{name}.json", rows, provenance | data)
+        took = {"seconds": round(time.perf_counter() - started)}
+        write_rows(folder / f"{name}.json", rows, provenance | took | data)
         render(folder, [name])
 
 

@@ -6,6 +6,7 @@ python -m exp.tune TASK --ablation: the parts of ARS2-Neo, each with and without
 python -m exp.tune TASK --pace: milliseconds of an evaluation, all winners of a board side by side
 python -m exp.tune TASK --sensitivity | --best-known | --transfer FROM: after a board is finished
 python -m exp.tune --recommend: what boards and transfers recommend for a task left out
+python -m exp.tune TASK --dry-run: the searches that are missing, and how long they take at most
 python -m exp.tune --render: the pages of every board from its JSON
 python -m exp.tune --check: every published number, recomputed by itself
 """
@@ -28,6 +29,7 @@ from exp.harness.recipes import ROOT
 from exp.harness.task import task_named
 from exp.jobs.queue import Stopped, run_jobs
 from exp.jobs.slurm import launcher_of
+from exp.report.forecast import forecast, total
 from exp.tune.arms import Arm, all_arms, arm_named, own_arms
 from exp.tune.board import (
     board_path,
@@ -95,6 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.sensitivity or options.best_known or options.transfer:
             return follow_up(options)
         search = read_search(options)
+        if options.dry_run:
+            print(forecast(durations(search, missing_of(search, options)[1])))
+            return COMPLETED
         if search.is_challenge:
             challenge(search.standing, search.arms[0], options.outputs, max(2, options.workers),
                       options.minutes)
@@ -126,20 +131,12 @@ def tune(search: Search, options: argparse.Namespace) -> int:
     """Run what is missing, study by study for all arms, and publish the arms whose studies are
     complete."""
     terms, arms = search.terms, search.arms
-    chains = sorted((Chain(arm, number, rung(terms, arm.name),
-                           _folder(options, arm.name, number))
-                     for arm in arms for number in numbers_of(arm.name, terms)),
-                    key=lambda chain: chain.number % terms["studies"] or terms["studies"])
-    for chain in chains:
-        _ = chain.plan  # wrong settings are refused before anything is written
+    studies, missing = missing_of(search, options)
     launcher = launcher_of(options, options.outputs / "tune" / "submitit")
     paper = options.outputs / "paper"
-    studies = {chain: chain.study() or chain.kept_in(paper).study()
-               or published_study(search.finished, chain)
-               or published_study(search.begun, chain) for chain in chains}
-    missing = [chain for chain in chains if studies[chain] is None]
     if missing:
         require_distinct(arms, terms)
+        print(total(durations(search, missing)), flush=True)
     begun = (search.begun["arms"].keys() <= _by_arm(studies).keys()
              and not search.finished["arms"])
 
@@ -158,9 +155,36 @@ def tune(search: Search, options: argparse.Namespace) -> int:
     show()
     run_jobs(missing, launcher, keep)
     status = publish(options, search.path, search.finished, arms, _by_arm(studies))
-    for chain in chains if status == COMPLETED else ():  # they are on the board
+    for chain in studies if status == COMPLETED else ():  # they are on the board
         shutil.rmtree(chain.kept_in(paper).folder, ignore_errors=True)
     return status
+
+
+def missing_of(search: Search, options: argparse.Namespace
+               ) -> tuple[dict[Chain, dict | None], list[Chain]]:
+    """The study of every chain, None where it is not finished, and the chains that are not. Raises
+    ConfigError for wrong settings."""
+    terms, paper = search.terms, options.outputs / "paper"
+    chains = sorted((Chain(arm, number, rung(terms, arm.name),
+                           _folder(options, arm.name, number))
+                     for arm in search.arms for number in numbers_of(arm.name, terms)),
+                    key=lambda chain: chain.number % terms["studies"] or terms["studies"])
+    for chain in chains:
+        _ = chain.plan  # wrong settings are refused before anything is written
+    studies = {chain: chain.study() or chain.kept_in(paper).study()
+               or published_study(search.finished, chain)
+               or published_study(search.begun, chain) for chain in chains}
+    return studies, [chain for chain in chains if studies[chain] is None]
+
+
+def durations(search: Search, missing: Sequence[Chain]) -> dict[str, float | None]:
+    """Seconds of each chain, at most: every run to its cap, at the pace of the arm on the board
+    that is there."""
+    paces = {name: arm["ms_per_evaluation"] / 1000
+             for name, arm in search.standing["arms"].items()}
+    return {chain.name: paces[chain.arm.name] * chain.terms["cap"]
+            * (chain.terms["trials"] + chain.terms["fresh_seeds"])
+            if chain.arm.name in paces else None for chain in missing}
 
 
 def publish(options: argparse.Namespace, path: Path, board: dict, arms: list[Arm],

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from exp.harness.arguments import positive
+from exp.harness.arguments import add_dry_run, positive
 from exp.jobs.slurm import add_launcher_options
 
 OUTPUTS = Path("outputs")
@@ -39,6 +39,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                        help="the winners of that task's board on this one")
     which.add_argument("--recommend", action="store_true",
                        help="what the boards recommend for a task they do not know, and its regret")
+    add_dry_run(parser)
     parser.add_argument("--arms", type=Path, metavar="FILE",
                         help="a TOML file with arms of your own, [arms.NAME] as in arms.toml, for "
                              "--optimizers; search = { eps = [1e-12, 1e-6] } states an axis")
@@ -62,6 +63,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.task is None and not (options.render or options.check or options.recommend):
         parser.error("name a TASK")
+    others = (options.pace, options.check, options.render, options.sensitivity, options.best_known,
+              options.transfer, options.recommend)
+    if options.dry_run and any(others):
+        parser.error("--dry-run lists what a search would run, and goes with no other mode")
     return options
 
 
@@ -74,3 +79,28 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
                          help=f"trials of a study ({AMOUNTS['trials']})")
     amounts.add_argument("--fresh-seeds", type=positive, metavar="N",
                          help=f"fresh seeds of a study's winner ({AMOUNTS['fresh_seeds']})")
+
+
+def parse_path(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of exp.tune.path. Ends the process for --help and for wrong ones."""
+    parser = argparse.ArgumentParser(
+        prog="python -m exp.tune.path",
+        description="Tune and score arms of the language-model ladder as preregistered.")
+    parser.add_argument("arms", nargs="+", metavar="ARM", help="of the preregistration")
+    parser.add_argument("--scale", default="S", help="the size to run at (default: S)")
+    parser.add_argument("--from", dest="below", metavar="SCALE",
+                        help="the size at which the arm was tuned, or is now")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--repeats", action="store_true", help="the noise of these arms")
+    modes.add_argument("--auxiliary", action="store_true",
+                       help="tune the rates that all arms share, by these arms")
+    modes.add_argument("--horizons", action="store_true",
+                       help="the winner at other numbers of steps too (AdamW, Muon)")
+    parser.add_argument("--folder", type=Path, default=Path("outputs/ladder"),
+                        help="of the runs (default: outputs/ladder)")
+    parser.add_argument("--tie", type=float, default=0.0, metavar="BITS",
+                        help="s.d. of the repeats: scores this close are equal")
+    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
+                        help="change the task for all runs alike; repeatable")
+    add_dry_run(parser)
+    return parser.parse_args(arguments)

@@ -26,15 +26,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from exp.tune.options import parse_path
+
+if __name__ == "__main__":
+    parse_path()  # answers --help and mistyped options before torch is imported
+
 from exp.harness.arguments import BAD_INPUT, COMPLETED, DIVERGED, FAILED, INTERRUPTED
 from exp.harness.config import load_settings
 from exp.harness.errors import ConfigError
+from exp.harness.folder import read_object
 from exp.harness.recipes import ROOT
 from exp.harness.task import task_named
 from exp.harness.toml import read_toml, to_toml
 from exp.jobs.finished import finished_run
 from exp.jobs.here import Here
 from exp.jobs.queue import Job, Stopped, run_jobs
+from exp.report.forecast import forecast
 from exp.tune.coordinates import (
     TAU,
     Arm,
@@ -53,6 +60,7 @@ TASK = "ladder"
 HORIZONS, RETUNED = (0.5, 0.7, 1.4, 2.0), (0.5, 2.0)  # times the steps
 NEAR = (0.5, 1.0, 2.0)  # times a rate that was found elsewhere
 GROUPS = ("embedding", "head", "vector")  # of the auxiliary AdamW
+PATH = 11  # runs of a tuning, about
 FEW = 2  # scoring seeds away from the tuning's size and horizon
 
 
@@ -202,24 +210,39 @@ def in_words(scores: Sequence[float]) -> str:
     return " ".join(f"{score:.4f}" for score in scores)
 
 
+def durations(options: argparse.Namespace, plan: dict) -> dict[str, float | None]:
+    """Seconds of every missing run whose name is known beforehand, at most; the path of a tuning,
+    whose length is not, is one entry. Timed by the arm's finished runs at that size."""
+    known: dict[str, float | None] = {}
+    seeds = plan["setting"]["seeds"]
+    for name in options.arms:
+        arm_named(name, plan)
+        scoring = seeds["scoring_adamw_muon" if name in ("adamw", "muon") else "scoring"]
+        tuning = options.below or options.scale
+        if options.auxiliary:
+            names = [(options.scale, "tuning", "rates that all arms share, run by run", 1)]
+        elif options.repeats:
+            names = [(options.scale, "repeats", f"seed{seed}", 1) for seed in seeds["repeats"]]
+        else:
+            names = [(tuning, "tuning", f"path, about {PATH} runs", PATH)]
+            names += [(options.scale, "tuning", f"rate x {factor:g}", 1) for factor in NEAR
+                      if options.below]
+            names += [(options.scale, "scoring", f"seed{seed}", 1)
+                      for seed in scoring[:FEW if options.below else None]]
+            names += [(options.scale, "horizons", f"seed{seed}_x{horizon:g}", horizon)
+                      for horizon in HORIZONS if options.horizons
+                      for seed in seeds["scoring"][:FEW]]
+        for scale, part, run, times in names:
+            if not (options.folder / scale / part / name / run / "summary.json").exists():
+                timed = [read_object(path)["wall_seconds"] for path in sorted(
+                    (options.folder / scale).glob(f"*/{name}/*/summary.json"))]
+                known[f"{name} {scale} {part} {run}"] = times * max(timed) if timed else None
+    return known
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0, 1 an arm is not tuned, 2 bad input, 130 Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m exp.tune.path")
-    parser.add_argument("arms", nargs="+", metavar="ARM")
-    parser.add_argument("--scale", default="S")
-    parser.add_argument("--from", dest="below", metavar="SCALE",
-                        help="the size at which the arm was tuned, or is now")
-    modes = parser.add_mutually_exclusive_group()
-    modes.add_argument("--repeats", action="store_true", help="the noise of these arms")
-    modes.add_argument("--auxiliary", action="store_true",
-                       help="tune the rates that all arms share, by these arms")
-    modes.add_argument("--horizons", action="store_true",
-                       help="the winner at other numbers of steps too (AdamW, Muon)")
-    parser.add_argument("--folder", type=Path, default=Path("outputs/ladder"))
-    parser.add_argument("--tie", type=float, default=0.0, metavar="BITS",
-                        help="s.d. of the repeats: scores this close are equal")
-    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE")
-    options = parser.parse_args(arguments)
+    options = parse_path(arguments)
     plan = read_toml(PLAN)
 
     def at(scale: str) -> list[Runs]:
@@ -227,6 +250,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for name in options.arms]
 
     try:
+        if options.dry_run:
+            print(forecast(durations(options, plan)))
+            return COMPLETED
         arms = at(options.scale)
         if options.auxiliary:
             print(f"best: {dict(zip(GROUPS, tune_auxiliary(arms), strict=True))}")

@@ -7,7 +7,6 @@ part "repeats", "tuning", "scoring" or "horizons". Without --collect the page is
 rows.
 """
 
-import argparse
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -15,11 +14,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from exp.papers.ladder.options import parse
+
+if __name__ == "__main__":
+    parse()  # answers --help and mistyped options before torch is imported
+
 import numpy as np
 
 from exp.harness.arguments import BAD_INPUT, COMPLETED
 from exp.harness.folder import read_object
-from exp.harness.recipes import ROOT
 from exp.harness.task import task_named
 from exp.harness.toml import read_toml
 from exp.jobs.finished import finished_run
@@ -31,7 +34,6 @@ from exp.report.statistics import Estimate, deviation, mean
 from exp.report.tables import Lines, interval, number, page, table
 
 PLAN = Path(__file__).parent / "preregistration.toml"
-OUTPUT = ROOT / "outputs" / "paper" / "ladder"
 METRIC = "eval_bits_per_byte"
 PARTS = ("repeats", "tuning", "scoring", "horizons")
 AUXILIARY = "auxiliary"  # begins the name of a run that tunes the rates of embedding and head
@@ -230,10 +232,7 @@ def four_decimals(values: Sequence[float]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0, 2 where there is nothing to show."""
-    parser = argparse.ArgumentParser(prog="python -m exp.papers.ladder.analysis")
-    parser.add_argument("--collect", type=Path, metavar="FOLDER", help="the run folders")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="rows.json and ladder.md")
-    options = parser.parse_args(arguments)
+    options = parse(arguments)
     path = options.output / "rows.json"
     try:
         rows, provenance = collect(options.collect) if options.collect else read_rows(path)
