@@ -10,6 +10,7 @@ import numpy as np
 from exp.harness.task import FRACTION
 from exp.report import statistics
 from exp.report.canvas import ACCENT, NEUTRAL, OURS, canvas, styles
+from exp.report.statistics import Estimate
 from exp.reproduce.claims import Claim
 from exp.reproduce.measures import Comparison, by_configuration, evidence, first_share
 from exp.reproduce.plan import Table
@@ -17,17 +18,26 @@ from exp.reproduce.report import sections, select
 from exp.reproduce.verdicts import deciding_scale
 from exp.reproduce.yardstick import Yardstick, number_or_nan
 
-LABEL_WIDTH = 48
+LABEL_WIDTH = 76
+WIDE = 6  # columns of the grid: two or three panels side by side, or one over all
+NAMES = 0.45  # share of the panel of claims that their names take
+HEIGHT = 0.22  # inches of a claim's line
 
 
 def draw(path: Path, table: Table, records: dict, claims: list[Claim]) -> None:
-    """One row of panels for each scale and protocol that was run; a PNG at `path`."""
+    """Panels for each scale and protocol that was run, claimed numbers beneath; a PNG at `path`."""
     shown = sections(table, records)
     looks = {row: {**look, "marker": ""}
              for row, look in styles(row.label for row in table.rows).items()}
-    with canvas(path, len(shown), 3, panel=(5.3, 4.2), title=table.title) as panels:
-        for line, (scale, protocol) in zip(panels, shown, strict=True):
+    numbers = {place: _numbers(claims, table, records, *place) for place in shown}
+    heights = [size for place in shown for size in (
+        3.6, *([HEIGHT * len(numbers[place]) + 0.8] if numbers[place] else []))]
+    with canvas(path, len(heights), WIDE, panel=(11.4 / WIDE, sum(heights) / len(heights)),
+                title=table.title, height_ratios=heights) as panels:
+        lines = iter(panels)
+        for scale, protocol in shown:
             runs, by = select(records, scale, protocol), Yardstick.of(table, protocol)
+            line = _spread(next(lines), 2 if numbers[scale, protocol] else 3)
             line[0].set_title(f"{scale} scale, {protocol} protocol", loc="left", fontsize=10)
             if table.grid:
                 _configurations(line[0], table, by, runs)
@@ -38,9 +48,21 @@ def draw(path: Path, table: Table, records: dict, claims: list[Claim]) -> None:
                 _survival(line[1], runs, by, looks)
             else:
                 _curves(line[1], runs, by, "gradient_evaluations", looks)
-            if not table.grid and (
-                    scale == "mini" or not _claims(line[2], claims, table, records, protocol)):
+            if numbers[scale, protocol]:
+                _claims(_spread(next(lines), 1)[0], numbers[scale, protocol])
+            elif not table.grid:
                 _curves(line[2], runs, by, "seconds", looks)
+
+
+def _spread(line: np.ndarray, count: int) -> list:
+    """The first `count` of a line's panels over its whole width; the others are removed."""
+    grid, share = line[0].get_gridspec(), len(line) // count
+    row = line[0].get_subplotspec().rowspan.start
+    for number, axes in enumerate(line[:count]):
+        axes.set_subplotspec(grid[row, number * share:(number + 1) * share])
+    for axes in line[count:]:
+        axes.remove()
+    return list(line[:count])
 
 
 def _curves(axes, runs: dict[str, list[dict]], by: Yardstick, axis: str, looks: dict) -> None:
@@ -50,6 +72,7 @@ def _curves(axes, runs: dict[str, list[dict]], by: Yardstick, axis: str, looks: 
         axes.plot(costs, mean, **looks[row])
         axes.fill_between(costs, low, high, color=looks[row]["color"], alpha=0.13, linewidth=0)
     axes.set(xlabel=axis.replace("_", " "), ylabel=f"{by.metric.label}, {by.metric.unit}")
+    axes.locator_params(axis="x", nbins=6)
     if by.metric.unit != FRACTION:
         axes.set_yscale("log")
 
@@ -77,7 +100,7 @@ def _configurations(axes, table: Table, by: Yardstick, runs: dict[str, list[dict
             axes.plot(x, y, "o", color=f"C{number}", label=level, alpha=0.8)
     axes.axline((10, 10), (100, 100), color=NEUTRAL, linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel=f"{table.baseline}, epochs to {by.milestone}",
-             ylabel="others, epochs (not reached: last epoch)")
+             ylabel="others, epochs (the last if never)")
 
 
 def _first(axes, table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> None:
@@ -108,28 +131,38 @@ def _survival(axes, runs: dict[str, list[dict]], by: Yardstick, looks: dict) -> 
         x = np.concatenate([[0], curve.quantiles, [max(limits)]])
         y = np.concatenate([[0], 1 - curve.probabilities, [1 - curve.probabilities[-1]]])
         axes.step(x, y, where="post", **looks[row])
-    axes.set(xlabel="epochs", ylabel=f"share of runs that reached {by.milestone}",
+    axes.set(xlabel="epochs", ylabel=f"share that reached {by.milestone}",
              ylim=(-0.03, 1.03))
 
 
-def _claims(axes, claims: list[Claim], table: Table, records: dict, protocol: str) -> bool:
-    """Claimed numbers as crosses, ours at full scale as dots with intervals, each over the claimed
-    one; whether there are any."""
+def _numbers(claims: list[Claim], table: Table, records: dict, scale: str, protocol: str
+             ) -> list[tuple[Claim, Estimate]]:
+    """Claimed numbers that this scale decides, with ours; none at mini scale or of a grid."""
+    if scale != "full" or table.grid:
+        return []
     numbers = [claim for claim in claims  # an order of rows is no number to plot
                if claim.log and deciding_scale(claim, table, records)[0] == "full"]
-    pairs = [(claim, found.estimate) for claim in numbers
-             if (found := evidence(claim, table, records, "full", protocol)) is not None]
+    return [(claim, ours.estimate) for claim in numbers
+            if (ours := evidence(claim, table, records, "full", protocol)) is not None]
+
+
+def _claims(axes, pairs: list[tuple[Claim, Estimate]]) -> None:
+    """Claimed numbers as crosses, ours as dots with intervals, each over the claimed one."""
     for y, (claim, ours) in enumerate(pairs):
         axes.plot(1, y, "x", color=ACCENT, markersize=7, label="claimed")
         if not math.isfinite(ours.value):
-            axes.annotate("out of reach", (1.05, y), va="center", fontsize=7, color=OURS)
+            axes.annotate("out of reach", (1, y), (8, 0), textcoords="offset points", va="center",
+                          fontsize=8, color=OURS)
             continue
         ends = [end if math.isfinite(end) else ours.value for end in (ours.low, ours.high)]
         axes.plot([end / claim.value for end in ends], [y, y], color=OURS, linewidth=2, alpha=0.5)
         axes.plot(ours.value / claim.value, y, "o", color=OURS, markersize=5, label="ours")
-    if pairs:
-        names = [textwrap.fill(claim.says, LABEL_WIDTH) for claim, _ in pairs]
-        axes.set_yticks(range(len(names)), names, fontsize=7)
-        axes.invert_yaxis()
-        axes.set_xlabel("ours / claimed")
-    return bool(pairs)
+    low, high = axes.get_xlim()
+    for y, (claim, _) in enumerate(pairs):  # beside the marks, inside the panel
+        name = textwrap.shorten(claim.says, LABEL_WIDTH, placeholder=" ...")
+        axes.text(0.01, y, name, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
+    axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= high])
+    axes.set_xlim(low - NAMES / (1 - NAMES) * (high - low), high)
+    axes.set_yticks(range(len(pairs)), [])
+    axes.invert_yaxis()
+    axes.set_xlabel("ours / claimed")
