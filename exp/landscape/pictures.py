@@ -1,5 +1,6 @@
 """Trajectories over contours: a picture per function, and an animation."""
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ FRAMES, FRAME_MS = 40, 80
 
 def draw(path: Path, function: Function, panels: dict[str, list[dict]]) -> None:
     """A PNG: one panel per title, its walks over the contours, the end of each in the legend."""
-    with canvas(path, columns=len(panels), panel=(8, 6.6), title=function.note) as (row,):
-        for axes, (title, walks) in zip(row, panels.items(), strict=True):
+    title = textwrap.fill(function.note, 90)
+    with canvas(path, columns=len(panels), panel=(5.6, 6.2), title=title) as (row,):
+        for axes, (name, walks) in zip(row, panels.items(), strict=True):
             _contours(axes, function)
             for walk in walks:
                 points, own = _inside(walk, function), color(walk["optimizer"])
@@ -24,8 +26,9 @@ def draw(path: Path, function: Function, panels: dict[str, list[dict]]) -> None:
                 axes.plot(*points.T, color=own, linewidth=1.5, marker=".", markersize=3,
                           label=f"{display_name(walk['optimizer'])}, lr {walk['lr']:.2g}: {end}")
                 axes.plot(*points[-1], "o", color=own, markersize=6, markeredgecolor="white")
-            axes.set_title(title, fontsize=12)
-            axes.legend(fontsize=8, loc="upper left", framealpha=0.9)
+            axes.set_title(name, fontsize=11)
+            axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2,
+                        frameon=False)
 
 
 def animate(path: Path, function: Function, walks: list[dict]) -> None:
