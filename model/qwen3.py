@@ -1,8 +1,9 @@
 """A small Qwen3 language model, Yang et al. 2025, arXiv 2505.09388: transformers' own classes."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -94,12 +95,13 @@ class Qwen3(nn.Module):
 def hidden(*packages: str) -> Iterator[None]:
     """Inside, packages that are not imported yet seem not to be installed."""
     absent = [name for name in packages if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(absent))
+    modules: MutableMapping[str, Any] = sys.modules
+    modules.update(dict.fromkeys(absent))
     try:
         yield
     finally:
         for name in absent:
-            sys.modules.pop(name)
+            modules.pop(name)
 
 
 def _check(sizes: dict[str, int], rope_theta: float, attention_dropout: float) -> None:

@@ -219,6 +219,7 @@ def durations(options: argparse.Namespace, plan: dict) -> dict[str, float | None
         arm_named(name, plan)
         scoring = seeds["scoring_adamw_muon" if name in ("adamw", "muon") else "scoring"]
         tuning = options.below or options.scale
+        names: list[tuple[str, str, str, float]]  # scale, part, run, times its usual length
         if options.auxiliary:
             names = [(options.scale, "tuning", "rates that all arms share, run by run", 1)]
         elif options.repeats:
