@@ -93,8 +93,10 @@ class Qwen3(nn.Module):
 
 @contextmanager
 def hidden(*packages: str) -> Iterator[None]:
-    """Inside, packages that are not imported yet seem not to be installed."""
-    absent = [name for name in packages if name not in sys.modules]
+    """Inside, packages that are not imported yet seem not to be installed, unless transformers,
+    which looks for them once, has done so."""
+    looked = "transformers" in sys.modules
+    absent = [name for name in packages if name not in sys.modules and not looked]
     modules: MutableMapping[str, Any] = sys.modules
     modules.update(dict.fromkeys(absent))
     try:
