@@ -12,7 +12,6 @@ from pathlib import Path
 
 from exp.harness.arguments import FAILED, INTERRUPTED
 from exp.harness.errors import ConfigError
-from exp.harness.folder import parsed
 from exp.jobs.launch import LOG, Launcher, Local, Process, Work, threads
 
 LAUNCHERS = ("local", "slurm", "submitit-local")
@@ -58,6 +57,8 @@ class Submitit:
 
     def find(self, folder: Path) -> Process | None:
         """The job of Slurm's that an earlier command submitted and that has not ended."""
+        from exp.harness.folder import parsed  # imports torch, which --help does without
+
         try:
             ticket = parsed((folder / TICKET).read_text(encoding="utf-8"))
         except (OSError, ValueError):
