@@ -57,6 +57,10 @@ class AdamW8bit(FirstOrder):
             min_8bit_size=self.min_8bit_size)
         self._share()
 
+    def has_own_dtype(self, key: str) -> bool:
+        """All of it: bitsandbytes keeps bytes and float32."""
+        return True
+
     def __getstate__(self) -> dict:
         """Everything but the kernels, which a copy builds anew."""
         return {key: value for key, value in super().__getstate__().items() if key != "kernels"}

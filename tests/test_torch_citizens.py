@@ -447,6 +447,21 @@ def test_a_step_count_of_any_kind_loads(case, kind):
                                rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if "8" not in case])
+def test_the_state_of_a_float32_model_is_widened_for_one_of_float64(case):
+    """As torch does it: what is kept is worth a step, and has the dtype of its parameter."""
+    model, optimizer = made(CASES[case], torch.float32)
+    run(model, optimizer, 2)
+    twin, fresh = made(CASES[case])
+    twin.load_state_dict(model.state_dict())
+    fresh.load_state_dict(optimizer.state_dict())
+    kept = [value for entry in fresh.state_dict()["state"].values() for key, value in entry.items()
+            if key != "step" and torch.is_tensor(value) and value.is_floating_point()]
+    assert {value.dtype for value in kept} <= {torch.float64}
+    torch.testing.assert_close(run(twin, fresh, 1, 2), run(model, optimizer, 1, 2).double(),
+                               rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize(("group", "word"), [
     ({"lr": -1.0}, "lr"), ({"betas": (2.0, 2.0)}, "betas"), ({"eps": float("nan")}, "eps")])
 def test_the_settings_of_the_adamw_track_are_checked(group, word):

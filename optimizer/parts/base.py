@@ -58,7 +58,8 @@ class Base(Optimizer):
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Restore exactly what `state_dict` returned, as copies: also state wider than its
-        parameter. Checkpoints of version 0.1 are read too.
+        parameter; what a narrower model had gets the parameter's dtype. Checkpoints of version
+        0.1 are read too.
 
         (torch rounds such state to the parameter's dtype, and otherwise keeps the tensors given.)
         """
@@ -82,11 +83,16 @@ class Base(Optimizer):
 
     def restore(self, loaded: dict) -> None:
         """Finish loading: exact state, scalars that the checkpoint lacks, `after_loading`."""
-        restore_exactly(self, loaded)
+        restore_exactly(self, loaded, self.has_own_dtype)
         if self.scalars_key is not None:
             kept = self.param_groups[0].setdefault("scalars", {})
             kept[self.scalars_key] = {**self.initial_scalars, **kept.get(self.scalars_key, {})}
         self.after_loading()
+
+    def has_own_dtype(self, key: str) -> bool:
+        """Whether this entry of a parameter's state may be narrower than the parameter; if not, one
+        from a narrower model is widened when it is loaded."""
+        return key == "step"
 
     def after_loading(self) -> None:
         """What a subclass does once groups and state have been replaced."""

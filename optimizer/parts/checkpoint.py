@@ -1,5 +1,6 @@
 """Loading an optimizer's state: exactly, and from the form that version 0.1 wrote."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,8 +36,10 @@ def upgraded(state_dict: dict, old_key: str, scalars_key: str | None) -> dict:
     return {**rest, "state": state, "param_groups": groups}
 
 
-def restore_exactly(optimizer: Optimizer, state_dict: dict) -> None:
-    """Put copies of the tensors of `state_dict` into the state, in the dtype that they have."""
+def restore_exactly(optimizer: Optimizer, state_dict: dict,
+                    has_own_dtype: Callable[[str], bool]) -> None:
+    """Put copies of the tensors of `state_dict` into the state, in the dtype that they have; one of
+    a narrower model in that of its parameter, unless the entry has a dtype of its own."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     indices = [index for group in state_dict["param_groups"] for index in group["params"]]
     for index, p in zip(indices, params, strict=True):
@@ -44,4 +47,7 @@ def restore_exactly(optimizer: Optimizer, state_dict: dict) -> None:
             if torch.is_tensor(value):
                 # torch knows where its AdamW needs the step count.
                 device = optimizer.state[p][key].device if key == "step" else p.device
-                optimizer.state[p][key] = value.to(device, copy=True)
+                narrow = (value.is_floating_point() and p.is_floating_point()
+                          and value.itemsize < p.itemsize and not has_own_dtype(key))
+                optimizer.state[p][key] = value.to(device, p.dtype if narrow else value.dtype,
+                                                   copy=True)

@@ -215,6 +215,11 @@ class SharpnessAware(Base):
         self.new_shear.clear()
         super().after_step()
 
+    def has_own_dtype(self, key: str) -> bool:
+        """Also a shear force that is kept in fewer bytes."""
+        return super().has_own_dtype(key) or (self.shear_storage != "full"
+                                              and key in STORED.values())
+
 
 class SharpnessWrapper(SharpnessAware, Wrapper):
     """A wrapper that gives `base` a sharpness-aware gradient each time it asks for one."""
