@@ -138,14 +138,15 @@ def test_a_statement_is_one_file(tmp_path):
     folder = tmp_path / "exp" / "papers" / "ars2_neo" / "statements"
     (folder / "decay_fits.py").write_text(STATEMENT.group(1), encoding="utf-8")
     measured = run(tmp_path, "-m", "exp.theory", "decay_fits", "--seeds", "2")
-    assert re.match("decay_fits: (holds|does not hold|inconclusive)",
-                    measured.stdout), measured.stderr
+    forecast, verdict = measured.stdout.splitlines(keepends=True)
+    assert forecast == "1 to run: 1 never timed\n"
+    assert re.match("decay_fits: (holds|does not hold|inconclusive)", verdict), measured.stderr
     page = (tmp_path / "outputs" / "theory" / "decay_fits.md").read_text(encoding="utf-8")
     assert page.startswith("# AdamW fits modular addition sooner with weight decay\n\nSource: an")
     assert "written before the run): the value of a seed is the training loss after 20" in page
     assert re.search(r"\| AdamW +\| 0.0 +\| [0-9.]+ \[", page)
     again = run(tmp_path, "-m", "exp.theory", "--render")
-    assert again.stdout == measured.stdout, again.stderr
+    assert again.stdout == verdict, again.stderr
     assert (tmp_path / "outputs" / "theory" / "decay_fits.md").read_text(encoding="utf-8") == page
     listed = run(tmp_path, "-m", "exp.theory", "--list")
     assert re.search(r"decay_fits +AdamW fits modular addition", listed.stdout), listed.stderr
