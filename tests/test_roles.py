@@ -57,6 +57,14 @@ def test_a_transformer_of_a_stranger(tied):
     assert "tied" in routing_table(model) or not tied
 
 
+
+def test_a_tied_head_is_the_output_layer_wherever_it_was_made():
+    model = nn.Module()
+    model.table, model.out, model.hidden = nn.Embedding(9, 4), nn.Linear(4, 9), nn.Linear(4, 4)
+    model.out.weight = model.table.weight
+    assert of_role(model, "hidden") == {"hidden.weight"}
+    assert of_role(model, "embedding") == {"table.weight"} and of_role(model, "head") == set()
+
 def test_a_convolutional_network_and_a_plain_one():
     convolutional = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(),
                                   nn.Linear(16, 10))

@@ -53,15 +53,19 @@ def _role(name: str, p: Tensor, owners: list[nn.Module], head: nn.Module | None)
 
 
 def output_layer(model: nn.Module) -> nn.Module | None:
-    """The layer that computes the outputs: `get_output_embeddings()` of transformers, a Linear
-    outside repeated blocks whose name says so, or else the last Linear of all, if it is outside
-    repeated blocks. None if there is no such layer."""
+    """The layer that computes the outputs: `get_output_embeddings()` of transformers, a Linear with
+    the weight of an embedding, one outside repeated blocks whose name says so, or else the last
+    Linear of all, if it is outside repeated blocks. None if there is no such layer."""
     named = getattr(model, "get_output_embeddings", None)
     layer = named() if callable(named) else None
     if layer is not None:
         return layer
     layers = [(name, module) for name, module in model.named_modules()
               if isinstance(module, nn.Linear) and not _in_attention(model, name)]
+    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    tied = [module for _, module in layers if module.weight in tables]
+    if tied:
+        return tied[-1]
     single = [(name, module) for name, module in layers if not _is_repeated(name, module, layers)]
     called_so = [module for name, module in single if HEAD.search(name.lower())]
     if called_so:
