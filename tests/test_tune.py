@@ -30,7 +30,7 @@ from exp.tune.recommend import regrets
 from exp.tune.record import first_passage, grade, trial_record
 from exp.tune.space import AXES, Choice, Range, around
 from exp.tune.suggest import limit, normal_scores, shared_points, study_seed, suggest, winner
-from exp.tune.terms import numbers_of, settings_of, terms_of
+from exp.tune.terms import IN_PROGRESS, numbers_of, settings_of, terms_of
 
 TASK = task_named("grokking")
 TINY = TASK.scale("tiny")
@@ -534,6 +534,10 @@ def test_annealed_runs_spend_exactly_the_horizon_and_end_at_rate_zero(annealed):
     assert [run["curve"]["evaluations"][-1] for run in longer] == [120]
     rows = board["results"]["arms"]
     assert [name for name in rows if "equal_steps" in rows[name]] == ["ars2_neo_sync"]
+    begun = {name: {**arm, "studies": arm["studies"][:1]} for name, arm in board["arms"].items()}
+    in_progress = {"schema": IN_PROGRESS, "terms": board["terms"], "arms": begun,
+                   "results": estimate.interim_results(board["terms"], begun, 1)}
+    assert check_board(in_progress) == [] and "equal steps" in render(in_progress)
     assert "## On the way" in (annealed / "paper" / "arena" / "grokking.md").read_text()
     worst = board["terms"]["worst"]  # log error of a model that guesses one of eleven
     assert worst == pytest.approx(math.log(10 / 11), abs=0.1)

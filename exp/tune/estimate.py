@@ -21,7 +21,8 @@ from exp.tune.record import first_passage, is_reached, log_metric
 
 OPPOSITE = {"cheaper": "at least", "dearer": "at most"}
 ANYTIME_FROM = 4  # studies: the anytime interval estimates a variance
-ANYTIME = ("values", "censored", "cost", "reached", "spent", "ratio", "bound", "e", "anytime")
+ANYTIME = ("values", "censored", "cost", "reached", "spent", "equal_steps", "ratio", "bound", "e",
+           "anytime")
 
 
 def results(terms: dict, arms: dict[str, dict]) -> dict:

@@ -201,7 +201,9 @@ def interim_columns(board: dict) -> dict[str, Column]:
             f"{SIGN[rows[name]['bound']]}{number(rows[name]['ratio'])}"
             if "ratio" in rows[name] else ""),
         "anytime 95 %": _of_row("anytime", lambda ends: "[{}, {}]".format(*map(number, ends))),
-        "e": _of_row("e"), "spent": _of_row("spent")}
+        "e": _of_row("e"),
+        **({"equal steps": _of_row("equal_steps")} if board["terms"]["regime"] == "anneal" else {}),
+        "spent": _of_row("spent")}
 
 
 def how_far(board: dict) -> str:
