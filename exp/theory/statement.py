@@ -24,16 +24,25 @@ import importlib
 import inspect
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 from exp.report.canvas import curves
-from exp.report.judgement import FAILS, HOLDS, INCONCLUSIVE, Judgement, in_words
+from exp.report.evidence import Evidence
+from exp.report.judgement import (
+    FAILS,
+    HOLDS,
+    INCONCLUSIVE,
+    Judgement,
+    in_words,
+    judge_above,
+    judge_all,
+)
 from exp.report.rows import COLUMNS, Row, Rows, read_rows
-from exp.report.tables import page, table
+from exp.report.tables import interval, page, table
 
 PAPERS = Path(__file__).parents[1] / "papers"
 
@@ -63,6 +72,13 @@ class Verdict(NamedTuple):
     def in_words(self, rows: Rows) -> str:
         """The verdict as pages have it, with the seeds that are missing."""
         return in_words(self.judgement, len(rows.levels("seed")))
+
+
+def agreement_of(ranks: Mapping[str, Evidence], least: float) -> Verdict:
+    """That the rank correlation of every task is above a bound; ranks: task -> correlation."""
+    return Verdict(judge_all([judge_above(rank, least) for rank in ranks.values()]),
+                   "rank correlation " + ", ".join(
+                       f"{interval(rank.estimate)} ({task})" for task, rank in ranks.items()))
 
 
 def tally(parts: Sequence[Judgement]) -> str:

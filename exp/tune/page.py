@@ -209,7 +209,8 @@ def interim_columns(board: dict) -> dict[str, Column]:
 def how_far(board: dict) -> str:
     """How many of the announced studies a board in progress has, and how to read it."""
     count, announced = len(next(iter(board["arms"].values()))["studies"]), board["terms"]["studies"]
-    return f"**{count} of the {announced} announced studies are complete.** {INTERIM}"
+    verb = "is" if count == 1 else "are"
+    return f"**{count} of the {announced} announced studies {verb} complete.** {INTERIM}"
 
 
 def _interim(board: dict) -> str:

@@ -15,10 +15,9 @@ from exp.papers.ars2_neo.statements.flatness import (
     trained,
 )
 from exp.report.evidence import sample
-from exp.report.judgement import judge_above, judge_all
 from exp.report.rows import Row, Rows
 from exp.report.tables import interval
-from exp.theory.statement import Verdict, means_table
+from exp.theory.statement import Verdict, agreement_of, means_table
 from exp.theory.training import examples
 
 PARTS = (8, 4, 2, 1)  # the first block is an eighth of the set, each further one as all before
@@ -62,10 +61,7 @@ def agreement(rows: Rows) -> dict:
 
 def judge(rows: Rows) -> Verdict:
     """By the rank correlations."""
-    found = agreement(rows)
-    return Verdict(judge_all([judge_above(rank, AGREES) for rank in found.values()]),
-                   "rank correlation " + ", ".join(
-                       f"{interval(rank.estimate)} ({task})" for task, rank in found.items()))
+    return agreement_of(agreement(rows), AGREES)
 
 
 def tables(rows: Rows) -> dict:

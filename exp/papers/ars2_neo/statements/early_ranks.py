@@ -2,17 +2,16 @@
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 
 from scipy.stats import spearmanr
 
+from exp.harness.recipes import ROOT
 from exp.harness.task import task_named
 from exp.report.evidence import Evidence, sample
-from exp.report.judgement import judge_above, judge_all
 from exp.report.rows import Row, Rows
 from exp.report.tables import interval
 from exp.reproduce.records import read_kept
-from exp.theory.statement import Verdict
+from exp.theory.statement import Verdict, agreement_of
 
 # Task -> table, its scale, epoch of the early reading; 1 where more is better: early, at the end.
 TABLES = {"cifar": ("paper-4.2", "mini", 1, (1, 1)),
@@ -22,7 +21,7 @@ NAMES = ", ".join(f"{table} ({scale})" for table, scale, *_ in TABLES.values())
 AGREES = 0.5
 AXES = ("early", "end")
 GRID = {"task": TABLES}
-PAPER = Path("outputs/paper")
+PAPER = ROOT / "outputs" / "paper"
 
 
 def measure(seeds: list[int], task: str) -> Iterable[Row]:
@@ -62,10 +61,7 @@ def correlations(rows: Rows) -> dict[str, Evidence]:
 
 def judge(rows: Rows) -> Verdict:
     """By the rank correlations."""
-    found = correlations(rows)
-    return Verdict(judge_all([judge_above(rank, AGREES) for rank in found.values()]),
-                   "rank correlation " + ", ".join(
-                       f"{interval(rank.estimate)} ({task})" for task, rank in found.items()))
+    return agreement_of(correlations(rows), AGREES)
 
 
 def tables(rows: Rows) -> dict:
