@@ -315,9 +315,11 @@ def test_a_chain_killed_in_a_trial_continues_and_equals_one_that_was_not(tmp_pat
     text = path.read_text()
     path.write_text(text[:-20])
     (killed.folder / "study.json").unlink()
+    (killed.folder / "trial2" / "latest.pt").touch()  # killed between a run's end and this line
     monkeypatch.setattr(chains, "train_function", None)  # nothing is trained again
     assert chains.main([str(killed.folder)]) == 0
     assert path.read_text() == text and killed.outcome() == 0
+    assert not list(tmp_path.rglob("*.pt"))
 
 
 def test_a_chain_on_other_terms_is_set_aside_and_more_trials_continue_it(tmp_path):

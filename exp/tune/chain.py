@@ -197,8 +197,8 @@ class Chain:
                     contextlib.suppress(Diverged):
                 train_function(self.task.name)(
                     settings, RunFolder(folder, resume=same, overwrite=not same))
-            for checkpoint in CHECKPOINTS:
-                (folder / checkpoint).unlink(missing_ok=True)
+        for checkpoint in CHECKPOINTS:  # those of a run whose worker was killed at its end, too
+            (folder / checkpoint).unlink(missing_ok=True)
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         best = read_object(folder / "summary.json").get("best", {})
         key = f"test_{self.terms['metric'].removeprefix('eval_')}"
