@@ -7,7 +7,7 @@ import pytest
 
 from exp.harness import recipes as recipes_module
 from exp.harness.config import complete
-from exp.harness.recipes import recipe, recipes
+from exp.harness.recipes import changes, recipe, recipes
 from exp.harness.task import task_named
 from exp.harness.toml import to_toml
 from exp.jobs.freshness import Identity, folder_identity, identity, kept_identity, kept_recipes
@@ -40,6 +40,10 @@ def test_the_number_is_read_from_the_source_and_1_without_one(tmp_path, monkeypa
     (tmp_path / "optimizer").mkdir()
     (tmp_path / "optimizer" / "mine.py").write_text(text)
     assert recipe("optimizer.mine") == number
+    assert changes({"optimizer.mine": number}) == ""
+    assert changes({"optimizer.mine": 7, "data.gone": 1}) == (
+        f"optimizer.mine 7 -> {number}, data.gone 1 -> 0")
+    assert changes({}, {"optimizer.mine": 1, "data.new": 2}) == "data.new 1 -> 2"
 
 
 def test_a_kept_run_counts_by_settings_and_recipes():

@@ -78,6 +78,9 @@ def test_the_command_writes_a_picture_an_animation_and_numbers(tmp_path, capsys)
     numbers = json.loads((tmp_path / "beale.json").read_text())
     assert [entry["optimizer"] for entry in numbers["best"]] == ["sgd", "muon"]
     assert (tmp_path / "beale.md").read_text() == page_of(numbers)
+    assert numbers["recipes"] == {"optimizer.muon": 1, "optimizer.parts": 1}
+    older = page_of(numbers | {"recipes": {"optimizer.lars": 1}})
+    assert older.endswith("differ (RECIPE numbers): optimizer.lars 1 -> 2.\n")
     files = {name: (tmp_path / name).read_bytes()
              for name in ("beale.png", "beale.gif", "beale.md")}
     assert len(files["beale.png"]) > 20_000 and files["beale.gif"][:4] == b"GIF8"

@@ -223,8 +223,8 @@ def test_a_page_names_the_runs_that_older_code_made(monkeypatch):
     assert "older code" not in render(TABLES["readme-3.3"], RUNS | {"runs": runs[:2]}, [])
     monkeypatch.setattr("exp.harness.recipes.recipe", lambda module: 1 + ("ars2" in module))
     page = render(TABLES["readme-3.3"], RUNS | {"runs": runs}, [])
-    assert ("Made by older code whose results differ: ARS2-Neo AGA, seeds 1 (RECIPE of "
-            "optimizer.ars2_neo 1 -> 2).") in page
+    assert ("Made by older code whose results differ (RECIPE numbers): ARS2-Neo AGA, seeds 1: "
+            "optimizer.ars2_neo 1 -> 2.") in page
 
 
 def test_the_page_of_a_grid_has_every_configuration_and_level():

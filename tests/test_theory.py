@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from exp.harness.recipes import recipe
 from exp.papers.ars2_neo.statements import fisher_diagonal, sign_spectrum, update_spectrum
 from exp.report.rows import Rows, read_rows, rows_of
 from exp.theory import __main__ as command
@@ -95,6 +96,10 @@ def test_a_short_run_of_both_is_written_and_reads_back(tiny_data, tmp_path, monk
     measured, provenance = read_rows(tmp_path / "sign_spectrum.json")
     assert provenance["seeds"] == [1] and provenance["commit"]
     assert provenance["data"].keys() == {"grokking", "wikitext2"}
+    assert provenance["recipes"]["exp.wikitext2.train"] == recipe("exp.wikitext2.train")
+    older = provenance | {"recipes": {"optimizer.lars": 1}}
+    assert statement.page_of("sign_spectrum", measured, older).endswith(
+        "differ (RECIPE numbers): optimizer.lars 1 -> 2.\n")
     digest = provenance["data"]["grokking"]
     assert f"; data of grokking {digest}; " in (tmp_path / "sign_spectrum.md").read_text()
     # At step 1 the momentum is a tenth of the gradient: its sign is that of ARS's first step.

@@ -22,6 +22,7 @@ from exp.tune import __main__ as command
 from exp.tune import chain as chains
 from exp.tune import challenge, check, estimate, find_lr, follow_up, inference, pace, probe
 from exp.tune.arms import NO_DECAY, OWN, Arm, all_arms, arm_named, own_arms
+from exp.tune.board import write_page
 from exp.tune.check import check_board
 from exp.tune.distinct import require_distinct
 from exp.tune.figures import best_so_far
@@ -407,6 +408,11 @@ def test_a_search_writes_a_board_that_its_check_accepts_and_repeats_nothing(sear
     assert command.main(["--render", "--outputs", str(clone)]) == 0
     assert (clone / "paper" / "arena" / "grokking.md").read_text() == page
     path = clone / "paper" / "arena" / "grokking.json"
+    board["arms"]["ars2_neo_sync"]["studies"][1]["code"] = "0" * 12
+    path.write_text(json.dumps(board))
+    write_page(path)
+    assert path.with_suffix(".md").read_text() == page + (
+        "\nMade by older code whose results differ (RECIPE numbers): ars2_neo_sync, studies 2.\n")
     board["results"]["arms"]["ars2_neo_sync"]["ratio"] *= 0.9
     path.write_text(json.dumps(board))
     assert command.main(["--check", "--outputs", str(clone)]) == 1

@@ -7,6 +7,7 @@ and the number does not.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from exp.harness.config import wrappers
@@ -35,9 +36,23 @@ def optimizer_modules(table: dict) -> set[str]:
     return modules | ({"optimizer.parts"} if shared else set())
 
 
+def changes(kept: Mapping[str, int], now: Mapping[str, int] | None = None) -> str:
+    """What has another RECIPE than when results were made: "optimizer.lars 1 -> 2", or "".
+
+    kept: module -> RECIPE then, 1 for a missing one. now: the modules that would compute the
+    results today, by default the same.
+    """
+    now = {name: recipe(name) for name in kept} if now is None else now
+    return ", ".join(f"{name} {kept.get(name, 1)} -> {number}" for name, number in now.items()
+                     if kept.get(name, 1) != number)
+
+
 def recipe(module: str) -> int:
-    """The RECIPE that a module's source declares, 1 without one; the module is not imported."""
+    """The RECIPE that a module's source declares, 1 without one, 0 if there is no such module; the
+    module is not imported."""
     path = ROOT.joinpath(*module.split("."))
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not file.exists():
+        return 0
     declared = re.search(r"^RECIPE = (\d+)", file.read_text(encoding="utf-8"), re.MULTILINE)
     return int(declared[1]) if declared else 1

@@ -17,12 +17,14 @@ if __name__ == "__main__":
 import torch
 
 from exp.harness.arguments import BAD_INPUT, COMPLETED
+from exp.harness.recipes import changes, recipe
 from exp.landscape.functions import FUNCTIONS
 from exp.landscape.paths import CLOSE, COMMON_RATE, RATES, WRAPPED, Walk, best_walk, walk, walkers
 from exp.landscape.pictures import animate, draw
 from exp.report.forecast import forecast, total
 from exp.report.jsonfile import require_json, write_json
-from exp.report.tables import table
+from exp.report.tables import older_code, page, table
+from optimizer import optimizer_class
 
 SECONDS = 0.01  # an optimizer and step, on one CPU core
 DIGITS = 4  # of the numbers that are kept
@@ -62,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(name: str, optimizers: Sequence[str], steps: int) -> dict:
     """The best walk of every optimizer, and that at the common rate."""
     function = FUNCTIONS[name]
+    modules = {optimizer_class(rule).__module__ for rule in (WRAPPED, *optimizers)}
     return {"function": name, "steps": steps,
+            "recipes": {module: recipe(module) for module in sorted(modules | {"optimizer.parts"})
+                        if module.startswith("optimizer.")},
             "best": [record(best_walk(function, optimizer, steps)) for optimizer in optimizers],
             "common": [record(walk(function, optimizer, COMMON_RATE, steps))
                        for optimizer in optimizers]}
@@ -100,7 +105,8 @@ def page_of(content: dict) -> str:
     words = {"function": name, "title": name.capitalize(), "note": FUNCTIONS[name].note,
              "table": table(lines), "steps": content["steps"], "first": RATES[0], "last": RATES[-1],
              "count": len(RATES), "wrapped": WRAPPED, "close": CLOSE}
-    return PAGE.read_text(encoding="utf-8").format(**words)
+    text = PAGE.read_text(encoding="utf-8").format(**words)
+    return page(text.rstrip(), older_code([changes(content.get("recipes", {}))]))
 
 
 def _rounded(value: float) -> float | None:

@@ -21,6 +21,12 @@ def page(*parts: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def older_code(marks: Iterable[str]) -> str:
+    """What today's code would not give, from "results: module 1 -> 2"; empty without a mark."""
+    text = "; ".join(mark for mark in marks if mark)
+    return f"Made by older code whose results differ (RECIPE numbers): {text}." if text else ""
+
+
 def table(lines: Iterable[Sequence[Cell]]) -> str:
     """Lines of cells, the first one the head, as an aligned Markdown table."""
     return markdown([tuple(map(cell, line)) for line in lines])

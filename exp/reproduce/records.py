@@ -12,7 +12,7 @@ from typing import Any
 
 from exp.harness.config import load_settings
 from exp.harness.errors import ConfigError
-from exp.harness.recipes import recipes
+from exp.harness.recipes import changes, recipes
 from exp.harness.task import task_named
 from exp.jobs.finished import finished_run
 from exp.jobs.freshness import Identity, kept_identity
@@ -88,18 +88,14 @@ def outdated(table: Table, runs: Iterable[dict]) -> dict[str, dict[str, list[int
     would not give, by the RECIPE numbers of what computes them."""
     task, rows = task_named(table.task), {row.label: row for row in table.rows}
     now: dict[str, dict[str, int]] = {}
-    changes: dict[str, dict[str, list[int]]] = {}
+    found: dict[str, dict[str, list[int]]] = {}
     for run in runs:
         if (label := run["row"]) not in now:
             overrides = table.overrides(rows[label], cell_of(run))
             now[label] = recipes(load_settings(rows[label].path, overrides, task), task)
-        kept = run.get("recipes") or {}
-        changed = ", ".join(f"{module} {kept.get(module, 1)} -> {number}"
-                            for module, number in now[label].items()
-                            if kept.get(module, 1) != number)
-        if changed:
-            changes.setdefault(label, {}).setdefault(changed, []).append(run["seed"])
-    return changes
+        if changed := changes(run.get("recipes") or {}, now[label]):
+            found.setdefault(label, {}).setdefault(changed, []).append(run["seed"])
+    return found
 
 
 def is_done(job: Job, records: dict, any_version: bool) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from exp.report import statistics
-from exp.report.tables import Lines, at_least, number, page
+from exp.report.tables import Lines, at_least, number, older_code, page
 from exp.report.tables import table as markdown
 from exp.reproduce.claims import Claim
 from exp.reproduce.grids import render_grid
@@ -77,10 +77,9 @@ def _provenance(runs: dict[str, list[dict]]) -> str:
 
 
 def _outdated(table: Table, runs: Groups) -> str:
-    changes = outdated(table, [run for group in runs.values() for run in group])
-    marks = [f"{row}, seeds {', '.join(map(str, sorted(set(seeds))))} (RECIPE of {changed})"
-             for row, of_row in changes.items() for changed, seeds in of_row.items()]
-    return f"Made by older code whose results differ: {'; '.join(marks)}." if marks else ""
+    found = outdated(table, [run for group in runs.values() for run in group])
+    return older_code(f"{row}, seeds {', '.join(map(str, sorted(set(seeds))))}: {changed}"
+                      for row, of_row in found.items() for changed, seeds in of_row.items())
 
 
 def _values(table: Table, by: Yardstick, runs: Groups) -> str:

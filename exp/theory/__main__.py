@@ -68,12 +68,13 @@ def measure(folder: Path, names: Sequence[str], seeds: list[int]) -> None:
                   "commit": short_commit(),  # of the code that is loaded, whatever happens later
                   "seeds": seeds}
     for name in names:
-        training.DATA.clear()
+        for used in training.USED.values():
+            used.clear()
         started = time.perf_counter()
         rows = list(statement.measure(statement.statement(name), seeds))
-        data = {"data": dict(training.DATA)} if training.DATA else {}
+        used = {key: dict(used) for key, used in training.USED.items() if used}
         took = {"seconds": round(time.perf_counter() - started)}
-        write_rows(folder / f"{name}.json", rows, provenance | took | data)
+        write_rows(folder / f"{name}.json", rows, provenance | took | used)
         render(folder, [name])
 
 

@@ -30,6 +30,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from exp.harness.recipes import changes
 from exp.report.canvas import curves
 from exp.report.evidence import Evidence
 from exp.report.judgement import (
@@ -42,7 +43,7 @@ from exp.report.judgement import (
     judge_all,
 )
 from exp.report.rows import COLUMNS, Row, Rows, read_rows
-from exp.report.tables import interval, page, table
+from exp.report.tables import interval, older_code, page, table
 
 PAPERS = Path(__file__).parents[1] / "papers"
 
@@ -167,8 +168,9 @@ def page_of(name: str, rows: Rows, provenance: dict) -> str:
     commit = f"commit {provenance['commit']}" if "commit" in provenance else "commit not recorded"
     data = "".join(f"; data of {task} {digest}"
                    for task, digest in provenance.get("data", {}).items())
+    older = older_code([changes(provenance.get("recipes", {}))])
     return page(*parts, f"{provenance['device']}{torch}; {commit}; seeds {provenance['seeds']}"
-                        f"{data}.")
+                        f"{data}.", older)
 
 
 def means_table(rows: Rows) -> list[tuple]:

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from data.cifar10 import normalize
 from exp.harness.build import Built, build
 from exp.harness.config import complete
+from exp.harness.recipes import recipes
 from exp.harness.task import task_named
 from exp.harness.toml import read_toml
 from exp.jobs.finished import data_digest
 from optimizer.parts.roles import roles_of
 
-DATA: dict[str, str | None] = {}  # task -> digest of the data that `built` has trained on
+# What `built` has used: task -> digest of its data, and module -> RECIPE.
+USED: dict[str, dict] = {"data": {}, "recipes": {}}
 
 
 def built(optimizer: dict, seed: int, task: str = "grokking", scale: str = "full",
@@ -30,8 +32,10 @@ def built(optimizer: dict, seed: int, task: str = "grokking", scale: str = "full
     for tables in (of_task.scales[scale], changes):
         for table, keys in tables.items():
             settings[table] |= keys
-    run = build(complete(settings, of_task), of_task)
-    DATA[task] = data_digest({"data": run.data.digest})
+    settings = complete(settings, of_task)
+    run = build(settings, of_task)
+    USED["data"][task] = data_digest({"data": run.data.digest})
+    USED["recipes"] |= recipes(settings, of_task)
     return run
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from exp.harness.errors import ConfigError
 from exp.harness.toml import to_toml
 from exp.report.jsonfile import read_json, write_json
+from exp.report.tables import older_code, page
 from exp.tune.arms import Arm
 from exp.tune.chain import Chain
 from exp.tune.estimate import interim_results, results, study_values
 from exp.tune.figures import draw_tuning
 from exp.tune.page import render
-from exp.tune.terms import IN_PROGRESS, SCHEMA, code_of, rung, settings_of
+from exp.tune.terms import IN_PROGRESS, SCHEMA, rung, settings_of
 
 
 def board_path(outputs: Path, name: str) -> Path:
@@ -69,7 +70,7 @@ def published_study(board: dict, chain: Chain) -> dict | None:
     if entry is None or any(entry[key] != plan[key] for key in chain.arm.record()):
         return None
     return next((study for study in entry["studies"] if study["number"] == chain.number
-                 and study["code"] == code_of(plan["recipes"])), None)
+                 and study["code"] == chain.code), None)
 
 
 def write_board(path: Path, board: dict, arms: Iterable[Arm], studies: dict[str, list[dict]]
@@ -135,9 +136,23 @@ def save(path: Path, board: dict) -> None:
 def write_page(path: Path) -> None:
     """The page of a board and the figure of its tuning curves, from its JSON."""
     board = require_board(path)
-    path.with_suffix(".md").write_text(
-        f"{render(board)}\n![Tuning curves]({path.stem}.png)\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(page(
+        render(board).rstrip(), f"![Tuning curves]({path.stem}.png)",
+        older_code(older_studies(board))), encoding="utf-8")
     draw_tuning(path.with_suffix(".png"), board)
+
+
+def older_studies(board: dict) -> list[str]:
+    """Arms with studies that today's code would not give, of the rules that are known here."""
+    marks = []
+    for name, entry in board["arms"].items():
+        try:
+            now = Chain(Arm.of(name, entry), 0, rung(board["terms"], name), Path()).code
+        except ConfigError:
+            continue
+        if older := [study["number"] for study in entry["studies"] if study["code"] != now]:
+            marks.append(f"{name}, studies {', '.join(map(str, older))}")
+    return marks
 
 
 def _own_pace(studies: list[dict]) -> float:

@@ -65,6 +65,11 @@ class Chain:
             "arm": self.arm.name, "number": self.number, "terms": self.terms,
             **self.arm.record(), "recipes": recipes(settings, self.task)}))
 
+    @property
+    def code(self) -> str:
+        """The RECIPE numbers of what computes it today, as its study has them."""
+        return code_of(self.plan["recipes"])
+
     @classmethod
     def read(cls, folder: Path) -> "Chain":
         """The chain of a folder. Raises ConfigError if there is none."""

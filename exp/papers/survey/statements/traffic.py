@@ -30,19 +30,20 @@ GRID = {"optimizer": RULES}
 
 def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
     """Held-out losses over rates, and the bytes of a run."""
-    rows, data = in_processes(PROCESSES, runs, optimizer, seeds)
-    training.DATA.update(data)
+    rows, used = in_processes(PROCESSES, runs, optimizer, seeds)
+    for key, names in used.items():
+        training.USED[key] |= names
     return rows
 
 
 def runs(optimizer: str, seeds: list[int]) -> tuple[list[Row], dict]:
-    """The rows of one way to average, in every process alike, and what data they are of."""
+    """The rows of one way to average, in every process alike, and what they have used."""
     rows = []
     for lr in RATES:
         for seed in seeds:
             loss, sent = trained({**sweeps.adamw(lr), **RULES[optimizer]}, seed, STEPS)
             rows.append(Row("loss", seed, loss, settings={"lr": lr}))
-    return [*rows, Row("bytes", seeds[0], sent)], dict(training.DATA)
+    return [*rows, Row("bytes", seeds[0], sent)], training.USED
 
 
 def trained(optimizer: dict, seed: int, count: int, **data: int) -> tuple[float, int]:
