@@ -109,7 +109,10 @@ def test_a_config_cannot_import_from_the_working_directory(tmp_path, monkeypatch
     for name in ("evil:X", "evil.rule:X", "wicked:X", "outputs.evil:X", "exp.tune.score:X"):
         with pytest.raises(ValueError, match="not an installed package|no package"):
             optimizer_class(name)
-    assert not {"evil", "evil.rule", "wicked", "outputs"} & sys.modules.keys()
+    for name in ("this:X", "antigravity:X"):  # these do something when they are imported
+        with pytest.raises(ValueError, match="it is a part of Python"):
+            optimizer_class(name)
+    assert not {"evil", "evil.rule", "wicked", "outputs", "this"} & sys.modules.keys()
     assert optimizer_class("torch:RAdam") is torch.optim.RAdam
     installed = Path(torch.__file__).parents[1] / "ars_optim" / "parts" / "library.py"
     monkeypatch.setattr(library, "__file__", str(installed))  # as a package, beside others

@@ -101,13 +101,15 @@ def _module(package: str, name: str) -> ModuleType:
 
 
 def _require_installed(package: str) -> None:
-    """Raise ValueError for a package of the working directory or of this project's checkout: a
+    """Raise ValueError for a module of Python's library, which holds no optimizer ("antigravity"
+    opens a browser), and for a package of the working directory or of this project's checkout: a
     config must not be able to run what some folder of results holds."""
+    if package in sys.stdlib_module_names:
+        raise ValueError(f"{package} has no optimizer classes: it is a part of Python")
     home = Path(__file__).parents[2]  # the checkout, or site-packages
     forbidden = {Path.cwd(), home} if (home / "pyproject.toml").exists() else {Path.cwd()}
     spec = importlib.util.find_spec(package)
-    # A module of the interpreter itself ("os" is frozen) has no location.
-    files = [spec.origin] if spec and spec.origin and spec.has_location else []
+    files = [spec.origin] if spec and spec.origin else []
     places = (spec and spec.submodule_search_locations) or files
     if any(Path(place).parent.resolve() in forbidden for place in places):
         raise ValueError(f"{package} is not an installed package: package:Class names no code of "
