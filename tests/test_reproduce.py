@@ -22,6 +22,7 @@ from exp.report.evidence import sample
 from exp.report.statistics import logrank, mean, median_time, paired, speedup
 from exp.reproduce import __main__ as command
 from exp.reproduce.claims import Claim, judge
+from exp.reproduce.factorial import effects
 from exp.reproduce.measures import MEASURES, evidence, overhead
 from exp.reproduce.papers import read_papers, select_tables
 from exp.reproduce.plan import Cell
@@ -233,6 +234,32 @@ def test_the_page_of_a_grid_has_every_configuration_and_level():
     assert "6 of 6 configurations are complete" in page
     assert re.search(r"\| all +\| 6 +\| 10.5 +\| 7.667 +\| 2.833 \[", page)
     assert "| 75 [19.41, 99.37] " in page
+
+
+def test_effects_and_interactions_of_two_factors_by_hand():
+    """Log2 times 2, 3, 1, 3 and 3, 4, 2, 3: effects -.75, 1.25 and .5, all with error variance
+    1/8 and three degrees of freedom: t = -3, 5 and 1."""
+    two = replace(GRID_TABLE, grid={"a": {"plain": (), "with a": ()}, "b": {"": (), "with b": ()}})
+    cells = [[a, b] for a in ("plain", "with a") for b in ("", "with b")]
+    runs = [grid_run("AdamW", "", epoch, seed) | {"levels": levels}
+            for seed, epochs in ((1, (4, 8, 2, 8)), (2, (8, 16, 4, 8)))
+            for epoch, levels in zip(epochs, cells, strict=True)]
+    keyed = {(run["seed"], *run["levels"]): run for run in runs}
+    by = Yardstick.of(two, "published")
+    found = effects(two, by, keyed)
+    assert {name: (effect.ratio.value, effect.p) for name, effect in found.items()} == {
+        "with a": pytest.approx((2**-0.75, 0.0576688), abs=1e-7),
+        "with b": pytest.approx((2**1.25, 0.0153924), abs=1e-7),
+        "with a and with b": pytest.approx((2**0.5, 0.3910022), abs=1e-7)}
+    half = 0.25 * 3.182446305
+    assert (found["with a"].ratio.low, found["with a"].ratio.high) == pytest.approx(
+        (2 ** (-0.75 - half), 2 ** (-0.75 + half)))
+    page = render(two, {"settings": {}, "sources": {}, "runs": runs}, [])
+    assert re.search(r"\| with a +\| 0.5946 \[0.3426, 1.032\] +\|", page)
+    assert re.search(r"\| with b +\| 2.378 \[1.37, 4.128\] \* +\|", page)  # Holm: 3 x .0154
+    late = keyed | {(1, "with a", "with b"): grid_run("AdamW", "", None)}
+    assert [effect.bound for effect in effects(two, by, late).values()] == ["≥ ", "≥ ", "? "]
+    assert effects(two, by, {key: run for key, run in keyed.items() if key[0] == 1}) == {}
 
 
 def test_overheads_come_from_the_full_training_steps_of_the_benchmark():

@@ -1,11 +1,13 @@
-"""The page of a table with a grid: each configuration, and each level of each factor, read as an
-unpaired comparison of rows (Welch's t) and as a paired one (who is first in a configuration)."""
+"""The page of a table with a grid: each configuration, each level of each factor, read as an
+unpaired comparison of rows (Welch's t) and as a paired one (who is first in a configuration), and
+what the levels of factors with two do to each row."""
 
 from collections.abc import Iterable
 
 from exp.report import statistics
 from exp.report.tables import Lines
 from exp.report.tables import table as markdown
+from exp.reproduce.factorial import factorial
 from exp.reproduce.measures import Comparison, Runs, by_configuration, first_share, shared
 from exp.reproduce.plan import Table
 from exp.reproduce.yardstick import Yardstick
@@ -21,7 +23,8 @@ def render_grid(table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> lis
                   f"to {table.milestone}. Mean: a run that did not reach it counts at its last "
                   "epoch. First: of the configurations in which one of the two reached it.",
                   _levels(table, by, row, *shared(ours, base))]
-    return [*parts, _configurations(table, by, {table.baseline: base, **keyed})]
+    every = {table.baseline: base, **keyed}
+    return [*parts, *factorial(table, by, every), _configurations(table, by, every)]
 
 
 def _factors(table: Table) -> str:

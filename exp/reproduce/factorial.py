@@ -1,0 +1,94 @@
+"""Main effects and two-way interactions of a grid whose factors have two levels each, row by row.
+
+A row's runs of whole seeds, those with every cell, are a complete block design of the log time to
+the milestone: the error is what seeds and cells leave over, (seeds - 1)(cells - 1) degrees of
+freedom, the same for every effect.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations, product
+
+import numpy as np
+from scipy import special
+
+from exp.report.judgement import holm
+from exp.report.statistics import LEVEL, Estimate
+from exp.report.tables import interval, markdown
+from exp.reproduce.measures import Runs
+from exp.reproduce.plan import Table
+from exp.reproduce.yardstick import Yardstick
+
+ALPHA = 0.05
+EXPLANATION = """\
+What each level does: time to {milestone} at it over that at the factor's other level, geometric \
+mean over the other factors and over seeds with all {cells} cells; below 1 it pays. Of two levels: \
+what the second does beside the first over what it does without; 1 if they do not depend on each \
+other. 95 % intervals; * where Holm's p over the whole table is at most 5 %. A run that did not \
+arrive counts at its last epoch, so ≥, ≤ and ? mark what is a bound or not known for it."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Of a level, or of two together: the ratio of times with its interval, its two-sided p, and
+    the mark of a bound."""
+
+    ratio: Estimate
+    p: float
+    bound: str = ""
+
+
+def factorial(table: Table, by: Yardstick, runs: dict[str, Runs]) -> list[str]:
+    """The part of a page, nothing unless all of two or more factors have two levels and some row
+    two whole seeds; runs: row label -> its runs by seed and levels."""
+    if len(table.grid) < 2 or any(len(levels) != 2 for levels in table.grid.values()):
+        return []
+    of_rows = {row: found for row, group in runs.items() if (found := effects(table, by, group))}
+    if not of_rows:
+        return []
+    adjusted = iter(holm([effect.p for found in of_rows.values() for effect in found.values()]))
+    cells = {row: {name: f"{effect.bound}{interval(effect.ratio)}"
+                         f"{' *' * (next(adjusted) <= ALPHA and not effect.bound)}"
+                   for name, effect in found.items()} for row, found in of_rows.items()}
+    lines = [("", *cells), *((name, *(of_row[name] for of_row in cells.values()))
+                             for name in next(iter(cells.values())))]
+    explanation = EXPLANATION.format(milestone=table.milestone, cells=2 ** len(table.grid))
+    return [explanation, markdown(lines)]
+
+
+def effects(table: Table, by: Yardstick, runs: Runs) -> dict[str, Effect]:
+    """Every level but the first, then every two of them -> effect; empty for fewer than two whole
+    seeds."""
+    grid = list(product(*table.grid.values()))
+    seeds = [seed for seed in sorted({key[0] for key in runs})
+             if all((seed, *levels) in runs for levels in grid)]
+    if len(seeds) < 2:
+        return {}
+    ran = [[runs[seed, *levels] for levels in grid] for seed in seeds]
+    times = np.log([by.capped_epochs(of_seed) for of_seed in ran])
+    missed = np.array([any(by.epoch(run) is None for run in cell)
+                       for cell in zip(*ran, strict=True)])
+    signs = np.array(list(product((-1, 1), repeat=len(table.grid)))).T  # (factors, cells)
+    rest = times - times.mean(0) - times.mean(1, keepdims=True) + times.mean()
+    freedom = (len(seeds) - 1) * (len(grid) - 1)
+    error = float(np.sqrt((rest**2).sum() / freedom / times.size))  # of a mean of signed times
+
+    def effect(sign: np.ndarray, size: int, bound: str) -> Effect:
+        mean = float((sign * times).mean())
+        half = special.stdtrit(freedom, (1 + LEVEL) / 2) * error
+        value, low, high = np.exp(size * np.array([mean, mean - half, mean + half])).tolist()
+        p = 2 * special.stdtr(freedom, -abs(mean) / error) if error else float(not mean)
+        return Effect(Estimate(value, low, high, len(seeds)), float(p), bound)
+
+    names = [list(levels)[1] for levels in table.grid.values()]
+    found = {name: effect(sign, 2, _bound(missed[sign > 0].any(), missed[sign < 0].any()))
+             for name, sign in zip(names, signs, strict=True)}
+    for (first, one), (second, other) in combinations(zip(names, signs, strict=True), 2):
+        found[f"{first} and {second}"] = effect(one * other, 4, "? " * bool(missed.any()))
+    return found
+
+
+def _bound(with_it: bool, without: bool) -> str:
+    """The mark of a ratio of which a run above, below the line did not arrive."""
+    if with_it and without:
+        return "? "
+    return "≥ " if with_it else "≤ " if without else ""
