@@ -10,7 +10,7 @@ import pytest
 COMMANDS = ["optimizer", *(f"exp.{name}" for name in (
     "grokking.train", "cifar.train", "wikitext2.train", "ladder.train", "runs", "theory",
     "landscape", "bench", "bench.collection", "reproduce", "tune", "tune.find_lr", "tune.path",
-    "site", "papers.ladder.analysis")), "tests.chaos"]
+    "site", "papers.ladder.analysis", "papers.survey.meta_train")), "tests.chaos"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -34,6 +34,8 @@ def test_arguments_are_read_before_torch_is_imported(command, tmp_path):
     ("exp.tune.path", ("muon", "--scale", "M", "--from", "S"),
      ["muon S tuning path, about 11 runs", "muon M tuning rate x 0.5", "muon M tuning rate x 1",
       "muon M tuning rate x 2", "muon M scoring", "muon M scoring", "6 to run: 6 never timed"]),
+    ("exp.papers.survey.meta_train", ("--minutes", "3"), ["generations after 0: 3.0 min",
+                                                          "1 to run: at most about 3.0 min"]),
     ("tests.chaos", ("types", "kills", "--minutes", "3"),
      ["types: 1.5 min", "kills: 1.5 min", "2 to run: at most about 3.0 min in all"])])
 def test_a_dry_run_lists_what_would_run_and_writes_nothing(command, arguments, lines, tmp_path,
@@ -42,7 +44,7 @@ def test_a_dry_run_lists_what_would_run_and_writes_nothing(command, arguments, l
                                      else f"{command}.__main__")
     place = {"exp.tune": ["--outputs"], "exp.tune.path": ["--folder"], "tests.chaos": None,
              "exp.bench.collection": ["--outputs"]}.get(command, ["--output"])
-    where = [] if place is None else [*place, str(tmp_path)]
+    where = [] if place is None else [*place, str(tmp_path / "new")]
     assert module.main([*arguments, "--dry-run", *where]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == len(lines) and all(map(str.startswith, shown, lines)), shown

@@ -9,6 +9,7 @@ from torch import nn
 from traces import TARGETS, VECTOR, VECTORS, W0, differs, steps
 
 from optimizer import optimizer_class
+from optimizer.celo2 import SHAPES, Celo2
 from optimizer.dion2 import Dion2
 from optimizer.dyn_muon import DynMuon, power_at, powered
 from optimizer.error_feedback import ErrorFeedback, compressed
@@ -391,3 +392,40 @@ def test_rules_that_find_their_rate_follow_their_traces(name, third):
         w.grad = w.detach().clone()
         optimizer.step()
     assert differs(w.detach(), third) < 1e-7
+
+
+# --- Celo2
+
+
+def celo2(params, **settings):
+    """With the weights of the traces."""
+    optimizer = Celo2(params, lr=0.01, weight_decay=0.1, **settings)
+    counts = torch.arange(1.0, 31, dtype=torch.float64)
+    layers = [(0.1 * torch.sin(counts[:o, None] + 3 * counts[:i] - 3), 0.01 * counts[:o])
+              for o, i in SHAPES[::2]]
+    optimizer.network = torch.cat([part.flatten() for layer in layers for part in layer])
+    return optimizer
+
+
+CELO2 = {1: ".9948928684 -2.0147160845 .5013995134 .2411722751 3.0008349401 -1.0135124879",
+         3: ".9712765083 -2.0028262918 .4762533476 .2371393023 2.9617159589 -1.0124779535"}
+
+
+def test_celo2_follows_its_traces_a_tall_matrix_and_a_stack_too(floored):
+    check(celo2, CELO2)
+    weights, _ = steps(celo2, **TALL)
+    assert differs(weights[2].T, CELO2[3]) < 1e-10
+    stacks = [[W0, [[7 * x for x in row] for row in W0]],
+              [[a, [[0.1 - x for x in row] for row in a]] for a in TARGETS]]
+    weights, _ = steps(celo2, *stacks)
+    assert differs(weights[2][0], CELO2[3]) < 1e-10  # whatever its neighbour does
+
+
+def test_celo2_starts_as_muon_without_nesterov_at_rms_lr():
+    fed = torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(0)).tolist()
+    ours, muons = (torch.stack([torch.tensor(W0, dtype=torch.float64), *steps(make, fed=fed)[0]])
+                   for make in (partial(Celo2, lr=0.01, weights="start"),
+                                partial(Muon, lr=0.01, momentum=0.9, nesterov=False)))
+    for own, other in zip(ours.diff(dim=0), muons.diff(dim=0), strict=True):
+        torch.testing.assert_close(own / own.norm(), other / other.norm(), rtol=1e-8, atol=1e-9)
+        assert own.square().mean().sqrt() == pytest.approx(0.01, rel=1e-6)

@@ -7,11 +7,13 @@ import pytest
 import torch
 from test_theory import rows
 
+from exp.papers.survey import meta_train
 from exp.papers.survey.statements import (
     adafactor_memory,
     adam_diverges,
     edge_of_stability,
     lamb_batches,
+    learned_rule,
     lion_decay,
     nesterov_rates,
     one_bit,
@@ -20,6 +22,7 @@ from exp.papers.survey.statements import (
     svrg,
     traffic,
 )
+from exp.report.jsonfile import read_json
 from exp.report.rows import Rows, rows_of
 from exp.theory import sweeps
 from exp.theory.statement import measure
@@ -178,8 +181,57 @@ def test_a_tiny_run_of_the_surveys_numbers(tiny_data, monkeypatch):
     monkeypatch.setattr(lion_decay, "DECAYS", (0.1, 1.0))
     monkeypatch.setattr(lamb_batches, "EXAMPLES", 64)
     monkeypatch.setattr(lamb_batches, "LARGE", 8)
+    monkeypatch.setattr(meta_train, "STEPS", 3)
     for module in (lion_decay, lamb_batches):
         found = module.judge(Rows(list(measure(module, [1]))))
         assert found.word == "inconclusive" and found.numbers  # of one seed nothing follows
+    found = Rows(list(learned_rule.measure([1], "grokking", "Celo2")))
+    assert len(found) == 1 and 0 < found[0].value < 10
     loss, sent = traffic.trained({**sweeps.adamw(0.01), **traffic.RULES["DiLoCo"]}, 1, 3)
     assert 0 < loss < 10 and sent == 0  # one process sends nothing
+
+
+# --- the learned rule
+
+
+def test_meta_training_descends_and_goes_on_to_the_bit(monkeypatch, tmp_path, capsys):
+    """On a bowl instead of trainings: loss 1 + |numbers|^2, that of the reference 1."""
+    def bowl(table, task, seed, network=None):
+        return 1.0 if network is None else 1 + float(network.square().sum())
+
+    monkeypatch.setattr(meta_train, "final_loss", bowl)
+    path = tmp_path / "weights.json"
+    command = ["--minutes", "1", "--output", str(path)]
+    ticks = iter([0, 0, 0, 1, 30, 30, 31, 61, 100, 100, 100, 101, 161])
+    monkeypatch.setattr(meta_train.time, "perf_counter", lambda: next(ticks))
+    assert [meta_train.main(command) for _ in range(2)] == [0, 0]  # two generations, then one
+    state = read_json(path)
+    assert (state["generation"], state["seconds"]) == (3, 3.0)
+    whole = meta_train.read(tmp_path / "none", 0)
+    for _ in range(3):
+        whole = meta_train.advanced(whole)
+    assert all(state[key] == whole[key] for key in ("start", "trained", "log_ratios"))
+    before, after = (sum(x * x for x in state[key]) for key in ("start", "trained"))
+    assert after < before
+    assert state["log_ratios"][0] == pytest.approx(np.log(1 + before + 347 * meta_train.SIGMA**2),
+                                                   rel=0.05)
+    assert meta_train.main([*command, "--seed", "1"]) == 2
+    assert "is not a file of seed 1" in capsys.readouterr().err
+
+
+def test_ranks_shape_the_losses():
+    found = meta_train.utilities([3.0, float("inf"), 1.0, 2.0, 9.0])
+    assert found.tolist() == [0.0, -0.5, 0.5, 0.25, -0.25]
+
+
+@pytest.mark.parametrize(("trained", "verdict"), [
+    (1.0, "holds"), (1.4, "does not hold"), (2.5, "does not hold")])
+def test_the_verdict_on_the_learned_rule(trained, verdict):
+    """Below AdamW's loss of 2, below 1.2 of its start, both on the task that was held out."""
+    losses = {"AdamW": (2.0, 0.01), "Muon": (1.3, 0.0), "Celo2, start": (1.2, 0.0),
+              "Celo2": (trained, 0.02)}
+    tree = {task: {name: {0.01: [mean - by, mean, mean + by]} for name, (mean, by) in of.items()}
+            for task, of in {"grokking": {**losses, "Celo2": (0.1, 0.0)}, "cifar": losses}.items()}
+    found = rows(tree, "task", "optimizer", "lr")
+    assert learned_rule.judge(found).word == verdict
+    assert len(learned_rule.tables(found)["losses"]) == 9
