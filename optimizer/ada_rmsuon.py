@@ -14,7 +14,7 @@ from .parts.adam import moments, update_moments, whitened
 from .parts.base import grads_of
 from .parts.energy import EnergyNorm, EnergyScope, with_energy
 from .parts.matrix import MatrixOptimizer
-from .parts.polar import OptionalOrthogonalizer, as_matrices, orthogonalize
+from .parts.polar import NsDtype, OptionalOrthogonalizer, as_matrices, msign, polar_options
 
 __all__ = ["AdaRMSuon"]
 
@@ -64,20 +64,21 @@ class AdaRMSuon(MatrixOptimizer):
         orthogonalizer: OptionalOrthogonalizer = "keller",
         whiten: bool = True,
         ns_passes: int = 1,
+        ns_dtype: NsDtype = "auto",
     ) -> None:
         checks.non_negative(lr=lr, eps=eps, weight_decay=weight_decay)
         checks.pair_of_fractions(betas=betas)
-        checks.iterations(ns_steps=ns_steps, ns_passes=ns_passes)
+        checks.iterations(ns_passes=ns_passes)
         checks.choice(EnergyNorm, energy_norm=energy_norm)
         checks.choice(EnergyScope, energy_scope=energy_scope)
-        checks.choice(OptionalOrthogonalizer, orthogonalizer=orthogonalizer)
         if orthogonalizer == "none" and energy_norm not in ("none", "frobenius"):
             raise ValueError('orthogonalizer="none" goes with energy_norm "none" or "frobenius", '
                              f"got energy_norm={energy_norm!r}")
         defaults = {
             "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
-            "ns_steps": ns_steps, "energy_norm": energy_norm, "energy_scope": energy_scope,
-            "orthogonalizer": orthogonalizer, "whiten": whiten, "ns_passes": ns_passes,
+            "energy_norm": energy_norm, "energy_scope": energy_scope, "whiten": whiten,
+            "ns_passes": ns_passes,
+            **polar_options(ns_steps, orthogonalizer, ns_dtype, OptionalOrthogonalizer),
         }
         super().__init__(params, defaults)
 
@@ -99,7 +100,7 @@ class AdaRMSuon(MatrixOptimizer):
         is orthogonalized, where that is not u. The matrices O (stack, m, n)."""
         polar = [as_matrices(direction) for direction in directions or u]
         for _ in range(group["ns_passes"] if group["orthogonalizer"] != "none" else 0):
-            polar = orthogonalize(polar, group["orthogonalizer"], group["ns_steps"])
+            polar = msign(polar, group)
         updates = polar
         if not group["orthogonalizer"] == group["energy_norm"] == "none":
             updates = [with_energy(o, as_matrices(w), group["energy_norm"], group["energy_scope"])

@@ -9,7 +9,7 @@ from .muon import momentum_direction
 from .parts import checks
 from .parts.base import grads_of
 from .parts.matrix import MatrixOptimizer
-from .parts.polar import Orthogonalizer, as_matrices, orthogonalize
+from .parts.polar import NsDtype, Orthogonalizer, as_matrices, msign, polar_options
 
 __all__ = ["AdaMuon"]
 
@@ -47,14 +47,13 @@ class AdaMuon(MatrixOptimizer):
         weight_decay: float = 0.01,
         ns_steps: int = 5,
         orthogonalizer: Orthogonalizer = "keller",
+        ns_dtype: NsDtype = "auto",
     ) -> None:
         checks.non_negative(lr=lr, eps=eps, weight_decay=weight_decay)
         checks.fraction(momentum=momentum)
-        checks.iterations(ns_steps=ns_steps)
-        checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)
         super().__init__(params, {
             "lr": lr, "momentum": momentum, "nesterov": nesterov, "eps": eps,
-            "weight_decay": weight_decay, "ns_steps": ns_steps, "orthogonalizer": orthogonalizer})
+            "weight_decay": weight_decay, **polar_options(ns_steps, orthogonalizer, ns_dtype)})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
@@ -62,7 +61,7 @@ class AdaMuon(MatrixOptimizer):
             grads_of(params), self.buffers(params, "momentum_buffer"),
             group["momentum"], group["nesterov"])
         signs = torch._foreach_sign(directions)
-        polar = orthogonalize(signs, group["orthogonalizer"], group["ns_steps"])
+        polar = msign(signs, group)
         variances = self.buffers(params, "second_momentum_buffer")
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         for p, o, v in zip(params, polar, variances, strict=True):

@@ -10,7 +10,7 @@ from .parts import checks
 from .parts.adam import moments, update_moments, whitened
 from .parts.base import grad_of, grads_of
 from .parts.energy import EnergyScope
-from .parts.polar import Orthogonalizer
+from .parts.polar import NsDtype, Orthogonalizer
 from .parts.radius import RhoSchedule
 from .parts.sharpness import ElementwiseScale
 
@@ -56,13 +56,14 @@ class ARS(ARS2Neo):
         orthogonalizer: Orthogonalizer = "keller",
         rho_schedule: RhoSchedule = "constant",
         rho_gap: float = 0.0,
+        ns_dtype: NsDtype = "auto",
     ) -> None:
         checks.at_least(1, k=k)
         scale: ElementwiseScale = "abs" if adaptive else "none"
         super().__init__(params, lr, betas, eps, weight_decay, ns_steps, rho, k, alpha,
                          energy_scope=energy_scope, elementwise_scale=scale,
                          orthogonalizer=orthogonalizer, rho_schedule=rho_schedule,
-                         rho_gap=rho_gap)
+                         rho_gap=rho_gap, ns_dtype=ns_dtype)
         self.raw_gradients: dict[Tensor, Tensor] = {}
 
     def update(self) -> None:

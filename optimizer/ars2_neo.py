@@ -11,7 +11,7 @@ from .parts.base import grads_of
 from .parts.beta_rule import BetaRule
 from .parts.curvature import CurvatureAware, RhoRule
 from .parts.energy import EnergyNorm, EnergyScope
-from .parts.polar import OptionalOrthogonalizer
+from .parts.polar import NsDtype, OptionalOrthogonalizer
 from .parts.radius import RhoSchedule
 from .parts.sharpness import ElementwiseScale, PerturbNorm, cosine, perturbation, whitened_gradients
 from .parts.stored import Storage
@@ -81,6 +81,7 @@ class ARS2Neo(ThreePaths, CurvatureAware, AdaRMSuon):
         beta2_range: tuple[float, float] = (0.9, 0.9995),
         rho_rule: RhoRule = "constant", sharpness_paths: SharpnessPaths = "one",
         rho_range: tuple[float, float] = (0.01, 1.0), rho_rates: tuple[float, float] = (0.01, 0.1),
+        ns_dtype: NsDtype = "auto",
     ) -> None:
         adaptive_sync = adaptive_sync or a_gsam
         checks.non_negative(alpha=alpha, adaptive_lambda=adaptive_lambda,
@@ -90,7 +91,7 @@ class ARS2Neo(ThreePaths, CurvatureAware, AdaRMSuon):
         checks.choice(PerturbNorm, perturb_norm=perturb_norm)
         checks.choice(ElementwiseScale, elementwise_scale=elementwise_scale)
         super().__init__(params, lr, betas, eps, weight_decay, ns_steps, energy_norm,
-                         energy_scope, orthogonalizer, whiten, ns_passes)
+                         energy_scope, orthogonalizer, whiten, ns_passes, ns_dtype)
         self.k, self.alpha, self.adaptive_sync = k, alpha, adaptive_sync
         self.adaptive_beta, self.adaptive_lambda = adaptive_beta, adaptive_lambda
         self.adaptive_gamma = adaptive_gamma

@@ -9,7 +9,7 @@ from torch import Tensor
 from .parts import checks
 from .parts.base import grads_of
 from .parts.matrix import MatrixOptimizer
-from .parts.polar import Orthogonalizer, as_matrices, orthogonalize
+from .parts.polar import NsDtype, Orthogonalizer, as_matrices, msign, polar_options
 
 __all__ = ["Dion2"]
 
@@ -45,16 +45,15 @@ class Dion2(MatrixOptimizer):
         weight_decay: float = 0.01,
         ns_steps: int = 5,
         orthogonalizer: Orthogonalizer = "polar_express",
+        ns_dtype: NsDtype = "auto",
     ) -> None:
         checks.non_negative(lr=lr, weight_decay=weight_decay)
         checks.fraction(ef_decay=ef_decay)
-        checks.at_least(1, ns_steps=ns_steps)
-        checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be in (0, 1], got {fraction!r}")
         super().__init__(params, {
             "lr": lr, "fraction": fraction, "ef_decay": ef_decay, "weight_decay": weight_decay,
-            "ns_steps": ns_steps, "orthogonalizer": orthogonalizer})
+            **polar_options(ns_steps, orthogonalizer, ns_dtype)})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
@@ -63,8 +62,7 @@ class Dion2(MatrixOptimizer):
         torch._foreach_add_(momenta, grads)
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         chosen = [choose(as_matrices(m), group["fraction"]) for m in momenta]
-        polar = orthogonalize([part for _, _, part in chosen], group["orthogonalizer"],
-                              group["ns_steps"])
+        polar = msign([part for _, _, part in chosen], group)
         for p, momentum, (dim, index, part), o in zip(params, momenta, chosen, polar, strict=True):
             whole = as_matrices(momentum)
             kept = whole.scatter(dim, index, group["ef_decay"] * part)

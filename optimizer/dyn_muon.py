@@ -10,7 +10,7 @@ from .muon import momentum_direction, step_scale
 from .parts import checks
 from .parts.base import grads_of
 from .parts.matrix import MatrixOptimizer
-from .parts.polar import as_matrices, orthogonalize
+from .parts.polar import NsDtype, as_matrices, orthogonalize
 
 __all__ = ["DynMuon"]
 
@@ -61,11 +61,13 @@ class DynMuon(MatrixOptimizer):
         center: float = 0.04,
         width: float = 0.04,
         method: Method = "taylor",
+        ns_dtype: NsDtype = "auto",
     ) -> None:
         checks.non_negative(lr=lr, weight_decay=weight_decay, center=center)
         checks.fraction(momentum=momentum)
         checks.at_least(1, total_steps=total_steps)
         checks.choice(Method, method=method)
+        checks.choice(NsDtype, ns_dtype=ns_dtype)
         if not width > 0:
             raise ValueError(f"width must be > 0, got {width!r}")
         for name, power in (("power_start", power_start), ("power_end", power_end)):
@@ -74,7 +76,8 @@ class DynMuon(MatrixOptimizer):
         super().__init__(params, {
             "lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay,
             "total_steps": total_steps, "power_start": power_start, "power_end": power_end,
-            "center": center, "width": width, "method": method})
+            "center": center, "width": width, "method": method,
+            "ns_dtype": ns_dtype})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
@@ -86,7 +89,7 @@ class DynMuon(MatrixOptimizer):
             step = self.state[p].get("step", 0)
             self.state[p]["step"] = step + 1
             update = powered(as_matrices(x), power_at(x.new_full((), step), group),
-                             group["method"])
+                             group["method"], group["ns_dtype"])
             c = step_scale(p.shape, "keller", "flattened")
             p.add_(update.reshape(p.shape), alpha=-group["lr"] * c)
 
@@ -99,7 +102,7 @@ def power_at(step: Tensor, group: dict) -> Tensor:
     return group["power_end"] + rise * torch.sigmoid(-progress)
 
 
-def powered(x: Tensor, power: float | Tensor, method: str) -> Tensor:
+def powered(x: Tensor, power: float | Tensor, method: str, ns_dtype: str = "auto") -> Tensor:
     """U S^power V^T of each X / ||X||_F of a stack (stack, m, n); zero stays zero."""
     tiny = torch.finfo(x.dtype).tiny ** 0.5
     y = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(tiny)
@@ -110,7 +113,7 @@ def powered(x: Tensor, power: float | Tensor, method: str) -> Tensor:
     tall = y.shape[-2] > y.shape[-1]
     y = y.mT if tall else y
     d = power / 2
-    (polar,) = orthogonalize([y])
+    (polar,) = orthogonalize([y], ns_dtype=ns_dtype)
     error = y @ y.mT - torch.eye(y.shape[-2], dtype=y.dtype, device=y.device)
     once = error @ polar
     result = polar + d * once + d * (d - 1) / 2 * (error @ once)

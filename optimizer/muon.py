@@ -14,7 +14,7 @@ from .parts import checks
 from .parts.base import grads_of
 from .parts.equilibrate import Equilibrate, equilibrated_polar
 from .parts.matrix import MatrixOptimizer
-from .parts.polar import Orthogonalizer, as_matrices, orthogonalize
+from .parts.polar import NsDtype, Orthogonalizer, as_matrices, msign, polar_options
 
 __all__ = ["Muon"]
 
@@ -86,18 +86,17 @@ class Muon(MatrixOptimizer):
         conv_scale: ConvScale = "flattened",
         orthogonalizer: Orthogonalizer = "keller",
         equilibrate: Equilibrate = "none",
+        ns_dtype: NsDtype = "auto",
     ) -> None:
         checks.non_negative(lr=lr, weight_decay=weight_decay)
         checks.fraction(momentum=momentum)
-        checks.iterations(ns_steps=ns_steps)
         checks.choice(Scale, scale=scale)
         checks.choice(ConvScale, conv_scale=conv_scale)
-        checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)
         checks.choice(Equilibrate, equilibrate=equilibrate)
         defaults = {
             "lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay,
-            "ns_steps": ns_steps, "scale": scale, "conv_scale": conv_scale,
-            "orthogonalizer": orthogonalizer, "equilibrate": equilibrate,
+            "scale": scale, "conv_scale": conv_scale, "equilibrate": equilibrate,
+            **polar_options(ns_steps, orthogonalizer, ns_dtype),
         }
         super().__init__(params, defaults)
 
@@ -106,13 +105,12 @@ class Muon(MatrixOptimizer):
         directions = momentum_direction(
             grads_of(params), self.buffers(params, "momentum_buffer"),
             group["momentum"], group["nesterov"])
-        msign = partial(orthogonalize, orthogonalizer=group["orthogonalizer"],
-                        steps=group["ns_steps"])
         if group["equilibrate"] == "none":
-            polar = msign(directions)
+            polar = msign(directions, group)
         else:  # their eps is for a momentum that is a sum
             eps = EPS * (1 - group["momentum"]) ** 2
-            polar = equilibrated_polar(directions, group["equilibrate"], eps, msign)
+            polar = equilibrated_polar(directions, group["equilibrate"], eps,
+                                       partial(msign, group=group))
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         for p, o in zip(params, polar, strict=True):
             c = step_scale(p.shape, group["scale"], group["conv_scale"])

@@ -9,7 +9,7 @@ from .muon import Scale, momentum_direction, step_scale
 from .parts import checks
 from .parts.base import grads_of
 from .parts.matrix import MatrixOptimizer
-from .parts.polar import Orthogonalizer, orthogonalize
+from .parts.polar import NsDtype, Orthogonalizer, msign, polar_options
 
 __all__ = ["MuonSquared"]
 
@@ -46,16 +46,15 @@ class MuonSquared(MatrixOptimizer):
         ns_steps: int = 5,
         scale: Scale = "keller",
         orthogonalizer: Orthogonalizer = "keller",
+        ns_dtype: NsDtype = "auto",
     ) -> None:
         checks.non_negative(lr=lr, eps=eps, weight_decay=weight_decay)
         checks.fraction(momentum=momentum, beta2=beta2)
-        checks.iterations(ns_steps=ns_steps)
         checks.choice(Scale, scale=scale)
-        checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)
         super().__init__(params, {
             "lr": lr, "momentum": momentum, "beta2": beta2, "nesterov": nesterov, "eps": eps,
-            "weight_decay": weight_decay, "ns_steps": ns_steps, "scale": scale,
-            "orthogonalizer": orthogonalizer})
+            "weight_decay": weight_decay, "scale": scale,
+            **polar_options(ns_steps, orthogonalizer, ns_dtype)})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
@@ -70,7 +69,7 @@ class MuonSquared(MatrixOptimizer):
         denominators = torch._foreach_sqrt(variances)
         torch._foreach_add_(denominators, group["eps"])
         white = torch._foreach_div(directions, denominators)
-        polar = orthogonalize(white, group["orthogonalizer"], group["ns_steps"])
+        polar = msign(white, group)
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         for p, o in zip(params, polar, strict=True):
             c = step_scale(p.shape, group["scale"], "flattened")

@@ -9,7 +9,7 @@ from .muon import momentum_direction, step_scale
 from .parts import checks
 from .parts.kronecker import matrix_gradient
 from .parts.matrix import MatrixOptimizer
-from .parts.polar import Orthogonalizer, as_matrices, orthogonalize
+from .parts.polar import NsDtype, Orthogonalizer, as_matrices, msign, polar_options
 
 __all__ = ["Muown"]
 
@@ -57,15 +57,14 @@ class Muown(MatrixOptimizer):
         weight_decay: float = 0.0,
         ns_steps: int = 5,
         orthogonalizer: Orthogonalizer = "keller",
+        ns_dtype: NsDtype = "auto",
     ) -> None:
         checks.non_negative(lr=lr, eps=eps, weight_decay=weight_decay)
         checks.fraction(momentum=momentum)
         checks.pair_of_fractions(betas=betas)
-        checks.at_least(1, ns_steps=ns_steps)
-        checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)
         super().__init__(params, {
             "lr": lr, "momentum": momentum, "nesterov": nesterov, "betas": tuple(betas), "eps": eps,
-            "weight_decay": weight_decay, "ns_steps": ns_steps, "orthogonalizer": orthogonalizer})
+            "weight_decay": weight_decay, **polar_options(ns_steps, orthogonalizer, ns_dtype)})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
@@ -74,7 +73,7 @@ class Muown(MatrixOptimizer):
         directions = momentum_direction(
             [part[-1] for part in parts], [entry["momentum_buffer"] for entry in entries],
             group["momentum"], group["nesterov"])
-        polar = orthogonalize(directions, group["orthogonalizer"], group["ns_steps"])
+        polar = msign(directions, group)
         for p, entry, o, (unit, gain, gain_grad, _) in zip(params, entries, polar, parts,
                                                            strict=True):
             rate = group["lr"] * step_scale(unit.shape, "moonlight", "flattened")

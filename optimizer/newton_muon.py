@@ -9,7 +9,7 @@ from .muon import Scale, momentum_direction, step_scale
 from .parts import checks
 from .parts.kronecker import matrix_gradient
 from .parts.layers import LayerOptimizer
-from .parts.polar import Orthogonalizer, orthogonalize
+from .parts.polar import NsDtype, Orthogonalizer, msign, polar_options
 
 __all__ = ["NewtonMuon"]
 
@@ -61,15 +61,15 @@ class NewtonMuon(LayerOptimizer):
         damping: float = 0.2,
         stat_decay: float = 0.95,
         refresh_interval: int = 64,
+        ns_dtype: NsDtype = "auto",
     ) -> None:
         checks.non_negative(lr=lr, weight_decay=weight_decay, damping=damping)
         checks.fraction(momentum=momentum, stat_decay=stat_decay)
-        checks.at_least(1, ns_steps=ns_steps, refresh_interval=refresh_interval)
+        checks.at_least(1, refresh_interval=refresh_interval)
         checks.choice(Scale, scale=scale)
-        checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)
         super().__init__(params, model, {
             "lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay,
-            "ns_steps": ns_steps, "scale": scale, "orthogonalizer": orthogonalizer,
+            "scale": scale, **polar_options(ns_steps, orthogonalizer, ns_dtype),
             "damping": damping, "stat_decay": stat_decay, "refresh_interval": refresh_interval})
 
     @torch.compiler.disable  # it would lose what the hooks recorded
@@ -78,7 +78,7 @@ class NewtonMuon(LayerOptimizer):
         grads = [self._whitened(p, group) for p in params]
         directions = momentum_direction(grads, self.buffers(params, "momentum_buffer"),
                                         group["momentum"], group["nesterov"])
-        polar = orthogonalize(directions, group["orthogonalizer"], group["ns_steps"])
+        polar = msign(directions, group)
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         for p, o in zip(params, polar, strict=True):
             c = step_scale(p.shape, group["scale"], "flattened")

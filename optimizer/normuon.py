@@ -10,7 +10,7 @@ from .muon import momentum_direction, step_scale
 from .parts import checks
 from .parts.base import grads_of
 from .parts.matrix import MatrixOptimizer
-from .parts.polar import Orthogonalizer, orthogonalize
+from .parts.polar import NsDtype, Orthogonalizer, msign, polar_options
 
 __all__ = ["NorMuon"]
 
@@ -53,23 +53,22 @@ class NorMuon(MatrixOptimizer):
         ns_steps: int = 5,
         scale: NormScale = "official",
         orthogonalizer: Orthogonalizer = "keller",
+        ns_dtype: NsDtype = "auto",
     ) -> None:
         checks.non_negative(lr=lr, weight_decay=weight_decay)
         checks.fraction(momentum=momentum, beta2=beta2)
-        checks.iterations(ns_steps=ns_steps)
         checks.choice(NormScale, scale=scale)
-        checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)
         super().__init__(params, {
             "lr": lr, "momentum": momentum, "beta2": beta2, "nesterov": nesterov,
-            "weight_decay": weight_decay, "ns_steps": ns_steps, "scale": scale,
-            "orthogonalizer": orthogonalizer})
+            "weight_decay": weight_decay, "scale": scale,
+            **polar_options(ns_steps, orthogonalizer, ns_dtype)})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
         directions = momentum_direction(
             grads_of(params), self.buffers(params, "momentum_buffer"),
             group["momentum"], group["nesterov"])
-        polar = orthogonalize(directions, group["orthogonalizer"], group["ns_steps"])
+        polar = msign(directions, group)
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         for p, o in zip(params, polar, strict=True):
             state = self.state[p]

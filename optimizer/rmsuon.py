@@ -10,7 +10,7 @@ from .parts.adam import moments, update_moments, whitened
 from .parts.base import grads_of
 from .parts.energy import EnergyScope, with_energy
 from .parts.matrix import MatrixOptimizer
-from .parts.polar import Orthogonalizer, as_matrices, orthogonalize
+from .parts.polar import NsDtype, Orthogonalizer, as_matrices, msign, polar_options
 
 __all__ = ["RMSuon"]
 
@@ -47,15 +47,14 @@ class RMSuon(MatrixOptimizer):
         ns_steps: int = 5,
         energy_scope: EnergyScope = "matrix",
         orthogonalizer: Orthogonalizer = "keller",
+        ns_dtype: NsDtype = "auto",
     ) -> None:
         checks.non_negative(lr=lr, eps=eps, weight_decay=weight_decay)
         checks.pair_of_fractions(betas=betas)
-        checks.iterations(ns_steps=ns_steps)
         checks.choice(EnergyScope, energy_scope=energy_scope)
-        checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)
         defaults = {
             "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
-            "ns_steps": ns_steps, "energy_scope": energy_scope, "orthogonalizer": orthogonalizer,
+            "energy_scope": energy_scope, **polar_options(ns_steps, orthogonalizer, ns_dtype),
         }
         super().__init__(params, defaults)
 
@@ -73,6 +72,6 @@ def rmsuon_updates(state: dict, params: list[Tensor], group: dict) -> list[Tenso
     update_moments(exp_avgs, exp_avg_sqs, grads, grads, group["betas"])
     u = whitened(exp_avgs, exp_avg_sqs, steps, group["betas"], group["eps"])
     # msign does not see the positive factor by which m_hat and m differ.
-    polar = orthogonalize(exp_avgs, group["orthogonalizer"], group["ns_steps"])
+    polar = msign(exp_avgs, group)
     return [with_energy(o, as_matrices(direction), "frobenius", group["energy_scope"])
             .reshape(p.shape) for p, o, direction in zip(params, polar, u, strict=True)]

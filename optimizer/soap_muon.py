@@ -12,7 +12,7 @@ from .muon import Scale, step_scale
 from .parts import checks
 from .parts.kronecker import adam_in_eigenbasis
 from .parts.matrix import MatrixOptimizer
-from .parts.polar import Orthogonalizer, orthogonalize
+from .parts.polar import NsDtype, Orthogonalizer, msign, polar_options
 
 __all__ = ["SOAPMuon"]
 
@@ -68,27 +68,26 @@ class SOAPMuon(MatrixOptimizer):
         ns_steps: int = 5,
         scale: Scale = "keller",
         orthogonalizer: Orthogonalizer = "keller",
+        ns_dtype: NsDtype = "auto",
     ) -> None:
         checks.non_negative(lr=lr, eps=eps, weight_decay=weight_decay)
         checks.pair_of_fractions(betas=betas)
         checks.fraction(shampoo_beta=shampoo_beta)
         checks.at_least(1, precondition_frequency=precondition_frequency)
-        checks.iterations(ns_steps=ns_steps)
         checks.at_least(0, max_precond_dim=max_precond_dim)
         checks.choice(Scale, scale=scale)
-        checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)
         super().__init__(params, {
             "lr": lr, "betas": tuple(betas), "shampoo_beta": shampoo_beta, "nesterov": nesterov,
             "eps": eps, "weight_decay": weight_decay,
             "precondition_frequency": precondition_frequency, "max_precond_dim": max_precond_dim,
-            "ns_steps": ns_steps, "scale": scale, "orthogonalizer": orthogonalizer})
+            "scale": scale, **polar_options(ns_steps, orthogonalizer, ns_dtype)})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """The update of the class docstring, in place."""
         params, directions = adam_in_eigenbasis(
             self.state, params, group["betas"], group["eps"], group["shampoo_beta"],
             group["precondition_frequency"], group["max_precond_dim"], group["nesterov"])
-        polar = orthogonalize(directions, group["orthogonalizer"], group["ns_steps"])
+        polar = msign(directions, group)
         if params:
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         for p, o in zip(params, polar, strict=True):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .parts import checks
 from .parts.energy import EnergyScope
-from .parts.polar import Orthogonalizer
+from .parts.polar import NsDtype, Orthogonalizer, polar_options
 from .parts.trust_region import Control, Rule, TrustRegion
 from .rmsuon import rmsuon_updates
 
@@ -71,15 +71,14 @@ class TRMuon(TrustRegion):
         radius_range: tuple[float, float] = (0.01, 100.0),
         energy_scope: EnergyScope = "matrix",
         orthogonalizer: Orthogonalizer = "keller",
+        ns_dtype: NsDtype = "auto",
     ) -> None:
         checks.non_negative(lr=lr, eps=eps, weight_decay=weight_decay)
         checks.pair_of_fractions(betas=betas)
-        checks.iterations(ns_steps=ns_steps)
         checks.choice(EnergyScope, energy_scope=energy_scope)
-        checks.choice(Orthogonalizer, orthogonalizer=orthogonalizer)
         super().__init__(params, {
             "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
-            "ns_steps": ns_steps, "energy_scope": energy_scope, "orthogonalizer": orthogonalizer},
+            "energy_scope": energy_scope, **polar_options(ns_steps, orthogonalizer, ns_dtype)},
             rule, interval, gain, target, accept, control, radius_range)
 
     def directions(self, params: list[Tensor], group: dict) -> list[Tensor]:

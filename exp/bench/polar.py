@@ -19,9 +19,9 @@ EMULATED = 128  # rows above which bfloat16 on a CPU takes seconds
 SIZES = [(128, 128), (128, 512), (512, 512), (512, 2048)]
 
 
-def inputs(m: int, n: int) -> Iterator[tuple[str, Tensor]]:
+def inputs(m: int, n: int, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
     """Named float64 matrices: Gaussian, whitened (signs), condition 1e6, half the rank, rank 1."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     gaussian = torch.randn(m, n, generator=generator, dtype=torch.float64)
     u, _, vh = torch.linalg.svd(gaussian, full_matrices=False)
     yield "gaussian", gaussian

@@ -29,7 +29,7 @@ from .adam import moments
 from .base import grad_of
 from .beta_rule import BetaRule, alignment, decay_rates, scalar_alignment, whitened_by
 from .matrix import MatrixOptimizer
-from .polar import newton_schulz
+from .polar import newton_schulz, product_dtype
 from .sharpness import whitened_gradients
 
 RhoRule = Literal["constant", "curvature"]
@@ -91,7 +91,7 @@ class CurvatureAware(MatrixOptimizer):
             for p, hat, radius in zip(members, hats, self.radii(members, rho), strict=True):
                 entry = self.state[p]
                 curvature = (p.grad - first[p]) / (radius * hat.abs() + group["eps"])
-                entry["curvature"] = direction(curvature)
+                entry["curvature"] = direction(curvature, group["ns_dtype"])
                 entry["curvature_norm"] = torch.linalg.vector_norm(curvature)
                 if self.rho_rule == "curvature":
                     self._adapt(entry, rho, decay, group["eps"])
@@ -136,12 +136,11 @@ class CurvatureAware(MatrixOptimizer):
             entry["alignment"] = scalar_alignment(cosine, entry["curvature_norm"])
 
 
-def direction(curvature: Tensor) -> Tensor:
+def direction(curvature: Tensor, ns_dtype: str) -> Tensor:
     """c, shaped as C. A C much smaller than FLOOR, as in the first sync, is not made orthogonal:
     Newton-Schulz starts at C / (||C|| + FLOOR)."""
     matrix = curvature.flatten(1).unsqueeze(0)
     tall = matrix.shape[1] > matrix.shape[2]
-    half = matrix.is_cuda and matrix.dtype == torch.float32
     c = newton_schulz(matrix.mT if tall else matrix, STEPS, "keller",
-                      torch.bfloat16 if half else None, FLOOR)
+                      product_dtype(matrix, ns_dtype), FLOOR)
     return (c.mT if tall else c).reshape(curvature.shape).to(curvature.dtype)
