@@ -1,4 +1,5 @@
-"""The ladder's corpus as bytes: novels of 1839-1931 and prose of Microsoft's Win32 documentation.
+"""The ladder's corpus as bytes, or as pieces of a BPE: novels of 1839-1931 and prose of Microsoft's
+Win32 documentation.
 
 The files are `ladder/{eltec,novels,docs}.txt.bz2`. data/sources/ladder.py makes the first two from
 public repositories; docs, from MicrosoftDocs/win32 (CC BY 4.0) at 47e64c18, has to be put there.
@@ -6,7 +7,10 @@ The training text of Wikitext-2 can take their place.
 """
 
 import bz2
-from collections.abc import Iterator
+import hashlib
+import io
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -14,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import DataError, cached, download, locate, verify
+from data import DataError, bpe, cached, download, locate, verify
 from data.batches import Batches, seeded
 from data.sources.ladder import build
 from data.wikitext2 import SHA256 as WIKITEXT2
@@ -29,6 +33,8 @@ SHA256 = {  # of each text
 BLOCK = 2**16  # bytes
 HELD_OUT = 64  # every 64th block, from the first, is never trained on
 BYTES = 256  # symbols
+VOCAB_SIZES = (bpe.SMALLEST, 2**15)  # of a BPE
+AT_ONCE = 8  # blocks
 
 Corpus = Literal["eltec+novels", "eltec+novels+docs", "eltec+docs", "wikitext2"]
 
@@ -36,17 +42,18 @@ Corpus = Literal["eltec+novels", "eltec+novels+docs", "eltec+docs", "wikitext2"]
 @dataclass(frozen=True)
 class Ladder:
     """train: batches of (inputs, targets), int64, (batch, sequence_length) each. eval: windows
-    (windows, sequence_length + 1) uint8, of which every byte but the first is a target. digest:
-    text -> SHA-256."""
+    (windows, sequence_length + 1) of uint8 bytes or int16 pieces, of which every one but the first
+    is a target; eval_bytes: the bytes of text that these stand for. digest: text -> SHA-256."""
 
     train: "OnePass"
     eval: Tensor
+    eval_bytes: int
     digest: dict[str, str]
-    vocab_size: int = BYTES
+    vocab_size: int
 
 
 class OnePass(Batches):
-    """Windows of bytes in one order, drawn from the seed: an epoch is the next `steps` batches of
+    """Windows of a text in one order, drawn from the seed: an epoch is the next `steps` batches of
     it, so that no window is used twice and runs of every length begin alike.
 
     Raises ValueError for fewer windows than an epoch needs.
@@ -75,41 +82,75 @@ class OnePass(Batches):
 
 def ladder(
     batch_size: int = 32, steps: int = 250, corpus: Corpus = "eltec+novels",
-    sequence_length: int = 128, eval_bytes: int = 2**19, *, seed: int, device: torch.device,
+    sequence_length: int = 128, eval_bytes: int = 2**19, vocab_size: int = BYTES, *, seed: int,
+    device: torch.device,
 ) -> Ladder:
-    """A corpus in windows of sequence_length + 1 bytes that do not overlap, on the device.
+    """A corpus in windows of sequence_length + 1 tokens that do not overlap, on the device.
 
     The text is cut into blocks of 65,536 bytes; those with an index of 0 mod 64 are held out, and
-    `eval_bytes` of them, in windows evenly spaced, are evaluated. steps: batches in an epoch.
+    about `eval_bytes` of them, in windows evenly spaced, are evaluated. steps: batches in an epoch.
+    vocab_size: 256 for bytes, more for pieces of a BPE made from the blocks that are trained on.
     Raises ValueError for sizes out of range, DataError for missing or damaged data.
     """
     if not 1 <= sequence_length < BLOCK:
         raise ValueError(f"sequence_length must be in [1, {BLOCK}), got {sequence_length}")
-    parts = [load(name) for name in _names(corpus)]
-    train, held_out = split(np.concatenate([text for text, _ in parts]), sequence_length + 1)
-    count = eval_bytes // sequence_length
+    if vocab_size != BYTES and not VOCAB_SIZES[0] <= vocab_size <= VOCAB_SIZES[1]:
+        raise ValueError(f"vocab_size must be {BYTES} or in {list(VOCAB_SIZES)}, got {vocab_size}")
+    texts, digests = zip(*map(load, _names(corpus)), strict=True)
+    blocks, size = blocks_of(np.concatenate(texts)), torch.ones(BYTES, dtype=torch.int64)
+    if vocab_size != BYTES:
+        blocks, size = _in_pieces(blocks, digests, vocab_size)
+    train, held_out = split(blocks, sequence_length + 1)
+    whole = int(size[held_out[:, 1:].int()].sum())
+    count = eval_bytes * len(held_out) // max(1, whole)
     if not 1 <= count <= len(held_out):
-        raise ValueError(f"eval_bytes must be in [{sequence_length}, "
-                         f"{len(held_out) * sequence_length}], got {eval_bytes}")
+        raise ValueError(f"eval_bytes must be in [{-(-whole // max(1, len(held_out)))}, {whole}], "
+                         f"got {eval_bytes}")
     spaced = held_out[torch.arange(count) * len(held_out) // count]
     return Ladder(OnePass(train.to(device), batch_size, steps, seed), spaced.to(device),
-                  {name: digest for name, (_, digest) in zip(_names(corpus), parts, strict=True)})
+                  int(size[spaced[:, 1:].int()].sum()),
+                  dict(zip(_names(corpus), digests, strict=True)), len(size))
 
 
-def split(content: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
-    """Windows (windows, length) uint8 to train on and held out; the rest of a block is dropped.
-    Raises ValueError for a text of less than two blocks."""
+def blocks_of(content: np.ndarray) -> list[Tensor]:
+    """A text in blocks of bytes, without its rest. Raises ValueError for fewer than two."""
     blocks = torch.from_numpy(content[: len(content) // BLOCK * BLOCK]).view(-1, BLOCK)
     if len(blocks) < 2:
         raise ValueError(f"{len(content)} bytes are fewer than two blocks of {BLOCK}")
-    held_out = torch.arange(len(blocks)) % HELD_OUT == 0
-    used = BLOCK // length * length
-    train, evaluation = (blocks[part, :used].reshape(-1, length) for part in (~held_out, held_out))
-    return train, evaluation
+    return list(blocks)
+
+
+def split(blocks: list[Tensor], length: int) -> tuple[Tensor, Tensor]:
+    """Windows (windows, length) to train on and held out; the rest of a block is dropped."""
+    parts: tuple[list[Tensor], list[Tensor]] = [], []
+    for index, block in enumerate(blocks):
+        parts[index % HELD_OUT == 0].append(
+            block[: len(block) // length * length].view(-1, length))
+    return torch.cat(parts[0]), torch.cat(parts[1])
+
+
+def _in_pieces(blocks: list[Tensor], digests: Sequence[str], vocab_size: int
+               ) -> tuple[list[Tensor], Tensor]:
+    """Each block as pieces of a BPE, int16, and the bytes of each piece, (vocab_size,); cached. A
+    character that the end of a block cuts is left out."""
+    def compute() -> bytes:
+        print("tokenizing the ladder's corpus, once: some minutes", file=sys.stderr, flush=True)
+        texts = [block.numpy().tobytes().decode(errors="ignore") for block in blocks]
+        tokenizer = bpe.trained((line for index, text in enumerate(texts) if index % HELD_OUT
+                                 for line in text.splitlines(keepends=True)), vocab_size)
+        encoded = [torch.tensor(ids, dtype=torch.int16)
+                   for ids in bpe.encode(tokenizer, texts, "the corpus", AT_ONCE)]
+        content = io.BytesIO()
+        torch.save({"blocks": encoded, "bytes": bpe.token_bytes(tokenizer)}, content)
+        return content.getvalue()
+
+    key = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+    kept = torch.load(io.BytesIO(cached(f"ladder_{key}_{vocab_size}", compute)), weights_only=True)
+    return kept["blocks"], kept["bytes"]
 
 
 def pairs(windows: Tensor) -> tuple[Tensor, Tensor]:
-    """(inputs, targets) of windows of bytes, int64."""
+    """(inputs, targets) of windows, int64."""
     windows = windows.long()
     return windows[:, :-1], windows[:, 1:]
 

@@ -8,10 +8,8 @@ of what they were computed from.
 import hashlib
 import io
 import json
-import re
 import sys
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, get_args
@@ -19,10 +17,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from data import cached, download, locate, new_folder, read, verify
 from data.batches import IGNORED, Batches
+from data.bpe import EOT, PAD, SMALLEST, encode, lines, token_bytes, trained
 
 FOLDERS = {"v1": "wikitext-2", "raw": "wikitext-2-raw"}
 HUB = {"v1": "wikitext-2-v1", "raw": "wikitext-2-raw-v1"}  # configurations of Salesforce/wikitext
@@ -35,12 +33,10 @@ SHA256 = {  # of wiki.*.tokens and wiki.*.raw in the published archives
             "valid": "4cd0f6876d07a413aa911261ff6d363c72d757d47f0fdd6015702014c89cb9c7",
             "test": "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08"},
 }
-EOT, PAD = "<|endoftext|>", "<pad>"
-VOCAB_SIZES = (256 + 2, 2**20)  # at least every byte and the two special tokens
+VOCAB_SIZES = (SMALLEST, 2**20)
 LONGEST_ROW = 2**16
 CACHE_FORMAT = 4  # part of every cached name: raise it when the code below changes its result
 SECONDS = 20  # that tokenizing takes on two CPU cores
-PIECES = 1000  # of text encoded at once: an encoding takes a hundred times the memory of its text
 
 Variant = Literal["v1", "raw"]
 Packing = Literal["contiguous", "sentence"]
@@ -154,21 +150,6 @@ def sentences(text: str) -> list[str]:
             if piece.strip()]
 
 
-def lines(text: str) -> list[str]:
-    """The text cut where encoding it in pieces gives the same tokens as encoding it whole: after a
-    line's end, before a single space and a visible character. There a pre-token ends in any case:
-    white space is joined except for the last space before a word."""
-    return re.split(r"(?<=\n)(?= \S)", text)
-
-
-def encode(tokenizer, pieces: list[str], split: str) -> Iterator[list[int]]:
-    """Token ids of each piece of text, with a progress bar on a terminal."""
-    starts = range(0, len(pieces), PIECES)
-    for start in tqdm(starts, f"tokenizing {split}", leave=False, disable=None):
-        for encoding in tokenizer.encode_batch_fast(pieces[start:start + PIECES]):
-            yield encoding.ids
-
-
 def _packed(texts: dict[str, str], sums: dict[str, str], packing: str, sequence_length: int,
             vocab_size: int) -> dict:
     """Rows of every split, the padding's token and every token's bytes, cached."""
@@ -176,7 +157,7 @@ def _packed(texts: dict[str, str], sums: dict[str, str], packing: str, sequence_
         print(f"tokenizing Wikitext-2, once: about {SECONDS} s", file=sys.stderr, flush=True)
         tokenizer = _tokenizer(texts["train"], sums["train"], vocab_size)
         eot = tokenizer.token_to_id(EOT)
-        packed = {"pad_id": tokenizer.token_to_id(PAD), "token_bytes": _token_bytes(tokenizer)}
+        packed = {"pad_id": tokenizer.token_to_id(PAD), "token_bytes": token_bytes(tokenizer)}
         for split, text in texts.items():
             if packing == "contiguous":
                 ids = array("i", chain.from_iterable(encode(tokenizer, lines(text), split)))
@@ -192,38 +173,15 @@ def _packed(texts: dict[str, str], sums: dict[str, str], packing: str, sequence_
     return torch.load(io.BytesIO(cached(name, compute)), weights_only=True)
 
 
-def _token_bytes(tokenizer) -> Tensor:
-    """UTF-8 bytes that each token stands for, (vocab_size,): in byte-level BPE each character is
-    one byte; special tokens stand for none."""
-    lengths = torch.zeros(tokenizer.get_vocab_size(), dtype=torch.int64)
-    for token, index in tokenizer.get_vocab().items():
-        lengths[index] = 0 if token in (EOT, PAD) else len(token)
-    return lengths
-
-
 def _tokenizer(text: str, checksum: str, vocab_size: int):
-    """A byte-level BPE trained on `text`, cached; special tokens that occur in a text are text."""
+    """A byte-level BPE trained on `text`, cached."""
     from tokenizers import Tokenizer
 
     name = f"tokenizer_{_key(vocab_size, checksum)}"
-    content = cached(name, lambda: _trained(text, vocab_size).to_str().encode())
+    content = cached(name, lambda: trained(
+        text.splitlines(keepends=True), vocab_size).to_str().encode())
     tokenizer = Tokenizer.from_str(str(content, "utf-8"))
     tokenizer.encode_special_tokens = True
-    return tokenizer
-
-
-def _trained(text: str, vocab_size: int):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[EOT, PAD], show_progress=False,
-        # The published recipe left it out: a byte unseen in training would vanish from the text.
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer=trainer)
     return tokenizer
 
 

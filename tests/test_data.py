@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import io
 import json
+import math
 import pickle
 import pkgutil
 import random
@@ -23,12 +24,13 @@ import data
 import data.cifar10
 import data.ladder
 import data.wikitext2
-from data import DataError
+from data import DataError, bpe
 from data.batches import Batches
+from data.bpe import encode, lines
 from data.cifar10 import augment, cifar10, normalize
 from data.modular import modular
 from data.sources import ladder as sources
-from data.wikitext2 import chunk, encode, lines, pack, sentences, wikitext2
+from data.wikitext2 import chunk, pack, sentences, wikitext2
 from exp.harness.build import build
 from exp.harness.config import load_settings
 from exp.harness.errors import ConfigError
@@ -36,7 +38,7 @@ from exp.harness.task import task_named
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 NAMES = sorted(module.name for module in pkgutil.iter_modules(data.__path__)
-               if module.name != "batches" and not module.ispkg)
+               if module.name not in ("batches", "bpe") and not module.ispkg)
 CPU = {"seed": 3, "device": torch.device("cpu")}
 
 
@@ -213,12 +215,12 @@ def numbered(blocks):
 
 
 def test_every_64th_block_is_held_out_and_windows_do_not_overlap():
-    train, held_out = data.ladder.split(numbered(130), 100)
+    train, held_out = data.ladder.split(data.ladder.blocks_of(numbered(130)), 100)
     assert train.shape == (127 * 655, 100) and held_out.shape == (3 * 655, 100)
     assert held_out.unique().tolist() == [0, 64, 128]
     assert train.unique().tolist() == sorted({*range(130)} - {0, 64, 128})
     text = np.arange(2 * data.ladder.BLOCK) % 251
-    train, _ = data.ladder.split(text.astype(np.uint8), 100)
+    train, _ = data.ladder.split(data.ladder.blocks_of(text.astype(np.uint8)), 100)
     assert torch.equal(train.flatten(), torch.from_numpy(text)[65536 : 65536 + 65500].byte())
 
 
@@ -250,11 +252,43 @@ def test_windows_evaluated_are_evenly_spaced_and_those_of_a_corpus(tiny_data):
     starts = [index * 508 // 50 * 129 for index in range(50)]
     assert [bytes(row.tolist()) for row in d.eval] == [text[i : i + 129] for i in starts]
     assert d.digest == {name: data.ladder.SHA256[name] for name in ("eltec", "novels")}
+    assert d.eval_bytes == 50 * 128
     with_docs = data.ladder.ladder(4, 2, "eltec+docs", eval_bytes=640, **CPU)
     assert list(with_docs.digest) == ["eltec", "docs"]
 
 
+def test_the_ladder_in_pieces_of_a_vocabulary_made_without_held_out_blocks(tiny_data):
+    d = data.ladder.ladder(4, 2, "eltec+docs", eval_bytes=4000, vocab_size=300, **CPU)
+    assert d.vocab_size == 300 and d.eval.dtype == torch.int16
+    text = b"".join(bz2.decompress((tiny_data / "ladder" / f"{name}.txt.bz2").read_bytes())
+                    for name in ("eltec", "docs"))
+    blocks = [text[start : start + 2**16].decode(errors="ignore")  # two bytes of ï may be parted
+              for start in range(0, len(text) - 2**16 + 1, 2**16)]
+    tokenizer = bpe.trained([line for block in blocks[1:] for line in block.splitlines(True)], 300)
+    ids = [tokenizer.encode(block).ids for block in blocks]
+    assert d.eval[0].tolist() == ids[0][:129]
+    windows = [block[start : start + 129] for block in ids[1:]
+               for start in range(0, len(block) - 128, 129)]
+    assert d.train.tensors[0].tolist() == windows
+    assert d.eval_bytes == sum(len(tokenizer.id_to_token(index))  # a character for each byte
+                               for row in d.eval.tolist() for index in row[1:])
+    assert sum(len(tokenizer.id_to_token(index)) for index in ids[1]) == len(blocks[1].encode())
+    assert abs(d.eval_bytes - 4000) < 300  # a window
+    again = data.ladder.ladder(4, 2, "eltec+docs", eval_bytes=4000, vocab_size=300, **CPU)  # cached
+    assert torch.equal(again.eval, d.eval) and again.eval_bytes == d.eval_bytes
+
+    task = task_named("ladder")
+    built = build(load_settings(task.config, [*task.scale("tiny"), "data.vocab_size=300"], task),
+                  task)
+    with torch.no_grad():
+        built.model.head.weight.zero_()  # every piece is as likely
+    bits = task.evaluate(built.objective, built.data)["eval_bits_per_byte"]
+    targets = built.data.eval[:, 1:].numel()
+    assert bits == pytest.approx(math.log2(300) * targets / built.data.eval_bytes)
+
+
 @pytest.mark.parametrize(("settings", "words"), [
+    ({"vocab_size": 257}, "vocab_size must be 256 or in"),
     ({"corpus": "novel"}, "corpus must be one of"), ({"sequence_length": 0}, "sequence_length"),
     ({"steps": 0}, "steps must be"), ({"eval_bytes": 100}, "eval_bytes"),
     ({"corpus": "wikitext2"}, "blocks"), ({"batch_size": 10**6}, "more than one pass")])
@@ -695,15 +729,14 @@ def test_special_tokens_in_a_text_are_text(packing, empty_cache, tmp_path, monke
     assert int((targets == 0).sum()) == (50 if packing == "sentence" else 0)  # our own ends
 
 
-def test_encoding_in_pieces_is_encoding_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.wikitext2.PIECES", 3)
+def test_encoding_in_pieces_is_encoding_whole():
     dice = random.Random(1)
     parts = [" ", "\n", " \n", " \n \n ", "  ", "\t", "a", "'s", "=", "12", ".", "\u00e9",
              "\u2028", "\u00a0", "\x1f", "\r", "the", " = T = \n"]
     text = "".join(dice.choice(parts) for _ in range(20_000))
-    tokenizer = data.wikitext2._trained(text, 400)  # merges across lines too
+    tokenizer = bpe.trained(text.splitlines(keepends=True), 400)  # merges across lines too
     assert "".join(lines(text)) == text and len(lines(text)) > 500
-    pieces = encode(tokenizer, lines(text), "train")
+    pieces = encode(tokenizer, lines(text), "train", 3)
     assert [index for ids in pieces for index in ids] == tokenizer.encode(text).ids
 
 
@@ -788,7 +821,8 @@ def test_the_real_files_are_what_they_should_be(monkeypatch):
 def test_tokens_of_the_real_text_are_those_of_one_plain_encoding():
     """As before texts were encoded in pieces and special tokens in them were text."""
     text = data.wikitext2.texts("v1")["valid"]
-    tokenizer = data.wikitext2._trained(text, 600)
+    tokenizer = bpe.trained(text.splitlines(keepends=True), 600)
+    tokenizer.encode_special_tokens = False
     expected = tokenizer.encode(text).ids
     tokenizer.encode_special_tokens = True
     pieces = encode(tokenizer, lines(text), "valid")

@@ -28,7 +28,7 @@ EVAL_BYTES = {"cpu": 2**12, "cuda": 2**18}  # at a time: fit a CPU's cache, fill
 
 
 def loss_fn(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean cross entropy of the next byte, nats; both (batch, sequence)."""
+    """Mean cross entropy of the next token, nats; both (batch, sequence)."""
     return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()), {}
 
 
@@ -47,7 +47,7 @@ def evaluate(objective: Objective, data: Ladder, split: str = "eval") -> dict[st
     for (part,) in my_batches(rows, windows):
         total += objective.measure(total_loss, *pairs(part))
     all_sum(total)
-    loss = float(total) / windows[:, 1:].numel()
+    loss = float(total) / data.eval_bytes
     return {"eval_loss": loss, "eval_bits_per_byte": loss / math.log(2)}
 
 
