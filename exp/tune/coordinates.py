@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from exp.harness.toml import overrides_of
 from exp.tune.space import significant
 
 TAU, TAUS, BEYOND = 3.0, (1.0, 8.0), {1.0: 0.4, 8.0: 20.0}
@@ -49,7 +48,7 @@ class Trial:
 class Arm:
     """An arm of the preregistration: its `[optimizer]` without rate and decay, the centre of the
     rates, the key of the declared constant and its two values. adam_like: its rate falls with the
-    width of the model."""
+    width of the model. decay: the key of the weight decay."""
 
     name: str
     optimizer: dict
@@ -57,6 +56,7 @@ class Arm:
     key: str = ""
     values: tuple = field(default=())
     adam_like: bool = False
+    decay: str = "optimizer.weight_decay"
 
     @property
     def on_ball(self) -> bool:
@@ -119,13 +119,13 @@ def _path(arm: Arm, trials: Sequence[Trial], tie: float) -> Iterator[Point]:
 
 def overrides(arm: Arm, point: Point, steps: int) -> tuple[str, ...]:
     """The settings of a trial of that many steps."""
-    settings = {"optimizer": {"lr": point.rate}}
+    settings = {"optimizer.lr": point.rate}
     if arm.on_ball:
-        settings["model"] = {"projection_gain": 1.0, "hidden_gain": point.decay}
+        settings |= {"model.projection_gain": 1.0, "model.hidden_gain": point.decay}
     else:
-        settings["optimizer"]["weight_decay"] = significant(point.decay / (point.rate * steps))
+        settings[arm.decay] = significant(point.decay / (point.rate * steps))
     constant = () if point.constant is None else (f"{arm.key}={json.dumps(point.constant)}",)
-    return overrides_of(settings) + constant
+    return (*(f"{key}={value}" for key, value in settings.items()), *constant)
 
 
 def next_rates(start: tuple[float, ...], scores: Mapping[tuple[float, ...], float]

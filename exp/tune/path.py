@@ -65,14 +65,15 @@ FEW = 2  # scoring seeds away from the tuning's size and horizon
 
 
 def arm_named(name: str, plan: dict) -> Arm:
-    """An arm of the preregistration. Raises ConfigError for a name that is not there."""
-    if name not in plan["arms"]:
-        raise ConfigError(f"no arm {name!r}; arms: {', '.join(plan['arms'])}")
-    arm = plan["arms"][name]
+    """A primary or secondary arm of the preregistration. Raises ConfigError for another name."""
+    arms = plan["arms"] | plan["secondary"]
+    if name not in arms:
+        raise ConfigError(f"no arm {name!r}; arms: {', '.join(arms)}")
+    arm = arms[name]
     ((key, values),) = arm["constant"].items()
     return Arm(name, arm["optimizer"], arm["rate"], key,
                tuple(tuple(value) if isinstance(value, list) else value for value in values),
-               arm.get("adam_like", False))
+               arm.get("adam_like", False), arm.get("decay", Arm.decay))
 
 
 class Runs:

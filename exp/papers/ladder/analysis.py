@@ -41,27 +41,36 @@ RUNGS = ("S", "M", "L", "G10", "G30")
 LIMITS = {"deviation": 0.008, "mean": 2.2, "ratio": 4}  # of the go / no-go
 RHO, RUNGS_RHO, MARIN_RHO, PAIRS = 0.8, 0.9, 0.7, 0.85  # H1 and H2, H3, H4, H5
 FEWEST = 12  # arms
+CLUSTER = {"spectral_descent", "adamw", "adamh", "shampoo"}  # far from the others on track 3
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The preregistration: primary arms, their references, marin's losses, SHA-256 of the file."""
+    """The preregistration: primary and secondary arms, the references of those that have one,
+    marin's losses, SHA-256 of the file."""
 
     arms: dict[str, dict]
+    secondary: dict[str, dict]
     marin: dict[str, list[float]]
     digest: str
 
     @cached_property
     def references(self) -> dict[str, Reference]:
-        """Arm -> its row of track 3."""
-        return {name: Reference(**{key: arm["reference"][key] for key in ("steps", "loss", "n")})
-                for name, arm in self.arms.items()}
+        """Primary arm -> its row of track 3."""
+        return references(self.arms)
+
+
+def references(arms: dict[str, dict]) -> dict[str, Reference]:
+    """Arm -> its row of track 3, of those that have one."""
+    return {name: Reference(**{key: arm["reference"][key] for key in ("steps", "loss", "n")})
+            for name, arm in arms.items() if "reference" in arm}
 
 
 def preregistration(path: Path = PLAN) -> Plan:
     """Read the plan."""
     content = read_toml(path)
-    return Plan(content["arms"], content["marin"], hashlib.sha256(path.read_bytes()).hexdigest())
+    return Plan(content["arms"], content["secondary"], content["marin"],
+                hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def collect(folder: Path) -> tuple[Rows, dict]:
@@ -141,6 +150,30 @@ def agreement(ours: dict[str, dict[int, float]], plan: Plan) -> list[tuple]:
     return lines
 
 
+def sensitivity(ours: dict[str, dict[int, float]], plan: Plan) -> list[tuple]:
+    """Lines of the table of the order of track 3 on other terms, of which none counts; nothing
+    unless H1 or H2 is tested."""
+    means = {arm: float(np.mean(list(seeds.values()))) for arm, seeds in ours.items()}
+    primary, others = plan.references, references(plan.secondary)
+    if len(means.keys() & primary.keys()) < FEWEST:
+        return []
+
+    def rho(steps: dict[str, float]) -> str:
+        both = [arm for arm in steps if arm in means]
+        value = ranking.spearman([means[arm] for arm in both], [steps[arm] for arm in both])
+        return f"{number(value)} on {len(both)} arms"
+
+    normalized = {arm: row.normalized for arm, row in primary.items()}
+    more = {arm: row.normalized for arm, row in others.items() if arm in means}
+    lines = [("without SpectralDescent, AdamW, AdamH and Shampoo",
+              rho({arm: steps for arm, steps in normalized.items() if arm not in CLUSTER})),
+             ("raw instead of normalized steps",
+              rho({arm: float(row.steps) for arm, row in primary.items()}))]
+    if more:
+        lines.insert(0, (f"with {' and '.join(more)}", rho(normalized | more)))
+    return [("order of track 3", "rho"), *lines]
+
+
 def render(rows: Rows, provenance: dict, plan: Plan, figures: Sequence[str] = ()) -> str:
     """The page of results as Markdown; figures: files beside it."""
     parts = ["# The ladder: results",
@@ -165,6 +198,8 @@ def render(rows: Rows, provenance: dict, plan: Plan, figures: Sequence[str] = ()
             parts.append(go(repeats))
         parts += ["### Hypotheses", table([("hypothesis", "declared", "result"),
                                            *agreement(scored, plan)])]
+        if lines := sensitivity(scored, plan):
+            parts += ["What does not count, and is reported:", table(lines)]
     parts += ["## Sizes together", table([("hypothesis", "declared", "result"),
                                           _small_and_middle(rows, plan),
                                           *speed.muons_speed(muon)])]
