@@ -280,33 +280,43 @@ def make_chain(folder, name="adamw", number=1, **asked):
     return chains.Chain(arm_named(name, of["cap"]), number, of, folder)
 
 
-CHILD = "import sys; from exp.tune.chain import main; sys.exit(main(sys.argv[1:]))"
+PAUSED = """
+import os, signal, sys
+from exp.harness.folder import RunFolder
+from exp.tune.chain import main
+append = RunFolder.append_metrics
+
+def append_and_pause(folder, line):
+    append(folder, line)
+    if folder.path.name == "trial1":
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+RunFolder.append_metrics = append_and_pause
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def test_a_chain_killed_in_a_trial_continues_and_equals_one_that_was_not(tmp_path, monkeypatch):
-    """A target out of reach: every trial takes its limit, long enough to be killed in."""
-    killed, whole = (make_chain(tmp_path / name, cap=240, target=0.999)
+    """A target out of reach: every trial takes its limit. Killed after an epoch of trial 1."""
+    killed, whole = (make_chain(tmp_path / name, cap=48, target=0.999)
                      for name in ("killed", "whole"))
     for made in (killed, whole):
         made.work()
-    child = subprocess.Popen([sys.executable, "-c", CHILD, killed.folder])
-    second = killed.folder / "trial1" / "metrics.jsonl"
-    while not second.exists() or not second.read_text():
-        assert child.poll() is None
-        time.sleep(0.01)
+    child = subprocess.Popen([sys.executable, "-c", PAUSED, killed.folder])
+    assert os.WIFSTOPPED(os.waitpid(child.pid, os.WUNTRACED)[1])
     assert local_process(killed.folder) == child.pid
     with pytest.raises(ConfigError, match=f"in use by process {child.pid}"):
         chains.acquire(killed.folder)
     child.kill()
     assert child.wait() == -signal.SIGKILL
-    assert 0 < len(killed.trials()) < 3 and killed.study() is None
+    assert len(killed.trials()) == 1 and killed.study() is None
     first = (killed.folder / "trial0" / "metrics.jsonl").stat().st_mtime_ns
     assert [chains.main([str(made.folder)]) for made in (killed, whole)] == [0, 0]
     assert (killed.folder / "trial0" / "metrics.jsonl").stat().st_mtime_ns == first
     assert (killed.folder / "trials.jsonl").read_text() == (
         whole.folder / "trials.jsonl").read_text()
-    lines = [json.loads(line)["epoch"] for line in second.read_text().splitlines()]
-    assert lines == list(range(1, 121))
+    second = (killed.folder / "trial1" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in second] == list(range(1, 25))
     assert [fresh["curve"] for fresh in killed.study()["fresh"]] == [
         fresh["curve"] for fresh in whole.study()["fresh"]]
     assert not list(tmp_path.rglob("*.pt"))
