@@ -3,7 +3,7 @@ Win32 documentation.
 
 The files are `ladder/{eltec,novels,docs}.txt.bz2`. data/sources/ladder.py makes the first two from
 public repositories; docs, from MicrosoftDocs/win32 (CC BY 4.0) at 47e64c18, has to be put there.
-The training text of Wikitext-2 can take their place.
+The training text of Wikitext-2 can take their place, or FineWeb as GPT-2 tokens.
 """
 
 import bz2
@@ -20,6 +20,9 @@ from torch import Tensor
 
 from data import DataError, bpe, cached, download, locate, verify
 from data.batches import Batches, seeded
+from data.sources.fineweb import SHA256 as FINEWEB
+from data.sources.fineweb import VOCAB_SIZE as GPT2
+from data.sources.fineweb import fineweb
 from data.sources.ladder import build
 from data.wikitext2 import SHA256 as WIKITEXT2
 from data.wikitext2 import texts as wikitext2_texts
@@ -36,14 +39,15 @@ BYTES = 256  # symbols
 VOCAB_SIZES = (bpe.SMALLEST, 2**15)  # of a BPE
 AT_ONCE = 8  # blocks
 
-Corpus = Literal["eltec+novels", "eltec+novels+docs", "eltec+docs", "wikitext2"]
+Corpus = Literal["eltec+novels", "eltec+novels+docs", "eltec+docs", "wikitext2", "fineweb"]
 
 
 @dataclass(frozen=True)
 class Ladder:
     """train: batches of (inputs, targets), int64, (batch, sequence_length) each. eval: windows
-    (windows, sequence_length + 1) of uint8 bytes or int16 pieces, of which every one but the first
-    is a target; eval_bytes: the bytes of text that these stand for. digest: text -> SHA-256."""
+    (windows, sequence_length + 1) of uint8 bytes or of pieces, the bits of uint16 as int16, of
+    which every one but the first is a target; eval_bytes: the bytes of text that these stand for.
+    digest: text -> SHA-256."""
 
     train: "OnePass"
     eval: Tensor
@@ -89,27 +93,40 @@ def ladder(
 
     The text is cut into blocks of 65,536 bytes; those with an index of 0 mod 64 are held out, and
     about `eval_bytes` of them, in windows evenly spaced, are evaluated. steps: batches in an epoch.
-    vocab_size: 256 for bytes, more for pieces of a BPE made from the blocks that are trained on.
+    vocab_size: 256 for bytes, more for pieces of a BPE made from the blocks that are trained on,
+    50304 for "fineweb", whose shards are its own: 100 M tokens, and 10.5 M held out.
     Raises ValueError for sizes out of range, DataError for missing or damaged data.
     """
     if not 1 <= sequence_length < BLOCK:
         raise ValueError(f"sequence_length must be in [1, {BLOCK}), got {sequence_length}")
-    if vocab_size != BYTES and not VOCAB_SIZES[0] <= vocab_size <= VOCAB_SIZES[1]:
-        raise ValueError(f"vocab_size must be {BYTES} or in {list(VOCAB_SIZES)}, got {vocab_size}")
-    texts, digests = zip(*map(load, _names(corpus)), strict=True)
-    blocks, size = blocks_of(np.concatenate(texts)), torch.ones(BYTES, dtype=torch.int64)
-    if vocab_size != BYTES:
-        blocks, size = _in_pieces(blocks, digests, vocab_size)
-    train, held_out = split(blocks, sequence_length + 1)
-    whole = int(size[held_out[:, 1:].int()].sum())
+    if corpus == "fineweb":
+        if vocab_size != GPT2:
+            raise ValueError(f'vocab_size of corpus = "fineweb" is {GPT2}, got {vocab_size}')
+        *tokens, size = fineweb()
+        train, held_out = (_windows(part, sequence_length + 1) for part in tokens)
+        digest = dict(FINEWEB)
+    else:
+        blocks, size, digest = _corpus(_names(corpus), vocab_size)
+        train, held_out = split(blocks, sequence_length + 1)
+    whole = int(size[pairs(held_out)[1]].sum())
     count = eval_bytes * len(held_out) // max(1, whole)
     if not 1 <= count <= len(held_out):
         raise ValueError(f"eval_bytes must be in [{-(-whole // max(1, len(held_out)))}, {whole}], "
                          f"got {eval_bytes}")
     spaced = held_out[torch.arange(count) * len(held_out) // count]
     return Ladder(OnePass(train.to(device), batch_size, steps, seed), spaced.to(device),
-                  int(size[spaced[:, 1:].int()].sum()),
-                  dict(zip(_names(corpus), digests, strict=True)), len(size))
+                  int(size[pairs(spaced)[1]].sum()), digest, len(size))
+
+
+def _corpus(names: Sequence[str], vocab_size: int) -> tuple[list[Tensor], Tensor, dict[str, str]]:
+    """(blocks of tokens, bytes of each token, text -> SHA-256)."""
+    if vocab_size != BYTES and not VOCAB_SIZES[0] <= vocab_size <= VOCAB_SIZES[1]:
+        raise ValueError(f"vocab_size must be {BYTES} or in {list(VOCAB_SIZES)}, got {vocab_size}")
+    texts, digests = zip(*map(load, names), strict=True)
+    blocks, size = blocks_of(np.concatenate(texts)), torch.ones(BYTES, dtype=torch.int64)
+    if vocab_size != BYTES:
+        blocks, size = _in_pieces(blocks, digests, vocab_size)
+    return blocks, size, dict(zip(names, digests, strict=True))
 
 
 def blocks_of(content: np.ndarray) -> list[Tensor]:
@@ -124,9 +141,12 @@ def split(blocks: list[Tensor], length: int) -> tuple[Tensor, Tensor]:
     """Windows (windows, length) to train on and held out; the rest of a block is dropped."""
     parts: tuple[list[Tensor], list[Tensor]] = [], []
     for index, block in enumerate(blocks):
-        parts[index % HELD_OUT == 0].append(
-            block[: len(block) // length * length].view(-1, length))
+        parts[index % HELD_OUT == 0].append(_windows(block, length))
     return torch.cat(parts[0]), torch.cat(parts[1])
+
+
+def _windows(tokens: Tensor, length: int) -> Tensor:
+    return tokens[: len(tokens) // length * length].view(-1, length)
 
 
 def _in_pieces(blocks: list[Tensor], digests: Sequence[str], vocab_size: int
@@ -151,7 +171,7 @@ def _in_pieces(blocks: list[Tensor], digests: Sequence[str], vocab_size: int
 
 def pairs(windows: Tensor) -> tuple[Tensor, Tensor]:
     """(inputs, targets) of windows, int64."""
-    windows = windows.long()
+    windows = windows.long() & 0xFFFF
     return windows[:, :-1], windows[:, 1:]
 
 

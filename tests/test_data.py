@@ -29,6 +29,7 @@ from data.batches import Batches
 from data.bpe import encode, lines
 from data.cifar10 import augment, cifar10, normalize
 from data.modular import modular
+from data.sources import fineweb
 from data.sources import ladder as sources
 from data.wikitext2 import chunk, pack, sentences, wikitext2
 from exp.harness.build import build
@@ -285,6 +286,41 @@ def test_the_ladder_in_pieces_of_a_vocabulary_made_without_held_out_blocks(tiny_
     bits = task.evaluate(built.objective, built.data)["eval_bits_per_byte"]
     targets = built.data.eval[:, 1:].numel()
     assert bits == pytest.approx(math.log2(300) * targets / built.data.eval_bytes)
+
+
+def test_fineweb_is_read_as_gpt2_tokens_of_which_each_stands_for_its_bytes(empty_cache, tmp_path,
+                                                                         monkeypatch):
+    folder = tmp_path / "fineweb10B"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    parts = {fineweb.TRAIN: rng.integers(0, 50257, 40_000), fineweb.VALIDATION: rng.integers(
+        0, 50257, 3000)}
+    names = {f"{index}": index for index in range(50_256)} | {"<|endoftext|>": 50_256}
+    contents = {name: np.array([20240520, 1, len(tokens), *[0] * 253], "<i4").tobytes()
+                + tokens.astype("<u2").tobytes() for name, tokens in parts.items()}
+    contents[fineweb.VOCABULARY] = json.dumps(names).encode()
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+        monkeypatch.setitem(fineweb.SHA256, name, hashlib.sha256(content).hexdigest())
+    monkeypatch.setenv("ARS_DATA", str(tmp_path))
+    tokens = parts[fineweb.VALIDATION]
+    d = data.ladder.ladder(4, 2, "fineweb", 99, 2000, 50304, **CPU)
+    inputs, targets = data.ladder.pairs(d.eval)
+    assert inputs[0].tolist() == tokens[:99].tolist()
+    assert d.eval_bytes == sum(len(str(index)) for row in targets.tolist() for index in row
+                               if index != 50_256)
+    assert d.vocab_size == 50304 and abs(d.eval_bytes - 2000) < 500
+    assert data.ladder.pairs(d.train.tensors[0])[0][3].tolist() == parts[fineweb.TRAIN][
+        300:399].tolist()
+    with pytest.raises(ValueError, match="50304"):
+        data.ladder.ladder(4, 2, "fineweb", **CPU)
+    bad = contents[fineweb.TRAIN][:-2]
+    (folder / fineweb.TRAIN).write_bytes(bad)
+    with pytest.raises(DataError, match="is damaged"):
+        data.ladder.ladder(4, 2, "fineweb", vocab_size=50304, **CPU)
+    monkeypatch.setitem(fineweb.SHA256, fineweb.TRAIN, hashlib.sha256(bad).hexdigest())
+    with pytest.raises(DataError, match="no file of tokens"):
+        data.ladder.ladder(4, 2, "fineweb", vocab_size=50304, **CPU)
 
 
 @pytest.mark.parametrize(("settings", "words"), [
