@@ -242,6 +242,31 @@ def test_an_interrupt_in_mid_epoch_writes_a_checkpoint_and_resumes_bit_exactly(
     assert json.loads((parts / "summary.json").read_text())["status"] == "completed"
 
 
+def test_a_run_without_checkpoints_is_the_same_and_is_not_resumed(
+        tiny_data, tmp_path, monkeypatch, capsys):
+    folder, options = tmp_path / "run", ["--set", "data.validation=0.2"]
+    without = [*options, "--set", "experiment.checkpoints=false"]
+    monkeypatch.setattr("exp.harness.checkpoint.CHECKPOINT_SECONDS", 0)
+    assert launch("cifar", tmp_path / "saved", *options, epochs=1) == 0
+    assert launch("cifar", folder, *without, epochs=1) == 0
+    assert not list(folder.glob("*.pt")) and timeless(folder) == timeless(tmp_path / "saved")
+    best, expected = (json.loads((run / "summary.json").read_text())["best"]
+                      for run in (folder, tmp_path / "saved"))
+    assert best == expected and "test_accuracy" in best  # of weights that stayed in memory
+    press_ctrl_c_once(monkeypatch)
+    assert launch("cifar", folder, *without, "--overwrite", epochs=2) == 130
+    assert "--overwrite starts anew" in capsys.readouterr().err
+    assert not list(folder.glob("*.pt"))
+    before = (folder / "metrics.jsonl").read_bytes(), (folder / "summary.json").read_bytes()
+    assert launch("cifar", folder, *without, "--resume", epochs=2) == 2
+    assert capsys.readouterr().err == ("error: [experiment] checkpoints = false: such a run cannot "
+                                       "be resumed; --overwrite starts it anew\n")
+    assert before == ((folder / "metrics.jsonl").read_bytes(),
+                      (folder / "summary.json").read_bytes())
+    job = Job("cifar", Path(AGA["cifar"]), 1, tmp_path / "job", ("experiment.checkpoints=false",))
+    assert job.work().command[-1] == job.work().again[-1] == "--overwrite"
+
+
 def press_ctrl_c_once(monkeypatch):
     """In the second or third step."""
     first = Objective._first

@@ -45,18 +45,21 @@ class Position:
 
 
 class Checkpoints:
-    """The checkpoints of one run. All processes take part; the main one writes."""
+    """The checkpoints of one run. All processes take part; the main one writes. With `[experiment]
+    checkpoints = false` nothing is written, and the best weights stay in memory."""
 
     def __init__(self, folder: RunFolder, built: Built, instruments: Instruments) -> None:
         self.folder, self.task, self.settings = folder, built.task, built.settings
         self.model, self.optimizer, self.objective = built.model, built.optimizer, built.objective
         self.instruments, self.device = instruments, built.device
         self.saved_at = time.perf_counter()
+        self.wanted = built.settings["experiment"]["checkpoints"]
         self.best_weights: dict | None = None  # better than those of best.pt
 
     def is_due(self) -> bool:
         """Whether the last checkpoint is old enough; the same on every process."""
-        return from_main(lambda: time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS)
+        return self.wanted and from_main(
+            lambda: time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS)
 
     def keep_best(self) -> None:
         """Keep the current weights as the best ones; the next `save` writes them."""
@@ -70,6 +73,8 @@ class Checkpoints:
 
     def save(self, at: Position, stopped: bool, wall_seconds: float) -> None:
         """Write latest.pt, and best.pt if there are better weights than it holds."""
+        if not self.wanted:
+            return
         self.save_best(at)
         state = {
             "settings": self.settings, "position": asdict(at), "stopped": stopped,
@@ -84,7 +89,7 @@ class Checkpoints:
 
     def save_best(self, at: Position) -> None:
         """Write best.pt alone, if there are better weights than it holds."""
-        if self.best_weights is not None:
+        if self.wanted and self.best_weights is not None:
             best = whole(self.best_weights)
             if is_main():
                 self.folder.save_checkpoint("best.pt", {"model": best, **at.best})
@@ -94,9 +99,14 @@ class Checkpoints:
         """Put everything back as latest.pt has it; what `save` was given and the text of
         metrics.jsonl until then, None to begin anew. Only memory is written to.
 
-        Raises ConfigError for a damaged checkpoint, for one of another configuration, and for a
-        best.pt or metrics.jsonl that is damaged and not in latest.pt too.
+        Raises ConfigError for a damaged checkpoint, for one of another configuration, for a best.pt
+        or metrics.jsonl that is damaged and not in latest.pt too, and if there are to be none.
         """
+        with together():
+            begun = self.folder.resume and (self.folder.path / "config.toml").exists()
+            if begun and not self.wanted and is_main():
+                raise ConfigError("[experiment] checkpoints = false: such a run cannot be resumed; "
+                                  "--overwrite starts it anew")
         with together():
             state = self.folder.checkpoint() if is_main() else None
         state = from_main(lambda: state)

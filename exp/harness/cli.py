@@ -62,6 +62,8 @@ def _train(settings: dict, train: Callable[[dict, RunFolder], None], options: ar
     """Train; returns the exit status and a final message."""
     seed = settings["experiment"]["seed"]
     path = options.output or Path("outputs") / options.config.stem / f"seed{seed}"
+    continued = ("--resume continues" if settings["experiment"]["checkpoints"]
+                 else "--overwrite starts anew (checkpoints = false)")
     try:
         resume = options.resume or restarted()
         of_main = from_main(lambda: settings)
@@ -75,13 +77,13 @@ def _train(settings: dict, train: Callable[[dict, RunFolder], None], options: ar
     except Diverged as error:
         return DIVERGED, f"diverged: {error}; recorded in {path}"
     except (Interrupted, KeyboardInterrupt):
-        return INTERRUPTED, f"interrupted; the same command with --resume continues {path}"
+        return INTERRUPTED, f"interrupted; the same command with {continued} {path}"
     except OSError as error:
-        return FAILED, (f"error: cannot write {path}: {error}; what was written before is"
-                        " whole, --resume continues from the last checkpoint")
+        return FAILED, (f"error: cannot write {path}: {error}; what was written before is whole, "
+                        f"the same command with {continued}")
     except RuntimeError as error:
         if not is_lost_peer(error):
             raise
-        return FAILED, (f"error: another process of this run is gone; {path} is whole,"
-                        " --resume continues from the last checkpoint")
+        return FAILED, (f"error: another process of this run is gone; {path} is whole, the same "
+                        f"command with {continued}")
     return COMPLETED, ""

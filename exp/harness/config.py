@@ -38,6 +38,7 @@ class Experiment:
     accumulation: int = 1  # micro-batches that a batch is computed in
     label_smoothing: float = 0.0  # where the loss has classes
     sharding: Sharding = "optimizer"  # what several processes divide besides the batch
+    checkpoints: bool = True  # latest.pt and best.pt; without them a run cannot be resumed
     tensorboard: bool = False
     logger: Literal["none", "wandb", "trackio"] = "none"
     diagnostics: bool | list[Instrument] = True  # the optimizer's own numbers, or instruments

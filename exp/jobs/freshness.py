@@ -16,7 +16,8 @@ from exp.harness.task import Task
 from exp.harness.toml import read_toml
 
 # [experiment] keys that do not change a result.
-IRRELEVANT = ("seed", "device", "tensorboard", "logger", "diagnostics", "diagnostics_every")
+IRRELEVANT = ("seed", "device", "checkpoints", "tensorboard", "logger", "diagnostics",
+              "diagnostics_every")
 
 
 @dataclass(frozen=True)

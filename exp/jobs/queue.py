@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from exp.harness.arguments import BAD_INPUT, COMPLETED, DIVERGED, INTERRUPTED
 from exp.harness.config import load_settings
+from exp.harness.errors import ConfigError
 from exp.harness.folder import parsed, read_object
 from exp.harness.lock import holder
 from exp.harness.task import task_named
@@ -58,8 +59,16 @@ class Job:
         before = state(self)
         if before in ("other", "damaged"):
             self.folder.rename(free_name(self.folder))
-        mode = "--overwrite" if before == "outdated" else "--resume"
-        return Work(self.folder, self.command(mode), self.command("--resume"))
+        again = self._again()
+        mode = "--overwrite" if before == "outdated" else again
+        return Work(self.folder, self.command(mode), self.command(again))
+
+    def _again(self) -> str:
+        """The option with which it goes on; a run without checkpoints starts anew."""
+        with suppress(ConfigError):  # the run itself will say what is wrong
+            settings = load_settings(self.config, self.overrides, task_named(self.task))
+            return "--resume" if settings["experiment"]["checkpoints"] else "--overwrite"
+        return "--resume"
 
     def outcome(self) -> int | None:
         """The exit status of the finished run in the folder, None if there is none."""
