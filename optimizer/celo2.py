@@ -14,7 +14,7 @@ from torch import Tensor
 from .parts import checks
 from .parts.kronecker import matrix_gradient
 from .parts.matrix import MatrixOptimizer
-from .parts.polar import as_matrices, orthogonalize
+from .parts.polar import NsDtype, Orthogonalizer, as_matrices, msign, polar_options
 
 __all__ = ["Celo2"]
 
@@ -38,7 +38,7 @@ class Celo2(MatrixOptimizer):
         r <- 0.95 r + 0.05 g^2
         a_k, b_k: averages at d_k of the means of g^2 + 1e-30 over the longer and the shorter side
         D = MLP(features(g, W, m, r, a, b)),  each feature divided by its RMS over the matrix
-        O = msign(D)                          (Keller's Newton-Schulz, ns_steps)
+        O = msign(D)                          (Newton-Schulz, ns_steps)
         W <- (1 - lr weight_decay) (W - lr O / RMS(O))
 
     `features` names the 30 in order; the network is 30 -> 8 -> 8 -> 3 with ReLU, of whose outputs
@@ -66,13 +66,15 @@ class Celo2(MatrixOptimizer):
         weight_decay: float = 0.0,
         ns_steps: int = 5,
         weights: Weights = "trained",
+        orthogonalizer: Orthogonalizer = "keller",
+        ns_dtype: NsDtype = "auto",
     ) -> None:
         checks.non_negative(lr=lr, weight_decay=weight_decay)
-        checks.iterations(ns_steps=ns_steps)
         checks.choice(Weights, weights=weights)
         numbers = json.loads(WEIGHTS.read_text(encoding="utf-8"))[weights]
         self.network = torch.tensor(numbers, dtype=torch.float64)
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "ns_steps": ns_steps})
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay,
+                                  **polar_options(ns_steps, orthogonalizer, ns_dtype)})
 
     def _add_adamw_group(self, group: dict) -> None:
         super()._add_adamw_group({"betas": (0.9, 0.95), **group})
@@ -93,7 +95,7 @@ class Celo2(MatrixOptimizer):
             moved = entry["exp_avg"][-1].abs().amax((-2, -1), keepdim=True).sign()
             direction = direction * moved
             directions.append(direction.mT if tall else direction)
-        for p, o in zip(params, orthogonalize(directions, steps=group["ns_steps"]), strict=True):
+        for p, o in zip(params, msign(directions, group), strict=True):
             step = o * (o.square().mean((-2, -1), keepdim=True) + FLOOR).rsqrt()
             p.add_(step.reshape(p.shape), alpha=-group["lr"])
             p.mul_(1 - group["lr"] * group["weight_decay"])
