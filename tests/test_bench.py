@@ -102,7 +102,7 @@ def test_training_needs_weights_gradients_state_and_what_the_pass_keeps(monkeypa
 def test_a_compiled_contestant_has_kernels_of_its_own_and_takes_the_same_step():
     def stepped(name):
         p = torch.nn.Parameter(torch.eye(2, 3))
-        optimizer = steps.contestants()[name]([p])
+        optimizer = steps.contestants(torch.device("cpu"))[name]([p])
         p.grad = torch.arange(6.0).view(2, 3) - 2
         optimizer.step()
         return p.detach()
@@ -122,7 +122,8 @@ def test_the_command_writes_numbers_tables_and_a_plot(monkeypatch, tmp_path):
     bench.main()
     rows = json.loads(next(tmp_path.glob("steps_*.json")).read_text())["results"]["toy"]
     assert rows["muon"]["state_per_weight"] == 1 and rows["muon"]["ratio"] == 1
-    assert rows.keys() == steps.contestants().keys()
+    assert rows.keys() == steps.contestants(torch.device("cpu")).keys()
+    assert {"muon, float32", "muon, bfloat16"} <= steps.contestants(torch.device("cuda")).keys()
     for name in ("ars2_neo, base", "ars2_neo, base, compiled"):  # the latter where there is a g++
         assert name not in rows or rows[name]["state_per_weight"] == 2
     assert rows["torch AdamW, fused"]["extra_per_weight"] < 0.1
@@ -131,6 +132,9 @@ def test_the_command_writes_numbers_tables_and_a_plot(monkeypatch, tmp_path):
     assert sizes["4 x 6"]["svd"]["error"]["gaussian"] < 1e-5
     assert sizes["6 x 6"]["ours, keller"]["error"]["gaussian"] < 0.5
     text = (tmp_path / "bench.md").read_text()
+    peer = min((name for name in rows if name.startswith(page.PEERS)),
+               key=lambda name: rows[name]["ratio"])
+    assert f"toy | {peer} | {1 / rows[peer]['ratio']:.2g} " in " ".join(text.split())
     assert "| muon " in text and next(tmp_path.glob("pareto_*.png")).stat().st_size > 1000
     (tmp_path / "bench.md").unlink()
     assert bench.main(["--render", "--output", str(tmp_path)]) == 0

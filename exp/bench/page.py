@@ -16,9 +16,11 @@ def write(folder: Path) -> None:
     """Make the page and the figures anew from every JSON file in the folder."""
     parts = ["# Benchmarks", "Medians over interleaved rounds, quartiles in brackets; a ratio is "
              "the median over rounds of this / reference in the same round."]
-    for path in sorted(folder.glob("*_*.json")):
-        content = require_json(path)
-        part, kind = path.stem.split("_", 1)
+    files = [(path.stem.split("_", 1), require_json(path))
+             for path in sorted(folder.glob("*_*.json"))]
+    parts += best_peers({kind: content["results"] for (part, kind), content in files
+                         if part == "steps"})
+    for (part, kind), content in files:
         parts += [f"## {TITLES[part]}", _facts(content["facts"]), *PARTS[part](content["results"])]
         if part == "polar":
             draw(folder / f"pareto_{kind}.png", content["results"])
@@ -53,6 +55,25 @@ def tables(corner: str, *columns: tuple[str, Callable[[dict], str]]
                          *((label, *(cell(row) for _, cell in columns))
                            for label, row in rows.items())])
     return make
+
+
+def best_peers(devices: dict[str, dict]) -> Iterator[str]:
+    """One table of the steps on every device: our Muon over its fastest peer; above 1 is a loss."""
+    lines: Lines = [("device, matrices", "fastest peer", "our Muon / peer", "fastest of ours",
+                     "/ peer")]
+    for kind, results in devices.items():
+        for shape, rows in results.items():
+            ours, peers = ({name: row["ratio"] for name, row in rows.items()
+                            if name.startswith(names)} for names in ("muon", PEERS))
+            if peers:
+                peer, best = (min(of, key=of.__getitem__) for of in (peers, ours))
+                lines.append((f"{kind}, {shape}", peer, f"{1 / peers[peer]:.2g}", best,
+                              f"{ours[best] / peers[peer]:.2g}"))
+    if len(lines) > 1:
+        yield "## Our Muon beside its fastest peer"
+        yield ("Of torch.optim, pytorch_optimizer and heavyball, which orthogonalize in bfloat16; "
+               "quotients of the medians under *Optimizer steps*. Above 1 ours is slower.")
+        yield table(lines)
 
 
 # Ratios are to our Muon; memory beside the weights' own.
@@ -146,6 +167,7 @@ def draw(path: Path, results: dict) -> None:
            xscale="log", yscale="log", points=True)
 
 
+PEERS = ("torch.optim.Muon", "pytorch_optimizer", "heavyball")
 TITLES = {"steps": "Optimizer steps", "polar": "Orthogonalization", "training": "Training steps",
           "training-full": "Training steps, the paper's models",
           "instruments": "Instruments (`[experiment] diagnostics`)",

@@ -13,6 +13,7 @@ from torch.optim import Muon as TorchMuon
 
 from exp.bench.memory import peak_bytes
 from exp.bench.timing import interleaved, summary
+from exp.harness.facts import instruction_set
 from model import build_model
 from optimizer import optimizer_class
 from optimizer.parts.base import Closure
@@ -20,6 +21,8 @@ from optimizer.parts.state import state_per_weight, weight_bytes
 
 REFERENCE = "muon"
 OURS: dict[str, tuple[str, dict]] = {"muon": ("muon", {}), "ars2_neo, base": ("ars2_neo", {"k": 0})}
+# Peers orthogonalize in bfloat16: like for like where it is in hardware.
+NARROW = {f"muon, {dtype}": ("muon", {"ns_dtype": dtype}) for dtype in ("float32", "bfloat16")}
 
 
 def shapes() -> dict[str, list[tuple[int, ...]]]:
@@ -59,11 +62,13 @@ def keller(x: Tensor, steps: int = 5) -> Tensor:
     return x.T if tall else x
 
 
-def contestants() -> dict[str, Callable[[list[nn.Parameter]], Optimizer]]:
+def contestants(device: torch.device) -> dict[str, Callable[[list[nn.Parameter]], Optimizer]]:
     """Name -> optimizer of a list of 2-D parameters; libraries that are not installed are left
-    out, ours under torch.compile where there is no compiler."""
+    out, ours under torch.compile where there is no compiler, and other dtypes of its products
+    where bfloat16 is emulated."""
+    rules = OURS | (NARROW if device.type == "cuda" or "bf16" in instruction_set() else {})
     optimizers: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
-        name: partial(_ours, *rule) for name, rule in OURS.items()}
+        name: partial(_ours, *rule) for name, rule in rules.items()}
     if shutil.which("g++"):
         optimizers |= {f"{name}, compiled": partial(_ours, *rule, compiled=True)
                   for name, rule in OURS.items()}
@@ -93,7 +98,7 @@ def measure(rounds: int, clock: str, device: torch.device) -> dict[str, dict]:
     results = {}
     for name, sizes in shapes().items():
         optimizers = {key: make(_parameters(sizes, key, device))
-                      for key, make in contestants().items()}
+                      for key, make in contestants(device).items()}
         steps = {key: stepper(optimizer, closure=key != "heavyball")
                  for key, optimizer in optimizers.items()}
         for step in steps.values():  # the first makes the state, and some compile
