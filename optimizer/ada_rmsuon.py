@@ -105,6 +105,6 @@ class AdaRMSuon(MatrixOptimizer):
         if not group["orthogonalizer"] == group["energy_norm"] == "none":
             updates = [with_energy(o, as_matrices(w), group["energy_norm"], group["energy_scope"])
                        for o, w in zip(polar, u, strict=True)]
-        for p, update in zip(params, updates, strict=True):
-            p.add_(update.reshape(p.shape), alpha=-group["lr"])
+        torch._foreach_add_(params, [update.reshape(p.shape) for p, update in zip(
+            params, updates, strict=True)], alpha=-group["lr"])
         return polar

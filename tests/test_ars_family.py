@@ -340,7 +340,7 @@ def test_shear_and_injection():
     g1, g2 = torch.tensor([1.0, 0], dtype=DOUBLE), torch.tensor([2.0, 3], dtype=DOUBLE)
     f = shear_force(g2, g1)
     np.testing.assert_allclose(f, [0, 3], atol=1e-11)
-    injected = with_shear(torch.tensor([3.0, 4], dtype=DOUBLE), f, 0.1)
+    (injected,) = with_shear([torch.tensor([3.0, 4], dtype=DOUBLE)], [f], 0.1)
     np.testing.assert_allclose(injected, [3, 4.5], atol=1e-11)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -106,15 +106,21 @@ def perturbation(
     weighted: list[Tensor] | tuple[Tensor, ...] = list(directions)
     if scale != "none":
         weighted = torch._foreach_mul(weighted, torch._foreach_abs(list(params)))
-    if norm == "global":
-        lengths: Sequence[Tensor] = [norm_of_all(weighted)] * len(weighted)
-    else:
-        lengths = torch._foreach_norm(weighted)
+    radii: list[Any] = rho if isinstance(rho, list) else [rho] * len(weighted)
+    lengths: list[Tensor] | tuple[Tensor, ...] = (
+        [norm_of_all(weighted)] * len(weighted) if norm == "global"
+        else torch._foreach_norm(weighted))
+    lengths = torch._foreach_add(lengths, EPS)
     if scale == "asam":
-        weighted = torch._foreach_mul(weighted, torch._foreach_abs(list(params)))
-    radii = rho if isinstance(rho, list) else [rho] * len(weighted)
-    return [w * (radius / (length + EPS))
-            for w, length, radius in zip(weighted, lengths, radii, strict=True)]
+        torch._foreach_mul_(weighted, torch._foreach_abs(list(params)))
+    if any(torch.is_tensor(radius) for radius in radii):
+        factors = [radius / length for radius, length in zip(radii, lengths, strict=True)]
+    else:
+        factors = list(torch._foreach_mul(torch._foreach_reciprocal(lengths), radii))
+    if scale == "none":  # the directions are the caller's
+        return list(torch._foreach_mul(weighted, factors))
+    torch._foreach_mul_(weighted, factors)
+    return list(weighted)
 
 
 def whitened_gradients(state: dict, params: Sequence[Tensor], group: dict, step: int,
@@ -125,15 +131,22 @@ def whitened_gradients(state: dict, params: Sequence[Tensor], group: dict, step:
     grads: the gradients, `p.grad` without them.
     """
     correction = 1 - group["betas"][1] ** max(1, step - 1) + EPS
-    directions = []
-    for p, g in zip(params, grads or grads_of(params), strict=True):
-        v = state.get(p, {}).get("exp_avg_sq")
+    grads = list(grads or grads_of(params))
+    variances = [state.get(p, {}).get("exp_avg_sq") for p in params]
+    known = [v for v in variances if v is not None]
+    denominators: list[Tensor] = []
+    if known:
+        denominators += torch._foreach_div(known, correction)
+        torch._foreach_sqrt_(denominators)
+        torch._foreach_add_(denominators, group["eps"])
+    if known and len(known) == len(grads):
+        directions = list(torch._foreach_div(grads, denominators))
+    else:
         # Without v nothing is whitened: the norm of the perturbation cancels eps, unless it is 0.
-        denominator = group["eps"] or 1.0
-        if v is not None:
-            denominator = (v / correction).sqrt_().add_(group["eps"])
-        directions.append((g / denominator).to(p.dtype))
-    return directions
+        rest = iter(denominators)
+        directions = [g / ((group["eps"] or 1.0) if v is None else next(rest))
+                      for g, v in zip(grads, variances, strict=True)]
+    return [direction.to(p.dtype) for direction, p in zip(directions, params, strict=True)]
 
 
 def norm_of_all(tensors: Sequence[Tensor]) -> Tensor:
@@ -156,10 +169,16 @@ def shear_force(adversarial: Tensor, base: Tensor) -> Tensor:
     return adversarial - ratio * base
 
 
-def with_shear(grad: Tensor, shear: Tensor, alpha: float) -> Tensor:
-    """LookSAM's reuse of a shear force (arXiv 2203.02714): g + alpha (||g|| / ||f||) f."""
-    ratio = finite(torch.linalg.vector_norm(grad) / (torch.linalg.vector_norm(shear) + EPS))
-    return grad + shear * (alpha * ratio)
+def with_shear(grads: list[Tensor], shears: list[Tensor], alpha: float) -> list[Tensor]:
+    """LookSAM's reuse of a shear force (arXiv 2203.02714), tensor by tensor:
+    g + alpha (||g|| / ||f||) f."""
+    if not grads:  # torch's foreach functions refuse an empty list
+        return []
+    lengths = torch._foreach_add(torch._foreach_norm(shears), EPS)
+    ratios = torch._foreach_div(torch._foreach_norm(grads), lengths)
+    injected = torch._foreach_mul(shears, [alpha * finite(ratio) for ratio in ratios])
+    torch._foreach_add_(injected, grads)
+    return list(injected)
 
 
 def cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:

@@ -203,8 +203,10 @@ class SharpnessAware(Base):
 
     def inject_shear(self, alpha: float) -> None:
         """Add the shear forces to the gradients, as new tensors: the caller's are kept."""
-        for p in self.sheared():
-            p.grad = with_shear(grad_of(p), self.shear(p), alpha)
+        sheared = self.sheared()
+        injected = with_shear(grads_of(sheared), [self.shear(p) for p in sheared], alpha)
+        for p, gradient in zip(sheared, injected, strict=True):
+            p.grad = gradient
 
     def after_step(self) -> None:
         """Store the new shear forces: only now, since torch's AdamW takes a tensor with any state
