@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from data import DataError, download, locate, new_folder, read
+from data.bpe import EOT
 
 FOLDER = "fineweb10B"
 TRAIN, VALIDATION, VOCABULARY = "fineweb_train_000001.bin", "fineweb_val_000000.bin", "vocab.json"
@@ -27,7 +28,6 @@ HUB = {  # name -> repository, its type and commit
 }
 MAGIC, VERSION, HEADER = 20240520, 1, 256  # the header's first two of 256 int32; the third: tokens
 VOCAB_SIZE = 50304  # 50,257 tokens and padding to a multiple of 128
-EOT = "<|endoftext|>"
 EVALUATED = 10 * 2**20  # tokens, from the first: track 3's
 
 
