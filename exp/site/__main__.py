@@ -62,17 +62,18 @@ def board_section(board: dict) -> str:
     rows = board["results"]["arms"]
     race = board["terms"]["regime"] == "race"
     columns = page.COLUMNS | (page.RACE_COLUMNS if race else page.ANNEAL_COLUMNS)
-    order = sorted(rows, key=lambda name: (rows[name].get("rank", [0])[0], rows[name]["cost"]))
+    order = page.in_order(board)
     lines = [("optimizer", *columns), *((name, *(column(board, name) for column
                                                  in columns.values())) for name in order)]
     ratios = [(name, *(rows[name][key] for key in ("ratio", "low", "high")))
               for name in order if "ratio" in rows[name]]
     baseline = board["terms"].get("baseline", "adamw")
     return "\n".join([
-        web.paragraphs(page.facts(board)),
+        web.paragraphs(page.conclusion(board)),
         web.forest(f"cost / that of {baseline}, 95 % intervals; left is better", ratios),
         web.table(f"{board['terms']['task']}: {board['terms']['metric']}", lines),
-        web.details("How to read this board", web.paragraphs(page.RACE if race else page.ANNEAL)),
+        web.details("How to read this board", web.paragraphs(
+            f"{page.RACE if race else page.ANNEAL}\n\n{page.facts(board)}")),
         *(arm_details(board, name) for name in order)])
 
 
@@ -82,7 +83,7 @@ def progress_section(board: dict) -> str:
     lines = [("optimizer", *columns), *((name, *(column(board, name) for column
                                                  in columns.values())) for name in names)]
     return "\n".join([
-        web.paragraphs(f"{page.how_far(board)}\n\n{page.facts(board)}"),
+        web.paragraphs(f"{page.progress(board)}\n\n{page.facts(board)}"),
         web.table(f"{board['terms']['task']}: {board['terms']['metric']}", lines),
         *(arm_details(board, name) for name in names)])
 

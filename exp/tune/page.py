@@ -12,6 +12,8 @@ from exp.tune.space import Range, axis_of
 from exp.tune.terms import IN_PROGRESS
 
 EDGE = 0.1  # the outermost part of an axis
+VERDICTS = ("cheaper", "equal", "undecided", "dearer")
+QUALITY = {"cheaper": "better", "dearer": "worse"}
 SIGN = {"": "", "at least": "≥ ", "at most": "≤ ", "unknown": "? "}  # of a ratio that is a bound
 FOLDER = Path(__file__).parent
 RACE, ANNEAL, INTERIM = ((FOLDER / f"legend_{name}.md").read_text(encoding="utf-8").strip()
@@ -24,13 +26,32 @@ def render(board: dict) -> str:
         return _interim(board)
     race = board["terms"]["regime"] == "race"
     columns = COLUMNS | (RACE_COLUMNS if race else ANNEAL_COLUMNS)
-    rows = board["results"]["arms"]
-    order = sorted(rows, key=lambda name: (rows[name].get("rank", [0])[0], rows[name]["cost"]))
     lines = [("", *columns), *((name, *(column(board, name) for column in columns.values()))
-                               for name in order)]
-    return page(_title(board), RACE if race else ANNEAL, facts(board), markdown(lines),
-                _noise(board["results"]), *section(board, read_ablation(), SIGN.__getitem__),
-                *_on_the_way(board))
+                               for name in in_order(board))]
+    return page(_title(board), conclusion(board), markdown(lines), _noise(board["results"]),
+                "## How to read this board", RACE if race else ANNEAL, facts(board),
+                *section(board, read_ablation(), SIGN.__getitem__), *_on_the_way(board))
+
+
+def in_order(board: dict) -> list[str]:
+    """The arms by rank, then by cost; those without a rank last."""
+    rows = board["results"]["arms"]
+    return sorted(rows, key=lambda name: (rows[name].get("rank", [math.inf])[0],
+                                          rows[name]["cost"]))
+
+
+def conclusion(board: dict) -> str:
+    """Which optimizers are better or worse than the baseline, best first, with their ratios."""
+    terms, rows = board["terms"], board["results"]["arms"]
+    groups: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
+    for name in sorted((name for name in rows if "verdict" in rows[name]),
+                       key=lambda name: rows[name]["ratio"]):
+        groups[rows[name]["verdict"]].append(name)
+    lists = [f"- **{_verdict(board, names[0])}**: "
+             + "; ".join(f"{name} {_ratio(board, name)}" for name in names)
+             for names in groups.values() if names]
+    return "\n".join([f"Against {terms['baseline']}, over {terms['studies']} paired studies: times "
+                      "its cost, with 95 % intervals.", "", *lists]) if lists else ""
 
 
 # --- columns: of a board and the name of an arm
@@ -64,9 +85,11 @@ def _budget(board: dict, name: str) -> str:
 
 
 def _verdict(board: dict, name: str) -> str:
+    """In an annealed board, where the cost is a metric, cheaper is better."""
     if name in (board["terms"]["baseline"], *board["terms"].get("ladder", ())):
         return ""
-    return board["results"]["arms"][name].get("verdict", "noise floor")
+    verdict = board["results"]["arms"][name].get("verdict", "noise floor")
+    return verdict if board["terms"]["regime"] == "race" else QUALITY.get(verdict, verdict)
 
 
 def _steadiness(board: dict, name: str) -> str:
@@ -149,16 +172,20 @@ def facts(board: dict) -> str:
                                     for arm in board["arms"].values() for study in arm["studies"]}))
              for key in ("machine", "torch", "commit", "data")}
     better = "at least" if terms["mode"] == "max" else "at most"
-    aim = (f"Target: {terms['metric']} {better} {terms['main_target']:g} in {terms['hold']} "
-           f"readings in a row, within {terms['cap']} gradient evaluations."
-           if terms["regime"] == "race" else
-           f"{terms['metric']} at {terms['horizon']} gradient evaluations, the rate falling to "
-           "zero in the last fifth.")
-    return (f"{aim} {terms['studies']} studies of {terms['trials']} trials, "
-            f"{terms['fresh_seeds']} fresh seeds each. Config {terms['config']} with "
-            f"{', '.join(terms['set'])}. {facts['machine']}; torch {facts['torch']}; commit "
-            f"{facts['commit']}; data {facts['data']}. One more arm: "
-            f"`python -m exp.tune {terms['task']} --optimizers NAME`.")
+    measured = (f"{terms['metric']} {better} {terms['main_target']:g} in {terms['hold']} readings "
+                f"in a row, within {terms['cap']} gradient evaluations"
+                if terms["regime"] == "race" else
+                f"{terms['metric']} after {terms['horizon']} gradient evaluations; the learning "
+                "rate falls to zero in the last fifth")
+    changes = ", ".join(f"`{change}`" for change in terms["set"])
+    return "\n".join([
+        f"- {'Target' if terms['regime'] == 'race' else 'Measured'}: {measured}.",
+        f"- Design: {terms['studies']} studies of {terms['trials']} trials, "
+        f"{terms['fresh_seeds']} fresh seeds per study.",
+        f"- Config: `{terms['config']}` with {changes}.",
+        f"- Machine: {facts['machine']}; torch {facts['torch']}; commit {facts['commit']}; data "
+        f"{facts['data']}.",
+        f"- To add an optimizer: `python -m exp.tune {terms['task']} --optimizers NAME`."])
 
 
 def _noise(results: dict) -> str:
@@ -206,7 +233,7 @@ def interim_columns(board: dict) -> dict[str, Column]:
         "spent": _of_row("spent")}
 
 
-def how_far(board: dict) -> str:
+def progress(board: dict) -> str:
     """How many of the announced studies a board in progress has, and how to read it."""
     count, announced = len(next(iter(board["arms"].values()))["studies"]), board["terms"]["studies"]
     verb = "is" if count == 1 else "are"
@@ -218,4 +245,4 @@ def _interim(board: dict) -> str:
     columns = interim_columns(board)
     lines = [("", *columns), *((name, *(column(board, name) for column in columns.values()))
                                for name in sorted(board["results"]["arms"]))]
-    return page(f"{_title(board)}, in progress", how_far(board), facts(board), markdown(lines))
+    return page(f"{_title(board)}, in progress", progress(board), markdown(lines), facts(board))

@@ -46,8 +46,12 @@ def _strong(found: re.Match) -> str:
 
 
 def paragraphs(text: str) -> str:
-    """Paragraphs, with an empty line between them."""
-    return "\n".join(f"<p>{inline(part)}</p>" for part in text.strip().split("\n\n") if part)
+    """HTML of Markdown paragraphs and bullet lists, which empty lines separate."""
+    parts = (part for part in text.strip().split("\n\n") if part)
+    return "\n".join(f"<p>{inline(part)}</p>" if not part.startswith("- ") else
+                     "<ul>" + "".join(f"<li>{inline(item)}</li>"
+                                      for item in part[2:].split("\n- ")) + "</ul>"
+                     for part in parts)
 
 
 def table(caption: str, lines: Sequence[Sequence[str]]) -> str:
