@@ -1,14 +1,14 @@
 """Search every optimizer with the same budget, run the winners on fresh seeds, write the board.
 
 python -m exp.tune TASK [--optimizers a,b,...|all] [--studies N] [--trials N] [--workers N]
-python -m exp.tune TASK --optimizers MINE [--minutes N]: one new arm against the task's board
-python -m exp.tune TASK --ablation: the parts of ARS2-Neo, each with and without
-python -m exp.tune TASK --pace: milliseconds of an evaluation, all winners of a board side by side
-python -m exp.tune TASK --sensitivity | --best-known | --transfer FROM: after a board is finished
-python -m exp.tune --recommend: what boards and transfers recommend for a task left out
-python -m exp.tune TASK --dry-run: the searches that are missing, and how long they take at most
-python -m exp.tune --render: the pages of every board from its JSON
-python -m exp.tune --check: every published number, recomputed by itself
+python -m exp.tune TASK --optimizers MINE [--minutes N]: compare one new arm with the task's board
+python -m exp.tune TASK --ablation: search every combination of ARS2-Neo's parts
+python -m exp.tune TASK --pace: time a gradient evaluation of all winners of a board in one process
+python -m exp.tune TASK --sensitivity | --best-known | --transfer FROM: follow-ups to a board
+python -m exp.tune --recommend: recommend an arm for each held-out task, and print the regret
+python -m exp.tune TASK --dry-run: list the missing searches with an upper bound of their duration
+python -m exp.tune --render: write the pages of every board from its JSON
+python -m exp.tune --check: recompute every published number with independent code
 """
 
 import argparse
@@ -60,8 +60,8 @@ from exp.tune.terms import numbers_of, rung, terms_of
 
 @dataclass(frozen=True)
 class Search:
-    """What is asked for: the arms on which terms, beside the board that is finished, and the one
-    that is in progress, at `path`; `finished` and `begun` have no arms where there is none."""
+    """The requested arms and terms, the `finished` board at `path`, and the board in progress,
+    `begun`. Both boards are empty (no arms) where there is no file, or --replace drops it."""
 
     path: Path
     terms: dict
@@ -71,18 +71,19 @@ class Search:
 
     @property
     def standing(self) -> dict:
-        """The board that is there."""
+        """The finished board, or else the one in progress."""
         return self.finished if self.finished["arms"] else self.begun
 
     @property
     def is_challenge(self) -> bool:
-        """Whether it is one new arm against a board."""
+        """Whether the search compares one new arm with an existing board."""
         known = self.standing["arms"]
         return bool(known) and len(self.arms) == 1 and self.arms[0].name not in known
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status: 0, 2 bad arguments, 1 something failed, 130 Ctrl-C."""
+    """Run the command line. Return the exit status: 0, 1 failed or incomplete, 2 bad input, 130
+    Ctrl-C."""
     options = parse(arguments)
     try:
         if options.render:
@@ -117,19 +118,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read_search(options: argparse.Namespace) -> Search:
-    """What the options ask for. Raises ConfigError for terms that are not the board's."""
+    """Return the search that the options describe. Raises ConfigError for invalid settings, and
+    for terms that differ from the existing board's, without --replace."""
     path = board_path(options.outputs, options.task + "_ablation" * options.ablation)
     finished, interim = read_board(path), read_board(interim_path(path))
     terms = _terms(options, finished or interim)
     boards = [require_terms(kept, terms, options.replace) for kept in (finished, interim)]
-    own = own_arms(options.arms) if options.arms else {}
-    arms = [arm_named(name, rung(terms, name)["cap"], own) for name in _names(options, terms)]
+    user_arms = own_arms(options.arms) if options.arms else {}
+    arms = [arm_named(name, rung(terms, name)["cap"], user_arms)
+            for name in _names(options, terms)]
     return Search(path, terms, arms, *boards)
 
 
 def tune(search: Search, options: argparse.Namespace) -> int:
-    """Run what is missing, study by study for all arms, and publish the arms whose studies are
-    complete."""
+    """Run the missing chains, study by study for all arms, and publish the arms whose studies are
+    complete. Return the exit status: 1 if an arm is not complete. Raises ConfigError."""
     terms, arms = search.terms, search.arms
     studies, missing = missing_of(search, options)
     launcher = launcher_of(options, options.outputs / "tune" / "submitit")
@@ -137,40 +140,41 @@ def tune(search: Search, options: argparse.Namespace) -> int:
     if missing:
         require_distinct(arms, terms)
         print(total(durations(search, missing)), flush=True)
-    begun = (search.begun["arms"].keys() <= _by_arm(studies).keys()
-             and not search.finished["arms"])
+    # A board in progress is written only while none is finished, and only if it keeps all arms.
+    has_interim = (search.begun["arms"].keys() <= _by_arm(studies).keys()
+                   and not search.finished["arms"])
 
-    def show() -> None:
-        if begun and 0 < whole_studies(_by_arm(studies)) < terms["studies"]:
+    def update_interim() -> None:
+        if has_interim and 0 < whole_studies(_by_arm(studies)) < terms["studies"]:
             write_interim(interim_path(search.path), terms, arms, _by_arm(studies))
 
-    def keep(chain: Chain, _status: int) -> None:
+    def keep_study(chain: Chain, _status: int) -> None:
         before = whole_studies(_by_arm(studies))
         studies[chain] = chain.study()
         if studies[chain]:
             chain.keep_in(paper)
         if before < whole_studies(_by_arm(studies)):
-            show()
+            update_interim()
 
-    show()
-    run_jobs(missing, launcher, keep)
+    update_interim()
+    run_jobs(missing, launcher, keep_study)
     status = publish(options, search.path, search.finished, arms, _by_arm(studies))
-    for chain in studies if status == COMPLETED else ():  # they are on the board
+    for chain in studies if status == COMPLETED else ():  # the board now holds these studies
         shutil.rmtree(chain.kept_in(paper).folder, ignore_errors=True)
     return status
 
 
 def missing_of(search: Search, options: argparse.Namespace
                ) -> tuple[dict[Chain, dict | None], list[Chain]]:
-    """The study of every chain, None where it is not finished, and the chains that are not. Raises
-    ConfigError for wrong settings."""
+    """Return (studies, missing): chain -> its finished study or None, and the chains without one.
+    Raises ConfigError for invalid settings."""
     terms, paper = search.terms, options.outputs / "paper"
     chains = sorted((Chain(arm, number, rung(terms, arm.name),
                            _folder(options, arm.name, number))
                      for arm in search.arms for number in numbers_of(arm.name, terms)),
                     key=lambda chain: chain.number % terms["studies"] or terms["studies"])
     for chain in chains:
-        _ = chain.plan  # wrong settings are refused before anything is written
+        _ = chain.plan  # raises ConfigError for invalid settings before anything is written
     studies = {chain: chain.study() or chain.kept_in(paper).study()
                or published_study(search.finished, chain)
                or published_study(search.begun, chain) for chain in chains}
@@ -178,8 +182,8 @@ def missing_of(search: Search, options: argparse.Namespace
 
 
 def durations(search: Search, missing: Sequence[Chain]) -> dict[str, float | None]:
-    """Seconds of each chain, at most: every run to its cap, at the pace of the arm on the board
-    that is there."""
+    """Return an upper bound of each chain's seconds: every run to its cap, at the arm's pace on the
+    existing board; None for an arm that is not on it."""
     paces = {name: arm["ms_per_evaluation"] / 1000
              for name, arm in search.standing["arms"].items()}
     return {chain.name: paces[chain.arm.name] * chain.terms["cap"]
@@ -189,7 +193,8 @@ def durations(search: Search, missing: Sequence[Chain]) -> dict[str, float | Non
 
 def publish(options: argparse.Namespace, path: Path, board: dict, arms: list[Arm],
             studies: dict[str, list[dict | None]]) -> int:
-    """Write the board with the arms whose studies are complete, and their configs."""
+    """Write the board with the arms whose studies are complete, and their configs. Return the exit
+    status: 1 if an arm is not complete."""
     unfinished = [name for name, of_arm in studies.items() if None in of_arm]
     done = [arm for arm in arms if arm.name not in unfinished]
     if done:
@@ -209,14 +214,14 @@ def publish(options: argparse.Namespace, path: Path, board: dict, arms: list[Arm
 
 
 def _by_arm(studies: dict[Chain, dict | None]) -> dict[str, list[dict | None]]:
-    """The studies of each arm, in their order."""
+    """Group the studies by arm, in the order of `studies`."""
     names = dict.fromkeys(chain.arm.name for chain in studies)
     return {name: [study for chain, study in studies.items() if chain.arm.name == name]
             for name in names}
 
 
 def pace(options: argparse.Namespace) -> int:
-    """Time the winners of a board."""
+    """Time a gradient evaluation of each winner of a board and save the board."""
     path = board_path(options.outputs, options.task)
     board = require_board(path)
     time_winners(board)
@@ -225,8 +230,8 @@ def pace(options: argparse.Namespace) -> int:
 
 
 def follow_up(options: argparse.Namespace) -> int:
-    """Ask a question about a finished board; for the best settings known one in progress will do,
-    or none: then those set by hand are run."""
+    """Run the follow-up that the options name. It needs a finished board; --best-known also accepts
+    one in progress, and runs only the hand-set recipes where there is no board."""
     path = board_path(options.outputs, options.task)
     if options.best_known and not path.exists():
         board = read_board(interim_path(path)) or _without_studies(read_search(options))
@@ -245,7 +250,7 @@ def _without_studies(search: Search) -> dict:
 
 
 def check(outputs: Path) -> int:
-    """Recompute every number of every board; 1 if one is wrong."""
+    """Recompute every number of every board and print the problems. Return 1 if there is any."""
     status = COMPLETED
     for path in published(outputs):
         problems = check_board(require_board(path))
@@ -255,7 +260,7 @@ def check(outputs: Path) -> int:
 
 
 def render(outputs: Path) -> int:
-    """The pages of every board and of what was asked about it."""
+    """Write the pages of all boards and follow-ups from their JSON."""
     for path in published(outputs):
         write_page(path)
     for path in sorted((outputs / "paper" / "follow_up").glob("*.json")):
@@ -264,21 +269,23 @@ def render(outputs: Path) -> int:
 
 
 def _terms(options: argparse.Namespace, standing: dict | None) -> dict:
-    """The terms of this search: those of the board that stands where nothing else is asked."""
-    usual = standing["terms"] if standing and not options.replace else {}
-    asked = {"target": options.target, "cap": options.cap,
-             **{key: getattr(options, key) or usual.get(key) for key in AMOUNTS}}
-    terms = terms_of(task_named(options.task), asked, options.set)
+    """Return the terms of this search. Without options, the numbers of studies, trials and fresh
+    seeds are those of the standing board, unless --replace drops it."""
+    previous = standing["terms"] if standing and not options.replace else {}
+    requested = {"target": options.target, "cap": options.cap,
+                 **{key: getattr(options, key) or previous.get(key) for key in AMOUNTS}}
+    terms = terms_of(task_named(options.task), requested, options.set)
     return terms | ({"baseline": ADAMW_CELL, "noise_arm": None} if options.ablation else {})
 
 
 def _names(options: argparse.Namespace, terms: dict) -> list[str]:
-    """The arms that are asked for; the baseline of an annealed board brings its other budgets."""
+    """Return the names of the requested arms. On an annealed board the baseline adds the other
+    rungs of its ladder."""
     names = all_arms() if options.optimizers == "all" else options.optimizers.split(",")
     if options.ablation:
         names = list(read_ablation().arms())
-    asked = terms["baseline"] in names
-    return [*names, *(name for name in terms.get("ladder", ()) if asked and name not in names)]
+    rungs = terms.get("ladder", ()) if terms["baseline"] in names else ()
+    return [*names, *(name for name in rungs if name not in names)]
 
 
 def _folder(options: argparse.Namespace, arm: str, number: int) -> Path:

@@ -1,6 +1,6 @@
-"""Boards: outputs/paper/arena/<name>.json, what is added to one, and its page.
+"""Boards: reading and updating outputs/paper/arena/<name>.json, and writing its page.
 
-A board holds its terms, every study of every arm, and results that follow from these alone.
+A board holds its terms, all studies of all arms, and the results computed from these alone.
 """
 
 from collections.abc import Iterable
@@ -19,23 +19,24 @@ from exp.tune.terms import IN_PROGRESS, SCHEMA, rung, settings_of
 
 
 def board_path(outputs: Path, name: str) -> Path:
-    """Where a board is: its JSON; the page lies beside it."""
+    """Return the path of a board's JSON; its page lies beside it."""
     return outputs / "paper" / "arena" / f"{name}.json"
 
 
 def interim_path(path: Path) -> Path:
-    """Where a board is until it has the studies that its terms announce."""
+    """Return the path of a board in progress, one that lacks studies its terms announce. path: that
+    of the finished board."""
     return path.parent / "in_progress" / path.name
 
 
 def published(outputs: Path) -> list[Path]:
-    """Every board, every one in progress, every challenge."""
+    """Return the paths of all boards, finished and in progress, and of all challenges."""
     return sorted((*board_path(outputs, "any").parent.rglob("*.json"),
                    *(outputs / "challenge").glob("*.json")))
 
 
 def read_board(path: Path) -> dict | None:
-    """A board, None if there is none. Raises ConfigError for a damaged file."""
+    """Read a board; None if there is no file. Raises ConfigError for a damaged file."""
     try:
         return read_json(path)
     except ValueError as error:
@@ -43,7 +44,7 @@ def read_board(path: Path) -> dict | None:
 
 
 def require_board(path: Path) -> dict:
-    """A board. Raises ConfigError for a missing or damaged file."""
+    """Read a board. Raises ConfigError for a missing or damaged file."""
     board = read_board(path)
     if board is None:
         raise ConfigError(f"{path} does not exist: search first")
@@ -51,8 +52,8 @@ def require_board(path: Path) -> dict:
 
 
 def require_terms(board: dict | None, terms: dict, replace: bool) -> dict:
-    """The board if it stands on these terms, of whatever version of the sampler, else an empty one.
-    Raises ConfigError for a board on other terms, unless it is to be replaced."""
+    """Return the board if it has these terms (any version of the sampler), else an empty board.
+    Raises ConfigError for a board on other terms, unless `replace`."""
     empty = {"schema": SCHEMA, "terms": terms, "arms": {}}
     if board is None:
         return empty
@@ -65,7 +66,8 @@ def require_terms(board: dict | None, terms: dict, replace: bool) -> dict:
 
 
 def published_study(board: dict, chain: Chain) -> dict | None:
-    """The chain's study as it stands on the board, if it is of the same arm and RECIPE numbers."""
+    """Return the chain's study on the board if its arm and RECIPE numbers are the chain's, else
+    None."""
     entry, plan = board["arms"].get(chain.arm.name), chain.plan
     if entry is None or any(entry[key] != plan[key] for key in chain.arm.record()):
         return None
@@ -86,7 +88,7 @@ def write_board(path: Path, board: dict, arms: Iterable[Arm], studies: dict[str,
 
 def write_interim(path: Path, terms: dict, arms: Iterable[Arm],
                   studies: dict[str, list[dict | None]]) -> None:
-    """Write what may be said after the first studies, as many as are complete for all arms."""
+    """Write a board in progress: the first studies, as many as are complete for all arms."""
     count = whole_studies(studies)
     entries = {arm.name: entry_of(arm, [study for study in studies[arm.name][:count] if study])
                for arm in arms}
@@ -95,18 +97,19 @@ def write_interim(path: Path, terms: dict, arms: Iterable[Arm],
 
 
 def whole_studies(studies: dict[str, list[dict | None]]) -> int:
-    """How many of the first studies are complete for all arms."""
+    """Return the largest K such that the first K studies are complete for all arms."""
     return min([*of_arm, None].index(None) for of_arm in studies.values())
 
 
 def entry_of(arm: Arm, studies: list[dict]) -> dict:
-    """An arm with its studies, as a board has it."""
+    """Return an arm with its studies in the form of a board's JSON."""
     return {**arm.record(), "ms_per_evaluation": _own_pace(studies), "studies": studies}
 
 
 def write_configs(folder: Path, terms: dict, arms: Iterable[Arm], studies: dict[str, list[dict]]
                   ) -> None:
-    """<task>_<arm>.toml of each arm: its median winner, ready to train with."""
+    """Write <task>_<arm>.toml for each arm: a config to train with the winner of its median study.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for arm in arms:
         values, _ = study_values(terms, studies[arm.name])
@@ -134,7 +137,7 @@ def save(path: Path, board: dict) -> None:
 
 
 def write_page(path: Path) -> None:
-    """The page of a board and the figure of its tuning curves, from its JSON."""
+    """Write a board's page and the figure of its tuning curves from its JSON."""
     board = require_board(path)
     path.with_suffix(".md").write_text(page(
         render(board).rstrip(), f"![Tuning curves]({path.stem}.png)",
@@ -143,7 +146,8 @@ def write_page(path: Path) -> None:
 
 
 def older_studies(board: dict) -> list[str]:
-    """Arms with studies that today's code would not give, of the rules that are known here."""
+    """Return "arm, studies N, ..." for each arm with studies of other RECIPE numbers than today's.
+    Arms with an optimizer or settings that this tree does not accept are skipped."""
     marks = []
     for name, entry in board["arms"].items():
         try:
@@ -156,7 +160,7 @@ def older_studies(board: dict) -> list[str]:
 
 
 def _own_pace(studies: list[dict]) -> float:
-    """Milliseconds of a gradient evaluation, from the fresh runs' own clocks."""
+    """Return milliseconds per gradient evaluation from the wall time of the fresh runs."""
     runs = [run for study in studies for run in study["fresh"] if run["curve"]["evaluations"]]
     spent = sum(run["curve"]["evaluations"][-1] for run in runs)
     return 1e3 * sum(run["seconds"] for run in runs) / spent if spent else 0.0

@@ -1,10 +1,11 @@
-"""A chain: the trials of one arm in one study, one after another, and its winner's fresh runs.
+"""A chain: the trials of one arm in one study, one after another, then the winner's fresh runs.
 
 python -m exp.tune.chain FOLDER
 
-FOLDER/chain.json says what is searched; trials.jsonl, a line for each finished trial, is the whole
-state of the search; every run has a folder of its own, and study.json is the result. A chain that
-is killed, or moved to another machine, continues from these files with the same suggestions.
+FOLDER/chain.json is the plan of the search. FOLDER/trials.jsonl has one line per finished trial and
+is the complete state of the search. Each run has its own subfolder, and study.json is the result. A
+chain that is killed or moved to another machine continues from these files, with the same
+suggestions.
 """
 
 import contextlib
@@ -38,27 +39,27 @@ from exp.tune.record import fresh_record, trial_record
 from exp.tune.suggest import limit, suggest, winner
 from exp.tune.terms import code_of, seeds_of, settings_of
 
-CHECKPOINTS = ("latest.pt", "best.pt")  # of a finished run: they are not needed again
+CHECKPOINTS = ("latest.pt", "best.pt")  # deleted when a run has finished
 
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """A chain as a job of the queue. number: of the study, from 1."""
+    """A chain as a job of the queue. number: that of the study, from 1."""
 
     arm: Arm
     number: int
     terms: dict
     folder: Path
-    module: ClassVar[str] = "exp.tune.chain"  # that a worker runs
+    module: ClassVar[str] = "exp.tune.chain"  # the command of a worker: python -m <module>
 
     @property
     def name(self) -> str:
-        """What a person calls it."""
+        """Display name: the arm and the number of the study."""
         return f"{self.arm.name} study {self.number}"
 
     @cached_property
     def plan(self) -> dict:
-        """The content of chain.json: all that the worker needs to know. Raises ConfigError."""
+        """Content of chain.json: all that a worker needs. Raises ConfigError for bad settings."""
         table = self.table(self.arm.defaults)
         settings = settings_of(self.terms, self.arm, table, 0, self.terms["cap"])
         return json.loads(json.dumps({
@@ -67,12 +68,12 @@ class Chain:
 
     @property
     def code(self) -> str:
-        """The RECIPE numbers of what computes it today, as its study has them."""
+        """Hash of today's RECIPE numbers, to compare with `code` of a study."""
         return code_of(self.plan["recipes"])
 
     @classmethod
     def read(cls, folder: Path) -> "Chain":
-        """The chain of a folder. Raises ConfigError if there is none."""
+        """Read the chain of a folder. Raises ConfigError if the folder holds none."""
         try:
             plan = read_object(folder / "chain.json")
             return cls(Arm.of(plan["arm"], plan), plan["number"], plan["terms"], folder)
@@ -87,7 +88,8 @@ class Chain:
     # --- as a job
 
     def work(self) -> Work:
-        """What runs it; a chain on other terms that its folder holds is renamed, never lost."""
+        """Write chain.json and return the command that runs the chain. If the folder holds a chain
+        on other terms, rename that folder first."""
         path = self.folder / "chain.json"
         if path.exists() and not _continues(read_object(path), self.plan):
             self.folder.rename(free_name(self.folder))
@@ -96,11 +98,11 @@ class Chain:
         return Work(self.folder, command, command)
 
     def outcome(self) -> int | None:
-        """The exit status if the chain is finished, else None."""
+        """Return the exit status if the chain is finished, else None."""
         return COMPLETED if self.study() else None
 
     def study(self) -> dict | None:
-        """The finished study of these terms in the folder, None if there is none."""
+        """Return the folder's finished study on these terms, None if there is none."""
         kept, study = (read_object(self.folder / f"{name}.json") for name in ("chain", "study"))
         if not study or not _continues(kept, self.plan):
             return None
@@ -108,32 +110,32 @@ class Chain:
         return study if amounts == (self.terms["trials"], self.terms["fresh_seeds"]) else None
 
     def kept_in(self, paper: Path) -> "Chain":
-        """The same chain with the folder in outputs/paper in which its study is kept until its
-        arm's others are finished: another machine goes on from there."""
+        """Return the same chain with its folder in outputs/paper. Its study is kept there until all
+        studies of the search are finished, so that another machine can continue."""
         return replace(self, folder=paper / "chains" / self.terms["task"]
                        / f"{self.arm.name}-{self.number}")
 
     def keep_in(self, paper: Path) -> None:
-        """Copy the finished study there."""
+        """Copy the finished study to outputs/paper, see `kept_in`."""
         for name in ("chain", "study"):
             write_json(self.kept_in(paper).folder / f"{name}.json",
                        read_object(self.folder / f"{name}.json"), depth=2)
 
     def position(self) -> str:
-        """How far it is."""
+        """Progress, as text: the name and the number of finished trials."""
         return f"{self.name} trial {len(self.trials())}"
 
     # --- the search
 
     def trials(self) -> list[dict]:
-        """The finished trials, at most as many as the terms ask for, up to a line that is damaged
-        or cut off: the trials from there on are read from their folders again."""
+        """Return the finished trials, at most as many as the terms ask for. Reading stops at the
+        first damaged or incomplete line; `run` reads later trials again from their folders."""
         path = self.folder / "trials.jsonl"
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         return list(islice(objects_of(text), self.terms["trials"]))
 
     def run(self) -> None:
-        """Make the trials and the fresh runs that are missing; write study.json."""
+        """Run the missing trials and fresh runs, then write study.json."""
         trials = self.trials()
         while len(trials) < self.terms["trials"]:
             trials.append(self._trial(trials))
@@ -149,7 +151,7 @@ class Chain:
             **self._equal_steps(best["params"], seeds)}, depth=1)
 
     def facts(self, run: str) -> dict:
-        """What a run of the folder was made with."""
+        """Return the provenance of a run: machine, torch version, commit and digest of the data."""
         facts = read_object(self.folder / run / "run.json")
         return {"machine": f"{facts['device']}, {facts['threads']} threads",
                 "torch": facts["versions"]["torch"],
@@ -157,8 +159,8 @@ class Chain:
                 "data": data_digest(facts)}
 
     def _equal_steps(self, params: dict, seeds: Sequence[int]) -> dict:
-        """For an annealed rule with two gradients a step: its winner with as many steps as a rule
-        with one has, which no ranking uses."""
+        """For an annealed rule with two gradient evaluations per step, run the winner for as many
+        steps as a rule with one. The ranking does not use these runs."""
         cost = self.arm.gradient_evaluations_per_step
         if self.terms["regime"] == "race" or cost < 2:
             return {}
@@ -171,11 +173,12 @@ class Chain:
         return fresh_record(seed, run, self.terms)
 
     def table(self, params: dict) -> dict:
-        """The `[optimizer]` table of a trial."""
+        """Return the `[optimizer]` table of a trial."""
         return self.arm.settings(params, self.terms["cap"])
 
     def repeats(self, study: dict) -> bool:
-        """Whether this machine gets the first fresh run of a published study bit for bit."""
+        """Whether this machine reproduces the first fresh run of a published study bit for bit. The
+        run is trained if it is missing."""
         published = study["fresh"][0]
         winner = study["trials"][study["winner"]]["params"]
         return self._fresh("fresh", winner, published["seed"])["curve"] == published["curve"]
@@ -190,8 +193,9 @@ class Chain:
         return trial
 
     def _run(self, name: str, params: dict, seed: int, most: int, fresh: bool = False) -> dict:
-        """Train in a folder of the chain, or continue, or read what is finished there; the run's
-        `status`, `lines`, and {"test": metric} if it was tested. most: gradient evaluations."""
+        """Train in subfolder `name`, resume a run there, or read a finished one. Return its
+        `status`, the `lines` of metrics.jsonl, and `test`: {"test": metric}, or {} if it was not
+        tested. most: the limit in gradient evaluations."""
         folder = self.folder / name
         settings = settings_of(self.terms, self.arm, self.table(params), seed, most, fresh)
         same = folder_identity(folder, self.task).counts_as(identity(settings, self.task))
@@ -202,7 +206,7 @@ class Chain:
                     contextlib.suppress(Diverged):
                 train_function(self.task.name)(
                     settings, RunFolder(folder, resume=same, overwrite=not same))
-        for checkpoint in CHECKPOINTS:  # those of a run whose worker was killed at its end, too
+        for checkpoint in CHECKPOINTS:  # also left by a worker that was killed right after a run
             (folder / checkpoint).unlink(missing_ok=True)
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         best = read_object(folder / "summary.json").get("best", {})
@@ -212,22 +216,22 @@ class Chain:
 
 
 def _status(folder: Path) -> str | None:
-    """How the run in a folder ended, None if it has not."""
+    """Return the final status of the run in a folder, None if it has not ended."""
     return read_object(folder / "summary.json").get("status")
 
 
 def _continues(kept: dict, plan: dict) -> bool:
-    """Whether a chain that was begun by one plan may go on by another: all is equal but for how
-    many trials and fresh runs there are, and for the version of the sampler."""
-    def rest(of: dict) -> dict:
-        return {**of, "terms": {key: value for key, value in of.get("terms", {}).items()
-                                if key not in (*AMOUNTS, "study_seeds", "sampler")}}
+    """Whether a chain that was started with the plan `kept` may continue with `plan`: they agree in
+    all but the numbers of studies, trials and fresh seeds, and the version of the sampler."""
+    def fixed_part(one: dict) -> dict:
+        return {**one, "terms": {key: value for key, value in one.get("terms", {}).items()
+                                 if key not in (*AMOUNTS, "study_seeds", "sampler")}}
 
-    return rest(kept) == rest(plan)
+    return fixed_part(kept) == fixed_part(plan)
 
 
 def _append(path: Path, trials: Sequence[dict]) -> None:
-    """Write trials.jsonl with its new last line, on the disk before the next trial begins."""
+    """Replace trials.jsonl by all `trials`, flushed to the disk before the next trial starts."""
     part = path.with_suffix(".part")
     with open(part, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(trial) + "\n" for trial in trials)
@@ -237,7 +241,7 @@ def _append(path: Path, trials: Sequence[dict]) -> None:
 
 
 def main(arguments: Sequence[str], kind: type[Chain] = Chain) -> int:
-    """Run the chain of a folder; the exit status: 0, 2 bad input, 130 interrupted."""
+    """Run the chain of a folder. Return the exit status: 0, 2 bad input, 130 interrupted."""
     keep_freed_memory()
     try:
         chain = kind.read(Path(arguments[0]))

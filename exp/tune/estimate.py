@@ -1,12 +1,13 @@
-"""The numbers of a board, from its studies alone.
+"""The numbers of a board, computed from its studies alone.
 
-The study is the unit of replication. Its value is the mean over its fresh seeds: in a race of the
-log of the gradient evaluations to the target, a miss counting as the cap (restricted mean); where
-the rate is annealed of the log of the metric at the horizon, a diverged run counting as untrained.
-An arm is compared with the baseline by the mean of the paired differences of K studies; the
-variance is the arm's own, or half way to the mean over arms where that is larger. All intervals are
-95 % but for `equal`. In an annealed board a difference is also a budget: that with which the tuned
-baseline is as good, by its own values at half, once and twice the horizon.
+The study is the unit of replication. Its value is a mean over its fresh seeds. In a race, this is
+the mean log of the gradient evaluations to the target, where a miss counts as the cap (restricted
+mean). In an annealed search, it is the mean log of the metric at the horizon, where a diverged run
+counts as an untrained model. An arm is compared with the baseline by the mean paired difference of
+K studies. Its variance is the larger of the arm's own and the average of that and the mean over
+arms. Intervals are 95 %, except the 90 % interval behind `equal`. On an annealed board, a
+difference is also expressed as a budget: the share of the horizon at which the tuned baseline is
+equally good, interpolated between its values at half, once and twice the horizon.
 """
 
 import math
@@ -20,15 +21,15 @@ from exp.tune.inference import Ladder, benjamini_hochberg, comparison, exp, t_te
 from exp.tune.record import first_passage, is_reached, log_metric
 
 OPPOSITE = {"cheaper": "at least", "dearer": "at most"}
-ANYTIME_FROM = 4  # studies: the anytime interval estimates a variance
+ANYTIME_FROM = 4  # studies; with fewer, the variance in the anytime interval is too uncertain
 ANYTIME = ("values", "censored", "cost", "reached", "spent", "equal_steps", "ratio", "bound", "e",
-           "anytime")
+           "anytime")  # keys of an arm's row that may be read after every study
 
 
 def results(terms: dict, arms: dict[str, dict]) -> dict:
-    """`results` of a board: every arm, every pair, the pooled deviation, the noise floor; by arm
-    and target of the way, its costs and ratio; by arm, the readings at the target out of those
-    that followed the arrival."""
+    """Return the `results` of a board: `arms` (a row each), `pairs`, `pooled_sd` (pooled standard
+    deviation), `noise` (noise floor), `on_the_way` (costs and ratios to the intermediate targets)
+    and, in a race, `steadiness` (how many readings after reaching the target are still at it)."""
     values = {name: study_values(terms, arm["studies"]) for name, arm in arms.items()}
     rows = {name: _row(terms, arms[name]["studies"], *values[name]) for name in arms}
     base, beside = terms["baseline"], {terms["noise_arm"], *terms.get("ladder", ())}
@@ -57,19 +58,20 @@ def results(terms: dict, arms: dict[str, dict]) -> dict:
 
 
 def interim_results(terms: dict, arms: dict[str, dict], count: int) -> dict:
-    """`results` after `count` of the studies that the terms announce: what may be looked at after
-    every study. The anytime interval comes with the fourth; no p value, no verdict, no rank."""
-    found = results({**terms, "studies": count}, arms)
+    """Return the part of `results` that stays valid when read after every study, with `count` of
+    the announced studies. The anytime interval starts with the fourth study. There are no p values,
+    verdicts or ranks."""
+    full = results({**terms, "studies": count}, arms)
     keys = [key for key in ANYTIME if key != "anytime" or count >= ANYTIME_FROM]
     return {"arms": {name: {key: row[key] for key in keys if key in row}
-                     for name, row in found["arms"].items()}, "pooled_sd": found["pooled_sd"]}
+                     for name, row in full["arms"].items()}, "pooled_sd": full["pooled_sd"]}
 
 
 # --- a study, an arm
 
 
 def study_values(terms: dict, studies: Sequence[dict]) -> tuple[list[float], list[bool]]:
-    """The value of each study, and whether one of its seeds missed the target."""
+    """Return the value of each study, and whether any of its seeds missed the target (race)."""
     values = [float(np.mean([run_value(terms, run) for run in study["fresh"]]))
               for study in studies]
     race = terms["regime"] == "race"
@@ -78,7 +80,7 @@ def study_values(terms: dict, studies: Sequence[dict]) -> tuple[list[float], lis
 
 
 def run_value(terms: dict, run: dict) -> float:
-    """Log of the cost of a fresh run, or of its metric at the horizon."""
+    """Return the log of a fresh run's cost in a race, else the log of its metric at the horizon."""
     if terms["regime"] == "race":
         cost = run_cost(terms, run)
         return math.log(terms["cap"] if cost is None else min(cost, terms["cap"]))
@@ -88,8 +90,8 @@ def run_value(terms: dict, run: dict) -> float:
 
 
 def run_cost(terms: dict, run: dict, target: float | None = None) -> int | None:
-    """Gradient evaluations of a fresh run to a target, the main one if none is given; None for a
-    miss. On the way to the end of an annealed run those count that were made at the full rate."""
+    """Return the gradient evaluations of a fresh run to a target (default: the main one), None for
+    a miss. In an annealed run, only readings before the rate decays count."""
     if run["status"] == "diverged":
         return None
     most = terms["cap"] * (1 if terms["regime"] == "race" else 1 - DECAY_SHARE)
@@ -113,8 +115,9 @@ def _row(terms: dict, studies: Sequence[dict], values: list[float], censored: li
 
 
 def _on_the_way(terms: dict, arms: dict[str, dict]) -> list[dict]:
-    """For every target but the main one of a race: each arm's geometric mean cost, restricted to
-    the cap, how many runs arrived, and the ratio to the baseline with its interval."""
+    """Return a table per target, except a race's main target: for each arm the geometric mean cost,
+    restricted to the cap, [runs that reached it, runs], and the ratio to the baseline with its
+    interval."""
     race = terms["regime"] == "race"
     cap = terms["cap"] * (1 if race else 1 - DECAY_SHARE)
     table = []
@@ -138,8 +141,8 @@ def _on_the_way(terms: dict, arms: dict[str, dict]) -> list[dict]:
 
 
 def _steadiness(terms: dict, studies: Sequence[dict]) -> list[int]:
-    """Of the `linger` readings after each arrival: how many were at the target, and how many there
-    were (fewer where the cap cut them off)."""
+    """Return [readings at the target, readings] over the `linger` readings after each run first
+    reaches the target. There are fewer where the cap ends a run."""
     after = []
     for run in (run for study in studies for run in study["fresh"]):
         cost = run_cost(terms, run)
@@ -154,7 +157,8 @@ def _steadiness(terms: dict, studies: Sequence[dict]) -> list[int]:
 
 
 def _judge(rows: list[dict], alpha: float) -> None:
-    """Holm's p values and the verdicts; none against the side of its bound."""
+    """Set the p value after Holm and the verdict of each row. An arm whose ratio is only a lower
+    bound is never called cheaper; one with only an upper bound is never called dearer."""
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
         verdict = "cheaper" if row["ratio"] < 1 else "dearer"
         against = row["bound"] in ("unknown", OPPOSITE[verdict])
@@ -165,8 +169,8 @@ def _judge(rows: list[dict], alpha: float) -> None:
 
 
 def pairs(values: dict[str, list[float]], alpha: float) -> list[dict]:
-    """Every pair of arms, with Benjamini-Hochberg's p value and whether it is ordered; the pooled
-    variance is the mean over pairs."""
+    """Compare all pairs of arms: log ratio, p value, p value after Benjamini-Hochberg, and
+    `ordered`: whether that is significant. The pooled variance is the mean over pairs."""
     names = list(values)
     differences = {(a, b): np.subtract(values[a], values[b])
                    for place, a in enumerate(names) for b in names[:place]}
@@ -178,7 +182,7 @@ def pairs(values: dict[str, list[float]], alpha: float) -> list[dict]:
 
 
 def _rank(name: str, ordered: list[dict], count: int) -> list[int]:
-    """[first, last] place that the ordered pairs leave to an arm."""
+    """Return [first, last]: the ranks that the ordered pairs allow for an arm."""
     signs = [pair["log_ratio"] if pair["a"] == name else -pair["log_ratio"] for pair in ordered
              if pair["ordered"] and name in (pair["a"], pair["b"])]
     return [1 + sum(sign > 0 for sign in signs), count - sum(sign < 0 for sign in signs)]

@@ -1,4 +1,4 @@
-"""The statistics of a board: intervals, tests, corrections, the ladder of budgets."""
+"""Statistics of a board: intervals, tests, multiple-comparison corrections, the budget ladder."""
 
 import math
 from collections.abc import Sequence
@@ -9,21 +9,23 @@ from scipy import stats
 
 EQUAL = 0.05  # equal: the 90 % interval of the ratio lies within 1 -+ 5 %
 PRIOR = 0.25  # of the e-value: prior variance of the standardized effect, in studies
-TINY = 1e-300  # variance of studies that are all equal
-POWER, NEEDED_RATIO = (1.959964, 0.841621), 1.1  # studies needed: 5 %, 80 %, a ratio of 1.1
+TINY = 1e-300  # floor of a variance, for studies with equal values
+# Of `studies_needed`: normal quantiles of a two-sided 5 % test and of 80 % power; ratio to detect.
+POWER, NEEDED_RATIO = (1.959964, 0.841621), 1.1
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """The tuned baseline at several budgets. logs: of the budget over the horizon, increasing;
-    differences: of its log metric to that at the horizon, decreasing."""
+    """The tuned baseline at several budgets. logs: log(budget / horizon), increasing. differences:
+    its log metric minus that at the horizon, decreasing."""
 
     logs: list[float]
     differences: list[float]
 
     @classmethod
     def of(cls, terms: dict, values: dict[str, list[float]]) -> "Ladder | None":
-        """The ladder of a board; None in a race, and where rungs are missing or out of order."""
+        """Return the ladder of a board. None in a race, where a rung is missing, and where the
+        metric does not improve from rung to rung. values: arm -> value of each study."""
         shares = {terms["baseline"]: 1.0, **terms.get("ladder", {})}
         if len(shares) == 1 or not shares.keys() <= values.keys():
             return None
@@ -35,21 +37,22 @@ class Ladder:
         return cls([log for log, _ in rungs], differences) if falling else None
 
     def budget(self, difference: float) -> float:
-        """The share of the horizon with which the baseline is as good, at most that of its last
-        rung, at least that of its first."""
+        """Return the share of the horizon at which the baseline's log metric differs by
+        `difference` from that at the horizon: linear in the logs, clipped to the outer rungs."""
         return math.exp(np.interp(difference, self.differences[::-1], self.logs[::-1]))
 
     def effect(self, ratio: float) -> float:
-        """What a budget larger by this ratio takes off the baseline's log metric."""
+        """Return by how much the baseline's log metric falls if its budget grows by `ratio`."""
         return -float(np.interp(math.log(ratio), self.logs, self.differences))
 
 
 def comparison(d: np.ndarray, pooled: float, ours: bool, theirs: bool,
                ladder: Ladder | None = None) -> dict:
-    """Ratio, interval, p and all else that paired differences say.
+    """Return the ratio, its interval, the p value and the other statistics of one arm.
 
-    ours, theirs: whether a run of the arm, of the baseline, missed the target. With a ladder also
-    the budget, by which "equal" and the studies needed then go.
+    d: paired differences of log cost, arm minus baseline, (studies,). pooled: their variance pooled
+    over arms. ours, theirs: whether a run of the arm or of the baseline missed the target. With a
+    ladder, the row has a `budget`, and `equal` and `studies_needed` are based on budgets.
     """
     mean, low, high, p = t_test(d, pooled)
     _, *narrow, _ = t_test(d, pooled, level=0.90)
@@ -69,13 +72,15 @@ def comparison(d: np.ndarray, pooled: float, ours: bool, theirs: bool,
 
 
 def used_variance(own: float, pooled: float) -> float:
-    """The variance of an arm's differences that its interval uses; never 0."""
+    """Return the variance for an arm's interval: its own, or the mean of its own and the pooled one
+    where that is larger; never 0."""
     return max(own, (own + pooled) / 2, TINY)
 
 
 def t_test(d: np.ndarray, pooled: float, level: float = 0.95
            ) -> tuple[float, float, float, float]:
-    """Mean, interval and two-sided p value of K >= 2 differences, 2 (K - 1) degrees of freedom."""
+    """Return (mean, low, high, two-sided p) of K >= 2 differences, with 2 (K - 1) degrees of
+    freedom."""
     mean, count = float(np.mean(d)), len(d)
     freedom = 2 * (count - 1)
     error = math.sqrt(used_variance(float(np.var(d, ddof=1)), pooled) / count)
@@ -84,7 +89,8 @@ def t_test(d: np.ndarray, pooled: float, level: float = 0.95
 
 
 def anytime_interval(d: np.ndarray, pooled: float, alpha: float = 0.05) -> list[float]:
-    """The interval of the ratio that holds at every number of studies at once (normal mixture)."""
+    """Return the ratio's confidence sequence, [low, high]: an interval that is valid at all numbers
+    of studies simultaneously (normal mixture)."""
     count, mean = len(d), float(np.mean(d))
     variance = used_variance(float(np.var(d, ddof=1)), pooled)
     half = math.sqrt(variance * 2 * (count + 1) / count**2 * math.log(
@@ -93,25 +99,25 @@ def anytime_interval(d: np.ndarray, pooled: float, alpha: float = 0.05) -> list[
 
 
 def e_value(d: np.ndarray) -> float:
-    """The e-value of the t test of no difference, exact at every number of studies."""
+    """Return the e-value of the t test of no difference, exact at every number of studies."""
     count, total = len(d), float(np.sum(d))
     scaled = (count + PRIOR) * max(float(np.sum(np.square(d))), TINY)
     return math.sqrt(PRIOR / (count + PRIOR)) * (scaled / (scaled - total**2)) ** (count / 2)
 
 
 def wins_a_study(mean: float, own: float, pooled: float, count: int) -> float:
-    """The probability that one more study of both finds the arm cheaper."""
+    """Return the probability that the arm is cheaper than the baseline in one further study."""
     error = math.sqrt(used_variance(own, pooled) * (1 + 1 / count))
     return float(stats.t.cdf(-mean / error, 2 * (count - 1)))
 
 
 def studies_needed(own: float, pooled: float, effect: float) -> int:
-    """Studies to tell a mean log difference of `effect` from 0 with power 0.8."""
+    """Return how many studies detect a mean log difference of `effect` with power 0.8."""
     return math.ceil(sum(POWER)**2 * used_variance(own, pooled) / effect**2 + 2)
 
 
 def benjamini_hochberg(p: Sequence[float]) -> list[float]:
-    """Benjamini and Hochberg's adjusted p values."""
+    """Return the p values adjusted for the false discovery rate (Benjamini and Hochberg 1995)."""
     order = np.argsort(p)
     factors = len(p) / (np.arange(len(p)) + 1)
     scaled = np.asarray(p, float)[order] * factors

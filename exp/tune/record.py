@@ -1,42 +1,45 @@
-"""What one run says: when it reached a target, and the records of trials and fresh runs.
+"""Records of trials and fresh runs, and the cost at which a run reaches a target.
 
-A target is reached with `hold` readings in a row at it or beyond; the cost is the gradient
-evaluations at the first of them. No reading beyond the limit counts. An annealed run's score is the
-log of its metric at the end: the rate is zero from the horizon on, and a reading that comes a few
-evaluations later counts as one at the horizon.
+A reading is one evaluation of the metric. A run reaches a target with `hold` consecutive readings
+at the target or better. Its cost is the number of gradient evaluations at the first of them.
+Readings after the limit do not count. The score of an annealed run is the log of its final metric.
+Its learning rate is zero from the horizon on, so a reading a few evaluations later counts as one at
+the horizon.
 """
 
 import math
 from collections.abc import Sequence
 
 KEY = "gradient_evaluations"
-LEAST_ERROR = 1e-6
+LEAST_ERROR = 1e-6  # floor of 1 - accuracy, before its log
 
 
 def first_passage(evaluations: Sequence[int], values: Sequence[float], target: float, mode: str,
                   hold: int, limit: float) -> int | None:
-    """Gradient evaluations to the target, None for a miss."""
-    row: list[int] = []
+    """Return the gradient evaluations at the first of `hold` consecutive readings that reach the
+    target within `limit`; None for a miss. mode: "max" or "min", the better direction."""
+    consecutive: list[int] = []
     for spent, value in zip(evaluations, values, strict=True):
-        row = [*row, spent] if is_reached(value, target, mode) and spent <= limit else []
-        if len(row) == hold:
-            return row[0]
+        hit = is_reached(value, target, mode) and spent <= limit
+        consecutive = [*consecutive, spent] if hit else []
+        if len(consecutive) == hold:
+            return consecutive[0]
     return None
 
 
 def is_reached(value: float, target: float, mode: str) -> bool:
-    """Whether a metric is at the target or beyond."""
+    """Whether a metric is at the target or better."""
     return value >= target if mode == "max" else value <= target
 
 
 def log_metric(terms: dict, value: float) -> float:
-    """What annealed runs are compared by, lower is better: log of the metric, or of the error
-    where the metric is an accuracy."""
+    """Score of an annealed run, lower is better: log of the metric, or of 1 - metric where higher
+    is better (an accuracy)."""
     return math.log(value if terms["mode"] == "min" else max(1 - value, LEAST_ERROR))
 
 
 def readings(lines: Sequence[dict], terms: dict, limit: float) -> tuple[list[int], list[float]]:
-    """Gradient evaluations and metric of every reading of a run up to the limit."""
+    """Return the gradient evaluations and the metric of each reading up to the limit."""
     if terms["regime"] == "anneal":
         lines = [{**line, KEY: min(line[KEY], limit)} for line in lines]
     kept = [line for line in lines if line.get(terms["metric"]) is not None
@@ -45,15 +48,15 @@ def readings(lines: Sequence[dict], terms: dict, limit: float) -> tuple[list[int
 
 
 def cost(lines: Sequence[dict], terms: dict, limit: float) -> int | None:
-    """Gradient evaluations to the main target."""
+    """Return the gradient evaluations to the main target, None for a miss."""
     return first_passage(*readings(lines, terms, limit), terms["main_target"], terms["mode"],
                          terms["hold"], limit)
 
 
 def grade(lines: Sequence[dict], terms: dict, limit: float) -> float:
-    """What misses are ordered by, higher is better: the number of targets reached, less what the
-    furthest one cost as a share of the cap (halved), plus a thousandth of the quality, in [0, 1],
-    of the last reading up to `grade_at`."""
+    """Score of a run that misses the main target, higher is better: the number of targets reached,
+    minus half the cost of the last one reached as a share of the cap, plus a thousandth of the
+    quality in [0, 1] of the last reading up to `grade_at` evaluations."""
     evaluations, values = readings(lines, terms, limit)
     costs = [first_passage(evaluations, values, target, terms["mode"], terms["hold"], limit)
              for target in terms["targets"]]
@@ -65,7 +68,7 @@ def grade(lines: Sequence[dict], terms: dict, limit: float) -> float:
 
 
 def trial_record(index: int, params: dict, limit: int, run: dict, terms: dict) -> dict:
-    """A trial of a chain; run: its `status` and the `lines` of its metrics.jsonl."""
+    """Return the record of a trial. run: `status` and `lines`, those of its metrics.jsonl."""
     lines = run["lines"]
     if terms["regime"] == "anneal":
         end = lines[-1][terms["metric"]] if run["status"] == "completed" else None
@@ -80,8 +83,8 @@ def trial_record(index: int, params: dict, limit: int, run: dict, terms: dict) -
 
 
 def fresh_record(seed: int, run: dict, terms: dict) -> dict:
-    """A run of a winner on a fresh seed: its curve up to the cap, time and memory; `test`: the
-    metric on the test split, if it was tested."""
+    """Return the record of a winner's run on a fresh seed: curve up to the cap, seconds, peak
+    memory in bytes and, if it was tested, `test`: the metric on the test split."""
     evaluations, values = readings(run["lines"], terms, terms["cap"])
     return {"seed": seed, "status": run["status"], **run["test"],
             "curve": {"evaluations": evaluations, "metric": values},

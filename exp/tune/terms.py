@@ -1,4 +1,4 @@
-"""Terms of a search: what must be equal for results to be comparable, and a trial's settings."""
+"""Terms of a search (all that must be equal for results to be comparable); settings of a trial."""
 
 import hashlib
 import json
@@ -18,18 +18,19 @@ from exp.tune.suggest import GIVE_UP, START, STOP_FACTOR, study_seed
 
 SCHEMA = "ars-arena/1"
 IN_PROGRESS = f"{SCHEMA} in progress"  # a board with fewer studies than its terms announce
-HOLD = 2  # readings in a row at the target
-WARMUP = 0.02  # of the horizon, where the rate is annealed
-LINGER = 25  # readings of a fresh run after the first of these: do they stay there?
+HOLD = 2  # consecutive readings at the target
+WARMUP = 0.02  # share of the horizon, in annealed runs
+LINGER = 25  # readings of a fresh run after the first one at the target, to see if it stays there
 
 
 def terms_of(task: Task, asked: dict, overrides: Iterable[str] = ()) -> dict:
-    """The terms of a task: `[tuning]` of its task.toml where `asked` has None for `target`, `cap`,
-    `studies`, `trials` or `fresh_seeds`.
+    """Return the terms of a task. `[tuning]` of its task.toml applies where `asked` has None for
+    `target`, `cap`, `studies`, `trials` or `fresh_seeds`.
 
-    Regime "race": gradient evaluations to a target, at most `cap`, at a constant rate. "anneal":
-    the metric after exactly `horizon` evaluations, the rate decayed to zero by then; `cap` is the
-    horizon. Raises ConfigError for a task without `[tuning]`, and for a wrong override.
+    Regime "race" measures the gradient evaluations to a target, at most `cap`, at a constant rate.
+    "anneal" measures the metric after exactly `horizon` evaluations, with the rate decayed to zero;
+    `cap` equals the horizon. Raises ConfigError for a task without `[tuning]`, and for an invalid
+    override.
     """
     if "tuning" not in task.table:
         raise ConfigError(f"task {task.name} has no tuning goal: add [tuning] to "
@@ -58,7 +59,7 @@ def terms_of(task: Task, asked: dict, overrides: Iterable[str] = ()) -> dict:
 
 
 def rung(terms: dict, arm: str) -> dict:
-    """The terms of an arm: those of the board, but for the baseline with another budget."""
+    """Return the terms of an arm: the board's, with another cap and horizon for a ladder's rung."""
     share = terms.get("ladder", {}).get(arm, 1)
     if share == 1:
         return terms
@@ -68,10 +69,11 @@ def rung(terms: dict, arm: str) -> dict:
 
 def settings_of(terms: dict, arm: Arm, optimizer: dict, seed: int, limit: int, fresh: bool = False
                 ) -> dict:
-    """The complete settings of a run that may take `limit` gradient evaluations. One on a fresh
-    seed goes on after a target, and is tested where its task has a test split.
+    """Return the complete settings of a run of at most `limit` gradient evaluations. A `fresh` run
+    continues after the target in a race; if annealed, it is tested where the task has a test split.
 
-    Raises ConfigError for a wrong override, or a schedule that ends without a period of its own.
+    Raises ConfigError for an invalid override, and in a race for a schedule that ends but has no
+    `period_epochs`.
     """
     task = task_named(terms["task"])
     settings = read_toml(task.config)
@@ -104,23 +106,24 @@ def settings_of(terms: dict, arm: Arm, optimizer: dict, seed: int, limit: int, f
 
 
 def numbers_of(arm: str, terms: dict) -> range:
-    """The studies of an arm: 1 to K, those of the noise arm K + 1 to 2 K."""
+    """Return the study numbers of an arm: 1 to K, or K + 1 to 2 K for the noise arm."""
     first = terms["studies"] + 1 if arm == terms["noise_arm"] else 1
     return range(first, first + terms["studies"])
 
 
 def seeds_of(study: int, count: int) -> list[int]:
-    """The seeds of a study's fresh runs, no two studies share one."""
+    """Return the seeds of a study's fresh runs; no two studies share a seed."""
     return [1000 * study + number for number in range(1, count + 1)]
 
 
 def code_of(recipes: dict[str, int]) -> str:
-    """12 hexadecimal digits for the RECIPE numbers of what computed a study."""
+    """Return a hash, 12 hexadecimal digits, of the RECIPE numbers behind a study."""
     return hashlib.sha256(json.dumps(recipes, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _measured(terms: dict) -> dict:
-    """Steps between two readings; for annealed runs the log metric of an untrained model."""
+    """Return the terms that need a built model: `evaluate_every`, steps between two readings, and
+    for annealed runs `worst`, the log metric of an untrained model."""
     arm, task = arm_named(terms["baseline"], terms["cap"]), task_named(terms["task"])
     table = arm.settings(arm.defaults, terms["cap"])
     built = build(settings_of(terms, arm, table, 0, terms["cap"]), task)
