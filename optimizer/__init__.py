@@ -1,6 +1,7 @@
 """Optimizers: one algorithm per file, found by its file name; the folder is the registry.
 
-`from optimizer import Muon` imports torch and that file, `import optimizer` neither of them.
+`from optimizer import Muon` imports torch and optimizer/muon.py; `import optimizer` alone imports
+neither.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,9 @@ __all__ = ["GIVEN_BY_CODE", "available_optimizers", "build_optimizer", "is_wrapp
 
 
 def __getattr__(name: str) -> Any:
-    """The functions of parts/registry.py, and each of our classes by its name."""
+    """Return a function of parts/registry.py, or an optimizer class of this package by its name.
+
+    Raises AttributeError for an unknown name."""
     if name.startswith("__"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from .parts import registry

@@ -1,5 +1,5 @@
-"""The table of all optimizers, the update rule and arguments of one, or which classes of an
-installed library a config can name.
+"""Print the table of all optimizers, the update rule and arguments of one, or which optimizer
+classes of an installed library a config can name.
 
 python -m optimizer [NAME | --library PACKAGE]
 """
@@ -13,17 +13,17 @@ from pathlib import Path
 from .parts.arguments import parse
 
 if __name__ == "__main__":
-    parse()  # answers --help and mistyped options before torch is imported
+    parse()  # handles --help and unknown options before torch is imported
 
 from . import available_optimizers, optimizer_class
 from .parts.compatibility import card
 
-BOARDS = Path(__file__).parents[1] / "outputs" / "paper" / "arena"  # of a checkout
+BOARDS = Path(__file__).parents[1] / "outputs" / "paper" / "arena"  # exists in a checkout only
 
 
 def table() -> str:
-    """One line for each optimizer: name, evaluations a step, state tensors, source, what it is
-    tested against, the boards of `exp.tune` that it stands on, defaults."""
+    """Return one line per optimizer: name, gradient evaluations per step, state tensors per
+    parameter, source, what it is tested against, boards of `exp.tune`, default arguments."""
     rows, boards = [("name", "evaluations", "state", "source", "tested against", "boards",
                      "defaults")], read_boards()
     for name in available_optimizers():
@@ -44,9 +44,10 @@ def table() -> str:
 
 
 def read_boards(folder: Path = BOARDS) -> dict[str, set[str]]:
-    """Board -> the rules and wrappers of its arms, by the names of `available_optimizers`; empty
-    without boards, as where the package is installed alone. A damaged file is left out."""
-    known, found = {name.replace("_", ""): name for name in available_optimizers()}, {}
+    """Map each board to the rules and wrappers of its arms, named as in `available_optimizers`.
+
+    Empty where there are no boards, as in the installed package. Unreadable files are skipped."""
+    known, boards = {name.replace("_", ""): name for name in available_optimizers()}, {}
     for path in folder.glob("*.json"):
         try:
             arms = json.loads(path.read_text(encoding="utf-8"))["arms"].values()
@@ -57,12 +58,13 @@ def read_boards(folder: Path = BOARDS) -> dict[str, set[str]]:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         plain = (name.lower().replace("-", "").replace("_", "") for name in names)
-        found[path.stem] = {known[name] for name in plain if name in known}
-    return found
+        boards[path.stem] = {known[name] for name in plain if name in known}
+    return boards
 
 
 def describe(name: str) -> str:
-    """The docstring and the signature of one optimizer. Raises ValueError for an unknown name."""
+    """Return the signature and docstring of one optimizer. Raises ValueError for an unknown
+    name."""
     cls = optimizer_class(name)
     return f"{cls.__name__}{inspect.signature(cls)}\n\n{inspect.getdoc(cls)}"
 
@@ -74,7 +76,7 @@ def _defaults(cls: type) -> str:
 
 
 def main() -> int:
-    """Print what was asked for; the exit status, 2 for an unknown name or package."""
+    """Print the requested text; return the exit status, 2 for an unknown name or package."""
     options = parse()
     try:
         if options.library:

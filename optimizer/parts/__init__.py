@@ -1,1 +1,1 @@
-"""What several optimizers share: orthogonalization, moments, tracks, sharpness, composition."""
+"""Code shared by several optimizers: base classes, orthogonalization, moments, perturbations."""

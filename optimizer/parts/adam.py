@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def moments(state: dict, params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[int]]:
-    """(exp_avg, exp_avg_sq, step) of each tensor, made on first sight, `step` already advanced.
+    """Return the lists (exp_avg, exp_avg_sq, step) and advance each step count by one.
 
-    Kept in float32 for half-precision parameters.
+    Moments start as zeros, shaped like the parameter, in float32 for half-precision parameters.
     """
     for p in params:
         entry = state[p]
@@ -38,7 +38,7 @@ def update_moments(
 ) -> None:
     """In place: m <- beta1 m + (1 - beta1) grads, v <- beta2 v + (1 - beta2) squared^2.
 
-    `grads` and `squared` are the same list but for rules whose moments see different gradients.
+    `grads` and `squared` differ only for rules whose two moments average different gradients.
     """
     grads = [g.to(m.dtype) for g, m in zip(grads, exp_avgs, strict=True)]
     squared = [g.to(v.dtype) for g, v in zip(squared, exp_avg_sqs, strict=True)]
@@ -54,7 +54,7 @@ def whitened(
     betas: tuple[float, float],
     eps: float,
 ) -> Sequence[Tensor]:
-    """Adam's direction u of each tensor: bias-corrected m over sqrt(v) + eps."""
+    """Return Adam's direction u of each tensor: m_hat / (sqrt(v_hat) + eps), bias-corrected."""
     denominators = torch._foreach_sqrt(exp_avg_sqs)
     torch._foreach_div_(denominators, [(1 - betas[1] ** t) ** 0.5 for t in steps])
     torch._foreach_add_(denominators, eps)

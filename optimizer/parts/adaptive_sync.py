@@ -1,4 +1,4 @@
-"""AGA, the adaptive sync of ARS2-Neo (dmf-archive/ARS): when to renew the shear force."""
+"""AGA, the adaptive sync of ARS2-Neo (dmf-archive/ARS): when to recompute the shear force."""
 
 
 def decide_sync(
@@ -7,9 +7,9 @@ def decide_sync(
 ) -> bool:
     """Whether to sync, given phi = cos(gradient, shear force); updates `scalars` in place.
 
-    In the order of the released code: variance of phi (an average of phi^2 with `decay`), threshold
-    -scale sqrt(variance), decision, alpha_t = alpha (1 + max(0, phi))^gamma. k > 1: at least
-    every k steps.
+    As in the released code: variance of phi (a moving average of phi^2 with `decay`; unchanged in
+    the first step after a sync), threshold -scale sqrt(variance), alpha_t = alpha (1 +
+    max(0, phi))^gamma. Sync in step 1, where phi < threshold, and for k > 1 k steps after the last.
     """
     since_sync = scalars["step"] - scalars["last_sync_step"]
     if scalars["step"] == 1:

@@ -1,10 +1,10 @@
-"""The options of `python -m optimizer`, which are read before torch is imported."""
+"""Command-line options of `python -m optimizer`, parsed before torch is imported."""
 
 import argparse
 
 
 def parse() -> argparse.Namespace:
-    """The options. Ends the process for --help and for wrong ones."""
+    """Parse the command line. Exits the process for --help and for invalid options."""
     parser = argparse.ArgumentParser(prog="python -m optimizer")
     parser.add_argument("name", nargs="?", help="an optimizer's name; all of them without it")
     parser.add_argument("--library", metavar="PACKAGE",

@@ -1,4 +1,4 @@
-"""The base of wrappers that evaluate other weights than they train: averages, Schedule-Free."""
+"""Base classes of wrappers with separate weights for evaluation: averages, Schedule-Free."""
 
 from typing import Any
 
@@ -11,13 +11,14 @@ from .wrapper import Wrapper
 
 
 class TwoWeights(Wrapper):
-    """`eval()` puts the weights to evaluate into the model and keeps those that are trained in the
-    state, to the bit; `train()` puts them back. A state_dict of either mode loads, with the weights
-    that the model had then. Batch-norm statistics are those of the trained weights until they are
-    computed again (torch.optim.swa_utils.update_bn). Subclasses call `keep_scalars` with
-    evaluating=0.
+    """A wrapper with separate weights for evaluation. `eval()` copies them into the model and keeps
+    the trained weights in the state; `train()` restores the trained weights bit for bit.
 
-    Raises ValueError where `base` has weights for evaluation already, and for a step in eval mode.
+    A state_dict saved in either mode loads together with the model weights saved with it.
+    Batch-norm statistics belong to the trained weights until they are recomputed
+    (torch.optim.swa_utils.update_bn). Subclasses give `evaluated` and call `keep_scalars` with
+    evaluating=0. Raises ValueError if `base` already has separate weights for evaluation, and for a
+    step in eval mode.
     """
 
     def __init__(self, base: Optimizer, *arguments: Any) -> None:
@@ -27,12 +28,12 @@ class TwoWeights(Wrapper):
         super().__init__(base, *arguments)
 
     def evaluated(self, p: Tensor) -> Tensor | None:
-        """The weights to evaluate in the place of `p`; None if those that are trained."""
+        """Return the weights to evaluate instead of `p`, in its shape; None to evaluate `p`."""
         raise TypeError(f"{type(self).__name__} defines no evaluated")
 
     @torch.no_grad()
     def eval(self) -> None:
-        """Put the weights to evaluate into the model."""
+        """Copy the weights for evaluation into the model."""
         if not self.scalars["evaluating"]:
             for p in self.parameters:
                 weight = self.evaluated(p) if self.state.get(p) else None
@@ -43,7 +44,7 @@ class TwoWeights(Wrapper):
 
     @torch.no_grad()
     def train(self) -> None:
-        """Put the weights that are trained back into the model."""
+        """Restore the trained weights in the model."""
         if self.scalars["evaluating"]:
             for p in self.parameters:
                 if "trained_weight" in self.state.get(p, {}):
@@ -51,7 +52,7 @@ class TwoWeights(Wrapper):
             self.scalars["evaluating"] = 0
 
     def inner_closure(self, closure: Closure | None) -> Closure | None:
-        """The closure as it is. Raises ValueError in eval mode."""
+        """Return the closure unchanged. Raises ValueError in eval mode."""
         if self.scalars["evaluating"]:
             raise ValueError(f"{type(self).__name__} holds the weights to evaluate: train() puts "
                              "back those that a step moves")
@@ -59,16 +60,16 @@ class TwoWeights(Wrapper):
 
 
 class Averaged(TwoWeights):
-    """Averages of the weights after each step of `base`, which are evaluated but never trained.
+    """Averages the weights after each step of `base`, for evaluation only.
 
-    Subclasses give `collect`. The trajectory is that of `base` alone, to the bit.
+    Subclasses give `collect`. The trained weights are bitwise those of `base` alone.
     """
 
     stage = "average"
 
     @torch.compiler.disable
     def after_step(self) -> None:
-        """`collect` every weight that has moved, and count the step."""
+        """Call `collect` for every parameter that has a gradient or state, and count the step."""
         self.scalars["steps"] += 1
         for p in self.parameters:
             if p.numel() and (p.grad is not None or self.state.get(p)):
@@ -76,13 +77,13 @@ class Averaged(TwoWeights):
         self.counted()
 
     def collect(self, p: Tensor, state: dict) -> None:
-        """Take the weight after a step into the average in `state`."""
+        """Update the average in `state` with the weight `p` after a step."""
         raise TypeError(f"{type(self).__name__} defines no collect")
 
     def counted(self) -> None:
-        """What changes in `scalars` after a step, once all weights are collected."""
+        """Hook to update `scalars` after each step, once all weights are collected."""
 
 
 def wide(p: Tensor) -> Tensor:
-    """A copy of `p` in float32 at least."""
+    """Return a detached copy of `p`, in float32 if its precision is lower."""
     return p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)

@@ -1,7 +1,7 @@
-"""The base of every optimizer here: what torch.optim.Optimizer leaves to its subclasses.
+"""The base class of every optimizer in this package, on top of torch.optim.Optimizer.
 
-Copies and pickles keep every attribute; numbers of the run (step counts, averages) are part of
-`param_groups`, so that any form of checkpoint has them; state is restored exactly.
+Copies and pickles keep every attribute. Run-level numbers (step counts, averages) are stored in
+`param_groups`, so every form of checkpoint contains them. Loading restores state exactly.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,24 +14,24 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from .checkpoint import restore_exactly, upgraded
 
-Closure = Callable[..., Any]  # returns the loss, a 0-d tensor; torch.optim's annotation says float
+Closure = Callable[..., Any]  # returns the loss as a 0-d tensor (torch.optim annotates float)
 
 
 class Base(Optimizer):
     """torch.optim.Optimizer with complete copies, run-level scalars and exact loading."""
 
     scalars_key: str | None = None
-    old_key = "scalars"  # where checkpoints of version 0.1 had what this optimizer remembered
+    old_key = "scalars"  # the key under which checkpoints of version 0.1 stored this state
 
     def __init__(self, params: Iterable, defaults: dict) -> None:
         groups = params if isinstance(params, list) else []
         for settings in (defaults, *(group for group in groups if isinstance(group, dict))):
             if torch.is_tensor(lr := settings.get("lr")) and lr.ndim and lr.numel() == 1:
-                settings["lr"] = lr.reshape(())  # the same memory; products keep the shape of p
+                settings["lr"] = lr.reshape(())  # shares memory; lr * p then has the shape of p
         super().__init__(params, defaults)
 
     def keep_scalars(self, **initial: float) -> None:
-        """Keep numbers of the run as `self.scalars`, and in every checkpoint."""
+        """Store run-level numbers in `self.scalars`, which is part of every checkpoint."""
         self.scalars_key, self.initial_scalars = type(self).__name__, initial
         kept = self.param_groups[0].setdefault("scalars", {})
         while self.scalars_key in kept:  # SAM around SAM
@@ -40,28 +40,28 @@ class Base(Optimizer):
 
     @property
     def scalars(self) -> dict[str, Any]:
-        """The numbers of `keep_scalars`, to be changed in place."""
+        """The numbers stored by `keep_scalars`; update this dict in place."""
         return self.param_groups[0]["scalars"][self.scalars_key]
 
     @property
     def diagnostics(self) -> dict[str, float]:
-        """Numbers worth logging; none unless a rule has something to say."""
+        """Numbers to log with each evaluation; empty by default."""
         return {}
 
     @staticmethod
     def with_gradient(group: dict) -> list[Tensor]:
-        """The parameters of `group` that have a gradient, but for empty ones."""
+        """Return the nonempty parameters of `group` that have a gradient."""
         return [p for p in group["params"] if p.grad is not None and p.numel()]
 
     def after_step(self) -> None:
-        """What a subclass does after each update; gradients are still there."""
+        """Hook that runs after each update; gradients are still available."""
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restore exactly what `state_dict` returned, as copies: also state wider than its
-        parameter; what a narrower model had gets the parameter's dtype. Checkpoints of version
-        0.1 are read too.
+        """Restore a `state_dict` exactly, by copies; checkpoints of version 0.1 load too.
 
-        (torch rounds such state to the parameter's dtype, and otherwise keeps the tensors given.)
+        State in a wider dtype than its parameter keeps that dtype; state from a narrower model is
+        cast to the parameter's dtype. (torch casts floating-point state to the parameter's dtype
+        and does not copy tensors that already have it.)
         """
         loaded: dict = {}
 
@@ -72,7 +72,7 @@ class Base(Optimizer):
         def after(_: Optimizer) -> None:
             self.restore(loaded)
 
-        # Ours run next to torch's own loading, so that hooks of others see it complete.
+        # Run directly before and after torch's loading: other hooks see the loading complete.
         hooks = [self.register_load_state_dict_pre_hook(before),
                  self.register_load_state_dict_post_hook(after, prepend=True)]
         try:
@@ -82,7 +82,7 @@ class Base(Optimizer):
                 hook.remove()
 
     def restore(self, loaded: dict) -> None:
-        """Finish loading: exact state, scalars that the checkpoint lacks, `after_loading`."""
+        """Finish loading: restore state exactly, default missing scalars, call `after_loading`."""
         restore_exactly(self, loaded, self.has_own_dtype)
         if self.scalars_key is not None:
             kept = self.param_groups[0].setdefault("scalars", {})
@@ -90,33 +90,33 @@ class Base(Optimizer):
         self.after_loading()
 
     def has_own_dtype(self, key: str) -> bool:
-        """Whether this entry of a parameter's state may be narrower than the parameter; if not, one
-        from a narrower model is widened when it is loaded."""
+        """Whether state entry `key` may have a narrower dtype than its parameter. Loading casts
+        other entries of a narrower dtype to the parameter's dtype."""
         return key == "step"
 
     def after_loading(self) -> None:
-        """What a subclass does once groups and state have been replaced."""
+        """Hook that runs after loading has replaced `param_groups` and `state`."""
 
     def __getstate__(self) -> dict:
-        """Every attribute, but for hooks (as in torch) and what a scheduler patched."""
+        """Return every attribute except hooks (as torch does) and a scheduler's patched `step`."""
         return {key: value for key, value in self.__dict__.items()
                 if key != "step" and not key.startswith("_optimizer_")}
 
 
 def grad_of(p: Tensor) -> Tensor:
-    """The gradient of a tensor that has one, as those of `with_gradient`."""
+    """Return the gradient of `p`, which must have one."""
     assert p.grad is not None
     return p.grad
 
 
 def grads_of(params: Iterable[Tensor]) -> list[Tensor]:
-    """The gradients of tensors that all have one, as those of `with_gradient`."""
+    """Return the gradients of `params`, which must all have one."""
     return [grad_of(p) for p in params]
 
 
 def inner_step(optimizer: Optimizer, closure: Closure | None = None) -> Any:
-    """A step of an optimizer inside another: hooks registered for all optimizers
-    (`register_optimizer_step_pre_hook`) run for the outer one alone. What it returns."""
+    """Call `optimizer.step` inside another optimizer's step and return its result. Global hooks
+    (`register_optimizer_step_pre_hook`, `..._post_hook`) run for the outer optimizer only."""
     arguments = () if closure is None else (closure,)
     registries: tuple[dict[int, Any], ...] = (
         _global_optimizer_pre_hooks, _global_optimizer_post_hooks)
@@ -133,8 +133,9 @@ def inner_step(optimizer: Optimizer, closure: Closure | None = None) -> Any:
 
 
 def set_mode(optimizer: Optimizer, mode: Literal["train", "eval"]) -> None:
-    """Call `train` or `eval` of an optimizer that has two sets of weights (schedule-free ones,
-    arXiv 2405.15682), and of those that it wraps; others have no such method."""
+    """Call `train` or `eval` on the optimizer and on those inside it, where they have that method.
+
+    Optimizers with separate weights for evaluation have it (Schedule-Free, arXiv 2405.15682)."""
     getattr(optimizer, mode, lambda: None)()
     for part in _inside(optimizer):
         set_mode(part, mode)
@@ -142,14 +143,14 @@ def set_mode(optimizer: Optimizer, mode: Literal["train", "eval"]) -> None:
 
 
 def evaluated_weights(optimizer: Optimizer) -> str | None:
-    """The class whose `eval` puts weights of its own into the model; None if those that are trained
-    are evaluated, as before an average has begun."""
+    """Return the name of the class whose `eval` puts other weights into the model. None if the
+    trained weights are evaluated, for example before an average has started."""
     inner = switching(optimizer)
     return type(inner).__name__ if inner and getattr(inner, "has_average", True) else None
 
 
 def switching(optimizer: Optimizer) -> Optimizer | None:
-    """The optimizer, of those inside, that has other weights to evaluate than to train."""
+    """Return the first optimizer, from the outside in, that has an `eval` method; None if none."""
     if callable(getattr(optimizer, "eval", None)):
         return optimizer
     return next(filter(None, map(switching, _inside(optimizer))), None)

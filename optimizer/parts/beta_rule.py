@@ -1,17 +1,19 @@
-"""ARS2C (dmf-archive/ARS addb47c and fd447fd): decay rates of the moments from an alignment.
+"""ARS2C (dmf-archive/ARS addb47c and fd447fd): decay rates of the moments from the alignment al of
+the curvature direction c with the update O. C and c are defined in parts/curvature.py.
 
-    beta = lowest + (highest - lowest) al          of each range, al as the last update left it
+    beta = low + (high - low) al          (low, high): beta1_range or beta2_range; al of the last
+                                          update
 
-"element": al has an entry for each weight, sqrt(r_i q_j), with
-    r_i = (cos(c_i., O_i.) + 1) / 2 over rows, q_j likewise over columns;
-    before the first c the group's betas. Of a 3-D stack (heads, d, n), as released, rows run over
-    d and columns over heads.
-"scalar": al = |<c, O>| / ||O|| sigmoid(||C||), one number per matrix, 0 before the first. It is not
-    bounded by 1 but by sqrt(rank): beta2 > 1 then makes v_hat negative. A warning says so.
+"element": one al per weight, sqrt(r_i q_j), with
+    r_i = (cos(c_i., O_i.) + 1) / 2 over rows, q_j likewise over columns.
+    Before the first c the group's betas are used. In a 3-D stack (heads, d, n), as released, rows
+    run over d and columns over heads.
+"scalar": al = |<c, O>| / ||O|| sigmoid(||C||), one number per matrix, 0 before the first c. Its
+    bound is sqrt(rank), not 1, and beta2 > 1 makes v_hat negative: al > 1 raises a warning.
 
-As released, biases are corrected by 1 - beta^t with today's beta, which is exact for a constant
-one only. Two independent random matrices have al = 0.5 up to a few hundredths, so that "element" is
-close to fixed betas in the middle of its ranges.
+As released, bias correction divides by 1 - beta^t with the current beta, which is exact only for a
+constant beta. Two independent random matrices have al = 0.5 up to a few hundredths, so "element" is
+then close to fixed betas in the middle of the ranges.
 """
 
 import warnings
@@ -29,7 +31,7 @@ EPS = 1e-12  # added to norms
 
 def decay_rates(entry: dict, rule: str, ranges: Iterable[Sequence[float]],
                 betas: tuple[float, float]) -> Betas:
-    """beta1 and beta2 of one tensor, numbers or shaped as it."""
+    """Return (beta1, beta2) of one tensor: numbers, or tensors of its shape for "element"."""
     level = entry.get("alignment", 0.0 if rule == "scalar" else None)
     if level is None:
         return betas
@@ -39,7 +41,7 @@ def decay_rates(entry: dict, rule: str, ranges: Iterable[Sequence[float]],
 
 def whitened_by(m: Tensor, v: Tensor, grad: Tensor, betas: Betas, step: int, eps: float
                 ) -> tuple[Tensor, Tensor]:
-    """m_hat and u = m_hat / (sqrt(v_hat) + eps) after m and v, in place, have seen `grad`."""
+    """Update m and v in place with `grad`; return m_hat and u = m_hat / (sqrt(v_hat) + eps)."""
     beta1, beta2 = betas
     m.mul_(beta1).add_(grad * (1 - beta1))
     v.mul_(beta2).add_(grad * grad * (1 - beta2))
@@ -48,14 +50,14 @@ def whitened_by(m: Tensor, v: Tensor, grad: Tensor, betas: Betas, step: int, eps
 
 
 def alignment(c: Tensor, polar: Tensor) -> Tensor:
-    """al of "element", shaped as both."""
+    """Return al of "element"; c, polar and the result have one shape."""
     shares = [((_unit(c, dim) * _unit(polar, dim)).sum(dim, keepdim=True) + 1) / 2
               for dim in (1, 0)]
     return (shares[0] * shares[1]).clamp_min_(0).sqrt_()
 
 
 def scalar_alignment(cosine: Tensor, norm: Tensor) -> Tensor:
-    """al of "scalar" from |<c, O>| / ||O|| and ||C||; warns where it leaves [0, 1]."""
+    """Return al of "scalar" from |<c, O>| / ||O|| and ||C||; warn if it exceeds 1."""
     level = cosine * torch.sigmoid(norm)
     _warn(level)
     return level

@@ -1,4 +1,4 @@
-"""Loading an optimizer's state: exactly, and from the form that version 0.1 wrote."""
+"""Exact loading of an optimizer's state, and conversion of checkpoints of version 0.1."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,15 +6,16 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-# What version 0.1 kept as one list over all parameters, and its name in `state` now.
+# Version 0.1 stored these as one list over all parameters; the values are the keys in `state` now.
 PER_PARAMETER = {"shear": "shear_force", "slow": "slow_weight"}
 
 
 def upgraded(state_dict: dict, old_key: str, scalars_key: str | None) -> dict:
-    """A state_dict of version 0.1 in today's form; one of today as it is. The argument is kept.
+    """Convert a state_dict of version 0.1 to the current format; return a current one unchanged.
 
-    Version 0.1 had scalars, and what a wrapper remembers, beside "state" under `old_key`. Now
-    numbers are in param_groups[0]["scalars"][scalars_key] and tensors in "state".
+    Version 0.1 stored scalars and the tensors of wrappers under the top-level key `old_key`. Now
+    scalars are in param_groups[0]["scalars"][scalars_key] and tensors in "state". The argument is
+    not modified.
     """
     if old_key not in state_dict:
         return state_dict
@@ -25,7 +26,8 @@ def upgraded(state_dict: dict, old_key: str, scalars_key: str | None) -> dict:
         if key in PER_PARAMETER:
             indices = [index for group in groups for index in group["params"]]
             for index, tensor in zip(indices, value, strict=True):
-                # Without an entry the weight has had no gradient (SGD has no state at all).
+                # A weight without an entry has never had a gradient, unless no weight has an entry
+                # (SGD keeps no state).
                 if tensor is not None and (index in state or not state_dict["state"]):
                     state.setdefault(index, {})[PER_PARAMETER[key]] = tensor
         else:
@@ -38,14 +40,14 @@ def upgraded(state_dict: dict, old_key: str, scalars_key: str | None) -> dict:
 
 def restore_exactly(optimizer: Optimizer, state_dict: dict,
                     has_own_dtype: Callable[[str], bool]) -> None:
-    """Put copies of the tensors of `state_dict` into the state, in the dtype that they have; one of
-    a narrower model in that of its parameter, unless the entry has a dtype of its own."""
+    """Copy the tensors of `state_dict` into the optimizer's state and keep their dtype. A dtype
+    narrower than the parameter's becomes the parameter's, unless `has_own_dtype(key)`."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     indices = [index for group in state_dict["param_groups"] for index in group["params"]]
     for index, p in zip(indices, params, strict=True):
         for key, value in state_dict["state"].get(index, {}).items():
             if torch.is_tensor(value):
-                # torch knows where its AdamW needs the step count.
+                # torch has put the step count on the device where its AdamW needs it.
                 device = optimizer.state[p][key].device if key == "step" else p.device
                 narrow = (value.is_floating_point() and p.is_floating_point()
                           and value.itemsize < p.itemsize and not has_own_dtype(key))

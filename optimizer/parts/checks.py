@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import torch
 
-MOST_ITERATIONS = 1000  # of one step; ten are many
+MOST_ITERATIONS = 1000  # upper limit per step; usual values are below ten
 
 
 def one_number(**values: float) -> None:

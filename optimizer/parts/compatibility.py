@@ -1,4 +1,4 @@
-"""Which optimizer classes of an installed library a table of settings can use: each takes steps."""
+"""Test which optimizer classes of an installed library a config can use, by taking steps."""
 
 import contextlib
 import io
@@ -16,7 +16,8 @@ ROUTED = 'runs with routing = "role"'
 
 
 def card(package: str) -> str:
-    """One line per class of an installed package: "runs", or the reason why not; then the counts.
+    """Return one line per class of an installed package ("runs" or the reason why not), then the
+    counts.
 
     Raises ValueError for a package that is not installed or has no optimizers.
     """
@@ -29,7 +30,7 @@ def card(package: str) -> str:
 
 
 def outcome(name: str) -> str:
-    """ "runs" as it is, or with routing, or the reason why it does not."""
+    """Return "runs", "runs with routing ...", or the reason why the class does not run."""
     why = problem({"name": name})
     if why is None:
         return "runs"
@@ -38,7 +39,7 @@ def outcome(name: str) -> str:
 
 
 def problem(settings: dict) -> str | None:
-    """Why the optimizer of these settings cannot train a small network; None if it can."""
+    """Return why the optimizer of these settings cannot train a small network; None if it can."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(8, 16), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16),
                           nn.LayerNorm(16), nn.Linear(16, 8))
@@ -58,7 +59,7 @@ def problem(settings: dict) -> str | None:
             if missing := required(cls):
                 return f"needs {', '.join(missing)}"
             optimizer = build_optimizer(settings, model)
-        except Exception as error:  # whatever a library raises is an answer
+        except Exception as error:  # any exception of a library is reported as the reason
             return reason(error)
         try:
             for _ in range(STEPS):

@@ -1,6 +1,6 @@
-"""Curvature along a perturbation: the radius and the decay rates that ARS2C and AR-GSAM make of it.
+"""Curvature along a perturbation, from which ARS2C derives decay rates and AR-GSAM a radius.
 
-A sync step knows two gradients, g1 at W and g2 at W + e. For each matrix, as released
+A sync step has two gradients, g1 at W and g2 at W + e. For each matrix, as released
 (dmf-archive/ARS addb47c, ars2c.py and ars2c_argsam.py):
 
     C = (g2 - g1) / (rho |g_hat| + eps)        g_hat: g1 whitened as for the perturbation
@@ -12,10 +12,12 @@ The decay rates that follow from c: parts/beta_rule.py. The radius of AR-GSAM, p
     target = rho_min (1 + log(1 + ||C|| / (nu + eps))) (2 - s)
     rho <- rho + rate (target - rho),   both kept within rho_range
 
-s = |<c, O>| / ||O|| of the last update that had a c, 0.5 before; rate = rho_rates[1] upwards and
-rho_rates[0] downwards. Facts about it: at rest the factor is 1 + log 2, so that rho_min = 0.01
-leads to a target of 0.017 to 0.034 and rho_max = 1 is never reached; v is zero at the first sync,
-where g_hat = g1 / eps makes C vanish, and nu starts from that.
+Here s = |<c, O>| / ||O|| in the last update that had a c, O the orthogonalized update; 0.5 before
+that. rate is rho_rates[1] if rho grows, else rho_rates[0].
+
+Consequences: with ||C|| = nu the first factor is 1 + log 2, so rho_min = 0.01 gives a target of
+0.017 to 0.034 and rho_max = 1 is never reached. At the first sync step v is zero: g_hat = g1 / eps
+makes C almost zero, and nu starts there.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,22 +36,23 @@ from .sharpness import whitened_gradients
 
 RhoRule = Literal["constant", "curvature"]
 
-STEPS, FLOOR, EPS = 5, 1e-7, 1e-12  # of c: Keller's steps, added to the norm there; of cosines
+STEPS, FLOOR = 5, 1e-7  # for c: Newton-Schulz steps, constant added to ||C||
+EPS = 1e-12  # added to the norm of O in s
 
 
 class CurvatureAware(MatrixOptimizer):
-    """A sharpness-aware rule for matrices that looks at C in its sync steps; with the default
-    options it does nothing."""
+    """Mixin of a sharpness-aware matrix rule that measures C in its sync steps, see the module
+    docstring; with the default options it changes nothing."""
 
-    rho_schedule: str  # of `keep_sharpness`
-    move: Callable[..., list[Tensor]]  # of AdaRMSuon
+    rho_schedule: str  # set by `keep_sharpness`
+    move: Callable[..., list[Tensor]]  # method of AdaRMSuon
 
     def keep_curvature(
         self, beta_rule: str, beta1_range: tuple[float, float], beta2_range: tuple[float, float],
         rho_rule: str, rho_range: tuple[float, float], rho_rates: tuple[float, float],
     ) -> None:
-        """Check and keep the options, after `keep_sharpness`. Raises ValueError for an invalid
-        one."""
+        """Check and store the options; call it after `keep_sharpness`. Raises ValueError for an
+        invalid value."""
         checks.choice(BetaRule, beta_rule=beta_rule)
         checks.choice(RhoRule, rho_rule=rho_rule)
         checks.pair_of_fractions(beta1_range=beta1_range, beta2_range=beta2_range)
@@ -63,25 +66,24 @@ class CurvatureAware(MatrixOptimizer):
 
     @property
     def sees_curvature(self) -> bool:
-        """Whether any option asks for C."""
+        """Whether any option needs C."""
         return self.beta_rule != "fixed" or self.rho_rule == "curvature"
 
     @property
     def diagnostics(self) -> dict[str, float]:
-        """Means over the matrices: the alignment al and the radius, where they are kept."""
+        """Means over the matrices of the alignment al and of the radius, where they exist."""
         kept = {name: [entry[key].mean() for entry in self.state.values() if key in entry]
                 for name, key in (("alignment", "alignment"), ("matrix_rho", "rho"))}
         return {**super().diagnostics, **{name: float(torch.stack(values).mean())
                                           for name, values in kept.items() if values}}
 
     def radii(self, params: Sequence[Tensor], rho: float) -> list[float | Tensor]:
-        """The radius of each parameter: `rho`, and of a matrix what AR-GSAM has made of it."""
+        """Return the radius of each parameter: AR-GSAM's adapted one where it exists, else rho."""
         return [self.state.get(p, {}).get("rho", rho) for p in params]
 
     def see_curvature(self, params: Sequence[Tensor], base: Sequence[Tensor], rho: float,
                       decay: float, step: int) -> None:
-        """Keep c of each matrix, and adapt its radius; the second gradients are in `p.grad`, the
-        first ones are `base`."""
+        """Store c of each matrix and adapt its radius, with g1 = `base` and g2 in `p.grad`."""
         first = dict(zip(params, base, strict=True))
         for group in self.param_groups:
             members = [p for p in group["params"] if p in first and p.grad is not None]
@@ -107,7 +109,7 @@ class CurvatureAware(MatrixOptimizer):
         entry["rho"] = (old + rate * (target - old)).clamp(low, high)
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update with the decay rates of `beta_rule`."""
+        """Update in place as AdaRMSuon does, with the decay rates of `beta_rule`."""
         if not self.sees_curvature:
             super().update_group(params, group)
             return
@@ -124,7 +126,7 @@ class CurvatureAware(MatrixOptimizer):
                 self._compare(self.state[p], o.reshape(p.shape))
 
     def _compare(self, entry: dict, polar: Tensor) -> None:
-        """Keep what the next steps need of c and the update O."""
+        """Store s and al of c and the update O; drop c where no later step needs it."""
         keeps = self.beta_rule == "element" and self.rho_rule == "constant"
         c = entry["curvature"] if keeps else entry.pop("curvature")
         cosine = (c * polar).sum().abs() / (torch.linalg.vector_norm(polar) + EPS)
@@ -137,8 +139,8 @@ class CurvatureAware(MatrixOptimizer):
 
 
 def direction(curvature: Tensor, ns_dtype: str) -> Tensor:
-    """c, shaped as C. A C much smaller than FLOOR, as in the first sync, is not made orthogonal:
-    Newton-Schulz starts at C / (||C|| + FLOOR)."""
+    """Return c = msign(C) in the shape of C. Newton-Schulz starts at C / (||C|| + FLOOR), so a C
+    much smaller than FLOOR, as in the first sync step, is not orthogonalized."""
     matrix = curvature.flatten(1).unsqueeze(0)
     tall = matrix.shape[1] > matrix.shape[2]
     c = newton_schulz(matrix.mT if tall else matrix, STEPS, "keller",

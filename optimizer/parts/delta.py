@@ -1,4 +1,4 @@
-"""The base of hooks around a rule's move: what `base` does to a weight is read, then changed."""
+"""Base class of wrappers that modify the change which `base` makes to each weight."""
 
 from typing import Any, Literal
 
@@ -15,39 +15,40 @@ Scope = Literal["matrix", "all"]
 
 
 class Delta(Wrapper):
-    """Copies the weights W, lets `base` step, and puts W_after = move(p, W, u, group) in its place,
-    where u = (W - W_base) / lr is the direction of `base` with the lr of the group in this step.
+    """Copies the weights W, runs `base`, which gives W_base, and then sets the weights to
+    move(p, W, u, group), where u = (W - W_base) / lr is the direction of `base` and lr is the
+    group's in this step. Subclasses give `move`.
 
-    scope: "matrix" the groups on the matrix track, in groups without a track the tensors of two or
-    more dimensions; "all" every parameter. W and u are stacks of matrices, (stack, m, n) as in
-    `as_matrices`, in float32 at least; of bfloat16 weights u has the rounding of the weights, since
-    there is no master copy. Where lr is 0 the weights stay.
+    scope: "matrix" changes the groups on the matrix track, and the tensors of two or more
+    dimensions in groups without a track; "all" changes every parameter. W and u have the shape
+    (stack, m, n) of `as_matrices` and at least float32. There is no master copy: for bfloat16
+    weights u contains their rounding. With lr = 0 the weights do not change.
 
-    The closure is passed through, so that any rule may be inside; norms are those of whole tensors,
-    as `Sharded` and `Gathered` have them (of DTensors that are cut up they would be wrong).
-    A hook that puts weights back at a norm has `pins`: the mask of a decay around it is that of u.
-    Raises ValueError for complex parameters, and where `base` has a weight decay of its own, which
-    u would contain, unless the hook `accepts_decay`.
+    The closure is passed through, so `base` can be any rule. Norms are those of whole tensors, as
+    under `Sharded` and `Gathered`; for DTensors split across processes they would be wrong.
+    `pins` marks a subclass that resets weights to a fixed norm: a weight decay around it takes its
+    mask from u. Raises ValueError for complex parameters, and if `base` has a weight decay, which u
+    would contain, unless the subclass sets `accepts_decay`.
     """
 
     accepts_decay = False
     pins = False
-    handed: dict[Tensor, Tensor] | None = None  # u by parameter, for a hook around that asks for it
+    handed: dict[Tensor, Tensor] | None = None  # u per parameter, if an outer wrapper asks for it
 
     def __init__(self, base: Optimizer, scope: Scope = "matrix") -> None:
         checks.choice(Scope, scope=scope)
         super().__init__(base)
         self.scope = scope
-        self.before: dict[Tensor, Tensor] = {}  # the weights of the step that is under way
+        self.before: dict[Tensor, Tensor] = {}  # the weights before the current step
         for group in self.param_groups:
             self._require_fit(group)
 
     def move(self, p: Tensor, w: Tensor, u: Tensor, group: dict) -> Tensor:
-        """The weights after the step, of the shape of w and u; `p` has what `base` made of them."""
+        """Return the weights after the step, in the shape of w and u; `p` holds W_base."""
         raise TypeError(f"{type(self).__name__} defines no move")
 
     def scoped(self, group: dict) -> list[Tensor]:
-        """The parameters of `group` that this hook changes."""
+        """Return the parameters of `group` that this wrapper changes."""
         return in_scope(group, self.scope)
 
     def add_param_group(self, group: dict) -> None:
@@ -67,36 +68,36 @@ class Delta(Wrapper):
 
     # --- the step
 
-    @torch.compiler.disable(recursive=False)  # it would lose the weights; `base` is compiled
+    @torch.compiler.disable(recursive=False)  # compiled, it loses the copies; `base` is compiled
     def step(self, closure: Closure | None = None) -> Any:
-        """One step of `base` and the change of its move; what `base` returns."""
+        """Take one step of `base`, modify its change, and return what `base` returns."""
         try:
             return super().step(closure)
         finally:
             self.before.clear()
 
     def first_step(self, zero_grad: bool = False) -> bool:
-        """`first_step` of the sharpness-aware optimizer inside."""
+        """Copy the weights and call `first_step` of the sharpness-aware optimizer inside."""
         self.after_gradient()
         return super().first_step(zero_grad)
 
     def inner_closure(self, closure: Closure | None) -> Closure | None:
-        """The closure; after it, and without one at once, the weights are noted."""
+        """Return the closure, extended to copy the weights; without a closure copy them now."""
         if closure is None:
             self.after_gradient()
             return None
 
-        def noting(**options: Any) -> Tensor:
+        def copying(**options: Any) -> Tensor:
             loss = closure(**options)
             self.after_gradient()
             return loss
 
-        return noting
+        return copying
 
     @torch.compiler.disable
     @torch.no_grad()
     def after_gradient(self) -> None:
-        """Note the weights that have a gradient, once a step: later calls are at moved weights."""
+        """Copy the weights that have a gradient, once per step: later calls see moved weights."""
         for group in self.param_groups:
             for p in self.scoped(group):
                 if p.grad is not None and p.numel() and p not in self.before:
@@ -104,7 +105,7 @@ class Delta(Wrapper):
 
     @torch.compiler.disable
     def after_step(self) -> None:
-        """`move` for every weight that was noted."""
+        """Apply `move` to every weight that was copied."""
         for group in self.param_groups:
             lr = float(group["lr"])
             for p in self.scoped(group):
@@ -114,12 +115,12 @@ class Delta(Wrapper):
                     after = self.move(p, w, u, group)
                     if self.handed is not None:
                         self.handed[p] = u
-                    if lr:  # else what a hook remembers has begun, as torch's checkpoints want
+                    if lr:  # with lr = 0 `move` still creates state, as torch's checkpoints need
                         p.copy_(after.reshape(p.shape))
 
 
 def in_scope(group: dict, scope: str) -> list[Tensor]:
-    """The parameters of `group` in a scope, see `Delta`."""
+    """Return the parameters of `group` that are in `scope`, see `Delta`."""
     if scope == "all":
         return group["params"]
     if "track" in group:
@@ -128,18 +129,18 @@ def in_scope(group: dict, scope: str) -> list[Tensor]:
 
 
 def matrices(tensor: Tensor) -> Tensor:
-    """`tensor` as (stack, m, n), a vector as (1, m, 1), in float32 at least."""
+    """Return `tensor` as (stack, m, n), a vector as (1, m, 1), in float32 or wider."""
     tensor = as_matrices(tensor if tensor.ndim else tensor[None])
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def norm(stack: Tensor, dim: tuple[int, ...] = (-2, -1)) -> Tensor:
-    """The Frobenius norm of each matrix, (stack, 1, 1); of each row with dim (-1,). No square
-    overflows."""
+    """Return the Frobenius norm of each matrix, (stack, 1, 1), or with dim (-1,) of each row,
+    (stack, m, 1). Entries are scaled first, so squares do not overflow."""
     largest = stack.abs().amax(dim, keepdim=True)
     return largest * torch.linalg.vector_norm(over(stack, largest), dim=dim, keepdim=True)
 
 
 def over(numerator: Tensor, norms: Tensor) -> Tensor:
-    """numerator / norms; where a norm is 0, 0."""
+    """Return numerator / norms, and 0 where a norm is 0."""
     return torch.where(norms > 0, numerator / norms.clamp_min(torch.finfo(norms.dtype).tiny), 0)

@@ -1,4 +1,4 @@
-"""Energy re-injection: the length of a whitened momentum given back to its orthogonal direction."""
+"""Energy re-injection: scale the orthogonalized direction by the norm of the whitened momentum."""
 
 from typing import Literal
 
@@ -10,20 +10,20 @@ EnergyScope = Literal["matrix", "tensor"]
 
 
 def with_energy(polar: Tensor, whitened: Tensor, norm: str, scope: str) -> Tensor:
-    """`polar` (stack, m, n) scaled by the energy E = ||whitened||_F of the same shape.
+    """Return `polar` O (stack, m, n) scaled by the energy E = ||whitened||_F of the same shape.
 
     norm: "literal" E * O, every singular value becomes E (paper 2.4 and the released code);
-    "frobenius" E * O / ||O||_F, the update is as long as Adam's; "rms" E * O / sqrt(min(m, n));
-    "none" 0.2 sqrt(max(m, n)) * O, Moonlight's constant in place of the energy: a root mean square
-    of 0.2 where O is orthogonal (Liu et al. 2025, arXiv 2502.16982).
-    scope: one energy for each "matrix" of a stack, or one for the whole "tensor" (as released).
+    "frobenius" E * O / ||O||_F, the update has the norm of Adam's; "rms" E * O / sqrt(min(m, n));
+    "none" 0.2 sqrt(max(m, n)) * O, Moonlight's constant instead of the energy: a root mean square
+    of 0.2 if O is orthogonal (Liu et al. 2025, arXiv 2502.16982).
+    scope: one energy per "matrix" of a stack, or one for the whole "tensor" (as released).
     """
     if norm == "none":
         return 0.2 * max(polar.shape[-2:]) ** 0.5 * polar
     dims = (-2, -1) if scope == "matrix" else (-3, -2, -1)
     energy = torch.linalg.vector_norm(whitened, dim=dims, keepdim=True)
     if norm == "frobenius":
-        # A zero direction has zero energy too: the floor only keeps 0 / 0 away.
+        # A zero direction also has zero energy: the floor only prevents 0 / 0.
         length = torch.linalg.vector_norm(polar, dim=dims, keepdim=True)
         energy = energy / length.clamp_min(torch.finfo(length.dtype).tiny ** 0.5)
     elif norm == "rms":

@@ -1,15 +1,16 @@
-"""Equilibration: rows or columns of equal length before a matrix is orthogonalized.
+"""Equilibration: give rows or columns equal norms before a matrix is orthogonalized.
 
-MuonEq (arXiv 2603.28254, muoneq.py): "row" X_i / ||X_i||, "col" likewise, "rowcol" both lengths
-taken of the same X. msign undoes a scale of X, but not one per row.
-Aurora (arXiv 2606.27715, aurora.py): rows of a tall matrix (m > n) get lengths such that those of
-its polar factor are equal, by 2 polar factors:
+MuonEq (arXiv 2603.28254, muoneq.py): "row" X_i / ||X_i||, "col" likewise for columns, "rowcol" both
+with both norms taken of the same X. msign is invariant to a scale of X, not to one per row.
+Aurora (arXiv 2606.27715, aurora.py): scale the rows of a tall matrix (m > n) so that the rows of
+its polar factor have equal norms, which takes 2 polar factors:
 
     D_i = 1 / ||X_i||,   O = msign(D X),   D_i <- D_i ((n / m) / ||O_i||^2)^(1/2),   O = msign(D X)
 
-Of a wide matrix its columns; "aurora_tall" leaves it alone, as its README says, "aurora" does not,
-as its code. A square one is orthogonalized as it is. One polar factor of Aurora is MuonEq's. The
-lengths come out equal where msign is exact: "svd", or "polar_express" with 8 steps or more.
+For a wide matrix (m < n) "aurora" scales the columns, as the authors' code does, and "aurora_tall"
+nothing, as their README says. A square matrix is not scaled. The first polar factor of Aurora is
+MuonEq's "row". The norms come out equal where msign is accurate: "svd", or "polar_express" with at
+least 8 steps.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,13 +24,13 @@ from .polar import as_matrices
 Equilibrate = Literal["none", "row", "col", "rowcol", "aurora", "aurora_tall"]
 Msign = Callable[[Sequence[Tensor]], list[Tensor]]
 
-EPS, PASSES = 1e-7, 2  # of Aurora
+EPS, PASSES = 1e-7, 2  # Aurora's lower limit of norms, and its number of polar factors
 
 
 def equilibrated_polar(tensors: Sequence[Tensor], how: str, eps: float, msign: Msign
                        ) -> list[Tensor]:
-    """msign of each tensor, equilibrated, as one stack (stack, m, n) a tensor; eps is added to the
-    square of MuonEq's lengths."""
+    """Return msign of each equilibrated tensor, one stack (stack, m, n) per tensor. eps is added to
+    MuonEq's squared norms."""
     stacks = [as_matrices(tensor) for tensor in tensors]
     if how.startswith("aurora"):
         return _aurora(stacks, how == "aurora", msign)

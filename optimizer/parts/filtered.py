@@ -1,4 +1,4 @@
-"""Gradient filters: what happens to the final gradient of a step, before the rule sees it."""
+"""Gradient filters: functions that change the final gradient of a step before the rule uses it."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,11 +16,12 @@ GradientFilter = Callable[[Optimizer], None]
 
 
 def with_filter(optimizer: Optimizer, gradient_filter: GradientFilter) -> Optimizer:
-    """`optimizer`, which calls `gradient_filter(optimizer)` once a step, when the gradient that it
-    updates by stands in `p.grad`: of sharpness-aware rules the combined one, of which the
-    perturbation knows nothing. Inside `Sharded` each process has the gradients that it owns.
+    """Make `optimizer` call `gradient_filter(optimizer)` once per step, when `p.grad` holds the
+    gradient of the update. Return it, in a `Filtered` wrapper if the class is not one of ours.
 
-    Raises ValueError for a rule that compares gradients of one step with its losses.
+    A sharpness-aware rule filters its combined gradient; the perturbation uses the unfiltered one.
+    Inside `Sharded` each process filters the gradients of the parameters it owns.
+    Raises ValueError for a rule that compares gradients with losses.
     """
     if isinstance(optimizer, LBFGS) or getattr(optimizer, "compares_losses", False):
         raise ValueError(f"{type(optimizer).__name__} compares gradients with losses: a filtered "
@@ -34,14 +35,14 @@ def with_filter(optimizer: Optimizer, gradient_filter: GradientFilter) -> Optimi
 
 
 class Filtered(Wrapper):
-    """`base`, a rule of torch.optim or a library, with a filter between its closure and itself."""
+    """Wraps a rule of torch.optim or a library and filters the gradients after its closure."""
 
     def __init__(self, base: Optimizer, gradient_filter: GradientFilter) -> None:
         super().__init__(base)
         self.gradient_filter = gradient_filter
 
     def inner_closure(self, closure: Closure | None) -> Closure | None:
-        """`closure`, and then the filter; without one the filter runs now."""
+        """Return a closure that also filters; without a closure filter now."""
         if closure is None:
             self.filter()
             return None
@@ -60,11 +61,11 @@ class Filtered(Wrapper):
 
 
 class FilterWrapper(Wrapper):
-    """A filter with a memory of each parameter, as a wrapper: subclasses give `filtered`, and the
-    name that the memory has in `state`.
+    """A gradient filter with one state tensor per parameter, in the form of a wrapper. Subclasses
+    give `filtered`, and in `memory` the key of that tensor in `state`.
 
-    It works at the innermost rule, wherever it stands: the last wrapper filters first, clipping
-    last. Raises ValueError as `with_filter`.
+    The filter runs at the innermost rule, wherever the wrapper is placed. With several filters the
+    outermost wrapper filters first; gradient clipping is last. Raises ValueError as `with_filter`.
     """
 
     stage = "gradient filter"
@@ -72,18 +73,19 @@ class FilterWrapper(Wrapper):
     memory = "filter_memory"
 
     def __init__(self, base: Optimizer) -> None:
-        self.fresh: dict[Tensor, Tensor] = {}  # memories of parameters without any yet
+        self.fresh: dict[Tensor, Tensor] = {}  # new state tensors, stored after the step
         super().__init__(_at_the_rule(base, self.filter))
 
     def filtered(self, g: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(gradient for the rule, new memory) from the gradient, and the memory of its parameter,
-        None at first; both in float32 at least. Neither is changed in place."""
+        """Return (gradient for the rule, new memory) without changing the arguments in place.
+
+        g and memory have the parameter's shape, in float32 or wider; memory is None at first."""
         raise TypeError(f"{type(self).__name__} defines no filtered")
 
     @torch.compiler.disable
     @torch.no_grad()
     def filter(self, _: Optimizer) -> None:
-        """Replace the gradients in `p.grad`, as new tensors: the caller's are kept."""
+        """Replace `p.grad` by new tensors; the caller's gradient tensors are not modified."""
         for group in self.param_groups:
             for p in in_scope(group, self.scope):
                 if p.grad is not None and p.numel():
@@ -98,14 +100,15 @@ class FilterWrapper(Wrapper):
 
     @torch.compiler.disable
     def after_step(self) -> None:
-        """Keep new memories: only now, torch takes any state for an initialized one."""
+        """Store new state tensors after the step: torch's rules skip their own initialization if
+        a parameter already has state."""
         for p, memory in self.fresh.items():
             self.state[p][self.memory] = memory
         self.fresh.clear()
 
 
 def _at_the_rule(base: Optimizer, gradient_filter: GradientFilter) -> Optimizer:
-    """`base` with the filter at the rule inside, before other filters there."""
+    """Return `base` with the filter added at its innermost rule, before the filters there."""
     *_, innermost = None, *wrappers_of(base)
     if isinstance(innermost, Filtered):
         innermost.gradient_filter = partial(_in_turn, gradient_filter, innermost.gradient_filter)

@@ -1,4 +1,4 @@
-"""The base of update rules: the gradient, checked, then `update_group` for each group."""
+"""Base class of update rules: check the gradients, then call `update_group` for each group."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,8 @@ from .base import Base, Closure, grads_of
 
 
 class FirstOrder(Base):
-    """Subclasses give `update_group(params, group)`, in place, for parameters with a gradient.
+    """Base class of update rules. Subclasses give `update_group(params, group)`, which updates in
+    place the parameters that have a gradient.
 
     gradient_filter: called with the optimizer before each update (see parts/filtered.py).
     """
@@ -19,18 +20,18 @@ class FirstOrder(Base):
     gradient_filter: Callable[[Optimizer], None] | None = None
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """Update in place the tensors `params` of `group`, all with a dense gradient."""
+        """Update in place the tensors `params` of `group`, which all have a dense gradient."""
         raise TypeError(f"{type(self).__name__} defines no update_group")
 
     def gradient(self, closure: Closure | None) -> Tensor | None:
-        """Leave in `p.grad` the gradient that the update uses; the closure's first loss."""
+        """Leave the gradient of the update in `p.grad`; return the closure's first loss."""
         if closure is None:
             return None
         with torch.enable_grad():
             return closure()
 
     def step(self, closure: Closure | None = None) -> Any:
-        """One step; the loss of the closure's first call, None without a closure."""
+        """Take one step; return the loss of the closure's first call, None without a closure."""
         loss = self.gradient(closure)
         with torch.no_grad():
             if self.gradient_filter is not None:
@@ -40,7 +41,7 @@ class FirstOrder(Base):
         return loss
 
     def update(self) -> None:
-        """Apply the gradients in `p.grad`; parameters without one are left alone."""
+        """Apply the gradients in `p.grad`; parameters without a gradient do not change."""
         for group in self.param_groups:
             params = self.with_gradient(group)
             if params:
@@ -48,8 +49,8 @@ class FirstOrder(Base):
 
     @staticmethod
     def with_gradient(group: dict) -> list[Tensor]:
-        """The parameters of `group` that have a gradient, but for empty ones. Raises ValueError
-        for a sparse or a complex one."""
+        """Return the nonempty parameters of `group` that have a gradient. Raises ValueError for a
+        sparse gradient or a complex parameter."""
         params = Base.with_gradient(group)
         if any(g.is_sparse for g in grads_of(params)):
             raise ValueError("sparse gradients are not supported: use sparse=False")
@@ -58,10 +59,8 @@ class FirstOrder(Base):
         return params
 
     def buffers(self, params: list[Tensor], name: str) -> list[Tensor]:
-        """The state tensor `name` of each parameter, created as zeros.
-
-        Kept in float32 for half-precision parameters.
-        """
+        """Return the state tensor `name` of each parameter, created as zeros of its shape, in
+        float32 for half-precision parameters."""
         for p in params:
             if name not in self.state[p]:
                 dtype = p.dtype if p.dtype == torch.float64 else torch.float32
@@ -69,7 +68,7 @@ class FirstOrder(Base):
         return [self.state[p][name] for p in params]
 
     def after_loading(self) -> None:
-        """Make step counts integers again: a checkpoint may hold them as floats or tensors."""
+        """Convert step counts to int: a checkpoint may hold them as floats or tensors."""
         for group in self.param_groups:
             for p in group["params"] if group.get("track") != "adamw" else ():
                 if "step" in self.state.get(p, {}):

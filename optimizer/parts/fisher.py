@@ -9,13 +9,15 @@ from torch import Tensor
 from .kronecker import eigh
 from .layers import Recorder
 
-SMALLEST_EIGENVALUE = 1e-10  # up to here an eigenvalue counts as zero, as in the reference code
+SMALLEST_EIGENVALUE = 1e-10  # eigenvalues up to this are set to zero, as in the reference code
 SIDES = ("input", "output")
 
 
 def update_factors(state: dict, recorder: Recorder, conv_norm: str, decay: float) -> None:
-    """Advance "input_factor" (A) and "output_factor" (G), which start as identities, by the
-    recorded passes: A <- decay A + (1 - decay) A_recorded; clears the recorder."""
+    """Update the factors A (in, in), "input_factor", and G (out, out), "output_factor", with the
+    recorded passes, A <- decay A + (1 - decay) A_recorded, and clear the recorder.
+
+    Both start as identities; `in` includes one column for a recorded bias."""
     factors = recorder.factors(conv_norm)
     for side, factor in zip(SIDES, factors, strict=True):
         if f"{side}_factor" not in state:
@@ -25,7 +27,7 @@ def update_factors(state: dict, recorder: Recorder, conv_norm: str, decay: float
 
 
 def identity_factors(state: dict, weight: Tensor, bias: bool) -> None:
-    """The factors of a layer before any pass: identities."""
+    """Set both factors of a layer to identities, their value before the first pass."""
     dtype = torch.promote_types(weight.dtype, torch.float32)
     sizes = (weight[0].numel() + bias, len(weight))
     for side, size in zip(SIDES, sizes, strict=True):
@@ -33,7 +35,7 @@ def identity_factors(state: dict, weight: Tensor, bias: bool) -> None:
 
 
 def update_eigenvectors(state: dict) -> None:
-    """Eigenvalues and eigenvectors of both factors."""
+    """Compute and store the eigenvalues and eigenvectors of both factors."""
     for side in SIDES:
         values, vectors = eigenbasis(state[f"{side}_factor"])
         state[f"{side}_eigenvalues"], state[f"{side}_eigenvectors"] = values, vectors
@@ -41,7 +43,9 @@ def update_eigenvectors(state: dict) -> None:
 
 def natural_gradient(state: dict, members: list[Tensor], damping: float, tikhonov: str
                      ) -> dict[Tensor, Tensor]:
-    """P of one layer, as parameter -> its part; members: its weight, and its bias if recorded."""
+    """Return the natural gradient P = F^-1 g of one layer as parameter -> its part, in its shape.
+
+    members: the weight, and the bias if it is recorded. damping, tikhonov: see `damped`."""
     basis_in, basis_out = state["input_eigenvectors"], state["output_eigenvectors"]
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in members]
     v = torch.cat([g.reshape(len(g), -1) for g in grads], 1).to(basis_in.dtype)
@@ -54,9 +58,10 @@ def natural_gradient(state: dict, members: list[Tensor], damping: float, tikhono
 
 
 def eigenbasis(factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, the smallest set to zero, and eigenvectors of a symmetric matrix.
+    """Return eigenvalues (n,) and eigenvectors (n, n) of a symmetric matrix.
 
-    NaN for a matrix that is not finite, so that a diverging run is recorded as such.
+    Eigenvalues up to SMALLEST_EIGENVALUE become zero. A matrix with a NaN or infinite entry gives
+    NaN, so that the run is recorded as diverged.
     """
     if not factor.isfinite().all():
         return factor.diagonal() * torch.nan, factor * torch.nan
@@ -65,7 +70,10 @@ def eigenbasis(factor: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def damped(output: Tensor, inputs: Tensor, damping: float, tikhonov: str) -> Tensor:
-    """(out, in) eigenvalues of G (x) A with `damping` added as the class docstring says."""
+    """Return the eigenvalues (out, in) of G (x) A with damping.
+
+    tikhonov: "exact" adds `damping` to each product of eigenvalues; otherwise sqrt(damping) is
+    split between the factors by pi = sqrt(mean(inputs) / mean(output)), see the class docstring."""
     if tikhonov == "exact":
         return torch.outer(output, inputs) + damping
     tiny = torch.finfo(inputs.dtype).tiny  # a factor may be zero

@@ -11,9 +11,9 @@ from .first_order import FirstOrder
 class Joint(FirstOrder):
     """Runs its parts one after the other on one gradient evaluation.
 
-    One `param_groups`, one `state`, one `state_dict`, in torch's own format. For parts that need
-    a single evaluation a step (torch.optim.Muon beside AdamW, say). Raises ValueError if two
-    parts hold the same parameter, and for a group that is added later.
+    The parts share one `param_groups`, one `state` and one `state_dict` in torch's format. Each
+    part must need a single evaluation per step (for example torch.optim.Muon beside AdamW). Raises
+    ValueError if two parts hold the same parameter, and for a group that is added later.
     """
 
     def __init__(self, *parts: Optimizer) -> None:
@@ -30,19 +30,19 @@ class Joint(FirstOrder):
             part.state = self.state
 
     def add_param_group(self, group: dict) -> None:
-        """Raises ValueError, but for the groups that the parts bring."""
+        """Add a group of a part during construction. Raises ValueError afterwards."""
         if hasattr(self, "parts"):
             raise ValueError("no part of Joint would update a group added here: add it to a part "
                              "before the parts are joined")
         super().add_param_group(group)
 
     def update(self) -> None:
-        """One step of every part."""
+        """Take one step of every part."""
         for part in self.parts:
             inner_step(part)
 
     def after_loading(self) -> None:
         """Share groups and state with the parts again."""
         self._share()
-        for part in self.parts:  # torch's puts a step count that is a number where it is needed
+        for part in self.parts:  # torch's method turns numeric step counts into tensors
             part.__setstate__({"state": part.state, "param_groups": part.param_groups})

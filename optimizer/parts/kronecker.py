@@ -1,7 +1,7 @@
-"""Kronecker statistics of a gradient: L = sum of G G^T, R = sum of G^T G, and what is made of them.
+"""Kronecker statistics of a gradient, L = sum of G G^T and R = sum of G^T G, and preconditioners.
 
-Shampoo (Gupta et al. 2018, arXiv 1802.09568) takes inverse roots of L and R, SOAP (Vyas et al.
-2024, arXiv 2409.11321) their eigenvectors Q_L and Q_R. All functions take stacks of matrices
+Shampoo (Gupta et al. 2018, arXiv 1802.09568) uses inverse roots of L and R, SOAP (Vyas et al. 2024,
+arXiv 2409.11321) their eigenvectors Q_L and Q_R. All functions take stacks of matrices
 (stack, m, n); L is (stack, m, m) and R (stack, n, n). A side longer than `max_dim` has neither.
 """
 
@@ -16,20 +16,20 @@ from .polar import as_matrices
 
 
 def matrix_gradient(p: Tensor) -> Tensor:
-    """The gradient of `p` as a stack of matrices, in float32 if it is of half precision."""
+    """Return the gradient of `p` as (stack, m, n), in float32 for half-precision parameters."""
     dtype = p.dtype if p.dtype == torch.float64 else torch.float32
     return as_matrices(grad_of(p)).to(dtype)
 
 
 def sides(shape: torch.Size, max_dim: int) -> list[str]:
-    """Which sides of a tensor's matrices are preconditioned: those of at most `max_dim` rows."""
+    """Return the preconditioned sides, "left" (m) and "right" (n): those of at most `max_dim`."""
     m, n = as_matrices(torch.empty(shape, device="meta")).shape[-2:]
     return [side for side, dim in (("left", m), ("right", n)) if dim <= max_dim]
 
 
 def accumulate(entry: dict, side: str, grads: Tensor, beta: float) -> Tensor:
-    """The statistic `side` of a state entry, advanced: beta L + (1 - beta) G G^T, the sum if
-    beta = 1; created as zeros. A product that overflows is left out."""
+    """Update in place and return the statistic `side`: beta L + (1 - beta) G G^T, or L + G G^T for
+    beta = 1. It starts as zeros. A product that overflows is skipped."""
     gram = grads @ grads.mT if side == "left" else grads.mT @ grads
     gram = gram.where(torch.isfinite(gram).all(dim=(-2, -1), keepdim=True), 0)
     if side not in entry:
@@ -38,12 +38,12 @@ def accumulate(entry: dict, side: str, grads: Tensor, beta: float) -> Tensor:
 
 
 def eigh(statistics: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (stack, n), descending, and eigenvectors (stack, n, n) in columns.
+    """Return eigenvalues (stack, n), descending, and eigenvectors (stack, n, n) in columns.
 
-    Computed in float64 whatever the precision given: in float32 LAPACK may fail on a statistic of
-    low rank, and even return NaN without a word. A matrix that is not finite counts as zero:
-    LAPACK would raise for the whole stack, and the gradient that spoilt it is in the momentum, so
-    that the loss will tell. Raises torch.linalg.LinAlgError where float64 fails too.
+    Computed in float64 for every input dtype: in float32 LAPACK may fail on a low-rank statistic,
+    or return NaN without an error. A matrix that is not finite is replaced by zero, because LAPACK
+    would raise for the whole stack. The momentum holds the same gradient, so the loss will show
+    the divergence. Raises torch.linalg.LinAlgError if float64 fails too.
     """
     finite = torch.isfinite(statistics).all(dim=(-2, -1), keepdim=True)
     values, vectors = torch.linalg.eigh(statistics.where(finite, 0).double())
@@ -54,10 +54,10 @@ def eigh(statistics: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def inverse_root(statistics: Tensor, exponent: float, eps: float) -> Tensor:
-    """(L + eps I)^(-exponent) of each matrix; directions in which L + eps I is zero are dropped.
+    """Return (L + eps I)^(-exponent) of each matrix; directions with a zero eigenvalue are dropped.
 
-    Eigenvalues below the rounding of the largest are noise, even negative: they count as that
-    rounding, n * machine epsilon * largest.
+    Eigenvalues below the rounding error of the largest, n * machine epsilon * largest, are noise
+    and may be negative: they are raised to that value.
     """
     values, vectors = eigh(statistics)
     noise = values.shape[-1] * torch.finfo(values.dtype).eps * values[..., :1]
@@ -67,11 +67,11 @@ def inverse_root(statistics: Tensor, exponent: float, eps: float) -> Tensor:
 
 
 def power_step(statistics: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
-    """The bases after one power iteration, Q <- qr(L Q), and the order given to their columns.
+    """Return the bases after one power iteration, Q <- qr(L Q), and the new order of their columns.
 
-    Columns are first sorted by their estimated eigenvalue diag(Q^T L Q), descending: what is kept
-    in this basis must be reordered by `order` (stack, n). Cost: one product and one QR, several
-    times cheaper than eigh; arXiv 2409.11321, Algorithm 4.
+    Columns are first sorted by their estimated eigenvalue diag(Q^T L Q), descending. Reorder state
+    in this basis by `order` (stack, n). Cost: one product and one QR, several times cheaper than
+    eigh; arXiv 2409.11321, Algorithm 4.
     """
     products = statistics @ bases
     order = (bases * products).sum(-2).argsort(dim=-1, descending=True, stable=True)
@@ -79,22 +79,22 @@ def power_step(statistics: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotated(matrices: Tensor, entry: dict) -> Tensor:
-    """Q_L^T X Q_R of each matrix; a side without a basis in the state entry stays as it is."""
+    """Return Q_L^T X Q_R of each matrix; a side without a basis in `entry` is not rotated."""
     if "left_basis" in entry:
         matrices = entry["left_basis"].mT @ matrices
     return matrices @ entry["right_basis"] if "right_basis" in entry else matrices
 
 
 def rotated_back(matrices: Tensor, entry: dict) -> Tensor:
-    """Q_L X Q_R^T of each matrix: undoes `rotated`."""
+    """Return Q_L X Q_R^T of each matrix, the inverse of `rotated`."""
     if "left_basis" in entry:
         matrices = entry["left_basis"] @ matrices
     return matrices @ entry["right_basis"].mT if "right_basis" in entry else matrices
 
 
 def update_bases(entry: dict, grads: Tensor, beta: float, max_dim: int, refresh: bool) -> None:
-    """Advance the statistics of a state entry; make its bases by eigh, or refresh them by a power
-    step, in which exp_avg_sq, kept in these bases, is reordered with them."""
+    """Update the statistics of a state entry. Compute its bases by eigh the first time, later by
+    `power_step` if `refresh`; exp_avg_sq, stored in these bases, is reordered with them."""
     for side in sides(grads.shape, max_dim):
         statistic, key = accumulate(entry, side, grads, beta), f"{side}_basis"
         if key not in entry:
@@ -116,11 +116,12 @@ def adam_in_eigenbasis(
     max_dim: int,
     nesterov: bool = False,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters that have bases, and Adam's direction of each, taken in those bases.
+    """Return the parameters that have bases, and Adam's direction of each, (stack, m, n), computed
+    in those bases.
 
-    A parameter seen for the first time only gets its bases: in the eigenbasis of its own, single
-    gradient that gradient is diagonal, and Adam would blow up the rounding beside the diagonal.
-    Every `frequency` steps the bases are refreshed, after they were used.
+    A parameter's first step only creates its bases: in the eigenbasis of a single gradient that
+    gradient is diagonal, and Adam would amplify the rounding errors beside the diagonal. Bases are
+    refreshed every `frequency` steps, after the direction is computed.
     """
     grads = {p: matrix_gradient(p) for p in params}
     for p in params:

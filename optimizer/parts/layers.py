@@ -1,4 +1,4 @@
-"""Optimizers of whole layers, Linear and Conv2d: their groups, hooks and recorded statistics."""
+"""Base of optimizers that work per Linear or Conv2d layer: groups, hooks, recorded statistics."""
 
 from collections.abc import Iterable, Mapping
 from typing import TypeGuard
@@ -14,10 +14,10 @@ Layer = nn.Linear | nn.Conv2d
 
 
 class LayerOptimizer(MatrixOptimizer):
-    """A matrix rule for the weight and bias of layers of `model`, with a `Recorder` on each; with
-    `weights_only` biases take AdamW, and the gradients of outputs are not recorded.
+    """A matrix rule for the weight and bias of each layer of `model`, with a `Recorder` per layer.
 
-    Raises ValueError as MatrixOptimizer does.
+    With `weights_only` biases take AdamW and the gradients of the outputs are not recorded. Raises
+    ValueError as MatrixOptimizer does.
     """
 
     weights_only = False
@@ -30,12 +30,12 @@ class LayerOptimizer(MatrixOptimizer):
         super().__init__(routed(params, self.layers, self.weights_only), defaults)
 
     def is_matrix(self, tensor: Tensor) -> bool:
-        """Whether it is the weight or the bias of one of the layers."""
+        """Whether `tensor` is the weight or the bias of one of the layers."""
         return any(tensor is layer.weight or tensor is layer.bias
                    for layer in self.layers.values())
 
     def add_param_group(self, group: dict) -> None:
-        """Add a group: the layers in it to this track, with a hook each, the rest to AdamW's."""
+        """Add a group: layers go to the matrix track and get a hook each, the rest to AdamW."""
         for part in routed([group], self.layers, self.weights_only):
             super().add_param_group(part)
             for p in self.param_groups[-1]["params"]:
@@ -46,23 +46,24 @@ class LayerOptimizer(MatrixOptimizer):
                     self.hooks.append(layer.register_forward_hook(self.recorders[p]))
 
     def record(self, due: bool) -> None:
-        """Switch recording on for the next step where due, and for layers without statistics."""
+        """Record in the next step if `due`; layers without statistics always record."""
         for weight, recorder in self.recorders.items():
             recorder.active = due or "input_factor" not in self.state.get(weight, {})
 
     def remove_hooks(self) -> None:
-        """Take the hooks off the model, when this optimizer is done with it."""
+        """Remove the forward hooks from the model, once the optimizer is no longer used."""
         for hook in self.hooks:
             hook.remove()
 
 
 class Recorder:
-    """The forward hook of one layer: sums of a a^T and d d^T since the gradient was last None.
+    """Forward hook of one layer: sums of a a^T (in, in) and d d^T (out, out) over rows, where a is
+    an input and d the gradient of an output, since the weight's gradient was last None.
 
-    Passes count in training mode only, once their backward pass runs. Passes that share a gradient
-    (accumulation of the mean loss) are added; a pass with the gradient at None starts anew (SAM's
-    second). It refers to no optimizer and holds plain tensors, so that its model can be copied and
-    pickled.
+    A pass counts in training mode only, when its backward pass runs. Passes that accumulate into
+    one gradient of the mean loss are summed; a pass that starts with the gradient None (SAM's
+    second) resets the sums. The hook holds plain tensors and no optimizer, so the model can be
+    copied and pickled.
     """
 
     def __init__(self, bias: bool, outputs: bool = True) -> None:
@@ -76,16 +77,16 @@ class Recorder:
 
     @torch.compiler.disable
     def __call__(self, layer: Layer, args: tuple[Tensor, ...], output: Tensor) -> None:
-        """Record when the backward pass delivers the gradient of `output`."""
+        """Register `add` to run when the backward pass computes the gradient of `output`."""
         if not (self.active and layer.training and output.requires_grad):
             return
-        if layer.weight.grad is None:  # the first pass of this gradient, not one more share
+        if layer.weight.grad is None:  # the first pass of this gradient
             self.reset()
         inputs = args[0].detach()
         output.register_hook(lambda grad: self.add(layer, inputs, grad.detach()))
 
     def add(self, layer: Layer, inputs: Tensor, grad: Tensor) -> None:
-        """Add one pass: the layer's inputs and the gradient of its outputs."""
+        """Add one pass: the layer's inputs, and `grad`, the gradient of its outputs."""
         dtype = torch.promote_types(layer.weight.dtype, torch.float32)
         a, d = rows_of(layer, inputs.to(dtype), grad.to(dtype))
         if self.bias:
@@ -97,11 +98,12 @@ class Recorder:
             self.outputs = self.outputs + d.mT @ d
 
     def factors(self, conv_norm: str) -> tuple[Tensor, Tensor]:
-        """A and G of the recorded passes; `samples` undoes the mean in the loss.
+        """Return A (in, in) and G (out, out) of the recorded passes, with d scaled by the number of
+        samples to undo the mean in the loss.
 
         conv_norm, for a convolution of N samples and T positions: "kfc" (the paper) A = sum a a^T
-        / N and G = sum d d^T / (N T); "kfac_pytorch" (alecwangcq/KFAC-Pytorch) the first over T^2,
-        the second times T^2: the same product, another weight of the identity start.
+        / N and G = sum d d^T / (N T); "kfac_pytorch" (alecwangcq/KFAC-Pytorch) divides A by T^2
+        and multiplies G by T^2, which changes only the weight of the initial identities.
         """
         if conv_norm == "kfc":
             return self.inputs / self.samples, self.outputs * (self.samples**2 / self.rows)
@@ -109,7 +111,7 @@ class Recorder:
 
 
 def layers_of(model: nn.Module) -> dict[Tensor, Layer]:
-    """Trainable weight -> its Linear or Conv2d, where it multiplies that layer's inputs only."""
+    """Map each trainable weight to its Linear or Conv2d; shared weights are left out."""
     owners: dict[Tensor, int] = {}
     for module in model.modules():
         for p in module.parameters(recurse=False):
@@ -119,7 +121,8 @@ def layers_of(model: nn.Module) -> dict[Tensor, Layer]:
 
 
 def is_plain(module: nn.Module) -> TypeGuard[Layer]:
-    """Whether it is a Linear or a Conv2d itself, of inputs that `rows_of` knows."""
+    """Whether `module` is a Linear or a Conv2d (no subclass) that `rows_of` supports: no groups,
+    zero padding given in numbers."""
     return type(module) is nn.Linear or (
         type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
         and not isinstance(module.padding, str))
@@ -127,8 +130,8 @@ def is_plain(module: nn.Module) -> TypeGuard[Layer]:
 
 def routed(params: Iterable, layers: Mapping[Tensor, Layer], weights_only: bool = False
            ) -> list[dict]:
-    """`params` as groups that name their track: a tensor that is not a weight of `layers` moves
-    from the matrices to the first AdamW group, and the bias of a layer follows its weight, unless
+    """Return `params` as groups with a track. Tensors on the matrix track that are no weight in
+    `layers` move to the first AdamW group; a layer's bias follows its weight, unless
     `weights_only`."""
     items = list(params)
     groups = items if items and isinstance(items[0], dict) else [{"params": items}]
@@ -141,14 +144,14 @@ def routed(params: Iterable, layers: Mapping[Tensor, Layer], weights_only: bool 
     moved = {layers[w].bias for w in bias_of}
     matrices, rest, strays = [], [], []
     for part in parts:
-        mine = [p for p in part["params"] if _tensor(p) not in moved]
+        members = [p for p in part["params"] if _tensor(p) not in moved]
         if part["track"] == "adamw":
-            rest.append({**part, "params": mine})
+            rest.append({**part, "params": members})
             continue
-        strays += [p for p in mine if _tensor(p) not in layers]
-        kept = [p for p in mine if _tensor(p) in layers]
-        together = [q for p in kept for q in (p, bias_of.get(_tensor(p))) if q is not None]
-        matrices.append({**part, "params": together})
+        strays += [p for p in members if _tensor(p) not in layers]
+        of_layers = [p for p in members if _tensor(p) in layers]
+        with_biases = [q for p in of_layers for q in (p, bias_of.get(_tensor(p))) if q is not None]
+        matrices.append({**part, "params": with_biases})
     if strays and not rest:
         shared = {key: parts[0][key] for key in parts[0] if key in ADAMW_KEYS + BOOKKEEPING}
         rest.append({**shared, "params": [], "track": "adamw"})
@@ -158,7 +161,8 @@ def routed(params: Iterable, layers: Mapping[Tensor, Layer], weights_only: bool 
 
 
 def rows_of(layer: Layer, inputs: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """a (rows, in) and d (rows, out): a Linear's rows, a convolution's patches (in * kernel)."""
+    """Return a (rows, in) and d (rows, out): one row per input row of a Linear, or per position of
+    a convolution, where `in` is channels * kernel size."""
     if isinstance(layer, nn.Conv2d):
         assert not isinstance(layer.padding, str)  # see is_plain
         patches = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)

@@ -1,4 +1,4 @@
-"""Memory layout: whether torch's fused kernels may be used."""
+"""Memory layout of tensors: whether torch's fused kernels give correct results."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether its elements fill a stretch of memory without gaps or overlaps, in any order."""
+    """Whether the elements fill one block of memory without gaps or overlaps, in any order."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1:
@@ -17,6 +17,6 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def may_fuse(tensors: Iterable[Tensor]) -> bool:
-    """Whether fused kernels compute the right result: torch's read strided tensors as if they were
-    dense (`nn.Parameter(x[..., 0])`)."""
+    """Whether fused kernels are correct for all `tensors`: torch's kernels treat strided tensors,
+    such as `nn.Parameter(x[..., 0])`, as dense."""
     return all(is_dense(tensor) for tensor in tensors)

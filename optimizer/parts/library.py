@@ -1,5 +1,5 @@
-"""Optimizer classes of installed libraries: found by "package:Class", what they want, and why one
-cannot be used, in words."""
+"""Optimizer classes of installed libraries: lookup by "package:Class", their required arguments,
+and messages on why a class cannot be used."""
 
 import importlib
 import importlib.util
@@ -12,15 +12,15 @@ from types import ModuleType
 
 from torch.optim import Optimizer
 
-AROUND = ("optimizer", "base_optimizer")  # arguments by which a class goes around another
+AROUND = ("optimizer", "base_optimizer")  # argument names by which a class wraps another optimizer
 OURS = __name__.split(".")[0]
 
 
 def library_class(package: str, name: str) -> type[Optimizer]:
-    """The optimizer class `name` of an installed package ("torch" is torch.optim).
+    """Return the optimizer class `name` of an installed package ("torch" is torch.optim).
 
-    Raises ValueError for a package that is not installed, and for a class that it does not have or
-    that is of no use to a table of settings.
+    Raises ValueError for a package that is not installed, an unknown class, and a class that wraps
+    another optimizer, which a config cannot pass.
     """
     cls = getattr(_module(package, name), name, None)
     if not (inspect.isclass(cls) and issubclass(cls, Optimizer)):
@@ -32,8 +32,8 @@ def library_class(package: str, name: str) -> type[Optimizer]:
 
 
 def library_classes(package: str) -> list[str]:
-    """The names of all optimizer classes of an installed package. Raises ValueError for a package
-    that is not installed or has none."""
+    """Return the names of all optimizer classes of an installed package. Raises ValueError for a
+    package that is not installed or has none."""
     names = sorted(name for name, cls in vars(_module(package, "...")).items()
                    if inspect.isclass(cls) and issubclass(cls, Optimizer) and cls is not Optimizer)
     if not names:
@@ -42,14 +42,15 @@ def library_classes(package: str) -> list[str]:
 
 
 def required(cls: type[Optimizer]) -> list[str]:
-    """The names of the arguments that have no default, without `params` and `model`."""
+    """Return the names of the arguments without a default, except `params` and `model`."""
     return [p.name for p in inspect.signature(cls).parameters.values()
             if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
             and p.name not in ("params", "model")]
 
 
 def wants_use_muon(cls: type[Optimizer]) -> bool:
-    """Whether a library's class wants groups that say `use_muon`, as pytorch_optimizer's do."""
+    """Whether a library's class needs groups with the key `use_muon`, as in pytorch_optimizer: its
+    module's source contains that name."""
     if cls.__module__.startswith((f"{OURS}.", "torch.")):
         return False
     try:
@@ -60,12 +61,12 @@ def wants_use_muon(cls: type[Optimizer]) -> bool:
 
 def wants_graph(cls: type[Optimizer]) -> bool:
     """Whether the class differentiates the gradients, as pytorch_optimizer's AdaHessian and SophiaH
-    do: it asks for `create_graph=True` in its documentation."""
+    do: its docstring contains `create_graph=True`."""
     return "create_graph=True" in (cls.__doc__ or "")
 
 
 def refusal(cls: type[Optimizer], error: Exception) -> str:
-    """One line on an exception of the class's step."""
+    """Return a one-line explanation of an exception raised by the class's step."""
     if isinstance(error, NotImplementedError) and not str(error):
         return "it has no step() but updates the weights by calls of its own"
     if cls.__module__.startswith((f"{OURS}.", "torch.")) or is_message(error):
@@ -75,7 +76,7 @@ def refusal(cls: type[Optimizer], error: Exception) -> str:
 
 
 def reason(error: Exception) -> str:
-    """One line of an exception; one that is no message for users, with its type and place."""
+    """Return an exception as one line, with type, file and line if it is not a user message."""
     text = " ".join(str(error).split())
     if is_message(error):
         return text
@@ -85,7 +86,7 @@ def reason(error: Exception) -> str:
 
 
 def is_message(error: Exception) -> bool:
-    """Whether an exception was raised to be read by a user."""
+    """Whether an exception is a message for users: its type is one of three, its text not empty."""
     kinds = ValueError | ImportError | NotImplementedError
     return isinstance(error, kinds) and bool(str(error).strip())
 
@@ -101,9 +102,9 @@ def _module(package: str, name: str) -> ModuleType:
 
 
 def _require_installed(package: str) -> None:
-    """Raise ValueError for a module of Python's library, which holds no optimizer ("antigravity"
-    opens a browser), and for a package of the working directory or of this project's checkout: a
-    config must not be able to run what some folder of results holds."""
+    """Raise ValueError for a standard-library module (importing "antigravity" opens a browser), and
+    for a package in the working directory or in this project's checkout: a config must not be able
+    to run code from a folder of results."""
     if package in sys.stdlib_module_names:
         raise ValueError(f"{package} has no optimizer classes: it is a part of Python")
     home = Path(__file__).parents[2]  # the checkout, or site-packages

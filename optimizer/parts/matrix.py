@@ -1,8 +1,8 @@
-"""The base of every matrix rule: the rule for the matrices and torch's AdamW for the rest, as one.
+"""Base class of every matrix rule: the rule for the matrices and torch's AdamW for the rest.
 
 A parameter is on one of two tracks. A group may name its track (`"track": "matrix"` or "adamw");
-a group that does not is split: tensors of two or more dimensions are matrices. Both tracks share
-one `param_groups`, one `state` and one `state_dict`, in torch's own format.
+a group without one is split: tensors of two or more dimensions are matrices. Both tracks share
+one `param_groups`, one `state` and one `state_dict`, in torch's format.
 """
 
 from collections.abc import Iterable
@@ -22,10 +22,10 @@ BOOKKEEPING = ("params", "param_names", "track", "initial_lr", "scalars", "fused
 
 
 class MatrixOptimizer(FirstOrder):
-    """Subclasses give `update_group(params, group)` for matrices; `defaults` are that track's.
+    """Subclasses give `update_group(params, group)` for the matrices; `defaults` are their options.
 
-    An AdamW group takes lr and weight_decay from `defaults` where it has none of its own, betas
-    and eps from torch.optim.AdamW.
+    An AdamW group without its own lr and weight_decay takes them from `defaults`; its betas and eps
+    default to torch.optim.AdamW's.
 
     Raises ValueError for a group with an unknown key or track, a parameter in two groups, or a
     vector on the matrix track.
@@ -36,11 +36,11 @@ class MatrixOptimizer(FirstOrder):
         super().__init__(params, defaults)
 
     def is_matrix(self, tensor: Tensor) -> bool:
-        """Whether the matrix track takes it: two or more dimensions."""
+        """Whether the matrix track accepts `tensor`: it has two or more dimensions."""
         return tensor.ndim >= 2
 
     def update(self) -> None:
-        """Apply the gradients that stand in `p.grad`, each track by its rule."""
+        """Apply the gradients in `p.grad`: the matrix track's rule, then AdamW."""
         for group in self.param_groups:
             params = self.with_gradient(group)
             if params and group["track"] == "matrix":
@@ -48,11 +48,13 @@ class MatrixOptimizer(FirstOrder):
         publish(self, (p for group in self.param_groups if group["track"] == "matrix"
                        for p in group["params"]))
         if self.adamw is not None:
-            # Fused already, and torch.compile fails on step counts that are ints.
+            # AdamW is fused already, and torch.compile fails on integer step counts.
             torch.compiler.disable(inner_step)(self.adamw)
 
     def add_param_group(self, group: dict) -> None:
-        """Add a group, split into a matrix and an AdamW group unless it names its track."""
+        """Add a group; without a track it is split into a matrix group and an AdamW group.
+
+        Raises ValueError for an invalid group, see the class docstring."""
         for part in by_track(group):
             self._check_group(part)
             if part["track"] == "matrix":
@@ -81,7 +83,7 @@ class MatrixOptimizer(FirstOrder):
         checks.non_negative(**{key: group[key] for key in ("lr", "eps", "weight_decay")
                                if key in group})
         checks.pair_of_fractions(**{key: group[key] for key in ("betas",) if key in group})
-        # Without the fused kernel torch takes foreach on a GPU, a loop on the CPU.
+        # Without the fused kernel torch uses foreach on a GPU and a loop on the CPU.
         group["fused"] = may_fuse(p[1] if isinstance(p, tuple) else p for p in group["params"])
         if self.adamw is None:
             self.adamw = AdamW([group])
@@ -91,22 +93,23 @@ class MatrixOptimizer(FirstOrder):
         self.param_groups.append(group)
 
     def after_loading(self) -> None:
-        """Share the groups and the state of the AdamW track with torch's AdamW; options that are
-        younger than the checkpoint have their defaults."""
+        """Share the AdamW track's groups and state with torch's AdamW again; give options that the
+        checkpoint does not have their defaults."""
         super().after_loading()
-        # torch adds "differentiable" to the defaults of what it loads, to no group.
+        # Loading adds "differentiable" to torch's defaults; it is no option of a group.
         options = {key: value for key, value in self.defaults.items() if key != "differentiable"}
         for group in self.param_groups:
             if group["track"] == "matrix":
                 group.update({**options, **group})
         if self.adamw is not None:
             groups = [group for group in self.param_groups if group["track"] == "adamw"]
-            # Also puts a step count that is a plain number where the fused kernel needs it.
+            # This also converts numeric step counts to tensors where the fused kernel needs them.
             self.adamw.__setstate__({"state": self.state, "param_groups": groups})
 
 
 def by_track(group: dict) -> list[dict]:
-    """`group` itself if it names its track, else its matrices and its rest as two groups."""
+    """Return [group] if it has a track, else a matrix group and an AdamW group, if not empty.
+    Raises ValueError for an unknown track."""
     params = group["params"]
     params = [params] if torch.is_tensor(params) else list(params)
     if "track" in group:

@@ -22,16 +22,17 @@ NsDtype = Literal["auto", "float32", "bfloat16"]
 
 
 def _with_safety(rows: Sequence[tuple[float, float, float]], safety: float):
-    """All rows but the last, so that rounding cannot push a singular value past the range."""
+    """Shrink all rows but the last by `safety`, so that rounding cannot push a singular value out
+    of the range in which the next polynomial converges."""
     shrunk = [(a / safety, b / safety**3, c / safety**5) for a, b, c in rows[:-1]]
     return (*shrunk, rows[-1])
 
 
-# name: (divisor of X besides its norm, coefficients (a, b, c) a step; the last row repeats).
+# name: (divisor of X besides its norm, coefficients (a, b, c) per step; the last row repeats).
 COEFFICIENTS = {
     # Keller Jordan, Muon: steepest at 0; does not converge, singular values end in [0.68, 1.20].
     "keller": (1.0, ((3.4445, -4.7750, 2.0315),)),
-    # YouJiacheng's five (modded-nanogpt): most accurate of the 5-step sets on well-conditioned X.
+    # YouJiacheng (modded-nanogpt): the most accurate of the 5-step sets for well-conditioned X.
     "youjiacheng": (
         1.0,
         (
@@ -59,7 +60,7 @@ COEFFICIENTS = {
             1.01,
         ),
     ),
-    # Polar Express made for exactly five steps, safety 2e-2 folded in (modded-nanogpt, nanochat).
+    # Polar Express for exactly five steps, safety 2e-2 included (modded-nanogpt, nanochat).
     "polar_express_5": (
         1.02,
         (
@@ -70,19 +71,19 @@ COEFFICIENTS = {
             (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
         ),
     ),
-    # Taylor series of x (x^2)^(-1/2) about 1: converge to 1, slowly for small singular values.
+    # Taylor polynomials of x (x^2)^(-1/2) about 1: converge to 1, slowly for small singular values.
     "taylor": (1.0, ((15 / 8, -10 / 8, 3 / 8),)),
     "cubic": (1.0, ((1.5, -0.5, 0.0),)),
 }
 
-# Decided by measurement, see outputs/paper/bench: rows of a symmetric product computed at a time,
-# shape n / m from which Gram space pays, its steps at a time, size of a matrix best left alone.
+# Chosen by measurement, see outputs/paper/bench: rows per block of a symmetric product, ratio n / m
+# from which `_gram_steps` is faster, its steps per call, elements from which batching costs time.
 STRIP, LONG, GRAM_STEPS, LARGE = 128, 1.5, 5, 2**17
 
 
 def as_matrices(tensor: Tensor) -> Tensor:
-    """View `tensor` as (stack, m, n): 2-D (m, n) -> (1, m, n); 3-D is a stack already;
-    a convolution (out, in, *kernel) -> (1, out, in * kernel size)."""
+    """View `tensor` as (stack, m, n): 2-D (m, n) -> (1, m, n); 3-D is unchanged; a convolution
+    (out, in, *kernel) -> (1, out, in * kernel size)."""
     if tensor.ndim == 3:
         return tensor
     return tensor.reshape(1, tensor.shape[0], -1)
@@ -94,19 +95,19 @@ def newton_schulz(
 ) -> Tensor:
     """Approximate msign of each matrix of a stack (stack, m, n); a zero matrix stays zero.
 
-    Normalized in the precision given and then iterated in `dtype` (default: the same), so that a
-    norm far from 1 costs no accuracy; where its squares underflow (entries below 1e-19 in float32)
-    the result fades to zero. `floor` is added to the norm (ARS's code: 1e-7): a matrix much smaller
-    than that fades too. Cheapest for m <= n: the Gram matrix is (m, m). Long float32
-    matrices on the CPU are iterated in Gram space, see `_gram_steps`; in bfloat16 that would double
-    the error on a Gaussian matrix, even at two steps at a time.
+    The matrix is normalized in its own precision and then iterated in `dtype` (default: the same),
+    so a norm far from 1 costs no accuracy. If its squares underflow (entries below 1e-19 in
+    float32) the result shrinks towards zero, and likewise if its norm is much smaller than `floor`,
+    which is added to the norm (1e-7 in ARS's code). Cheapest for m <= n: the Gram matrix is (m, m).
+    Wide float32 matrices on the CPU use `_gram_steps`; in bfloat16 that would double the error on a
+    Gaussian matrix, even with two steps per call.
     """
     divisor, rows = COEFFICIENTS[coefficients]
     norms = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
     tiny = torch.finfo(norms.dtype).tiny ** 0.5
     norms = norms + floor if floor else norms
     x = (matrices / (norms * divisor).clamp_min_(tiny)).to(dtype or matrices.dtype)
-    if torch.compiler.is_compiling():  # a graph is not allowed to write into strided work space
+    if torch.compiler.is_compiling():  # a compiled graph must not write into strided buffers
         x = x.contiguous()
     rows = [rows[min(step, len(rows) - 1)] for step in range(steps)]
     m, n = x.shape[-2:]
@@ -118,24 +119,27 @@ def newton_schulz(
 
 
 def _direct_steps(x: Tensor, rows: Sequence[tuple[float, float, float]]) -> Tensor:
-    """A = X X^T, X <- a X + (b A + c A^2) X for each row; x (stack, m, n) serves as work space."""
+    """Iterate A = X X^T, X <- a X + (b A + c A^2) X, one step per row of coefficients.
+
+    x (stack, m, n) is overwritten."""
     gram, polynomial = _square(x), _square(x)
     y = torch.empty_like(x)
     for a, b, c in rows:
         _symmetric_product(x, x.mT, gram)
-        # a X is added apart: a on the diagonal would be rounded to bfloat16.
+        # a X is added separately: with a on the diagonal the sum would be rounded to bfloat16.
         torch.baddbmm(x, _polynomial(gram, (0.0, b, c), polynomial), x, beta=a, out=y)
         x, y = y, x
     return x
 
 
 def _gram_steps(x: Tensor, rows: Sequence[tuple[float, float, float]]) -> Tensor:
-    """The same steps with (m, m) products alone but for the first and the last.
+    """Compute the same steps with (m, m) products only, except for the first and the last product.
 
-    With A = X X^T and P = a I + b A + c A^2 a step is X <- P X, so A <- P A P. All of these are
-    polynomials of the first A: symmetric, and Q = P P' P'' ... is gathered in any order; X <- Q X.
-    A holds squares: in float32, singular values below 3e-4 of the largest drown in it, and its
-    rounding, negative eigenvalues too, grows by a^2 a step; hence GRAM_STEPS at a time.
+    With A = X X^T and P = a I + b A + c A^2 a step is X <- P X, so A <- P A P. All these matrices
+    are polynomials of the first A. They are symmetric and commute, so the product Q of all P can be
+    accumulated in any order, and finally X <- Q X. A holds squares: in float32 its rounding errors
+    exceed the squares of singular values below 3e-4 of the largest. These errors, negative
+    eigenvalues among them, grow by a^2 per step, which limits a call to GRAM_STEPS steps.
     """
     gram, polynomial, product, spare = (_square(x) for _ in range(4))
     _symmetric_product(x, x.mT, gram)
@@ -147,7 +151,7 @@ def _gram_steps(x: Tensor, rows: Sequence[tuple[float, float, float]]) -> Tensor
         if step == 0:
             product, polynomial = polynomial, product
         else:
-            # Not mirrored: in what is rounding only (null space) P and Q do not commute.
+            # A full product: in the null space, which is rounding error, P and Q do not commute.
             torch.bmm(polynomial, product, out=spare)
             product, spare = spare, product
     return product @ x
@@ -158,7 +162,7 @@ def _square(x: Tensor) -> Tensor:
 
 
 def _polynomial(gram: Tensor, row: tuple[float, float, float], out: Tensor) -> Tensor:
-    """out = a I + b A + c A^2 of each matrix of the stack."""
+    """Write a I + b A + c A^2 of each matrix of the stack to `out` and return it."""
     a, b, c = row
     if c and _is_split(gram):
         _symmetric_product(gram, gram, out)
@@ -173,8 +177,8 @@ def _polynomial(gram: Tensor, row: tuple[float, float, float], out: Tensor) -> T
 
 
 def _symmetric_product(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """out = left @ right of a stack, where that is symmetric: on the CPU large ones are computed
-    in block rows from the diagonal on, and mirrored, which saves up to half the operations."""
+    """Write left @ right, which must be symmetric, to `out` (stack, m, m). Large products on the
+    CPU are computed in block rows from the diagonal on and mirrored: up to half the operations."""
     if not _is_split(out):
         torch.bmm(left, right, out=out)
         return
@@ -185,13 +189,14 @@ def _symmetric_product(left: Tensor, right: Tensor, out: Tensor) -> None:
 
 
 def _is_split(out: Tensor) -> bool:
-    # In bfloat16 strips cost more than they save: 0.94 of float32's time, whole products 0.73.
+    # In bfloat16 whole products are faster: 0.73 of float32's time, block rows 0.94.
     return (out.device.type == "cpu" and out.shape[-1] > STRIP and out.dtype != torch.bfloat16)
 
 
 def exact_polar(matrices: Tensor) -> Tensor:
-    """msign by SVD: singular values <= max(m, n) * eps * s_max count as zero and are dropped."""
-    # The driver that CUDA takes by default is the fastest and least exact of its three.
+    """Return msign of (stack, m, n) by SVD; singular values <= max(m, n) * eps * s_max are dropped
+    as zero."""
+    # CUDA's default driver is the fastest and least accurate of the three.
     driver = "gesvd" if matrices.is_cuda else None
     u, s, vh = torch.linalg.svd(matrices, full_matrices=False, driver=driver)
     threshold = max(matrices.shape[-2:]) * torch.finfo(s.dtype).eps * s[..., :1]
@@ -200,7 +205,7 @@ def exact_polar(matrices: Tensor) -> Tensor:
 
 def polar_options(ns_steps: int, orthogonalizer: str, ns_dtype: str,
                   accepted: Any = Orthogonalizer) -> dict:
-    """The keys of a group that `msign` reads. Raises ValueError for an invalid value."""
+    """Return the group options that `msign` reads. Raises ValueError for an invalid value."""
     checks.iterations(ns_steps=ns_steps)
     checks.choice(accepted, orthogonalizer=orthogonalizer)
     checks.choice(NsDtype, ns_dtype=ns_dtype)
@@ -208,17 +213,17 @@ def polar_options(ns_steps: int, orthogonalizer: str, ns_dtype: str,
 
 
 def msign(tensors: Sequence[Tensor], group: dict) -> list[Tensor]:
-    """`orthogonalize` with the options of a group."""
+    """Call `orthogonalize` with the options of `group`."""
     return orthogonalize(tensors, group["orthogonalizer"], group["ns_steps"], group["ns_dtype"])
 
 
 def product_dtype(tensor: Tensor, ns_dtype: str) -> torch.dtype:
-    """The dtype of the products that orthogonalize `tensor`.
+    """Return the dtype of the matrix products that orthogonalize `tensor`.
 
-    "auto": float64 stays; otherwise bfloat16 on CUDA and float32 on the CPU, even on one with
-    bfloat16 in hardware (`torch.cpu.get_capabilities()`: "avx512_bf16", "amx_bf16"). There bfloat16
-    takes 0.73 of the time on 512-wide layers and 1.3 on small matrices (AVX-512), and float32 gives
-    a run the same weights, to rounding, on every processor.
+    "auto": float64 for float64 tensors, otherwise bfloat16 on CUDA and float32 on the CPU. This
+    includes CPUs with bfloat16 hardware (`torch.cpu.get_capabilities()`: "avx512_bf16",
+    "amx_bf16"): there bfloat16 takes 0.73 of the time on 512-wide layers but 1.3 on small matrices
+    (AVX-512), and float32 gives the same weights, to rounding, on every processor.
     """
     if ns_dtype != "auto":
         return getattr(torch, ns_dtype)
@@ -231,10 +236,10 @@ def orthogonalize(
     tensors: Sequence[Tensor], orthogonalizer: str = "keller", steps: int = 5,
     ns_dtype: str = "auto",
 ) -> list[Tensor]:
-    """msign of each tensor as `as_matrices` sees it: one stack (stack, m, n) a tensor, same dtype.
+    """Return msign of each tensor as one stack (stack, m, n), see `as_matrices`, in its dtype.
 
-    Norms are taken in float32 at least, products in `product_dtype`; "svd" does not heed ns_dtype
-    and is never below float32.
+    Norms are computed in float32 or wider, products in `product_dtype`. "svd" ignores ns_dtype and
+    is computed in float32 or wider.
     """
     stacks = [as_matrices(tensor) for tensor in tensors]
     tall = [stack.shape[-2] > stack.shape[-1] for stack in stacks]
@@ -251,8 +256,8 @@ def orthogonalize(
 
 
 def _batches(stacks: Sequence[Tensor]) -> list[list[int]]:
-    """Indices of what to compute as one batch: equal matrices, on the CPU only if small, since
-    there a batch of large ones gains nothing and leaves the cache."""
+    """Group indices into batches by matrix shape, dtype and device. Large matrices on the CPU are
+    batches of their own: batching them gains nothing and exceeds the cache."""
     buckets = defaultdict(list)
     for index, stack in enumerate(stacks):
         alone = stack.device.type == "cpu" and stack[0].numel() >= LARGE

@@ -21,14 +21,14 @@ from .split import parameter_groups, routing_table, split
 __all__ = ["GIVEN_BY_CODE", "available_optimizers", "build_optimizer", "is_wrapper",
            "optimizer_class", "parameter_groups", "routing_table"]
 
-PACKAGE = __name__.split(".")[0]  # "optimizer" here, "ars_optim" where it is installed
+PACKAGE = __name__.split(".")[0]  # "optimizer" in a checkout, "ars_optim" when installed
 
-# Constructor arguments that `build_optimizer` fills in; a configuration sets the others.
+# Constructor arguments that `build_optimizer` fills in; a config sets the others.
 GIVEN_BY_CODE = ("params", "base", "model", "names")
 
 
 def exported(name: str) -> type[Optimizer]:
-    """Our class of that name. Raises AttributeError where there is none."""
+    """Return this package's class called `name`. Raises AttributeError for an unknown name."""
     stem = {_key(stem): stem for stem in _own()}.get(_key(name))
     if stem is None or (cls := optimizer_class(stem)).__name__ != name:
         raise AttributeError(f"module {PACKAGE!r} has no attribute {name!r}")
@@ -36,15 +36,16 @@ def exported(name: str) -> type[Optimizer]:
 
 
 def available_optimizers() -> list[str]:
-    """Every name that `optimizer_class` knows: our files, and torch.optim's in snake case."""
+    """Return every name that `optimizer_class` accepts: this package's files, and torch.optim's
+    classes in snake case."""
     return sorted({*_own(), *_torch()})
 
 
 def optimizer_class(name: str) -> type[Any]:
-    """The class behind a name, case, hyphens and underscores ignored, or behind "package:Class".
+    """Return the class for a name (case, hyphens and underscores ignored) or "package:Class".
 
-    Our own files come before torch.optim's classes of the same name. Raises ValueError for an
-    unknown name, and for a package or class that is not there.
+    A file of this package takes precedence over a torch.optim class of the same name. Raises
+    ValueError for an unknown name, package or class.
     """
     if ":" in name:
         return library_class(*name.split(":", 1))
@@ -61,7 +62,7 @@ def optimizer_class(name: str) -> type[Any]:
 
 
 def is_wrapper(cls: type[Optimizer]) -> bool:
-    """Whether the class goes around another optimizer: its first argument is `base`."""
+    """Whether the class wraps another optimizer: its first argument is named `base`."""
     return next(iter(inspect.signature(cls).parameters)) == "base"
 
 
@@ -69,14 +70,14 @@ def build_optimizer(settings: dict, model: nn.Module,
                     gradient_filter: GradientFilter | None = None) -> Optimizer:
     """Build the optimizer of an `[optimizer]` table for the trainable parameters of `model`.
 
-    settings: `name` and that class's keywords; for a matrix rule also `routing` and the table
-    `adamw` for the parameters off the matrix track, with tables in it for roles among them (given
-    either, any class becomes the matrix rule beside an AdamW); every other table is a wrapper, the
-    first one innermost, in the order of parts/wrapper.py. A class that has an argument `model`, or
-    `names`, is given it.
-    gradient_filter: as `parts.filtered.with_filter` takes it, for the innermost rule.
-    Raises ValueError for an unknown name, a bad value, a class without a rate or one whose rate
-    AdamW cannot share, wrappers in a wrong order, TypeError for an unknown keyword.
+    settings: `name` and the keywords of that class. `routing` and the table `adamw` belong to a
+    matrix rule: `adamw` has the settings of the parameters off the matrix track, with a subtable
+    per role. With either of them any other class takes the matrices, beside an AdamW for the rest.
+    Every other table is a wrapper, innermost first, in the order of parts/wrapper.py. A constructor
+    argument `model` or `names` is filled in.
+    gradient_filter: applied at the innermost rule, see `parts.filtered.with_filter`.
+    Raises ValueError for an unknown name, an invalid value, a class without lr or with an lr that
+    AdamW cannot share, and wrappers in the wrong order; TypeError for an unknown keyword.
     """
     settings = dict(settings)
     cls = optimizer_class(settings.pop("name"))
@@ -116,9 +117,9 @@ def build_optimizer(settings: dict, model: nn.Module,
 
 
 def _require_rate_of_its_own(classes: list[type[Optimizer]], groups: list[dict]) -> None:
-    """Raise ValueError where AdamW would share a rate that is no step size of AdamW's kind: 0.5 or
-    more by default, as Prodigy's and D-Adaptation's 1, which multiplies the rate that they find;
-    Scion's, which is the decay too; what a class of ours says in `lr_is`, as Hyperball's angle."""
+    """Raise ValueError where AdamW would share an lr that is not a step size in AdamW's sense: a
+    default of 0.5 or more (Prodigy and D-Adaptation multiply the rate they estimate by it), Scion's
+    (also its decay), and classes of this package that set `lr_is` (Hyperball's is an angle)."""
     alone = all("lr" in group for group in groups if group.get("track") == "adamw")
     for cls in () if alone else classes:
         default = getattr(inspect.signature(cls).parameters.get("lr"), "default", None)
@@ -131,8 +132,8 @@ def _require_rate_of_its_own(classes: list[type[Optimizer]], groups: list[dict])
 
 
 def _with_model(cls: type[Optimizer], settings: dict, model: nn.Module) -> dict:
-    """`settings`, and the model, or the names of its parameters, for a class that asks for them;
-    arrays are tuples where the class has a tuple."""
+    """Add the model, or its parameters' names, to `settings` where the class has that argument;
+    convert a list to a tuple where the argument's default is a tuple."""
     parameters = inspect.signature(cls).parameters
     settings = {key: tuple(value) if isinstance(value, list) and key in parameters
                 and isinstance(parameters[key].default, tuple) else value
@@ -142,10 +143,10 @@ def _with_model(cls: type[Optimizer], settings: dict, model: nn.Module) -> dict:
 
 
 def _fused(cls: type[Optimizer], params: list, settings: dict) -> Optimizer:
-    """`cls` for tensors or groups of them, with its fused kernel, where it has one, may use it and
-    the settings ask for no other.
+    """Build `cls` for tensors or groups, with its fused kernel where it has one, all tensors allow
+    it and the settings do not choose another implementation.
 
-    Adagrad's is left out: in torch 2.11 it does not support CUDA.
+    Adagrad's fused kernel is not used: in torch 2.11 it does not support CUDA.
     """
     chosen = settings.get("fused") is not None or settings.get("foreach") is not None
     excluded = settings.get("capturable") or settings.get("differentiable")
@@ -162,8 +163,8 @@ def _own() -> list[str]:
 
 
 def _torch() -> dict[str, type[Optimizer]]:
-    """torch.optim's classes by snake-case name: RMSprop -> rmsprop, AdamW -> adamw. SparseAdam,
-    which takes sparse gradients alone, is not among them."""
+    """Map snake-case names to torch.optim's classes (RMSprop -> rmsprop, AdamW -> adamw), except
+    SparseAdam, which accepts sparse gradients only."""
     classes = [value for value in vars(torch.optim).values() if inspect.isclass(value)
                and issubclass(value, Optimizer)
                and value not in (Optimizer, torch.optim.SparseAdam)]
