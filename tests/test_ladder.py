@@ -241,6 +241,14 @@ def test_no_go_where_the_repeats_spread():
                        ).startswith("No go")
 
 
+def test_the_noise_floor_of_each_arm_that_has_repeats():
+    repeats = {"adamw": {1: 1.0, 2: 2.0, 3: 3.0}, "muon": {1: 2.0}}  # deviation 1, t(2) = 4.3027
+    text = analysis.noise_floor(repeats, n=8, difference=0.5)
+    assert "| adamw | 2.1513 " in " ".join(text.split()) and "muon" not in text
+    assert " 85 |" in " ".join(text.split())  # 2 (1.96 + 1.2816)^2 / 0.25, rounded up
+    assert analysis.noise_floor({"muon": {1: 2.0}}) == ""
+
+
 def test_runs_are_collected_and_the_page_is_made_again(tiny_data, tmp_path, capsys):
     folder = tmp_path / "runs" / "S" / "repeats" / "adamw" / "seed11"
     overrides = [word for override in (*train.TASK.scale("tiny"), "experiment.epochs=2")

@@ -121,6 +121,20 @@ def go(repeats: dict[str, dict[int, float]]) -> str:
             f"{LIMITS['ratio']}).")
 
 
+def noise_floor(repeats: dict[str, dict[int, float]], n: int = 4, difference: float = 0.005) -> str:
+    """What two means of n seeds of one arm differ by, and the seeds that resolve a difference (bits
+    per byte), from each arm's repeats."""
+    known = {arm: list(seeds.values()) for arm, seeds in repeats.items() if len(seeds) > 1}
+    if not known:
+        return ""
+    lines: Lines = [("arm", f"95 % band of a difference of two means of {n} seeds",
+                     f"seeds that detect {difference:g} at 90 % power")]
+    lines += [(arm, f"{ranking.noise_band(values, n):.4f}",
+               number(ranking.seeds_needed(difference, deviation(values))))
+              for arm, values in known.items()]
+    return f"Noise floor:\n\n{table(lines)}"
+
+
 def agreement(ours: dict[str, dict[int, float]], plan: Plan) -> list[tuple]:
     """Lines of the table of hypotheses H1 (or H2), H4 and H5 at one rung."""
     primary = {arm: list(seeds.values()) for arm, seeds in ours.items() if arm in plan.arms}
@@ -195,7 +209,7 @@ def render(rows: Rows, provenance: dict, plan: Plan, figures: Sequence[str] = ()
             parts += ["### Scores", _scores(rows.where(rung=rung, part="scoring"), scored,
                                             {arm: words for arm, (words, _) in speeds.items()})]
         if repeats:
-            parts.append(go(repeats))
+            parts += [go(repeats), noise_floor(repeats)]
         parts += ["### Hypotheses", table([("hypothesis", "declared", "result"),
                                            *agreement(scored, plan)])]
         if lines := sensitivity(scored, plan):
