@@ -1,5 +1,5 @@
-"""Options of the training scripts, exit statuses of every command, types for argparse. Imports
-nothing of torch."""
+"""Options of the training scripts, exit statuses of every command, types for argparse. Does not
+import torch."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ COMPLETED, FAILED, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def parse(task: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of exp.<task>.train. Ends the process for --help and for wrong options."""
+    """Parse the options of exp.<task>.train. Exits the process for --help and invalid options."""
     parser = argparse.ArgumentParser(prog=f"python -m exp.{task}.train",
                                      description=f"Train the {task} task from a TOML config.")
     parser.add_argument("--config", type=Path, required=True, help="the experiment, a TOML file")
@@ -31,14 +31,14 @@ def parse(task: str, arguments: Sequence[str] | None = None) -> argparse.Namespa
 
 
 def add_dry_run(parser: argparse._ActionsContainer, *aliases: str) -> None:
-    """--dry-run, of every long command: list what it would run and how long that takes where it
-    was timed (exp/report/forecast.py); run and write nothing."""
+    """Add --dry-run: the command lists what it would run and the time that will take, where known
+    (exp/report/forecast.py), and runs and writes nothing."""
     parser.add_argument("--dry-run", *aliases, action="store_true",
                         help="list what would be run and how long it takes, run nothing")
 
 
 def positive(text: str) -> int:
-    """A positive integer, as a type for argparse."""
+    """Parse a positive integer; a type for argparse."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return number

@@ -1,4 +1,4 @@
-"""Synchronized batch norm on CPU and CUDA, and running statistics that start anew."""
+"""Synchronized batch norm on CPU and CUDA, and recomputation of running statistics."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def synchronized(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` with every batch norm replaced by a synchronized one with its parameters and buffers.
-    """
+    """Replace every batch norm of `model` by a synchronized one with the same parameters and
+    buffers. Returns the model."""
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for parent in list(model.modules()):
@@ -23,10 +23,10 @@ def synchronized(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 class GlooBatchNorm(_BatchNorm):
-    """torch's SyncBatchNorm for the CPU, which torch's own refuses.
+    """SyncBatchNorm for CPU tensors, which torch's class rejects.
 
-    norm: the batch norm whose place it takes. Input (batch, channels, ...); the parts of a batch
-    may differ in size.
+    norm: the batch norm to replace. Input (batch, channels, ...); the shards of a batch may differ
+    in size.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -35,8 +35,8 @@ class GlooBatchNorm(_BatchNorm):
         self.__dict__.update(norm.__dict__)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize by the statistics of all parts in training, by the running ones else; computed
-        in float32 at least, as torch's own are."""
+        """Normalize by the statistics of all shards in training mode, else by the running ones.
+        Statistics are computed in float32 or float64, as in torch."""
         if not self.training and self.running_mean is not None:
             return super().forward(x)
         dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
@@ -69,7 +69,7 @@ class GlooBatchNorm(_BatchNorm):
 
 
 class _AllSum(torch.autograd.Function):
-    """The sum over all processes; so is its gradient, since each of them uses the sum."""
+    """Sum over all processes. The gradient is summed too, because every process uses the sum."""
 
     @staticmethod
     def forward(ctx, part: Tensor) -> Tensor:
@@ -87,8 +87,8 @@ class _AllSum(torch.autograd.Function):
 
 @contextmanager
 def new_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Inside, running statistics begin anew and are the mean over the passes in training mode, as
-    torch.optim.swa_utils.update_bn has it."""
+    """Reset the running statistics; inside, they become the mean over the passes in training mode,
+    as in torch.optim.swa_utils.update_bn."""
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

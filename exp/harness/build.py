@@ -45,7 +45,7 @@ from optimizer.parts.wrapper import Wrapper
 
 @dataclass(frozen=True)
 class Built:
-    """Everything a training loop needs, made from one configuration."""
+    """Everything a training loop needs, built from one configuration."""
 
     task: Task
     settings: dict
@@ -58,9 +58,9 @@ class Built:
 
 
 def build(settings: dict, task: Task) -> Built:
-    """Seed, then build everything in order of dependence; nothing is written.
+    """Seed, then build data, model, optimizer, schedule and objective; write no file of the run.
 
-    Raises ConfigError for a value that a constructor or the first step refuses, DataError for
+    Raises ConfigError for a value that a constructor or the trial step rejects, DataError for
     missing data.
     """
     experiment = settings["experiment"]
@@ -98,7 +98,7 @@ def build(settings: dict, task: Task) -> Built:
 
 
 def with_smoothing(task: Task, share: float) -> Task:
-    """`task` with this label smoothing in its loss. Raises ConfigError where it has no classes."""
+    """Return `task` with label smoothing in its loss. Raises ConfigError if the loss takes none."""
     if share == 0:
         return task
     if "label_smoothing" not in inspect.signature(task.loss_fn).parameters:
@@ -136,7 +136,7 @@ def _parts(settings: dict, task: Task, device: torch.device, forward: Callable,
         raise
     except OSError as error:
         raise DataError(f"cannot read or keep the data: {error}") from error
-    except Exception as error:  # a library may have exceptions of its own for a bad value
+    except Exception as error:  # libraries raise their own exceptions for bad values
         if is_lost_peer(error):
             raise
         raise ConfigError(f"[{table}] {reason(error)}") from error
@@ -173,9 +173,9 @@ def _require_many_processes(optimizer: Optimizer, experiment: dict) -> None:
 
 
 def over_processes(optimizer: Optimizer, sharding: str, shards: dict) -> Optimizer:
-    """The optimizer for several processes; shards: full parameter -> this process's shard.
+    """Return the optimizer that shards its work ("optimizer") or gathers a sharded model ("model").
 
-    Raises ConfigError for an optimizer that cannot be sharded.
+    shards: full parameter -> this process's shard. Raises ConfigError if it cannot be sharded.
     """
     if sharding == "none":
         return optimizer

@@ -21,32 +21,33 @@ from exp.harness.errors import ConfigError
 from exp.harness.folder import RunFolder, epochs_of
 from exp.harness.objective import rng_state, set_rng_state
 
-CHECKPOINT_SECONDS = 10.0  # at least so long between checkpoints: short epochs cost nothing
+CHECKPOINT_SECONDS = 10.0  # minimum between two checkpoints, so that short epochs stay cheap
 MAY_CHANGE_ON_RESUME = ("epochs", "device", "tensorboard", "logger", "stop_at", "max_evaluations",
                          "sharding", "test")
-PERIOD = "period_epochs"  # of [schedule]: the number of epochs by default
+PERIOD = "period_epochs"  # key of [schedule]; default: the number of epochs
 KINDS = {"settings": dict, "model": dict, "optimizer": dict, "objective": dict, "stopped": bool,
          "wall_seconds": float, "epoch": int, "batch": int, "step": int, "seconds": float,
-         "best": dict, "milestones": dict}  # of what a checkpoint and its position hold
+         "best": dict, "milestones": dict}  # types of the entries of latest.pt and its position
 
 
 @dataclass
 class Position:
-    """How far a run has come; what a checkpoint restores besides tensors."""
+    """Progress of a run: what a checkpoint restores besides tensors."""
 
     epoch: int = 0  # finished epochs
-    batch: int = 0  # finished batches of the epoch after these
-    step: int = 0
-    seconds: float = 0.0  # of training: neither evaluation nor writing
+    batch: int = 0  # finished batches of the current epoch
+    step: int = 0  # finished optimizer steps
+    seconds: float = 0.0  # of training, without evaluation and writing
     best: dict[str, float] = field(default_factory=dict)
     milestones: dict[str, int | None] = field(default_factory=dict)
-    held: int = 0  # epochs in a row, up to the last one, whose metric reached `stop_at`
-    arrived: int | None = None  # the first epoch in which `held` was as many as `hold` asks
+    held: int = 0  # consecutive epochs, up to the last one, whose metric reached `stop_at`
+    arrived: int | None = None  # the first epoch with held >= `hold`
 
 
 class Checkpoints:
-    """The checkpoints of one run. All processes take part; the main one writes. With `[experiment]
-    checkpoints = false` nothing is written, and the best weights stay in memory."""
+    """Saves and loads the checkpoints of one run. Every process calls each method; the main one
+    writes. With `[experiment] checkpoints = false` nothing is written, and the best weights stay
+    in memory."""
 
     def __init__(self, folder: RunFolder, built: Built, instruments: Instruments) -> None:
         self.folder, self.task, self.settings = folder, built.task, built.settings
@@ -54,15 +55,15 @@ class Checkpoints:
         self.instruments, self.device = instruments, built.device
         self.saved_at = time.perf_counter()
         self.wanted = built.settings["experiment"]["checkpoints"]
-        self.best_weights: dict | None = None  # better than those of best.pt
+        self.best_weights: dict | None = None  # where best.pt does not hold them yet
 
     def is_due(self) -> bool:
-        """Whether the last checkpoint is old enough; the same on every process."""
+        """Whether the last save is over CHECKPOINT_SECONDS ago; the same on every process."""
         return self.wanted and from_main(
             lambda: time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS)
 
     def keep_best(self) -> None:
-        """Keep the current weights as the best ones; the next `save` writes them."""
+        """Copy the current weights as the best ones; the next `save` writes them."""
         self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
     def best(self) -> dict:
@@ -72,7 +73,7 @@ class Checkpoints:
         return from_main(lambda: self.folder.load_checkpoint("best.pt")["model"])
 
     def save(self, at: Position, stopped: bool, wall_seconds: float) -> None:
-        """Write latest.pt, and best.pt if there are better weights than it holds."""
+        """Write latest.pt, and best.pt if the best weights are new."""
         if not self.wanted:
             return
         self.save_best(at)
@@ -88,7 +89,7 @@ class Checkpoints:
         self.saved_at = time.perf_counter()
 
     def save_best(self, at: Position) -> None:
-        """Write best.pt alone, if there are better weights than it holds."""
+        """Write only best.pt, if the best weights are new."""
         if self.wanted and self.best_weights is not None:
             best = whole(self.best_weights)
             if is_main():
@@ -96,11 +97,12 @@ class Checkpoints:
             self.best_weights = None
 
     def load(self) -> tuple[Position, bool, float, str] | None:
-        """Put everything back as latest.pt has it; what `save` was given and the text of
-        metrics.jsonl until then, None to begin anew. Only memory is written to.
+        """Restore model, optimizer, objective, instruments and random state from latest.pt, without
+        writing to the folder. Return (position, stopped, wall seconds, text of metrics.jsonl) at
+        the checkpoint, or None if there is no checkpoint to resume from.
 
-        Raises ConfigError for a damaged checkpoint, for one of another configuration, for a best.pt
-        or metrics.jsonl that is damaged and not in latest.pt too, and if there are to be none.
+        Raises ConfigError for a damaged checkpoint, one of another configuration, a damaged best.pt
+        or metrics.jsonl that latest.pt cannot replace, and on resuming with checkpoints = false.
         """
         with together():
             begun = self.folder.resume and (self.folder.path / "config.toml").exists()
@@ -117,7 +119,7 @@ class Checkpoints:
                 at = self._restored(state)
             except ConfigError:
                 raise
-            except Exception as error:  # a part is missing, or of another kind
+            except Exception as error:  # an entry is missing or of another type
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 raise ConfigError(f"{self.folder.path / 'latest.pt'} does not fit this run "
                                   f"({reason}): it is damaged. --overwrite starts the run anew"
@@ -125,7 +127,7 @@ class Checkpoints:
         with together():
             record, best = self._record(state, at), self._has_best(state, at)
         if not from_main(lambda: best):
-            self.keep_best()  # the weights are the same
+            self.keep_best()  # the last epoch's: those of latest.pt
         before, now = state["settings"]["experiment"], self.settings["experiment"]
         if before.get("stop_at") != now.get("stop_at"):
             at.arrived = None
@@ -152,9 +154,10 @@ class Checkpoints:
         return at
 
     def _record(self, state: dict, at: Position) -> str:
-        """The text of metrics.jsonl until the checkpoint."""
+        """Return the text of metrics.jsonl up to the checkpoint. Raises ConfigError if it lacks
+        epochs."""
         path, lines = self.folder.path / "metrics.jsonl", epochs_of(state.get("record", ""))
-        if len(lines) < at.epoch:  # a checkpoint from before they had the record
+        if len(lines) < at.epoch:  # older checkpoints have no "record"
             lines = self.folder.metrics()
         if is_main() and len(lines) < at.epoch:
             raise ConfigError(f"{path} is damaged: {len(lines)} whole epochs in order, latest.pt "
@@ -162,7 +165,8 @@ class Checkpoints:
         return "".join(json.dumps(line) + "\n" for line in lines[:at.epoch])
 
     def _has_best(self, state: dict, at: Position) -> bool:
-        """Whether best.pt holds weights of this model; ConfigError where they are lost."""
+        """Whether best.pt holds weights of this model. Raises ConfigError if it does not and
+        latest.pt does not have the best weights either."""
         if not is_main() or not at.best:
             return True
         try:
@@ -176,9 +180,9 @@ class Checkpoints:
         return fits
 
     def _set_rng(self, states: list[dict] | dict) -> None:
-        """Restore each process's generators; with another number of processes only the main one's.
-        """
-        if isinstance(states, dict):  # the main process's alone, in older checkpoints
+        """Restore each process's generators; if the number of processes has changed, only the main
+        one's."""
+        if isinstance(states, dict):  # older checkpoints have only the main process's
             states = [states]
         if len(states) == size() or is_main():
             set_rng_state(states[rank()], self.device)
@@ -200,7 +204,7 @@ class Checkpoints:
 
 
 def _period(settings: dict) -> float | None:
-    """The epochs that the schedule takes, None for one that never changes."""
+    """Return the schedule's period in epochs, None if rate and weight decay are constant."""
     schedule = settings["schedule"]
     if schedule["name"] == schedule["weight_decay"] == "constant":
         return None

@@ -27,7 +27,7 @@ from exp.harness.task import Task
 def launch(
     task: Task, train: Callable[[dict, RunFolder], None], arguments: Sequence[str] | None = None
 ) -> int:
-    """Parse the options, check the configuration, train; the exit status.
+    """Parse the options, check the configuration, train, and return the exit status.
 
     0 completed, 2 bad configuration, data, checkpoint or arguments (nothing written),
     3 diverged, 130 interrupted, 1 the disk failed.
@@ -59,7 +59,7 @@ def _launch(task: Task, train: Callable[[dict, RunFolder], None], options: argpa
 
 def _train(settings: dict, train: Callable[[dict, RunFolder], None], options: argparse.Namespace
            ) -> tuple[int, str]:
-    """Train; returns the exit status and a final message."""
+    """Train. Returns the exit status and a final message, which may be empty."""
     seed = settings["experiment"]["seed"]
     path = options.output or Path("outputs") / options.config.stem / f"seed{seed}"
     continued = ("--resume continues" if settings["experiment"]["checkpoints"]

@@ -1,4 +1,4 @@
-"""Gradient clipping by norm, each track by its own, and what it did."""
+"""Gradient clipping by norm, per optimizer track, and its statistics."""
 
 from typing import Any
 
@@ -13,9 +13,10 @@ class Clipping:
     """A gradient filter: g <- g min(1, max_norm / ||g||), the norm over all tensors of a track
     (Pascanu et al. 2013, arXiv 1211.5063).
 
-    A matrix rule and the AdamW beside it are clipped apart: an orthogonalized update does not
-    depend on the gradient's length, and the norm of its matrices must not shorten the gradient
-    of the rest. Every process has the same norms. Averages over an epoch stay on the device.
+    The parameters of a matrix rule and those of the AdamW beside it are clipped separately: an
+    orthogonalized update does not depend on the gradient's norm, so the norm of the matrices must
+    not scale down the other gradients. The norms are the same on every process. Averages over an
+    epoch stay on the device.
     """
 
     def __init__(self, max_norm: float) -> None:
@@ -60,7 +61,7 @@ class Clipping:
 
 
 def _tracks(optimizer: Optimizer) -> dict[str, list[Tensor]]:
-    """The parameters by suffix of their track's names; "" where there is one track alone."""
+    """Parameters by the suffix of their track, "_matrix" or "_adamw"; "" if there is one track."""
     tracks: dict[str, list[Tensor]] = {}
     for group in optimizer.param_groups:
         track = "_adamw" if group.get("track") == "adamw" else "_matrix"

@@ -34,18 +34,18 @@ class Experiment:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     compile: bool = False
-    clip_norm: float | None = None  # of the gradient, of each track its own
-    accumulation: int = 1  # micro-batches that a batch is computed in
-    label_smoothing: float = 0.0  # where the loss has classes
-    sharding: Sharding = "optimizer"  # what several processes divide besides the batch
+    clip_norm: float | None = None  # maximum gradient norm, per track (see Clipping)
+    accumulation: int = 1  # micro-batches per batch
+    label_smoothing: float = 0.0  # for losses over classes
+    sharding: Sharding = "optimizer"  # what processes shard besides the batch
     checkpoints: bool = True  # latest.pt and best.pt; without them a run cannot be resumed
     tensorboard: bool = False
     logger: Literal["none", "wandb", "trackio"] = "none"
     diagnostics: bool | list[Instrument] = True  # the optimizer's own numbers, or instruments
-    diagnostics_every: int | None = None  # steps between measurements; once an epoch by default
-    stop_at: float | None = None  # stop when the metric has reached this
-    hold: int = 1  # in that many epochs in a row
-    linger: int = 0  # and that many epochs later
+    diagnostics_every: int | None = None  # steps between measurements; default: an epoch
+    stop_at: float | None = None  # stop when the primary metric has reached this value
+    hold: int = 1  # in so many consecutive epochs
+    linger: int = 0  # epochs to train on after that
     max_evaluations: int | None = None  # stop after the epoch that reaches this count
     test: bool = True  # evaluate the best weights on the test split, if any, at the end
 
@@ -72,7 +72,7 @@ class Experiment:
 
 def load_settings(path: Path, overrides: Iterable[str], task: Task, *, unset: Iterable[str] = (),
                   optimizer: str | None = None) -> dict[str, dict]:
-    """Read a config, replace the optimizer's table by the defaults of another, drop the keys
+    """Read a config, replace its `[optimizer]` table by the defaults of `optimizer`, drop the keys
     `unset`, apply `table.key=value` overrides, check it, and fill in every default.
 
     Raises ConfigError with all problems, one per line.
@@ -91,7 +91,10 @@ def load_settings(path: Path, overrides: Iterable[str], task: Task, *, unset: It
 
 
 def complete(settings: dict[str, dict], task: Task) -> dict[str, dict]:
-    """Check every table against the signature it will be called with; return it with defaults."""
+    """Check every table against the signature it is passed to, and fill in every default.
+
+    Raises ConfigError with all problems, one per line.
+    """
     problems = [f"unknown table [{shown(name)}]. Accepted: {', '.join(TABLES)}"
              for name in settings if name not in TABLES]
     problems += [f"[{name}] must be a table" for name in TABLES
@@ -124,10 +127,10 @@ def complete(settings: dict[str, dict], task: Task) -> dict[str, dict]:
 
 
 def complete_recorded(settings: dict[str, dict], task: Task) -> dict[str, dict]:
-    """The settings of a record with today's defaults for keys that came later.
+    """Complete the settings of a record with today's defaults for keys that it lacks.
 
-    An optimizer of a library ("package:Class") is left as it was recorded, with the defaults of
-    that day: nothing that a record names is imported. Raises ConfigError as `complete`.
+    The table of a library's optimizer ("package:Class") is returned as recorded, because nothing
+    that a record names is imported. Raises ConfigError as `complete`.
     """
     optimizer = settings.get("optimizer")
     if isinstance(optimizer, dict) and any(":" in str(name) for name in (
@@ -138,7 +141,7 @@ def complete_recorded(settings: dict[str, dict], task: Task) -> dict[str, dict]:
 
 
 def wrappers(optimizer: dict) -> list[str]:
-    """The names of the wrappers of an `[optimizer]` table, innermost first."""
+    """Names of the wrappers in an `[optimizer]` table, innermost first."""
     return [key for key, table in optimizer.items() if isinstance(table, dict) and key != "adamw"]
 
 
@@ -173,13 +176,13 @@ def _optimizer(given: dict, task: Task, problems: list[str]) -> dict:
 
 
 def _optimizer_table(key: str, table: dict, problems: list[str]) -> dict:
-    """`[optimizer.adamw]` and the tables of roles in it, or a wrapper's table."""
+    """Check `[optimizer.adamw]` and its tables of roles, or complete a wrapper's table."""
     if key == "adamw":
         roles = {role: table[role] for role in OWN_GROUPS if isinstance(table.get(role), dict)}
         shared = {name: value for name, value in table.items() if name not in roles}
         problems += _adamw_problems("optimizer.adamw", shared)
-        for role, own in roles.items():
-            problems += _adamw_problems(f"optimizer.adamw.{role}", own)
+        for role, settings in roles.items():
+            problems += _adamw_problems(f"optimizer.adamw.{role}", settings)
         return table
     cls = _named(optimizer_class, f"optimizer.{shown(key)}", {"name": key}, problems)
     if cls is None:
@@ -200,7 +203,7 @@ def _adamw_problems(table: str, given: dict) -> list[str]:
 
 
 def _refused(construct: Callable, table: str) -> list[str]:
-    """What a constructor has against its values, as a list of at most one problem."""
+    """Return the ValueError that `construct` raises, as a list of at most one problem."""
     try:
         construct()
     except ValueError as error:
@@ -209,7 +212,7 @@ def _refused(construct: Callable, table: str) -> list[str]:
 
 
 def _named(find: Callable, table: str, given: dict, problems: list[str]) -> type | None:
-    """The class that a table names, or None with the reason added to `problems`."""
+    """Return the class that a table names, or append to `problems` and return None."""
     if not isinstance(given.get("name"), str):
         problems.append(f"[{table}] missing key 'name' (a string)")
         return None

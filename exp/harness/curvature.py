@@ -1,4 +1,4 @@
-"""Curvature of the training loss on a batch: autograd's Hessian products, scipy's eigenvalues."""
+"""Curvature of the training loss on a batch, by autograd's Hessian-vector products and scipy."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from exp.harness.objective import frozen_statistics
 
-TRACE_PRODUCTS = 20  # Hessian-vector products behind a Hutchinson trace
+TRACE_PRODUCTS = 20  # Hessian-vector products per Hutchinson estimate
 TOLERANCE = 1e-2  # relative, of the top eigenvalue
 RHO = 0.05  # of the SAM sharpness
 
@@ -30,8 +30,8 @@ class _Flat(nn.Module):
 def hessian(model: nn.Module, batch: Sequence[Tensor], params: Sequence[Tensor]) -> LinearOperator:
     """The Hessian of the mean cross entropy of a batch (inputs, targets) over `params`.
 
-    Targets of -100 are left out. One product is one backward pass through the graph of the
-    gradient, which is kept (forward-mode products, curvlinops', lack the SiLU of Qwen3).
+    Targets of -100 are ignored. One product is one backward pass through the graph of the
+    gradient, which is kept (curvlinops' forward-mode products do not support Qwen3's SiLU).
     """
     inputs, targets = batch
     loss = F.cross_entropy(_Flat(model)(inputs), targets.flatten())
@@ -75,7 +75,7 @@ def curvature(model: nn.Module, batch: Sequence[Tensor], params: Sequence[Tensor
 
 def sam_sharpness(model: nn.Module, batch: Sequence[Tensor], params: Sequence[Tensor],
                   rho: float = RHO) -> float:
-    """The increase of the loss at distance rho along the gradient."""
+    """The increase of the loss (nats) at distance rho along the gradient; weights are restored."""
     inputs, targets = batch
     flat = _Flat(model)
     loss = F.cross_entropy(flat(inputs), targets.flatten())

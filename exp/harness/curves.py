@@ -1,4 +1,4 @@
-"""Curves of a learning rate: its factor, 1 at the top, as pure functions, and who has which key."""
+"""Learning-rate curves as pure functions, factors of at most 1; the keys of each schedule."""
 
 import math
 from typing import Any, Literal
@@ -10,20 +10,21 @@ DECAY_SHARE = 0.2  # of "wsd": the last fifth of the period decays
 END_RATIO = 0.01  # of "exponential"
 RISE_SHARE, START_RATIO, LAST_RATIO = 0.3, 1 / 25, 1 / 25 / 1e4  # of "one_cycle", as in torch
 
+# Key -> the schedules that accept it.
 NAMES_WITH = {"decay_share": ("wsd",), "adamw_decay_share": ("wsd",), "shape": ("wsd",),
               "end_ratio": ("one_cycle", "exponential"), "momentum": ("one_cycle",)}
 
 
 def cosine(done: float) -> float:
-    """Half a cosine, from 1 at `done` = 0 to 0 at 1."""
+    """Half a cosine: 1 at done = 0, 0 at done = 1."""
     return (1 + math.cos(math.pi * done)) / 2
 
 
 def cooldown(done: float, share: float, shape: Shape) -> float:
-    """1 until the last `share` of the period, in which it falls to 0; `done` in [0, 1].
+    """1 until the last `share` of the period, then a fall to 0; done: finished share, in [0, 1].
 
-    shape: "linear"; "sqrt" is 1 - sqrt(p) at the part p of the decay (Hägele et al. 2024, arXiv
-    2405.18392, section 3); "cosine" half a cosine.
+    shape: "linear"; "sqrt" is 1 - sqrt(p), p the finished share of the decay (Hägele et al. 2024,
+    arXiv 2405.18392, section 3); "cosine" half a cosine.
     """
     left = min(1.0, (1 - done) / share)
     if shape == "sqrt":
@@ -33,8 +34,8 @@ def cooldown(done: float, share: float, shape: Shape) -> float:
 
 def one_cycle(index: float, steps: float, rise: float, start: float, end: float) -> float:
     """Half a cosine from `start` to 1 over `rise` steps and one from 1 to `end` over the rest of
-    `steps` (Smith & Topin 2017, arXiv 1708.07120); `index` counts from 0, as in torch's OneCycleLR,
-    whose top is at rise - 1."""
+    `steps` (Smith & Topin 2017, arXiv 1708.07120). `index` counts from 0 and the peak is at rise -
+    1, as in torch's OneCycleLR."""
     top, last = rise - 1, steps - 1
     if index <= top:
         return 1 + (start - 1) * cosine(index / top if top else 1.0)
@@ -43,8 +44,8 @@ def one_cycle(index: float, steps: float, rise: float, start: float, end: float)
 
 
 def require_fit(name: str, min_lr: float, **given: Any) -> None:
-    """Raises ValueError for a key that the schedule of this name does not have, and for a share
-    or ratio outside (0, 1]; None is not given."""
+    """Raise ValueError for a key that the schedule `name` does not accept, and for a share or ratio
+    outside (0, 1]. Keys of value None are not given."""
     for key, value in given.items():
         if value is None:
             continue

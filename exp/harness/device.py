@@ -20,7 +20,10 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" is CUDA where there is one. Raises ConfigError for "cuda" without a device."""
+    """Return the device called "auto" (CUDA if available), "cpu" or "cuda".
+
+    Raises ConfigError for "cuda" without a CUDA device.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError('device "cuda" was asked for, but torch sees no CUDA device: '
                           'use --device cpu or "auto"')
@@ -37,8 +40,8 @@ def autocast(device: torch.device, precision: str) -> Callable:
 
 
 def twice_differentiable(forward: Callable) -> Callable:
-    """`forward`, a context manager for forward passes, with attention whose gradient can be
-    differentiated: the fused kernels' cannot."""
+    """Return `forward`, a context manager for forward passes, with attention by torch's math
+    backend, because the gradients of the fused kernels cannot be differentiated."""
     @contextmanager
     def context() -> Iterator[None]:
         with forward(), sdpa_kernel(SDPBackend.MATH):
@@ -48,13 +51,13 @@ def twice_differentiable(forward: Callable) -> Callable:
 
 
 def set_tf32(allowed: bool) -> None:
-    """Whether CUDA rounds the operands of float32 products to TF32 (10 bits of mantissa), by
-    matrix product and convolution alike; torch's own default differs between the two."""
+    """Allow or forbid TF32 (10 bits of mantissa) for the operands of CUDA's float32 matrix products
+    and convolutions alike; torch's own defaults differ between the two."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def total_memory(device: torch.device) -> int:
-    """The memory of the device in bytes: on the CPU of the machine, or what a container may use."""
+    """Memory of the device in bytes; on the CPU the machine's, or a container's lower limit."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if not hasattr(os, "sysconf"):
@@ -65,8 +68,8 @@ def total_memory(device: torch.device) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak memory in bytes: on CUDA of tensors, since `restart_peak_memory`; on the CPU of the
-    process, since it started."""
+    """Peak memory in bytes: on CUDA that of tensors since `restart_peak_memory`, on the CPU that of
+    the process since its start."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource
@@ -76,20 +79,20 @@ def peak_memory(device: torch.device) -> int:
 
 
 def restart_peak_memory(device: torch.device) -> None:
-    """Reset the peak, on devices that can."""
+    """Reset the peak memory on CUDA; does nothing on the CPU."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until all queued kernels have finished; for timing."""
+    """Wait until all queued kernels have finished, for timing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory for the next step: otherwise every large temporary is mapped
-    again, a page fault per 4 KiB, some ten percent of a step on a CPU."""
+    """Make glibc keep freed memory for the next step. Otherwise every large temporary is mapped
+    again, with a page fault per 4 KiB: about ten percent of a step on a CPU."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):

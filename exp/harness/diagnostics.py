@@ -1,7 +1,7 @@
-"""Instruments: spectra, updates, alignment and sharpness, measured every so many steps.
+"""Instruments: spectra, updates, alignment and sharpness, measured at regular steps.
 
-Names in metrics.jsonl: "<instrument>/<parameter>/<tensor>/<measure>", means over an epoch's
-measurements. Off by default, at no cost; their time does not count as training time.
+Names in metrics.jsonl: "<instrument>/<parameter>/<tensor>/<measure>"; values are means over an
+epoch's measurements. Off by default, at no cost; their time does not count as training time.
 """
 
 import math
@@ -21,13 +21,13 @@ from optimizer.qk_clip import AttentionLayer
 
 
 class Instruments:
-    """Hooks on `optimizer.step` that measure every `every`-th step; `take` empties them.
+    """Hooks on `optimizer.step` that measure every `every`-th step; `take` returns the means.
 
         spectrum   of gradient, Adam's direction and update of each hidden matrix: see `spectrum`
         updates    ||dW|| / ||W||
-        alignment  cosine of the update with -gradient and with Adam's step, where the rule has
-                   moments
-        sharpness  top Hessian eigenvalue, trace and SAM sharpness on the batch: some sixty
+        alignment  cosine of the update with -gradient, and with Adam's step if the optimizer
+                   keeps both moments
+        sharpness  top Hessian eigenvalue, trace and SAM sharpness on the batch: about sixty
                    gradient evaluations
 
     The update dW is the whole change of the step, weight decay included; the gradient is p.grad
@@ -41,7 +41,7 @@ class Instruments:
         self.every = 1
         self.steps = 0
         self.seconds = 0.0
-        self.before: dict[str, Tensor] | None = None  # the step that is measured
+        self.before: dict[str, Tensor] | None = None  # weights before the measured step
         self.values: dict[str, list[float]] = {}
         hidden = {name for name, (role, _) in roles_of(model).items() if role == "hidden"}
         self.matrices = {name: p for name, p in model.named_parameters()
@@ -51,7 +51,7 @@ class Instruments:
             optimizer.register_step_post_hook(self._after)
 
     def take(self) -> dict[str, float]:
-        """The means since the last call, seconds per measurement included."""
+        """Return the means since the last call, including seconds per measurement."""
         means = {key: sum(values) / len(values) for key, values in self.values.items()}
         self.values = {}
         return means
@@ -108,7 +108,7 @@ class Instruments:
 
         after = {name: p.detach().clone() for name, p in self.matrices.items()}
         watched = [layer for layer in _attention_layers(self.model) if layer.max_logits is not None]
-        logits = [layer.max_logits for layer in watched]  # of training passes, not of these
+        logits = [layer.max_logits for layer in watched]  # of training passes
         # Compiled functions cannot be differentiated twice.
         with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
             params = [p for p in self.model.parameters() if p.requires_grad]
@@ -157,9 +157,9 @@ def spectrum(tensor: Tensor) -> dict[str, float]:
 
 
 def adam_direction(optimizer: Optimizer, p: Tensor) -> Tensor | None:
-    """Adam's direction m / (sqrt(v) + tiny) from the moments that a rule keeps; None without them.
+    """Adam's direction m / (sqrt(v) + tiny) from the optimizer's moments; None if it keeps none.
 
-    Not corrected for bias: that is one factor for the whole tensor.
+    Without bias correction, which is one factor for the whole tensor.
     """
     state = optimizer.state.get(p, {})
     if "exp_avg" not in state or "exp_avg_sq" not in state \
@@ -170,6 +170,6 @@ def adam_direction(optimizer: Optimizer, p: Tensor) -> Tensor | None:
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """Cosine between two tensors of a shape; nan if one is zero."""
+    """Cosine between two tensors of equal shape; nan if one is zero."""
     a, b = a.double().flatten(), b.double().flatten()
     return float(a @ b / (a.norm() * b.norm()))

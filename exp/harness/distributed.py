@@ -1,7 +1,7 @@
 """Data-parallel runs (torchrun): rank and world size, shards of a batch, collective decisions.
 
-With one process every function here is the identity. What only sharded models need is imported
-where it is used: it takes as long to import as torch itself.
+With one process every function here is the identity. Modules that only sharded models need are
+imported inside functions: they take as long to import as torch itself.
 """
 
 import inspect
@@ -21,6 +21,7 @@ from data.batches import IGNORED
 from exp.harness.device import pick_device
 from exp.harness.errors import ConfigError
 
+# Words in the error of a collective operation whose peer is gone.
 LOST = ("gloo", "Connection", "closed by peer", "NCCL", "Timed out", "timed out")
 
 
@@ -103,9 +104,9 @@ def is_lost_peer(error: BaseException) -> bool:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """An error of one process is raised on all of them: that of the lowest rank.
+    """Raise an error of the block on every process: its own, else that of the lowest rank.
 
-    For ConfigError and DataError only, and for blocks without collective operations.
+    Only for ConfigError and DataError, and for blocks without collective operations.
     """
     mine = None
     try:
@@ -171,15 +172,15 @@ class DelayedMax:
         self.value = torch.tensor(0)
 
     def all_max(self, signal: int) -> int:
-        """Contribute `signal`; returns the maximum over all processes of the step before, at first
-        0."""
+        """Contribute `signal`; return the previous step's maximum over all processes, 0 at first.
+        """
         if size() == 1:
             return signal
         previous = 0
         if self.work is not None:
             self.work.wait()
             previous = int(self.value)
-        self.value = torch.tensor(signal)  # on the CPU: no device has to wait
+        self.value = torch.tensor(signal)  # on the CPU: no device synchronization
         self.work = dist.all_reduce(self.value, dist.ReduceOp.MAX, async_op=True)
         return previous
 
@@ -202,16 +203,16 @@ Part = tuple[tuple[Tensor, ...], Tensor | float]
 
 
 def parts_of(batch: tuple[Tensor, ...], pieces: int = 1) -> list[Part]:
-    """This process's rows of a batch, in as many as `pieces` micro-batches, and the share of its
-    targets that each has: means over the rows, weighted by it, add up to the mean over the batch.
-    batch[-1] are the targets; IGNORED ones do not count. Every process has as many micro-batches.
-    """
-    pieces = max(1, min(pieces, len(batch[0]) // size()))  # none is empty
+    """Split this process's rows of a batch into at most `pieces` micro-batches, the same number on
+    every process. Return each with its share of the whole batch's targets: micro-batch means,
+    weighted by it, add up to the mean over the batch. batch[-1] holds the targets; IGNORED ones do
+    not count."""
+    pieces = max(1, min(pieces, len(batch[0]) // size()))  # no micro-batch is empty
     if size() == pieces == 1:
         return [(batch, 1.0)]
     mine = [tensor.tensor_split(size())[rank()].tensor_split(pieces) for tensor in batch]
-    whole = _targets(batch[-1]).clamp_min(1)
-    return [(part, _targets(part[-1]) / whole) for part in zip(*mine, strict=True)]
+    targets = _targets(batch[-1]).clamp_min(1)
+    return [(part, _targets(part[-1]) / targets) for part in zip(*mine, strict=True)]
 
 
 def _targets(targets: Tensor) -> Tensor:
@@ -241,8 +242,8 @@ class Applied(nn.Module):
 
 
 def data_parallel(model: nn.Module, sharding: str) -> nn.Module:
-    """`model` as an Applied whose gradients are averaged over the processes: by DDP, or for
-    sharding "model" by FSDP2, which shards the tensors of `model` in place.
+    """Wrap `model` in an Applied whose gradients are averaged over the processes: by DDP, or with
+    sharding = "model" by FSDP2, which shards the parameters of `model` in place.
 
     Raises ConfigError if tensors differ in shape between processes.
     """
@@ -276,7 +277,7 @@ def _require_same_shapes(model: nn.Module) -> None:
 
 
 def whole(state: dict) -> dict:
-    """A model's state_dict with all shards gathered, on all processes."""
+    """Return a model's state_dict with all shards gathered; every process must call it."""
     return {name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
             for name, tensor in state.items()}
 

@@ -1,4 +1,4 @@
-"""Facts for run.json: what exactly ran, on what, with which parameter groups as BUILT."""
+"""Facts for run.json: command, code, machine, data, and the parameter groups as BUILT."""
 
 import hashlib
 import os
@@ -23,8 +23,8 @@ PACKAGES = ("torch", "torchvision", "numpy", "transformers", "tokenizers", "pyto
 
 
 def run_facts(built: Built) -> dict:
-    """Commit, RECIPE numbers, versions, device, threads, checksums of the data, and every parameter
-    group with its real settings."""
+    """Commit, RECIPE numbers, versions, device, threads, checksums of the data, and the parameter
+    groups as the optimizer holds them."""
     model, optimizer = built.model, built.optimizer
     unwrapped = optimizer.base if isinstance(optimizer, Sharded) else optimizer
     commit, uncommitted = code_version()
@@ -48,15 +48,15 @@ def run_facts(built: Built) -> dict:
 
 
 def code_version() -> tuple[str | None, bool]:
-    """The commit, and whether any imported file of ours is not in it as it is: changed, untracked,
-    ignored, or a link to another. Without git both come from the variable ARS_COMMIT ("+" at its
-    end: changed)."""
+    """Return the commit, and whether an imported file of this project differs from it: changed,
+    untracked, ignored, or a link. Without git both come from the environment variable ARS_COMMIT,
+    in which a final "+" stands for changes."""
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         given = os.environ.get("ARS_COMMIT", "")
         return given.removesuffix("+") or None, given.endswith("+")
     files = loaded_sources()
-    # git's status can be told to overlook files (skip-worktree), and stops at links.
+    # Not by git status, which skips files marked skip-worktree and does not follow links.
     kept = _git("ls-tree", "-r", "-z", "HEAD", "--", *files)
     now = _git("hash-object", "--", *files)
     if kept is None or now is None:
@@ -66,15 +66,15 @@ def code_version() -> tuple[str | None, bool]:
 
 
 def short_commit() -> str:
-    """Seven digits of the commit, "+" after them where the imported code differs from it;
-    "unknown" where there is none."""
+    """First seven digits of the commit, with "+" if the imported code differs from it; "unknown"
+    without a commit."""
     commit, uncommitted = code_version()
     return f"{commit[:7]}{'+' * uncommitted}" if commit else "unknown"
 
 
 def loaded_sources() -> dict[str, str]:
-    """Path -> content's hash of every file of ours that this process has imported: the code that
-    the run depends on."""
+    """Path -> hash of every file of this project that the process has imported: the code that the
+    run depends on."""
     files = {Path(file) for module in list(sys.modules.values())
              if (file := getattr(module, "__file__", None))}
     ours = {file.relative_to(ROOT).as_posix(): source_hash(file) for file in files
@@ -112,7 +112,7 @@ def _module() -> str:
 
 
 def version_of(package: str) -> str | None:
-    """The installed version of a distribution, None if there is none."""
+    """Installed version of a distribution, None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -128,7 +128,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def device_name(device: torch.device) -> str:
-    """The processor's model, of a CPU its cores and widest instructions too: clouds sell several
+    """Model of the GPU; or model, cores and instruction set of the CPU, because clouds sell several
     generations under one name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -137,7 +137,7 @@ def device_name(device: torch.device) -> str:
 
 
 def instruction_set() -> str:
-    """What says most of a CPU's speed in matrix products, as Linux names it; "" elsewhere."""
+    """The CPU's widest instructions for matrix products, as Linux names them; "" if unknown."""
     flags = _cpuinfo("flags").split()
     return next((name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in flags),
                 "")

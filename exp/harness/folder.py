@@ -19,19 +19,19 @@ from exp.harness.toml import to_toml
 
 FILES = ("config.toml", "run.json", "metrics.jsonl", "summary.json", "curves.png",
          "diagnostics.png", "latest.pt", "best.pt")
-KEYS = {"latest.pt": "settings", "best.pt": "model"}  # that each checkpoint must have
+KEYS = {"latest.pt": "settings", "best.pt": "model"}  # a required key of each checkpoint
 PAST = ("command", "commit", "uncommitted_changes", "recipes", "sources", "device",
-        "versions")  # of run.json
-DAMAGED = "damaged"  # the status that a summary.json has which cannot be read
-NOT_NUMBERS = ("diagnostics", "evaluated_weights")  # of a line of metrics.jsonl
-UNKNOWN = {**dict.fromkeys(PAST), "recipes": {"exp.harness": 0}}  # counts as no RECIPE there was
+        "versions")  # keys of run.json that are kept on resuming, as `resumed_from`
+DAMAGED = "damaged"  # status of a run whose summary.json cannot be read
+NOT_NUMBERS = ("diagnostics", "evaluated_weights")  # keys of metrics.jsonl
+UNKNOWN = {**dict.fromkeys(PAST), "recipes": {"exp.harness": 0}}  # equal to no real RECIPE
 
 
 class RunFolder:
     """One run on disk: config.toml, run.json, metrics.jsonl, summary.json, curves.png, *.pt.
 
-    Raises ConfigError for a folder that holds a run, unless it is resumed or overwritten, for
-    resuming a completed one whose checkpoint is gone, and for one that another process writes to.
+    Raises ConfigError if the folder holds a run that is neither resumed nor overwritten, if a
+    completed run without a checkpoint is resumed, or if another process writes to the folder.
     """
 
     def __init__(self, path: Path, resume: bool = False, overwrite: bool = False) -> None:
@@ -61,16 +61,16 @@ class RunFolder:
                               " resume from; --overwrite starts it anew")
 
     def summary(self) -> dict | None:
-        """summary.json, or None while the run has not ended; of one that cannot be read only that
-        its status is "damaged"."""
+        """Return summary.json, None if there is none because the run has not ended, and
+        {"status": "damaged"} if it cannot be read."""
         path = self.path / "summary.json"
         return read_object(path) or {"status": DAMAGED} if path.exists() else None
 
     def lock(self) -> None:
         """Create the folder and keep every other process from writing to it until `unlock`.
 
-        Raises ConfigError if it cannot be created, if another process has it, or has just left a
-        run in it.
+        Raises ConfigError if it cannot be created, or if another process uses it or has just
+        written a run to it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -84,15 +84,16 @@ class RunFolder:
             raise
 
     def unlock(self) -> None:
-        """Let others write to the folder."""
+        """Release the lock of the folder, if it is held."""
         if self._lock is not None:
             release(self._lock)
             self._lock = None
 
     def begin(self, settings: dict, facts: dict, record: str = "") -> None:
-        """Write what runs, and the record so far: the text of metrics.jsonl. What ran until the
-        checkpoint goes into run.json as `resumed_from`. Temporary files of dead runs go."""
-        if self.resume and (self.path / "latest.pt").exists():  # within the first epoch too
+        """Write config.toml, run.json and metrics.jsonl, whose text so far is `record`; remove
+        summary.json and the temporary files of dead runs. On resuming, run.json keeps the facts of
+        the run's earlier parts as `resumed_from`."""
+        if self.resume and (self.path / "latest.pt").exists():  # also within the first epoch
             facts = {**facts, "resumed_from": self._past(facts)}
         if self.overwrite:
             for name in FILES:
@@ -106,7 +107,8 @@ class RunFolder:
         (self.path / "summary.json").unlink(missing_ok=True)
 
     def _past(self, facts: dict) -> list[dict]:
-        """What ran the epochs so far. Prints a warning if it was other code, or is unknown."""
+        """Return the facts of the run's earlier parts. Prints a warning if their code differs from
+        the present code or is unknown."""
         before = read_object(self.path / "run.json")
         if not before:
             print(f"warning: {self.path / 'run.json'} is missing or damaged; which code ran before "
@@ -122,26 +124,26 @@ class RunFolder:
         return [*(before.get("resumed_from") or []), {key: before.get(key) for key in PAST}]
 
     def checkpoint(self) -> dict | None:
-        """latest.pt on the CPU, None if there is none to resume from.
+        """Load latest.pt to the CPU; return None if the run is not resumed or has no latest.pt.
 
-        Raises ConfigError for a damaged one.
+        Raises ConfigError if it is damaged.
         """
         if not self.resume or not (self.path / "latest.pt").exists():
             return None
         return self.load_checkpoint("latest.pt")
 
     def load_checkpoint(self, name: str) -> dict:
-        """latest.pt or best.pt on the CPU. Raises ConfigError for a damaged one."""
+        """Load latest.pt or best.pt to the CPU. Raises ConfigError if it is damaged."""
         path = self.path / name
         try:
-            with zipfile.ZipFile(path) as archive:  # torch itself does not look at its checksums
+            with zipfile.ZipFile(path) as archive:  # torch.load does not verify its checksums
                 damaged = archive.testzip()
             if damaged is not None:
                 raise ValueError(f"wrong checksum of {damaged}")
             state = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(state, dict) or KEYS[name] not in state:
                 raise ValueError(f"no {KEYS[name]} in it")
-        except Exception as error:  # damage shows in many ways
+        except Exception as error:  # damage raises many kinds of errors
             raise ConfigError(f"cannot read the checkpoint {path} ({type(error).__name__}: {error})"
                               ": it is damaged. --overwrite starts the run anew") from error
         return state
@@ -162,7 +164,7 @@ class RunFolder:
         self.write_text(name, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
 
     def append_metrics(self, line: dict) -> None:
-        """Add one line to metrics.jsonl, on the disk when this returns."""
+        """Append one line to metrics.jsonl and flush it to the disk (fsync)."""
         text = json.dumps(_finite(line), allow_nan=False) + "\n"
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(text)
@@ -171,8 +173,8 @@ class RunFolder:
         self.record += text
 
     def metrics(self) -> list[dict]:
-        """The objects of metrics.jsonl: epochs 1, 2, ... up to the first line that is cut off,
-        damaged or of another epoch."""
+        """Return the lines of metrics.jsonl as objects, up to the first line that is truncated,
+        damaged or not of the next epoch."""
         try:
             text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
@@ -192,8 +194,8 @@ class RunFolder:
 
 
 def epochs_of(text: str) -> list[dict]:
-    """The objects of a metrics.jsonl, as far as its epochs are 1, 2, ..., each once, and every
-    value is one that a run writes: a number, or null for one that was not finite."""
+    """Parse the text of a metrics.jsonl up to the first line that is damaged, is not of the next
+    epoch (1, 2, ...), or has a value other than a finite number or null (for a non-finite one)."""
     epochs = takewhile(_is_epoch, zip(count(1), objects_of(text), strict=False))
     return [line for _, line in epochs]
 
@@ -206,7 +208,7 @@ def _is_epoch(numbered: tuple[int, dict]) -> bool:
 
 
 def objects_of(text: str) -> Iterator[dict]:
-    """The objects of JSON lines, up to the first line that is cut off or damaged."""
+    """Yield the objects of JSON lines, up to the first line that is truncated or damaged."""
     for line in text.split("\n")[:-1]:
         try:
             content = parsed(line)
@@ -218,8 +220,8 @@ def objects_of(text: str) -> Iterator[dict]:
 
 
 def read_object(path: Path) -> dict:
-    """The object in a JSON file; empty if the file is missing, damaged or holds another value. A
-    run.json or summary.json whose parts are of another kind than a run writes is damaged."""
+    """Return the object in a JSON file, {} if the file is missing, damaged or holds another value.
+    A run.json or summary.json with values of the wrong type counts as damaged."""
     try:
         content = parsed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -229,8 +231,7 @@ def read_object(path: Path) -> dict:
 
 
 def parsed(text: str) -> Any:
-    """The value of a JSON text. Raises ValueError for any other text, also for one that is nested
-    too deep for Python."""
+    """Parse a JSON text. Raises ValueError if it is invalid or nested too deep for Python."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -238,7 +239,7 @@ def parsed(text: str) -> Any:
 
 
 def _is_run(facts: dict) -> bool:
-    """Whether what others rely on is of the right kind, in the run's earlier parts too."""
+    """Whether the facts that other modules read have the right types, also in `resumed_from`."""
     numbers, sources, parts = (facts.get(key) for key in ("recipes", "sources", "resumed_from"))
     return (isinstance(numbers or {}, dict) and isinstance(sources or {}, dict)
             and {type(number) for number in (numbers or {}).values()} <= {int}

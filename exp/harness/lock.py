@@ -1,7 +1,7 @@
-"""The lock of a folder: at most one process writes to it, and the kernel frees it when that ends.
+"""Folder lock: one process at a time writes to a folder; the kernel frees the lock when it ends.
 
-An exclusive `flock` on the file `lock`, which also names the holder. A process that is started to
-work in a folder may inherit the lock from the one that starts it, so that there is no gap between.
+An exclusive `flock` on the file `lock`, which also names the holder. A child process that is
+started to work in a folder may inherit the lock from its parent, so that it is never free between.
 """
 
 import fcntl
@@ -13,13 +13,14 @@ from pathlib import Path
 from exp.harness.errors import ConfigError
 
 NAME = "lock"
-INHERITED = "ARS_LOCK"  # environment variable: the descriptor of a lock that was passed on
-TRIES, PAUSE = 20, 0.05  # seconds between tries: someone may only be asking whether it is free
+INHERITED = "ARS_LOCK"  # environment variable: descriptor of the inherited lock
+TRIES, PAUSE = 20, 0.05  # seconds between tries: `holder` of another process takes it briefly
 
 
 def acquire(folder: Path) -> int:
-    """Lock the folder; the file descriptor, which keeps the lock until `release` or the end of
-    every process that has it. Raises ConfigError with the holder if it is locked."""
+    """Lock the folder and return the lock's file descriptor. The lock lasts until `release` or the
+    end of every process that has the descriptor. Raises ConfigError, naming the holder, if the
+    folder is locked."""
     if (inherited := _inherited(folder)) is not None:
         descriptor = inherited
     else:
@@ -38,19 +39,19 @@ def acquire(folder: Path) -> int:
 
 
 def name_holder(descriptor: int, process: int) -> None:
-    """Write into the lock which process of this host has it."""
+    """Write `process`, a process id on this host, into the lock file as its holder."""
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {process} on {socket.gethostname()}\n".encode(), 0)
 
 
 def release(descriptor: int) -> None:
-    """Free a lock, whoever else has inherited it."""
+    """Free a lock, also for the processes that have inherited it."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 
 
 def holder(folder: Path) -> str | None:
-    """Who has locked the folder ("process 7 on host"), None if nobody has."""
+    """Holder of the folder's lock, "process 7 on host"; None if it is not locked."""
     try:
         descriptor = os.open(folder / NAME, os.O_RDONLY)
     except OSError:
@@ -65,14 +66,14 @@ def holder(folder: Path) -> str | None:
 
 
 def local_process(folder: Path) -> int | None:
-    """The process of this host that has locked the folder, None if there is none."""
+    """Process id of the lock's holder, None if it is not locked or held on another host."""
     words = (holder(folder) or "").split(" ", 3)
     here = words[0] == "process" and words[-1] == socket.gethostname()
     return int(words[1]) if here else None
 
 
 def is_inherited(folder: Path) -> bool:
-    """Whether this process was started with the folder's lock."""
+    """Whether this process has inherited the folder's lock."""
     return _inherited(folder) is not None
 
 

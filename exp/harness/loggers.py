@@ -1,4 +1,4 @@
-"""Loggers of a run, on request: TensorBoard's event files, Weights & Biases, Trackio."""
+"""Optional loggers of a run: TensorBoard event files, Weights & Biases, Trackio."""
 
 import importlib
 import sys
@@ -9,12 +9,12 @@ EVALUATIONS = "gradient_evaluations"
 
 
 class Loggers:
-    """Writes the numbers of each metrics line, its diagnostics included, and the settings.
+    """Logs the settings and the numbers of each metrics line, diagnostics included.
 
-    tensorboard: event files in the run's folder, with every number over epochs, the task's over
-    gradient evaluations too, and the hyperparameters. logger: "wandb" or "trackio", a run of the
-    project "ars" under the folder's name; "none" for neither.
-    purge_from: TensorBoard's events from this epoch on are discarded, after resuming.
+    tensorboard: write event files to the run folder, with every number over epochs, "train_..." and
+    "eval_..." also over gradient evaluations, and the hyperparameters. logger: "wandb" or
+    "trackio", a run of the project "ars" under the folder's name; "none" for neither.
+    purge_from: discard TensorBoard's events from this epoch on, for resumed runs.
     """
 
     def __init__(self, folder: Path, settings: dict, purge_from: int, *, tensorboard: bool,
@@ -65,7 +65,7 @@ class Loggers:
             self._track("finish")
 
     def _track(self, method: str, *arguments: Any, **options: Any) -> None:
-        """Call the logger; one that fails, without a network for example, is given up."""
+        """Call the logger. If it fails, for example without a network, stop using it."""
         try:
             getattr(self.tracker, method)(*arguments, **options)
         except Exception as error:
@@ -76,10 +76,10 @@ class Loggers:
 
 def flat(settings: dict, prefix: str = "") -> dict[str, bool | int | float | str]:
     """Nested tables as "table.key" -> value; arrays as text."""
-    found: dict[str, bool | int | float | str] = {}
+    values: dict[str, bool | int | float | str] = {}
     for key, value in settings.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
+            values |= flat(value, f"{prefix}{key}.")
         else:
-            found[prefix + key] = value if isinstance(value, int | float | str) else str(value)
-    return found
+            values[prefix + key] = value if isinstance(value, int | float | str) else str(value)
+    return values

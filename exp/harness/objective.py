@@ -19,23 +19,23 @@ LossFunction = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 class Objective:
     """Makes the closure of a batch, counts gradient evaluations, averages losses over the epoch.
 
-    loss_fn(model, *batch) returns the mean loss of the batch and further means to average
-    (accuracy, for example); the averages are over the FIRST call of each step, weighted by batch
-    size, and stay on the device until `means`.
+    loss_fn(model, *batch) returns the mean loss of the batch and a dict of further means (accuracy,
+    for example). Epoch averages use the FIRST closure call of each step, weighted by batch size,
+    and stay on the device until `means`. `clipping` adds its averages.
 
     Later calls of a step (sharpness-aware passes) do not update batch-norm running statistics and
     draw the same random numbers (dropout) as the first.
 
-    With several processes each computes its part of a batch, and with `accumulation` above 1 in so
-    many micro-batches, one after the other; losses, means and gradients are those of the whole
-    batch, but batch norms see a micro-batch. `applied` then runs the model (see `data_parallel`).
-    `clipping` has averages of its own.
+    Each process computes its shard of a batch, in `accumulation` micro-batches one after the other.
+    Losses, means and gradients are those of the whole batch; batch norm normalizes by the
+    statistics of one micro-batch. applied: runs the model (see `data_parallel`).
 
-    Weights that are evaluated but not trained have batch-norm statistics of their own:
-    `average_statistics` computes them, `restore_statistics` puts back those of training.
+    An optimizer may evaluate other weights than it trains, an average for example. These need their
+    own batch-norm statistics: `average_statistics` computes them, `restore_statistics` restores
+    those of training.
 
-    graph: gradients can be differentiated, for rules with Hessian-vector products, which are not
-    counted.
+    graph: make gradients differentiable, for rules that use Hessian-vector products. These products
+    are not counted as gradient evaluations.
     """
 
     def __init__(self, model: nn.Module, loss_fn: LossFunction, autocast: Callable,
@@ -45,10 +45,10 @@ class Objective:
         self.applied = applied or Applied(model)
         self.accumulation, self.clipping = accumulation, clipping
         self.norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-        self.training_statistics: list[Tensor] = []  # while the model has others
+        self.training_statistics: list[Tensor] = []  # while the model holds others
         self.gradient_evaluations = 0
         self.last_loss = torch.tensor(torch.nan)  # of the first call of a step
-        self.batch: tuple[Tensor, ...] = ()  # of the last `on`
+        self.batch: tuple[Tensor, ...] = ()  # the last argument of `on`
         self.reset()
 
     def reset(self) -> None:
@@ -59,15 +59,15 @@ class Objective:
             self.clipping.reset()
 
     def on(self, batch: tuple[Tensor, ...]) -> Closure:
-        """The closure of one batch: zero gradients, forward, backward, return the loss.
+        """Return the closure of one batch: zero gradients, forward, backward, return the loss.
 
-        closure(synchronize=False) leaves each process the gradient of its own part: no traffic.
+        closure(synchronize=False) skips the all-reduce: each process keeps its shard's gradient.
         """
         self.batch = batch
         calls = 0
         rng: dict[str, Tensor] = {}
 
-        @torch.enable_grad()  # a library's rule may call it under no_grad
+        @torch.enable_grad()  # a library's optimizer may call it under no_grad
         def closure(synchronize: bool = True) -> Tensor:
             nonlocal calls, rng
             calls += 1
@@ -103,7 +103,7 @@ class Objective:
                 if size() == len(parts) == 1:
                     backward(loss, self.model, graph=self.graph)
                     return loss.detach(), means
-                # DDP averages gradients over processes; this makes it a sum.
+                # DDP averages gradients over processes; the factor size() makes that a sum.
                 backward(loss * (share * size()), self.model, graph=self.graph)
             values = [value.detach().double() for value in (loss, *means.values())]
             total = total + torch.stack(values) * share
@@ -111,22 +111,22 @@ class Objective:
         return whole, dict(zip(means, rest, strict=True))
 
     def _quiet(self, quiet: bool) -> AbstractContextManager:
-        """Inside, gradients stay with their process. A sharded model has no such mode: it adds up
-        what it has sent."""
+        """Context in which DDP does not synchronize gradients. FSDP models have none: they
+        accumulate gradients that are already reduced."""
         no_sync = getattr(self.applied, "no_sync", nullcontext)
         return no_sync() if quiet else nullcontext()
 
     @torch.inference_mode()
     def measure(self, function: Callable, *inputs: Tensor) -> Any:
-        """function(model, *inputs) in eval mode, with autocast, without gradients."""
+        """Return function(model, *inputs) in eval mode, with autocast and without gradients."""
         self.model.eval()
         with self.autocast():
             return self.applied(function, *inputs)
 
     @torch.no_grad()
     def average_statistics(self, batches: Iterable[tuple[Tensor, ...]]) -> None:
-        """Batch-norm running statistics of the weights that are in the model now, by a pass over
-        `batches` that draws no random number of training's; none where there are no batch norms."""
+        """Recompute the batch-norm running statistics for the model's present weights in one pass
+        over `batches`. The random state is restored. Does nothing without batch norm."""
         norms = [norm for norm in self.norms if norm.track_running_stats]
         if not norms:
             return
@@ -143,7 +143,7 @@ class Objective:
 
     @torch.no_grad()
     def restore_statistics(self) -> None:
-        """Put back the running statistics of training, if the model has others."""
+        """Restore the running statistics of training, if `average_statistics` replaced them."""
         for buffer, kept in zip(_statistics(self.norms), self.training_statistics, strict=False):
             buffer.copy_(kept)
         self.training_statistics = []
@@ -175,11 +175,11 @@ def _statistics(norms: list[_BatchNorm]) -> list[Tensor]:
 
 
 def backward(loss: Tensor, model: nn.Module, *, graph: bool = False) -> None:
-    """Add the gradients of `loss` to the parameters'; with `graph` they can be differentiated."""
+    """Accumulate the gradients of `loss` in p.grad; with `graph` they are differentiable."""
     if not graph:
         loss.backward()
         return
-    # Not by loss.backward(create_graph=True), which warns of the cycle that zero_grad breaks.
+    # loss.backward(create_graph=True) would warn of a reference cycle, which zero_grad breaks.
     params = [p for p in model.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
     for p, gradient in zip(params, gradients, strict=True):

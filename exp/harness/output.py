@@ -1,4 +1,4 @@
-"""Output that never fails: what a run prints must not decide how it ends."""
+"""Output that never fails: an error in printing must not end a run."""
 
 import io
 import os
@@ -9,8 +9,8 @@ from typing import Any, TextIO
 
 
 class Tolerant:
-    """A text stream that drops what cannot be written: its reader is gone, its disk is full, it is
-    closed. Characters that its encoding lacks are written as escapes."""
+    """A text stream that drops output that cannot be written, because the pipe's reader is gone,
+    the disk is full or the stream is closed. Characters that its encoding lacks are escaped."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -19,7 +19,7 @@ class Tolerant:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        """Write the text, or drop it; its length."""
+        """Write the text, or drop it. Returns its length."""
         with self._dropping():
             try:
                 self.stream.write(text)
@@ -29,7 +29,7 @@ class Tolerant:
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream, or drop what it holds."""
+        """Flush the stream, or drop its buffer."""
         with self._dropping():
             self.stream.flush()
 
@@ -38,16 +38,16 @@ class Tolerant:
         try:
             yield
         except (OSError, ValueError):
-            with suppress(OSError, ValueError):  # else Python fails to flush it at the end
+            with suppress(OSError, ValueError):  # otherwise Python's flush at exit fails
                 null = os.open(os.devnull, os.O_WRONLY)
-                if null != (descriptor := self.stream.fileno()):  # which may be free itself
+                if null != (descriptor := self.stream.fileno()):  # free if it was closed
                     os.dup2(null, descriptor)
                     os.close(null)
 
 
 @contextmanager
 def tolerant_output() -> Iterator[None]:
-    """Inside, what cannot be written to stdout and stderr is dropped."""
+    """Inside, output to stdout and stderr that cannot be written is dropped."""
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (Tolerant(stream or io.StringIO()) for stream in streams)
     try:

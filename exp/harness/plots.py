@@ -12,8 +12,8 @@ def plot_curves(
     path: Path, lines: list[dict], metrics: Sequence[Metric], milestones: dict[str, int | None],
     title: str,
 ) -> None:
-    """A panel for the loss and one for each metric, the primary one first and with the milestones
-    as dashed lines; a PNG at `path`.
+    """Write a PNG to `path` with a panel for the loss and one per metric, the primary one first and
+    with the milestones as dashed lines.
 
     lines: the objects of metrics.jsonl; null entries (not finite) leave a gap.
     """
@@ -30,8 +30,8 @@ def plot_curves(
 
 
 def plot_diagnostics(path: Path, lines: list[dict]) -> None:
-    """One panel for each instrument's measure, one line per parameter; nothing without
-    instruments.
+    """Write a PNG to `path` with a panel per measure of an instrument and a line per parameter;
+    write nothing if no instrument was on.
 
     lines: the objects of metrics.jsonl, their diagnostics named "instrument/parameter/.../measure".
     """
@@ -56,7 +56,7 @@ def plot_diagnostics(path: Path, lines: list[dict]) -> None:
 
 
 def _panel(axes, lines: list[dict], metric: Metric) -> None:
-    """The curves of a metric on training and evaluation data."""
+    """Draw the curves of a metric on training and evaluation data."""
     style = {"linewidth": 1.8, "marker": "o" if len(lines) <= 25 else "", "markersize": 3.5}
     unit = f" ({metric.unit})" if metric.unit not in ("", FRACTION) else ""
     axes.set(xlabel="epoch", ylabel=metric.label + unit)
@@ -72,5 +72,5 @@ def _panel(axes, lines: list[dict], metric: Metric) -> None:
 
 
 def _values(lines: list[dict], key: str) -> list[float]:
-    """The numbers under a key, NaN where there is none."""
+    """The numbers under a key, NaN for null or a missing key."""
     return [math.nan if line.get(key) is None else line[key] for line in lines]

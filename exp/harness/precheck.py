@@ -1,4 +1,4 @@
-"""What is tried before anything is written: the model's size, one example, one optimizer step."""
+"""Checks before anything is written: model size, a forward pass, an optimizer step."""
 
 import copy
 import math
@@ -22,15 +22,15 @@ from optimizer.parts.base import set_mode
 from optimizer.parts.library import refusal, wants_graph
 
 ROWS = 2  # of the first batch
-WEIGHT_BYTES = 4 * 4  # per weight: itself and its gradient, in the run and in the copy here
-TENSORS = 50_000  # of a model: a hundred times what a large one has, and some seconds to make
-OPERATIONS = 3_000  # per parameter tensor: what a step may take
+WEIGHT_BYTES = 4 * 4  # per weight: float32 weight and gradient, of the model and of a copy
+TENSORS = 50_000  # limit per model: a hundred times a large one's, created in some seconds
+OPERATIONS = 3_000  # limit per step and parameter tensor
 FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
 
 
 class MemoryBound(TorchFunctionMode):
-    """Inside, tensors are created only while all of them together, as weights, fit into the
-    memory of `device`, and while there are at most TENSORS: ValueError before more is asked for."""
+    """Inside, creating a tensor raises ValueError if all tensors created so far, taken as weights,
+    would not fit into the memory of `device`, or if they are more than TENSORS."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class MemoryBound(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: tuple, args: tuple = (),
                            kwargs: dict | None = None) -> Any:
-        """Add up what is created."""
+        """Count the elements of a tensor before it is created."""
         if func in FACTORIES:
             self._count(args)
         return func(*args, **(kwargs or {}))
@@ -57,7 +57,7 @@ class MemoryBound(TorchFunctionMode):
 
 
 class OperationBound(TorchFunctionMode):
-    """Inside, at most `most` tensor operations: ValueError for the next one."""
+    """Inside, every tensor operation after the first `most` raises ValueError."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class OperationBound(TorchFunctionMode):
 
 @torch.no_grad()
 def require_fit(model: nn.Module, task: Task, train: Batches) -> None:
-    """Run one example: a model too small for the data fails."""
+    """Compute the loss of one example. Raises what the model raises if it does not fit the data."""
     model.eval()
     task.loss_fn(model, *first_rows(train, 1))
     model.train()
@@ -85,8 +85,8 @@ def require_step(settings: dict, model: nn.Module, task: Task, train: Batches,
                  autocast: Callable, accumulation: int = 1) -> None:
     """Take a step with the optimizer of `settings` on a copy of `model`, with two examples.
 
-    Raises ValueError for whatever the step raises, and for a batch whose activations need more
-    memory than the machine has. Random numbers are as before afterwards.
+    Raises ValueError if the step fails, or if the activations of a batch need more memory than the
+    device has. Random states are restored.
     """
     examples = first_rows(train, ROWS)
     with random_numbers_kept(examples[0].device):
@@ -94,7 +94,7 @@ def require_step(settings: dict, model: nn.Module, task: Task, train: Batches,
         optimizer = build_optimizer(settings, model)
         for norm in model.modules():
             if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-                norm.eval()  # of several processes they would wait for each other
+                norm.eval()  # synchronized, they would wait for other processes
         saved: dict[int, int] = {}  # bytes of each storage that the backward pass needs
 
         def pack(tensor: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def first_rows(train: Batches, rows: int) -> tuple[Tensor, ...]:
 
 @contextmanager
 def random_numbers_kept(device: torch.device) -> Iterator[None]:
-    """Afterwards the generators of torch, numpy and Python are as they were."""
+    """Restore the random states of torch, numpy and Python afterwards."""
     states = rng_state(device), np.random.get_state(), random.getstate()
     try:
         yield

@@ -38,7 +38,7 @@ class Progress:
         self.evaluation = f"{self.metric.label} {line[self.metric.name]:.4g}"
 
     def show(self, epoch: int, step: int, loss: float) -> None:
-        """Show that epoch `epoch` (1-based) has reached `step` with this training loss."""
+        """Show the epoch (1-based), the step and the training loss."""
         self.shown = time.perf_counter()
         text = f"epoch {epoch}/{self.epochs} loss {loss:.4g} {self.evaluation}".rstrip()
         if self.bar is not None:

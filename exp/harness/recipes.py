@@ -1,9 +1,9 @@
-"""RECIPE numbers: which version of its results each module of a run has.
+"""RECIPE numbers: the version of each module's results.
 
-A module whose results change declares `RECIPE = 2` at its top level, then 3, and so on; one that
-declares nothing is at 1. A run records the numbers of the modules that computed it, and counts as
-long as they are the same (exp/jobs/freshness.py). tests/test_golden.py fails when results change
-and the number does not.
+A module whose results change declares `RECIPE = 2` at its top level, then 3, and so on; without a
+declaration the number is 1. A run records the numbers of the modules that computed it, and is valid
+while they stay the same (exp/jobs/freshness.py). tests/test_golden.py fails if results change and
+the number does not.
 """
 
 import re
@@ -21,7 +21,7 @@ SHARED = ("exp.harness", "data.batches")  # modules that every run uses
 
 
 def recipes(settings: dict[str, dict], task: Task) -> dict[str, int]:
-    """Module -> RECIPE, of every module of ours that computes a run with these settings."""
+    """Module -> RECIPE of every module of this project that computes a run with these settings."""
     names = {*SHARED, f"exp.{task.name}.train", task.data.__module__,
              model_class(settings["model"]["name"]).__module__,
              *optimizer_modules(settings["optimizer"])}
@@ -29,15 +29,15 @@ def recipes(settings: dict[str, dict], task: Task) -> dict[str, int]:
 
 
 def optimizer_modules(table: dict) -> set[str]:
-    """The modules of an `[optimizer]` table's rule and wrappers, and optimizer.parts where these
-    use it: not for a rule of torch.optim or a library alone."""
+    """Modules of the optimizer and the wrappers of an `[optimizer]` table, and optimizer.parts if
+    they use it; an optimizer of torch.optim or a library alone does not."""
     modules = {optimizer_class(name).__module__ for name in (table["name"], *wrappers(table))}
     shared = "routing" in table or any(name.startswith("optimizer.") for name in modules)
     return modules | ({"optimizer.parts"} if shared else set())
 
 
 def changes(kept: Mapping[str, int], now: Mapping[str, int] | None = None) -> str:
-    """What has another RECIPE than when results were made: "optimizer.lars 1 -> 2", or "".
+    """List modules whose RECIPE changed since results were made: "optimizer.lars 1 -> 2", or "".
 
     kept: module -> RECIPE then, 1 for a missing one. now: the modules that would compute the
     results today, by default the same.
@@ -48,8 +48,8 @@ def changes(kept: Mapping[str, int], now: Mapping[str, int] | None = None) -> st
 
 
 def recipe(module: str) -> int:
-    """The RECIPE that a module's source declares, 1 without one, 0 if there is no such module; the
-    module is not imported."""
+    """Read the RECIPE that a module's source declares, without importing it; 1 if it declares none,
+    0 if there is no such module."""
     path = ROOT.joinpath(*module.split("."))
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     if not file.exists():

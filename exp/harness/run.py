@@ -1,4 +1,4 @@
-"""One training run: the bookkeeping of its loop, its record, its end."""
+"""One training run: state of its loop, metrics, checkpoints and final status."""
 
 import copy
 import math
@@ -33,7 +33,7 @@ from exp.harness.progress import Progress, final_table
 from optimizer.parts.base import evaluated_weights, set_mode
 from optimizer.parts.state import has_nan
 
-STOP, NOT_FINITE = 1, 2  # signals of one process to all of them
+STOP, NOT_FINITE = 1, 2  # signals, combined over processes by their maximum
 
 
 class Diverged(Exception):
@@ -41,11 +41,11 @@ class Diverged(Exception):
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM, noticed between two steps; the checkpoint is written already."""
+    """Ctrl-C or SIGTERM, raised between two steps after the checkpoint has been written."""
 
 
 class Run:
-    """The record of a run and the bookkeeping of its loop:
+    """Context manager that keeps the state of a run's loop and writes its files:
 
         with Run(folder, built) as run:
             for _ in run.epochs():
@@ -55,11 +55,11 @@ class Run:
                 run.log(evaluate(...))
             run.test(lambda: evaluate(...))  # where there is a test split
 
-    best.pt and `stop_at` go by the task's primary metric; the first epoch that reaches each of
-    the task's milestones is recorded.
-    Leaving the block writes summary.json and curves.png, however it is left.
-    With several processes the main one writes, and all of them stop at the same step.
-    Raises ConfigError on entry for a checkpoint of another configuration.
+    best.pt and `stop_at` use the task's primary metric. The first epoch that reaches each of the
+    task's milestones is recorded. A run that completes, is interrupted or diverges writes
+    summary.json and curves.png when the block is left.
+    Only the main process writes files. All processes stop at the same step.
+    Raises ConfigError on entry if the checkpoint belongs to another configuration.
     """
 
     def __init__(self, folder: RunFolder, built: Built) -> None:
@@ -81,12 +81,12 @@ class Run:
         self.instruments = Instruments(() if isinstance(asked, bool) else asked, self.model,
                                        self.optimizer, self.objective)
         self.checkpoints = Checkpoints(folder, built, self.instruments)
-        self.loggers: Loggers  # these two are made when the first step is known
+        self.loggers: Loggers  # created on entry
         self.progress: Progress | None = None
 
     @property
     def step(self) -> int:
-        """Finished optimizer steps."""
+        """Number of completed optimizer steps."""
         return self.at.step
 
     def __enter__(self) -> "Run":
@@ -102,7 +102,7 @@ class Run:
         return self
 
     def _begin(self) -> None:
-        keep_freed_memory()  # of steps, not of what read the data
+        keep_freed_memory()  # only now: what loading the data freed goes to the system
         record = ""
         resumed = self.checkpoints.load()
         if resumed is not None:
@@ -125,7 +125,7 @@ class Run:
         finally:
             self.folder.unlock()
             self.loggers.close()
-        if kind is torch.linalg.LinAlgError:  # how decompositions refuse what is not finite
+        if kind is torch.linalg.LinAlgError:  # a decomposition met non-finite values
             raise Diverged(f"{error} in epoch {self.at.epoch + 1}, step {self.at.step}") from error
 
     def _end(self, kind: type | None) -> None:
@@ -135,14 +135,14 @@ class Run:
             if status == "completed":
                 self._checkpoint()
             elif status == "diverged" and (kind is Diverged or size() == 1):
-                # With weights that are not finite, but better ones before. Sharded ones need all
-                # processes, and a decomposition may have failed in one alone.
+                # The best weights are of an earlier, finite epoch. Gathering shards needs all
+                # processes, but a decomposition may have failed in one of them only.
                 self.checkpoints.save_best(self.at)
             if is_main():
                 self._summarize(status)
 
     def epochs(self) -> Iterator[int]:
-        """Yield each epoch that is left, 1-based."""
+        """Yield the number of each remaining epoch, 1-based."""
         while self.at.epoch < self.experiment.epochs and not self.stopped:
             self.model.train()
             set_mode(self.optimizer, "train")
@@ -150,7 +150,10 @@ class Run:
             yield self.at.epoch + 1
 
     def batches(self, train: Batches) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Yield the remaining batches of the epoch; the loop body takes one step with each."""
+        """Yield the remaining batches of the epoch. The loop body takes one step per batch.
+
+        Raises Interrupted after a signal, Diverged when a step's loss is found not finite.
+        """
         if self.at.batch == 0:
             self.objective.reset()
         if self.progress is None:
@@ -173,14 +176,18 @@ class Run:
                 signal = signal if math.isfinite(loss) else NOT_FINITE
             self._act_on(self.signals.all_max(signal))
         set_mode(self.optimizer, "eval")
-        if evaluated_weights(self.optimizer) is not None:  # a pass over the data, if at all
+        if evaluated_weights(self.optimizer) is not None:  # not the trained ones
             self.objective.average_statistics(train.epoch(self.at.epoch))
         wait_for(self.device)
         self.at.seconds = time.perf_counter() - started - self.instruments.seconds
-        self.peak_memory = peak_memory(self.device)  # evaluation takes larger batches
+        self.peak_memory = peak_memory(self.device)  # before evaluation, whose batches are larger
 
     def log(self, evaluation: dict[str, float]) -> None:
-        """End the epoch: one line of metrics.jsonl, best so far, milestones, checkpoint."""
+        """End the epoch: append a line to metrics.jsonl, update the best epoch and the milestones,
+        and save a checkpoint if one is due. evaluation: the result of the task's `evaluate`.
+
+        Raises Diverged for a value that is not finite, Interrupted after a signal.
+        """
         self.at.epoch, self.at.batch = self.at.epoch + 1, 0
         line = {
             "epoch": self.at.epoch, "step": self.at.step,
@@ -217,8 +224,8 @@ class Run:
             raise Interrupted
 
     def test(self, evaluate: Callable[[], dict[str, float]]) -> None:
-        """Evaluate the weights of the best epoch once, on the test split; not if `experiment.test`
-        is false."""
+        """Evaluate the best epoch's weights on the test split, unless `experiment.test` is false.
+        The summary gets the metrics as "test_..."; the last epoch's weights are restored."""
         if not self.experiment.test:
             return
         last = copy.deepcopy(whole(self.model.state_dict()))
@@ -227,7 +234,7 @@ class Run:
         load_whole(self.model, last)
 
     def _act_on(self, signal: int) -> None:
-        """Stop, between two steps, if any process signalled so."""
+        """Raise Interrupted or Diverged, between two steps, for the signal of any process."""
         if signal == NOT_FINITE:
             self._require_finite(self.at.epoch + 1,
                                  {"training loss": float(self.objective.last_loss)})
@@ -278,13 +285,13 @@ class Run:
         print(final_table(summary, self.folder.path))
 
     def _draw(self, lines: list[dict]) -> None:
-        """The figures, from metrics.jsonl; one that cannot be drawn is a warning."""
+        """Draw the figures from metrics.jsonl; print a warning if that fails."""
         folder = self.folder.path
         title = f"{folder.parent.name} · seed {self.experiment.seed}"
         try:
             plot_curves(folder / "curves.png", lines, self.task.metrics, self.at.milestones, title)
             plot_diagnostics(folder / "diagnostics.png", lines)
-        except Exception as error:  # the run has ended, and its record is whole
+        except Exception as error:  # the run has ended and its record is complete
             print(f"warning: cannot draw the figures in {folder}: {type(error).__name__}: {error}",
                   file=sys.stderr)
 

@@ -23,39 +23,45 @@ from optimizer.parts.wrapper import wrappers_of
 
 ScheduleName = Literal["constant", "cosine", "linear", "step", "wsd", "one_cycle", "exponential"]
 BatchScaling = Literal["none", "linear", "sqrt"]
-MOMENTA = 0.85, 0.95  # of the one cycle, at the top of the rate and at both ends
+MOMENTA = 0.85, 0.95  # of "one_cycle": at the peak of the rate, at both ends
 
 
 class Schedule:
-    """Sets the `lr` of every parameter group from its initial value, and its `weight_decay`.
+    """Sets the `lr` of every parameter group, and its `weight_decay` and momentum where asked for.
 
-    name: "constant"; "cosine" and "linear" fall to min_lr at the end of the period and stay there;
-    "step" multiplies by 0.1 after each period; "wsd" (warm-up, stable, decay) is constant and
-    falls to min_lr in the last `decay_share` of the period (0.2), in a `shape` ("linear", "sqrt"
-    or "cosine", see `curves.cooldown`), and the groups of the AdamW track beside a matrix rule in
-    the last `adamw_decay_share` (the same); "exponential" falls to lr end_ratio (0.01);
-    "one_cycle" rises from lr / 25 to lr within the warm-up (0.3 of the period without one) and
-    falls to lr end_ratio (4e-6) (arXiv 1708.07120, as torch's OneCycleLR). period_epochs counts
-    from step 0 and is the whole run by default. The warm-up, warmup_epochs or warmup_steps long,
-    rises linearly and multiplies any but the one cycle. momentum = "cycle": the one cycle takes
-    `momentum`, or the first of `betas`, from 0.95 to 0.85 and back, in groups where it is not 0.
-    interval: the rate changes every "step", or as torch's schedulers are usually driven, every
-    "epoch". clock: "evaluations" counts gradient evaluations where all this says steps, so that
-    rules that pay for more than one a step end when their evaluations are spent; `evaluations`
-    then tells how many there were.
+    name:
+        "constant"          lr
+        "cosine", "linear"  fall to min_lr at the end of the period, constant after it
+        "step"              times 0.1 after each period, but not below min_lr
+        "wsd"               (warm-up, stable, decay) falls to min_lr in the last `decay_share` of
+                            the period (0.2); shape: "linear", "sqrt" or "cosine", see
+                            `curves.cooldown`; AdamW groups beside a matrix rule in the last
+                            `adamw_decay_share` (default: decay_share)
+        "exponential"       falls to lr * end_ratio (0.01)
+        "one_cycle"         rises from lr / 25 to lr within the warm-up (default: 0.3 of the
+                            period), then falls to lr * end_ratio (4e-6); arXiv 1708.07120, as
+                            torch's OneCycleLR
+
+    period_epochs: counted from step 0; default: the whole run. warmup_epochs or warmup_steps: the
+    length of a linear warm-up, which multiplies every schedule but "one_cycle".
+    interval: the rate changes every "step" or every "epoch". clock: with "evaluations", gradient
+    evaluations, which the attribute `evaluations` returns, take the place of steps, so that rules
+    with several per step end when these are spent.
+    momentum: with "cycle", "one_cycle" moves `momentum`, or the first of `betas`, from 0.95 to 0.85
+    and back, in groups where it is not 0.
 
     batch_scaling: the initial rate of every group is multiplied by r = batch_size /
     base_batch_size ("linear", Goyal et al. 2017, arXiv 1706.02677) or by sqrt(r) ("sqrt",
     Krizhevsky 2014, arXiv 1404.5997; for Adam, Malladi et al. 2022, arXiv 2205.10287).
 
-    weight_decay: "constant"; "cosine" wd (1 - cos(pi t / T)) over the period T, which rises from 0
-    to twice the value given (the ARS optimizer summary 4.4, for Lion); "half_cosine" half of that,
-    up to the value; "lr" in proportion to the rate, warm-up included (AdamC, arXiv 2506.02285).
+    weight_decay: "constant"; "cosine" is wd (1 - cos(pi t / T)) over the period T, from 0 to twice
+    the value given (the ARS optimizer summary 4.4, for Lion); "half_cosine" is half of that; "lr"
+    is in proportion to the rate, warm-up included (AdamC, arXiv 2506.02285).
 
-    Raises ValueError for negative lengths, two warm-ups or one beyond the period of the one cycle,
-    shares and ratios outside (0, 1], a min_lr above a group's rate, a key that the schedule of
-    that name does not have, a batch scaling without base_batch_size or the other way round, and a
-    changing weight decay or momentum, or an adamw_decay_share, where no group has one.
+    Raises ValueError for negative lengths, two warm-ups or one beyond the period of "one_cycle",
+    shares and ratios outside (0, 1], a min_lr above a group's rate, a key that the schedule `name`
+    does not accept, a batch scaling without base_batch_size or the reverse, and a changing weight
+    decay or momentum, or an adamw_decay_share, that no group is affected by.
     """
 
     def __init__(
@@ -82,7 +88,7 @@ class Schedule:
         batch_size: int = 1,
     ) -> None:
         period_epochs = epochs if period_epochs is None else period_epochs
-        if not (warmup_epochs >= 0 and period_epochs > 0 and min_lr >= 0):  # nor nan
+        if not (warmup_epochs >= 0 and period_epochs > 0 and min_lr >= 0):  # false for nan too
             raise ValueError("warmup_epochs and min_lr must be >= 0 and period_epochs > 0, got "
                              f"{warmup_epochs}, {min_lr}, {period_epochs}")
         require_fit(name, min_lr, decay_share=decay_share, adamw_decay_share=adamw_decay_share,
@@ -101,7 +107,7 @@ class Schedule:
         self._require_sense(adamw_decay_share)
         factor = batch_factor(batch_scaling, batch_size, base_batch_size)
         for group in optimizer.param_groups:
-            if "initial_lr" not in group:  # else it is scaled already
+            if "initial_lr" not in group:  # otherwise already scaled
                 group["lr"] = group["initial_lr"] = group["lr"] * factor
             if name != "constant" and min_lr > group["initial_lr"]:
                 raise ValueError(f"min_lr {min_lr} is above lr {group['initial_lr']}")
@@ -109,7 +115,7 @@ class Schedule:
             self._note_initial_decay()
 
     def _require_sense(self, adamw_decay_share: float | None) -> None:
-        """Raise ValueError for what does not go with the optimizer, or changes nothing of it."""
+        """Raise ValueError for settings that do not suit the optimizer or have no effect on it."""
         if self.name == "one_cycle" and self.warmup > self.period:
             raise ValueError(f"a warm-up of {self.warmup:g} steps is longer than the period of the "
                              f"one cycle, {self.period:g}")
@@ -133,7 +139,7 @@ class Schedule:
             group.setdefault("initial_weight_decay", group["weight_decay"])
 
     def set_lr(self, step: int) -> None:
-        """Set the rate, the decay and the momentum of the step after `step` finished ones."""
+        """Set rate, weight decay and momentum for the step that follows `step` finished ones."""
         step = self.evaluations() if self.clock == "evaluations" else step
         step = step // self.interval * self.interval
         warmup = min(1.0, (step + self.interval) / self.warmup) if self.warmup else 1.0
@@ -152,7 +158,7 @@ class Schedule:
                 _set_momentum(group, high + (low - high) * self.height(step))
 
     def share(self, step: int, decay_share: float) -> float:
-        """The factor of the rate, 1 to 0, after `step` finished ones."""
+        """Factor of the rate, in [0, 1], after `step` finished steps."""
         done = min(1.0, step / self.period)
         if self.name == "cosine":
             return cosine(done)
@@ -169,7 +175,7 @@ class Schedule:
         return 1.0
 
     def height(self, step: int) -> float:
-        """Where the one cycle stands: 0 at both of its ends, 1 at its top."""
+        """Height of the one cycle: 0 at both ends, 1 at the peak."""
         return self._cycle(step, 0.0, 0.0)
 
     def _cycle(self, step: int, start: float, end: float) -> float:
@@ -178,7 +184,8 @@ class Schedule:
         return one_cycle(step // self.interval, total, rise, start, end)
 
     def decay_share(self, progress: float, lr_share: float) -> float:
-        """The factor of the weight decay at this progress and share of the rate."""
+        """Factor of the weight decay. progress: finished share of the period; lr_share: lr over
+        the initial lr."""
         if self.weight_decay == "lr":
             return lr_share
         risen = 1 - math.cos(math.pi * min(1.0, progress))
@@ -208,8 +215,8 @@ def _set_momentum(group: dict, value: float) -> None:
 
 
 def batch_factor(scaling: str, batch_size: int, base_batch_size: int | None) -> float:
-    """The factor of the initial rate. Raises ValueError where base_batch_size is missing, below 1,
-    or given without a scaling."""
+    """Factor of the initial rate. Raises ValueError if base_batch_size is missing, below 1, or
+    given without a scaling."""
     if scaling == "none":
         if base_batch_size is not None:
             raise ValueError(f"base_batch_size {base_batch_size} changes nothing: "

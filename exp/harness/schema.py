@@ -9,12 +9,12 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from exp.harness.toml import shown
 
-LARGEST = (2 - 2**-23) * 2.0**127  # of float32
-MAY_BE_INFINITE = ("kl_clip",)  # K-FAC's: no clip
+LARGEST = (2 - 2**-23) * 2.0**127  # finite float32
+MAY_BE_INFINITE = ("kl_clip",)  # K-FAC's; inf: no clipping
 
 
 def keywords(target: Callable, given_by_code: Iterable[str] = ()) -> dict[str, inspect.Parameter]:
-    """The parameters of `target` that a configuration may set, with evaluated annotations."""
+    """Return the parameters of `target` that a configuration may set, annotations evaluated."""
     hints = _hints(target)
     parameters = {}
     for name, parameter in inspect.signature(target).parameters.items():
@@ -29,8 +29,8 @@ def keywords(target: Callable, given_by_code: Iterable[str] = ()) -> dict[str, i
 def problems(
     table: str, settings: Mapping, accepted: Mapping[str, inspect.Parameter], extra: Iterable = ()
 ) -> list[str]:
-    """One line for each unknown, missing or mistyped key of `settings`, and for each number that
-    is not finite (a default of the signature may be infinite); `extra` keys pass."""
+    """Return one message per unknown, missing or mistyped key of `settings`, and per number that is
+    not finite in float32, unless it is the signature's default. Keys in `extra` are not checked."""
     messages = []
     names = [shown(key) for key in (*accepted, *extra)]
     for key, value in settings.items():
@@ -52,7 +52,7 @@ def problems(
 
 
 def defaults(accepted: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """The default of every parameter that has one, except values that TOML cannot express (None,
+    """Return the defaults of the parameters, except values that TOML cannot express (None,
     functions, classes)."""
     return {name: list(p.default) if isinstance(p.default, tuple) else p.default
             for name, p in accepted.items() if _in_toml(p.default)}
@@ -61,11 +61,11 @@ def defaults(accepted: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
 def _in_toml(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(map(_in_toml, value))
-    return type(value) in (bool, int, float, str)  # nor an IntEnum
+    return type(value) in (bool, int, float, str)  # not isinstance: an IntEnum is no TOML value
 
 
 def is_finite(value: Any) -> bool:
-    """Whether float32, in which training computes, can hold every number of a TOML value."""
+    """Whether every number of a TOML value is finite in float32, in which training computes."""
     if isinstance(value, list | tuple):
         return all(map(is_finite, value))
     return not isinstance(value, int | float) or abs(value) <= LARGEST
@@ -80,7 +80,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def conforms(value: Any, annotation: Any) -> bool:
     """Whether a TOML value fits an annotation; an int passes for a float, a bool never for an int.
 
-    A parameter without annotation takes anything.
+    A parameter without annotation accepts any value.
     """
     origin, args = get_origin(annotation), get_args(annotation)
     if annotation in (Any, inspect.Parameter.empty):
@@ -129,5 +129,5 @@ def _conforms_array(value: Any, kind: type, args: tuple) -> bool:
 def _hints(target: Callable) -> dict[str, Any]:
     try:
         return get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except NameError:  # an annotation that its own module imports for type checkers only
+    except NameError:  # an annotation that is imported under TYPE_CHECKING only
         return {}

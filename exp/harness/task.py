@@ -26,7 +26,7 @@ class Metric:
 
     name: its key in metrics.jsonl, "eval_..."; mode: whether "max" or "min" is better.
     unit: "%" for fractions, else what pages print after the number; label: on axes and in logs.
-    primary: best.pt, `stop_at` and tuning go by the one primary metric of a task.
+    primary: whether best.pt, `stop_at` and tuning use it; true of one metric per task.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Metric:
         return value is not None and not self.is_better(target, value)
 
     def best(self, values: list[float]) -> float:
-        """The best of some values."""
+        """Return the best of `values`."""
         return max(values) if self.mode == "max" else min(values)
 
 
@@ -55,13 +55,13 @@ LOSS = Metric("eval_loss", "min", "nats", "loss")
 class Task:
     """A task, as its train.py defines it.
 
-    name: that of its folder.
+    name: the name of its folder.
     data(**settings, seed=, device=): loads the data set; its signature is the schema of `[data]`.
-    sizes: attributes of the data set that the model's constructor is given.
+    sizes: attributes of the data set that are passed to the model's constructor.
     loss_fn(model, *batch): mean loss of a batch (nats) and further means, see `Objective`.
     evaluate(objective, data, split="eval"): every metric on that split, and "eval_loss".
-    metrics: exactly one is primary. milestones: name -> (metric, threshold), the epoch of which
-    is recorded.
+    metrics: exactly one is primary. milestones: name -> (metric, threshold); the first epoch whose
+    metric reaches the threshold is recorded.
     """
 
     name: str
@@ -78,11 +78,11 @@ class Task:
 
     @property
     def primary(self) -> Metric:
-        """The metric that runs are compared by."""
+        """The metric by which runs are compared."""
         return next(metric for metric in self.metrics if metric.primary)
 
     def metric(self, name: str) -> Metric:
-        """The metric of that name; "train_x" and "test_x" are judged as "eval_x".
+        """Return the metric of that name; "train_x" and "test_x" give the metric "eval_x".
 
         Raises ConfigError for a name that the task does not declare.
         """
@@ -100,12 +100,12 @@ class Task:
 
     @property
     def config(self) -> Path:
-        """The baseline's config: data, model and schedule for experiments on a CPU."""
+        """Path of the baseline's config: data, model and schedule for experiments on a CPU."""
         return EXP.parent / "config" / f"{self.table['config']}.toml"
 
     @property
     def published(self) -> Path:
-        """The baseline's config with data and model as published; `config` where there is none."""
+        """Path of the baseline's config with the published data and model; default: `config`."""
         name = self.table.get("published", self.table["config"])
         return EXP.parent / "config" / f"{name}.toml"
 
@@ -115,24 +115,24 @@ class Task:
         return self.table["scales"]
 
     def scale(self, name: str) -> tuple[str, ...]:
-        """A scale as `--set` options. Raises ConfigError for one that the task does not have."""
+        """Return a scale as `--set` options. Raises ConfigError for an unknown scale."""
         if name not in self.scales:
             raise ConfigError(f"task {self.name} has no scale {name!r}: {', '.join(self.scales)}")
         return overrides_of(self.scales[name])
 
 
 def tasks() -> list[str]:
-    """The names of all tasks."""
+    """Names of all tasks, sorted."""
     return sorted(path.parent.name for path in EXP.glob("*/train.py"))
 
 
 def task_named(name: str) -> Task:
-    """The task in exp/<name>/. Raises ConfigError for a name without one."""
+    """Return the task in exp/<name>/. Raises ConfigError if there is none."""
     return _script(name).TASK
 
 
 def train_function(name: str) -> Callable:
-    """The training loop of exp/<name>/train.py: train(settings, folder)."""
+    """Return the training loop of exp/<name>/train.py: train(settings, folder)."""
     return _script(name).train
 
 

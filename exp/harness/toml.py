@@ -8,9 +8,9 @@ from typing import Any
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The file's content. Raises ValueError, naming the file, if it cannot be read or parsed."""
+    """Parse a file. Raises ValueError, naming the file, if it cannot be read or parsed."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # a byte-order mark or none
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # skips a byte-order mark
     except FileNotFoundError as error:
         raise ValueError(f"no config file {path}") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -19,7 +19,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def apply_override(settings: dict, override: str) -> None:
     """Apply one `table.key=value`, the value in TOML syntax, in place; `table={key = value}`
-    replaces the whole table. ValueError if it is none."""
+    replaces the whole table. Raises ValueError if `override` is malformed."""
     path, equals, text = override.partition("=")
     *tables, key = path.strip().split(".")
     override = shown(override)
@@ -38,12 +38,12 @@ def apply_override(settings: dict, override: str) -> None:
 
 
 def shown(text: str) -> str:
-    """A user's text for a message, on one line: quoted where it has line breaks and the like."""
+    """Return a user's text for a one-line message: its repr if a character is not printable."""
     return text if text.isprintable() else repr(text)
 
 
 def _in_toml_syntax(path: str, text: str) -> str:
-    """How to write what `text` seems to mean."""
+    """Suggest the TOML syntax for `text`, a number or else a string."""
     try:
         return f"write the number as {path}={float(text)!r}"  # ".01", "1.", "007"
     except ValueError:
@@ -51,7 +51,7 @@ def _in_toml_syntax(path: str, text: str) -> str:
 
 
 def drop_key(settings: dict, path: str) -> None:
-    """Drop the key or table `table.key` in place. ValueError if it is not there."""
+    """Drop the key or table `table.key` in place. Raises ValueError if it does not exist."""
     *tables, key = path.strip().split(".")
     path = shown(path)
     for table in tables:
