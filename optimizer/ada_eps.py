@@ -45,7 +45,7 @@ class AdaEps(FirstOrder):
                                   "eps_ratio": eps_ratio, "weight_decay": weight_decay})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         exp_avgs, exp_avg_sqs, steps = moments(self.state, params)
         grads = grads_of(params)
         update_moments(exp_avgs, exp_avg_sqs, grads, grads, group["betas"])

@@ -51,7 +51,7 @@ class AdamMini(FirstOrder):
                                   "weight_decay": weight_decay, "block": block})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         exp_avgs = self.buffers(params, "exp_avg")
         grads = [g.to(m.dtype) for g, m in zip(grads_of(params), exp_avgs, strict=True)]
         # Squares that overflow become the largest number: in `lerp`, infinity would leave NaN.

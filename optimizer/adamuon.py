@@ -56,7 +56,7 @@ class AdaMuon(MatrixOptimizer):
             "weight_decay": weight_decay, **polar_options(ns_steps, orthogonalizer, ns_dtype)})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         directions = momentum_direction(
             grads_of(params), self.buffers(params, "momentum_buffer"),
             group["momentum"], group["nesterov"])

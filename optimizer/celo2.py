@@ -80,7 +80,7 @@ class Celo2(MatrixOptimizer):
         super()._add_adamw_group({"betas": (0.9, 0.95), **group})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         directions = []
         for p in params:
             grads = matrix_gradient(p).clamp(-CLIP, CLIP)

@@ -56,7 +56,7 @@ class Dion2(MatrixOptimizer):
             **polar_options(ns_steps, orthogonalizer, ns_dtype)})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         momenta = self.buffers(params, "momentum_buffer")
         grads = [g.to(m.dtype) for g, m in zip(grads_of(params), momenta, strict=True)]
         torch._foreach_add_(momenta, grads)

@@ -52,7 +52,7 @@ class ErrorFeedback(FirstOrder):
                                   "compressor": compressor, "ratio": ratio})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         errors = self.buffers(params, "error")
         moves = [g.to(e.dtype) for g, e in zip(grads_of(params), errors, strict=True)]
         if group["momentum"]:

@@ -84,7 +84,7 @@ class KLSOAP(MatrixOptimizer):
             "max_precond_dim": max_precond_dim})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         for p in params:
             entry, grads = self.state[p], matrix_gradient(p)
             if "step" not in entry:

@@ -42,7 +42,7 @@ class LAMB(FirstOrder):
                                   "weight_decay": weight_decay, "always_adapt": always_adapt})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         exp_avgs, exp_avg_sqs, steps = moments(self.state, params)
         grads = grads_of(params)
         update_moments(exp_avgs, exp_avg_sqs, grads, grads, group["betas"])

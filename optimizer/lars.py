@@ -46,7 +46,7 @@ class LARS(FirstOrder):
             "trust_coeff": trust_coeff, "eps": eps, "always_adapt": always_adapt})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         momentum, decay = group["momentum"], group["weight_decay"]
         for p, b in zip(params, self.buffers(params, "momentum_buffer"), strict=True):
             g, w = grad_of(p).to(b.dtype), p.to(b.dtype)

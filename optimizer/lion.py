@@ -45,7 +45,7 @@ class Lion(FirstOrder):
                                   "tau": tau})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         momenta = self.buffers(params, "exp_avg")
         grads = [g.to(m.dtype) for g, m in zip(grads_of(params), momenta, strict=True)]
         beta1, beta2 = group["betas"]

@@ -101,7 +101,7 @@ class Muon(MatrixOptimizer):
         super().__init__(params, defaults)
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         directions = momentum_direction(
             grads_of(params), self.buffers(params, "momentum_buffer"),
             group["momentum"], group["nesterov"])

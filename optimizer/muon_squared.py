@@ -57,7 +57,7 @@ class MuonSquared(MatrixOptimizer):
             **polar_options(ns_steps, orthogonalizer, ns_dtype)})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         grads = grads_of(params)
         directions = momentum_direction(grads, self.buffers(params, "momentum_buffer"),
                                         group["momentum"], group["nesterov"])

@@ -67,7 +67,7 @@ class Muown(MatrixOptimizer):
             "weight_decay": weight_decay, **polar_options(ns_steps, orthogonalizer, ns_dtype)})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         parts = [split(self.state[p], p) for p in params]
         entries = [self.state[p] for p in params]
         directions = momentum_direction(

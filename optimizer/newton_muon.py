@@ -74,7 +74,7 @@ class NewtonMuon(LayerOptimizer):
 
     @torch.compiler.disable  # it would lose what the hooks recorded
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         grads = [self._whitened(p, group) for p in params]
         directions = momentum_direction(grads, self.buffers(params, "momentum_buffer"),
                                         group["momentum"], group["nesterov"])

@@ -59,7 +59,7 @@ class RMSuon(MatrixOptimizer):
         super().__init__(params, defaults)
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         updates = rmsuon_updates(self.state, params, group)
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(params, updates, alpha=-group["lr"])

@@ -84,7 +84,7 @@ class Shampoo(MatrixOptimizer):
             "precondition_frequency": precondition_frequency, "max_precond_dim": max_precond_dim})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         for p in params:
             direction = self._direction(self.state[p], matrix_gradient(p), group)

@@ -39,7 +39,7 @@ class Signum(FirstOrder):
                                   "l2": l2})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         momenta = self.buffers(params, "momentum_buffer")
         grads = [g.to(m.dtype) for g, m in zip(grads_of(params), momenta, strict=True)]
         decay = group["weight_decay"]

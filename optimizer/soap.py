@@ -71,7 +71,7 @@ class SOAP(MatrixOptimizer):
             "max_precond_dim": max_precond_dim})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         params, directions = adam_in_eigenbasis(
             self.state, params, group["betas"], group["eps"], group["shampoo_beta"],
             group["precondition_frequency"], group["max_precond_dim"])

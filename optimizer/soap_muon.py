@@ -83,7 +83,7 @@ class SOAPMuon(MatrixOptimizer):
             "scale": scale, **polar_options(ns_steps, orthogonalizer, ns_dtype)})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         params, directions = adam_in_eigenbasis(
             self.state, params, group["betas"], group["eps"], group["shampoo_beta"],
             group["precondition_frequency"], group["max_precond_dim"], group["nesterov"])

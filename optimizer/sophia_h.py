@@ -81,7 +81,7 @@ class SophiaH(SharpnessAware, FirstOrder):
             p.grad = g
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         momenta, curvatures = (self.buffers(params, key) for key in ("exp_avg", "hessian"))
         grads = [g.to(m.dtype) for g, m in zip(grads_of(params), momenta, strict=True)]
         torch._foreach_lerp_(momenta, grads, 1 - group["betas"][0])

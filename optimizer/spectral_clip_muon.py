@@ -66,7 +66,7 @@ class SpectralClipMuon(MatrixOptimizer):
             "smin": smin, "smax": smax, "scale": scale})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         directions = momentum_direction(
             grads_of(params), self.buffers(params, "momentum_buffer"),
             group["momentum"], group["nesterov"])

@@ -45,7 +45,7 @@ class Tiger(FirstOrder):
                                   "rms_floor": rms_floor})
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """The update of the class docstring, in place."""
+        """Apply the update of the class docstring in place."""
         momenta = self.buffers(params, "exp_avg")
         grads = [g.to(m.dtype) for g, m in zip(grads_of(params), momenta, strict=True)]
         torch._foreach_lerp_(momenta, grads, 1 - group["beta"])

@@ -1,7 +1,7 @@
-"""The role of each parameter of a model: what a matrix rule should update, and what not.
+"""The role of each parameter of a model, which decides whether a matrix rule updates it.
 
-A model may say so itself: `roles()` returns parameter name -> "hidden", "embedding", "head" or
-"vector". For every other nn.Module the roles are inferred from the types of its modules.
+A model may define `roles()`, which maps each parameter name to "hidden", "embedding", "head" or
+"vector". For any other nn.Module the roles are inferred from the types and names of its modules.
 """
 
 import re
@@ -9,20 +9,21 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-# Names of an output layer, and of parameters that are tables of vectors although no nn.Embedding.
+# Names of output layers, and of embedding tables that are not in an nn.Embedding.
 HEAD = re.compile(r"(^|\.)(\w*head|classifier|decoder|fc|fc_out|output|out|to_logits|unembed\w*)$")
 TABLE = re.compile(r"(^|_)(pos|position\w*|\w*embed\w*|tokens?|cls|wte|wpe)(_|$)")
 
 
 class Role(NamedTuple):
-    """"hidden", "embedding", "head" or "vector", and what decided it."""
+    """"hidden", "embedding", "head" or "vector", and the reason for the decision."""
 
     role: str
     reason: str
 
 
 def roles_of(model: nn.Module) -> dict[str, Role]:
-    """The role of each parameter by name, tied ones once, as in `named_parameters`."""
+    """Map each parameter's name to its role. Tied parameters appear once, as in
+    `named_parameters`."""
     own_roles = getattr(model, "roles", None)
     if own_roles is not None:
         roles = own_roles()
@@ -53,9 +54,9 @@ def _role(name: str, p: Tensor, owners: list[nn.Module], head: nn.Module | None)
 
 
 def output_layer(model: nn.Module) -> nn.Module | None:
-    """The layer that computes the outputs: `get_output_embeddings()` of transformers, a Linear with
-    the weight of an embedding, one outside repeated blocks whose name says so, or else the last
-    Linear of all, if it is outside repeated blocks. None if there is no such layer."""
+    """Return the output layer, or None. In this order: `get_output_embeddings()` of transformers; a
+    Linear tied to an embedding; the last Linear outside repeated blocks with a name as in HEAD; the
+    last Linear of all, if it is outside repeated blocks."""
     named = getattr(model, "get_output_embeddings", None)
     layer = named() if callable(named) else None
     if layer is not None:
@@ -67,9 +68,9 @@ def output_layer(model: nn.Module) -> nn.Module | None:
     if tied:
         return tied[-1]
     single = [(name, module) for name, module in layers if not _is_repeated(name, module, layers)]
-    called_so = [module for name, module in single if HEAD.search(name.lower())]
-    if called_so:
-        return called_so[-1]
+    named_heads = [module for name, module in single if HEAD.search(name.lower())]
+    if named_heads:
+        return named_heads[-1]
     return single[-1][1] if single and single[-1] == layers[-1] else None
 
 
@@ -79,7 +80,8 @@ def _in_attention(model: nn.Module, name: str) -> bool:
 
 
 def _is_repeated(name: str, layer: nn.Linear, layers: list[tuple[str, nn.Linear]]) -> bool:
-    """Whether another block of a list has the same layer: layers.0.up beside layers.1.up."""
+    """Whether another block of a list has a layer of the same name and shape: layers.0.up and
+    layers.1.up."""
     def pattern(path: str) -> str:
         return re.sub(r"(^|\.)\d+(?=\.)", r"\1#", path)
 

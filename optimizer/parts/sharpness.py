@@ -1,4 +1,4 @@
-"""Sharpness-aware gradients: perturbed weights, shear force, and their products over parameters."""
+"""Functions for sharpness-aware gradients: perturbed weights, shear force, norms, cosines."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,8 +18,9 @@ EPS = 1e-12  # added to norms that may be zero, as in the released code
 
 @torch.compiler.disable
 def watch_gradients(groups: list[dict]) -> Callable[[], bool]:
-    """Call before a closure; the function returned tells afterwards whether the closure added its
-    gradients to earlier ones instead of clearing them first. One parameter is watched."""
+    """Detect whether a closure adds to existing gradients instead of clearing them first.
+
+    Call this before the closure and the returned function after it. It checks one parameter."""
     candidates = (p for group in groups for p in group["params"] if p.requires_grad
                   and p.grad is not None and not p.grad.is_sparse and p.numel())
     watched = next(candidates, None)
@@ -28,24 +29,26 @@ def watch_gradients(groups: list[dict]) -> Callable[[], bool]:
     before = watched.grad
     at_backward: list[bool] = []
 
-    def note(_: Tensor) -> None:
-        if not at_backward:  # only the first backward pass: a closure may accumulate itself
+    def record(_: Tensor) -> None:
+        if not at_backward:  # the first backward pass only: a closure may accumulate micro-batches
             at_backward.append(watched.grad is not None and bool(watched.grad.any()))
 
-    handle = watched.register_hook(note)
+    handle = watched.register_hook(record)
 
-    def kept() -> bool:
+    def accumulated() -> bool:
         handle.remove()
-        # Added in place, or with create_graph as a new tensor; else the closure has replaced it.
+        # Backward adds in place, or into a new tensor with create_graph; a closure that clears
+        # the gradients replaces the tensor.
         same = watched.grad is before or (watched.grad is not None and watched.grad.requires_grad)
         return same and (at_backward[0] if at_backward else bool(before.any()))
 
-    return torch.compiler.disable(kept)
+    return torch.compiler.disable(accumulated)
 
 
 def perturb(params: Sequence[Tensor], offsets: list[Tensor]) -> list[Tensor]:
-    """Move each parameter by its offset; copies for `restore`. `offsets` is emptied, so that it
-    takes no memory from then on."""
+    """Add each offset to its parameter in place; return copies of the parameters for `restore`.
+
+    `offsets` is emptied to free its memory."""
     if not params:  # torch's foreach functions refuse an empty list
         return []
     saved = [p.clone() for p in params]
@@ -55,15 +58,15 @@ def perturb(params: Sequence[Tensor], offsets: list[Tensor]) -> list[Tensor]:
 
 
 def restore(params: Sequence[Tensor], saved: list[Tensor]) -> None:
-    """Put back, bit for bit, what `perturb` saved: subtracting would leave rounding errors."""
+    """Copy the parameters saved by `perturb` back: subtraction would leave rounding errors."""
     if params:
         torch._foreach_copy_(list(params), saved)
 
 
 @contextmanager
 def perturbed(params: Sequence[Tensor], offsets: list[Tensor]) -> Iterator[None]:
-    """Inside, each parameter is moved by its offset; afterwards it is restored, also when the body
-    raises."""
+    """Context manager that adds each offset to its parameter and restores the parameters on exit,
+    also after an exception."""
     saved = perturb(params, offsets)
     try:
         yield
@@ -74,10 +77,10 @@ def perturbed(params: Sequence[Tensor], offsets: list[Tensor]) -> Iterator[None]
 def gradients_at(
     params: Sequence[Tensor], offsets: list[Tensor], closure: Closure
 ) -> Tensor:
-    """Run `closure` at params + offsets; its gradients are left in `p.grad`. The loss.
+    """Run `closure` at params + offsets, leave its gradients in `p.grad` and return its loss.
 
-    Earlier gradients are released, not zeroed: the caller may still hold them. The offsets are
-    released as soon as they are added.
+    Earlier gradient tensors are detached from `p.grad`, not zeroed, because the caller may still
+    use them. `offsets` is emptied.
     """
     for p in params:
         p.grad = None
@@ -92,15 +95,15 @@ def perturbation(
     norm: str,
     scale: str,
 ) -> list[Tensor]:
-    """Offsets rho * q / ||q||, one per parameter, with q = the direction weighted by |W|; rho is
-    one radius or that of each parameter.
+    """Return the offset rho * q / ||q|| of each parameter, in its shape, where q is the direction d
+    weighted by |W|; rho is one radius or a list with one per parameter.
 
     scale: "abs" q = |W| d (ARS2-Neo); "none" q = d; "asam" T^2 d / ||T d|| with T = |W|
-    (ASAM, arXiv 2102.11600, with eta = 0). norm: taken over each "tensor" (ARS2-Neo) or over
-    all of them, "global" (SAM, arXiv 2010.01412, eq. 2).
+    (ASAM, arXiv 2102.11600, with eta = 0). norm: over each "tensor" (ARS2-Neo), or "global" over
+    all of them (SAM, arXiv 2010.01412, eq. 2).
     """
     if not params:
-        if norm == "global":  # processes that have parameters wait for this one's share
+        if norm == "global":  # other processes wait for this one in the collective sum
             norm_of_all([])
         return []
     weighted: list[Tensor] | tuple[Tensor, ...] = list(directions)
@@ -117,7 +120,7 @@ def perturbation(
         factors = [radius / length for radius, length in zip(radii, lengths, strict=True)]
     else:
         factors = list(torch._foreach_mul(torch._foreach_reciprocal(lengths), radii))
-    if scale == "none":  # the directions are the caller's
+    if scale == "none":  # do not overwrite the caller's directions
         return list(torch._foreach_mul(weighted, factors))
     torch._foreach_mul_(weighted, factors)
     return list(weighted)
@@ -125,10 +128,10 @@ def perturbation(
 
 def whitened_gradients(state: dict, params: Sequence[Tensor], group: dict, step: int,
                        grads: Sequence[Tensor] | None = None) -> list[Tensor]:
-    """g / (sqrt(v_hat) + eps) of each parameter, v as previous steps left it: zero at first.
+    """Return g / (sqrt(v_hat) + eps) of each parameter, with v of the previous steps, 0 at first.
 
-    step: the optimizer's, which corrects v (as in the released code of ARS2-Neo, with EPS added).
-    grads: the gradients, `p.grad` without them.
+    step: the optimizer's step count, used to bias-correct v (as in the released code of ARS2-Neo,
+    which adds EPS). grads: the gradients g, by default `p.grad`.
     """
     correction = 1 - group["betas"][1] ** max(1, step - 1) + EPS
     grads = list(grads or grads_of(params))
@@ -142,7 +145,7 @@ def whitened_gradients(state: dict, params: Sequence[Tensor], group: dict, step:
     if known and len(known) == len(grads):
         directions = list(torch._foreach_div(grads, denominators))
     else:
-        # Without v nothing is whitened: the norm of the perturbation cancels eps, unless it is 0.
+        # Without v the direction is g / eps; normalizing the perturbation cancels eps, except 0.
         rest = iter(denominators)
         directions = [g / ((group["eps"] or 1.0) if v is None else next(rest))
                       for g, v in zip(grads, variances, strict=True)]
@@ -150,18 +153,18 @@ def whitened_gradients(state: dict, params: Sequence[Tensor], group: dict, step:
 
 
 def norm_of_all(tensors: Sequence[Tensor]) -> Tensor:
-    """The norm over all parameters, given one tensor of each; 0 without any."""
+    """Return the norm over all tensors, summed over all processes of a step of `Sharded`."""
     lengths = torch.stack(torch._foreach_norm(list(tensors))) if tensors else torch.zeros(0)
     return total_norm(torch.linalg.vector_norm(lengths))
 
 
 def finite(ratio: Tensor) -> Tensor:
-    """`ratio`, and 0 where its sums overflowed (entries of 1e20 in float32) or are NaN."""
+    """Return `ratio`, with NaN and infinity (sums that overflowed) replaced by 0."""
     return ratio.nan_to_num(0.0, 0.0, 0.0)
 
 
 def shear_force(adversarial: Tensor, base: Tensor) -> Tensor:
-    """The part of the adversarial gradient orthogonal to the base gradient, for one tensor.
+    """Return the component of the adversarial gradient orthogonal to the base gradient, per tensor.
 
     LookSAM (Liu et al. 2022, arXiv 2203.02714): f = g2 - (<g2, g1> / ||g1||^2) g1.
     """
@@ -170,8 +173,8 @@ def shear_force(adversarial: Tensor, base: Tensor) -> Tensor:
 
 
 def with_shear(grads: list[Tensor], shears: list[Tensor], alpha: float) -> list[Tensor]:
-    """LookSAM's reuse of a shear force (arXiv 2203.02714), tensor by tensor:
-    g + alpha (||g|| / ||f||) f."""
+    """Return g + alpha (||g|| / ||f||) f per tensor: LookSAM's reuse of the shear force f
+    (arXiv 2203.02714)."""
     if not grads:  # torch's foreach functions refuse an empty list
         return []
     lengths = torch._foreach_add(torch._foreach_norm(shears), EPS)
@@ -182,7 +185,9 @@ def with_shear(grads: list[Tensor], shears: list[Tensor], alpha: float) -> list[
 
 
 def cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    """Cosine of two lists of tensors taken as two long vectors; one host synchronization."""
+    """Return the cosine of two lists of tensors, each concatenated to one vector.
+
+    Cost: one host synchronization."""
     sums = torch.zeros(3)
     if left:
         products = torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)])

@@ -1,4 +1,4 @@
-"""The base of sharpness-aware optimizers: the second gradient, the radius and the shear force."""
+"""Base class of sharpness-aware optimizers: second gradient, perturbation radius, shear force."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -22,16 +22,16 @@ from .sharpness import (
 from .stored import Storage, restored, stored
 from .wrapper import Wrapper
 
-STORED = {"value": "shear_force", "scale": "shear_scale"}  # part of a stored tensor: key in `state`
+STORED = {"value": "shear_force", "scale": "shear_scale"}  # key of `stored` -> key in `state`
 
 
 class Pending(NamedTuple):
-    """What `first_step` leaves for the step after it."""
+    """Data that `first_step` passes on to `second_step`."""
 
     params: list[Tensor]
-    base: list[Tensor]  # gradients at the weights, where `combine` needs them
-    gradients: list[Tensor] | None  # the final ones, where no second gradient is needed
-    saved: list[Tensor]  # the weights, where they have been moved
+    base: list[Tensor]  # gradients at the unperturbed weights; empty if `combine` needs none
+    gradients: list[Tensor] | None  # the final gradients, if no second gradient is needed
+    saved: list[Tensor]  # the unperturbed weights; empty if the weights were not moved
 
 
 ACCUMULATED = ("the closure added to earlier gradients: for gradient accumulation compute all "
@@ -39,10 +39,10 @@ ACCUMULATED = ("the closure added to earlier gradients: for gradient accumulatio
 
 
 class SharpnessAware(Base):
-    """An optimizer that updates by a gradient taken at perturbed weights.
+    """An optimizer whose update uses a gradient taken at perturbed weights.
 
-    Subclasses give `ascend`, and `combine` where the second gradient is not used as it is. Two
-    forms with the same result:
+    Subclasses give `ascend`, and `combine` to change the second gradient before the update. It can
+    be called in two ways with the same result:
 
         loss = optimizer.step(closure)      # the closure clears and computes gradients
 
@@ -56,7 +56,9 @@ class SharpnessAware(Base):
 
     def keep_sharpness(self, rho: float, rho_schedule: str, rho_gap: float,
                        shear_storage: str = "full", **scalars: float) -> None:
-        """Check and keep the radius, and `scalars` beside what it learns. Raises ValueError."""
+        """Check and store the options of the radius, and store `scalars` beside its own state.
+
+        Raises ValueError for an invalid value."""
         check_radius(rho, rho_schedule, rho_gap)
         checks.choice(Storage, shear_storage=shear_storage)
         self.rho, self.rho_schedule, self.rho_gap = rho, rho_schedule, rho_gap
@@ -66,48 +68,51 @@ class SharpnessAware(Base):
 
     @property
     def radius(self) -> float:
-        """rho_t of this step."""
+        """The radius rho_t of this step."""
         return radius(self.rho, self.rho_schedule, self.param_groups[0], self.scalars)
 
     @property
     def diagnostics(self) -> dict[str, float]:
-        """rho_t where it is not constant."""
+        """The radius rho_t, if it is not constant."""
         own = {} if self.rho_schedule == "constant" else {"rho": self.radius}
         return {**super().diagnostics, **own}
 
-    # --- what a subclass decides
+    # --- methods for subclasses
 
     def first_loss(self, closure: Closure) -> Tensor:
-        """Leave the gradient at the weights in `p.grad`; the loss there."""
+        """Leave the gradient at the unperturbed weights in `p.grad`; return the loss there."""
         return closure()
 
     def ascend(self, params: list[Tensor]) -> tuple[list[Tensor] | None, list[Tensor]]:
-        """(offsets, gradients to keep for `combine`) from the gradients in `p.grad`; offsets None
-        where this step needs no second gradient: `p.grad` is then the final one."""
+        """Return (offsets, gradients to keep for `combine`), computed from `p.grad`.
+
+        offsets: one per parameter, in its shape, or None if this step needs no second gradient:
+        then `p.grad` is the final gradient."""
         raise TypeError(f"{type(self).__name__} defines no ascend")
 
     def combine(self, params: list[Tensor], base: list[Tensor]) -> None:
-        """Replace the second gradients in `p.grad` by the final ones; `base`: as kept."""
+        """Replace the second gradients in `p.grad` by the final ones; `base` is as `ascend`
+        returned it."""
 
     def look_again(self, params: list[Tensor], base: list[Tensor], closure: Closure) -> None:
-        """Take further gradients after `combine`; none here."""
+        """Hook to take further gradients after `combine`."""
 
     # --- the two gradients
 
     def gradient(self, closure: Closure | None) -> Tensor | None:
-        """Leave the final gradient in `p.grad`; the loss at the weights, None without a closure.
+        """Leave the final gradient in `p.grad`; return the loss at the unperturbed weights.
 
-        Without a closure this completes `first_step`. Raises ValueError where a second gradient
-        is needed and there is no closure to compute it.
+        Without a closure complete `first_step` and return None. Raises ValueError if a second
+        gradient is needed without a closure, or if the closure adds to earlier gradients.
         """
         if closure is None:
             self._without_closure()
             return None
-        kept_gradients = watch_gradients(self.param_groups)
+        has_accumulated = watch_gradients(self.param_groups)
         with torch.enable_grad():
             loss = self.first_loss(closure)
-        accumulated = kept_gradients()
-        del kept_gradients  # it holds a gradient of the step before
+        accumulated = has_accumulated()
+        del has_accumulated  # it holds a gradient of the previous step
         with torch.no_grad():
             params = self._with_gradients()
             offsets, base = self.ascend(params)
@@ -120,7 +125,7 @@ class SharpnessAware(Base):
         return loss
 
     def observe(self, loss: Tensor, perturbed_loss: Tensor) -> None:
-        """Adapt the radius to both losses of a step."""
+        """Adapt the radius of the schedule "gap" to both losses of a step."""
         if self.rho_schedule == "gap":
             observe_losses(self.scalars, loss, perturbed_loss, self.rho_gap)
 
@@ -129,12 +134,12 @@ class SharpnessAware(Base):
 
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False) -> bool:
-        """Move the weights to the perturbed point; whether a second gradient is needed there.
+        """Move the weights to the perturbed point; return whether a second gradient is needed.
 
-        Where it is not (a lazy step), `second_step` ignores one. Gradients are cleared in any
-        case; `zero_grad` is there for loops written for other implementations of SAM.
-        Raises RuntimeError for a second call before `second_step`, ValueError for the radius
-        schedule "gap", which needs the losses.
+        If it is not (a lazy step), `second_step` ignores one. Gradients are always cleared; the
+        argument `zero_grad` is for loops written for other implementations of SAM. Raises
+        RuntimeError for a second call before `second_step`, ValueError for the radius schedule
+        "gap", which needs the losses.
         """
         if self.pending is not None:
             raise RuntimeError("first_step was called twice: second_step comes in between")
@@ -150,7 +155,7 @@ class SharpnessAware(Base):
         return gradients is None
 
     def second_step(self, zero_grad: bool = False) -> None:
-        """The step after `first_step`: `step()`, then `zero_grad()` if asked for."""
+        """Complete `first_step` by `step()`; then call `zero_grad()` if `zero_grad`."""
         self.step()
         if zero_grad:
             self.zero_grad()
@@ -170,8 +175,8 @@ class SharpnessAware(Base):
             p.grad = gradient
 
     def _one_gradient(self) -> None:
-        """Use the gradient in `p.grad` for both: right where `ascend` asks for no other, and
-        where it is zero, which no perturbation follows."""
+        """Use `p.grad` as both gradients: valid if `ascend` needs no second one, or if it is zero,
+        so that the perturbation is zero too. Raises ValueError otherwise."""
         before, params = dict(self.scalars), self._with_gradients()
         offsets, base = self.ascend(params)
         if offsets is None:
@@ -185,32 +190,32 @@ class SharpnessAware(Base):
     # --- the shear force
 
     def keep_shear(self, params: Sequence[Tensor], base: Sequence[Tensor]) -> None:
-        """Keep the shear force of the second gradients in `p.grad`; it replaces an older one."""
+        """Store the shear force of the second gradients in `p.grad` in place of the last one."""
         self.new_shear.update((p, shear_force(p.grad, g)) for p, g in zip(params, base, strict=True)
                               if p.grad is not None)
 
     def sheared(self) -> list[Tensor]:
-        """The parameters that have both a gradient and a shear force."""
+        """Return the parameters that have both a gradient and a shear force."""
         return [p for p in self._with_gradients()
                 if p in self.new_shear or "shear_force" in self.state.get(p, {})]
 
     def shear(self, p: Tensor) -> Tensor:
-        """The shear force of `p` as it was stored."""
+        """Return the stored shear force of `p`, in the shape and dtype of its gradient."""
         if p in self.new_shear:
             return self.new_shear[p]
         value, scale = (self.state[p].get(name) for name in STORED.values())
         return restored(value, scale, grad_of(p))
 
     def inject_shear(self, alpha: float) -> None:
-        """Add the shear forces to the gradients, as new tensors: the caller's are kept."""
+        """Add the shear forces to the gradients, as new tensors; the caller's are not modified."""
         sheared = self.sheared()
         injected = with_shear(grads_of(sheared), [self.shear(p) for p in sheared], alpha)
         for p, gradient in zip(sheared, injected, strict=True):
             p.grad = gradient
 
     def after_step(self) -> None:
-        """Store the new shear forces: only now, since torch's AdamW takes a tensor with any state
-        for an initialized one."""
+        """Store the new shear forces in `state`, after the update: torch's AdamW skips its own
+        initialization if a parameter already has state."""
         for p, shear in self.new_shear.items():
             for part, value in stored(shear, self.shear_storage).items():
                 self.state[p][STORED[part]] = value
@@ -218,13 +223,13 @@ class SharpnessAware(Base):
         super().after_step()
 
     def has_own_dtype(self, key: str) -> bool:
-        """Also a shear force that is kept in fewer bytes."""
+        """Include shear forces stored in fewer bytes."""
         return super().has_own_dtype(key) or (self.shear_storage != "full"
                                               and key in STORED.values())
 
 
 class SharpnessWrapper(SharpnessAware, Wrapper):
-    """A wrapper that gives `base` a sharpness-aware gradient each time it asks for one."""
+    """A wrapper that gives `base` a sharpness-aware gradient each time it calls its closure."""
 
     def __init__(self, base: Optimizer, rho: float, rho_schedule: str, rho_gap: float,
                  **scalars: float) -> None:
@@ -232,7 +237,7 @@ class SharpnessWrapper(SharpnessAware, Wrapper):
         self.keep_sharpness(rho, rho_schedule, rho_gap, "full", **scalars)
 
     def inner_closure(self, closure: Closure | None) -> Closure | None:
-        """`gradient` in the place of the closure; without one it prepares `p.grad` now."""
+        """Return `gradient` as the closure of `base`; without a closure prepare `p.grad` now."""
         if closure is None:
             self.gradient(None)
             return None

@@ -1,4 +1,4 @@
-"""Which parameters go to which track: hidden matrices to the matrix rule, the rest to AdamW."""
+"""Routing of parameters to tracks: hidden matrices to the matrix rule, the rest to AdamW."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -8,12 +8,12 @@ from .roles import roles_of
 
 Routing = Literal["role", "shape", "all"]
 
-OWN_GROUPS = ("embedding", "head", "vector")  # roles whose AdamW may have settings of their own
-PUBLISHED_LIMIT = 10_000  # tensors with a side this long went to AdamW in the published runs
+OWN_GROUPS = ("embedding", "head", "vector")  # roles that may have their own AdamW settings
+PUBLISHED_LIMIT = 10_000  # the published runs used AdamW for tensors with a side this long
 
 
 class Route(NamedTuple):
-    """The track of one parameter, "matrix" or "adamw", what decided it, and its role."""
+    """The track of one parameter, "matrix" or "adamw", the reason for it, and the role."""
 
     name: str
     parameter: Tensor
@@ -23,12 +23,12 @@ class Route(NamedTuple):
 
 
 def routes(model: nn.Module, routing: str = "role") -> list[Route]:
-    """The route of each trainable parameter, each exactly once; tied ones count once.
+    """Return the route of each trainable parameter; tied parameters appear once.
 
-    routing: "role" the matrices with the role "hidden" (parts/roles.py); "shape" every tensor of
-    two or more dimensions whose sides are all below 10,000, as in the published runs (embeddings
-    and head included); "all" every tensor of two or more dimensions.
-    Raises ValueError for another routing.
+    routing: which tensors take the matrix track. "role" those with the role "hidden"
+    (parts/roles.py); "shape" all of two or more dimensions with every side below 10,000, as in the
+    published runs (embeddings and head included); "all" all of two or more dimensions.
+    Raises ValueError for another value.
     """
     if routing not in ("role", "shape", "all"):
         raise ValueError(f'routing must be "role", "shape" or "all", got {routing!r}')
@@ -48,7 +48,7 @@ def routes(model: nn.Module, routing: str = "role") -> list[Route]:
 
 
 def split(model: nn.Module, routing: str = "role") -> tuple[list[Tensor], list[Tensor]]:
-    """(matrices, rest) of the trainable parameters, by `routes`."""
+    """Return the trainable parameters as (matrices, rest), see `routes`."""
     decided = routes(model, routing)
     matrices, rest = ([route.parameter for route in decided if route.track == track]
                       for track in ("matrix", "adamw"))
@@ -56,13 +56,12 @@ def split(model: nn.Module, routing: str = "role") -> tuple[list[Tensor], list[T
 
 
 def parameter_groups(model: nn.Module, routing: str = "role", **adamw: Any) -> list[dict]:
-    """Parameter groups of a matrix rule for any model, as in `Muon(parameter_groups(model))`.
+    """Return the parameter groups of a matrix rule, as in `Muon(parameter_groups(model))`.
 
-    adamw: lr, betas, eps, weight_decay of the group that takes AdamW; a dict of them under
-    "embedding", "head" or "vector" gives the parameters of that role a group of their own, which
-    inherits the others. A track without parameters has no group.
-    `print(routing_table(model))` shows what went where.
-    Raises ValueError for a role that no parameter off the matrix track has.
+    adamw: lr, betas, eps, weight_decay of the AdamW group. A dict of these under "embedding",
+    "head" or "vector" gives the parameters of that role their own group, which inherits the other
+    settings. A track without parameters has no group. `print(routing_table(model))` shows the
+    result. Raises ValueError for a role that no parameter off the matrix track has.
     """
     decided = routes(model, routing)
     shared = {key: value for key, value in adamw.items() if key not in OWN_GROUPS}
@@ -80,6 +79,6 @@ def parameter_groups(model: nn.Module, routing: str = "role", **adamw: Any) -> l
 
 
 def routing_table(model: nn.Module, routing: str = "role") -> str:
-    """One line per trainable parameter: track, shape, name, and what decided it."""
+    """Return one line per trainable parameter: track, shape, name, reason."""
     return "\n".join(f"{track:<7}{str(tuple(p.shape)):<20}{name:<50} {reason}"
                      for name, p, track, reason, _ in routes(model, routing))

@@ -1,4 +1,4 @@
-"""What an optimizer keeps between steps, in bytes."""
+"""Size of an optimizer's state in bytes, and checks of its values."""
 
 import torch
 from torch import Tensor
@@ -6,20 +6,20 @@ from torch.optim import Optimizer
 
 
 def state_per_weight(optimizer: Optimizer) -> float:
-    """Bytes of state over bytes of parameters."""
+    """Return bytes of state divided by bytes of parameters."""
     return sum(tensor.nbytes for tensor in state_of(optimizer)) / weight_bytes(optimizer)
 
 
 def state_of(optimizer: Optimizer) -> list[Tensor]:
-    """Every tensor that it keeps for a parameter between steps."""
+    """Return every state tensor of the optimizer's parameters."""
     return [tensor for group in optimizer.param_groups for p in group["params"]
             for tensor in _tensors(optimizer.state.get(p, {}))]
 
 
 def has_nan(optimizer: Optimizer) -> bool:
-    """Whether any number in the state is NaN, which a rule that takes signs would hide for ever.
+    """Whether any state tensor contains NaN, which a sign-based rule would hide from the weights.
 
-    Infinity is no error: squares that overflow leave it, in torch's AdamW too. One host
+    Infinity is accepted: squares that overflow leave it, in torch's AdamW too. Cost: one host
     synchronization per device.
     """
     flags: dict[torch.device, list[Tensor]] = {}
@@ -30,7 +30,7 @@ def has_nan(optimizer: Optimizer) -> bool:
 
 
 def weight_bytes(optimizer: Optimizer) -> int:
-    """Bytes of all its parameters."""
+    """Return the bytes of all parameters of the optimizer."""
     return sum(p.nbytes for group in optimizer.param_groups for p in group["params"])
 
 

@@ -1,7 +1,7 @@
 """AGAM (dmf-archive/ARS addb47c, ars2_agam.py): sync steps that choose between three gradients.
 
-A sync step has g1 at W and g2 at the perturbed weights. With d = g2 - g1 of each tensor and phi,
-the cosine by which the step was decided (1 where it is not adaptive):
+A sync step has g1 at W and g2 at the perturbed weights. Let d = g2 - g1 per tensor, and phi the
+cosine that adaptive_sync compared with its threshold (1 without adaptive_sync):
 
     SAM     phi > theta_1                  g2
     middle  else, if alpha > theta_2       g2, after a third gradient g3 at W + rho_small d / ||d||
@@ -9,11 +9,11 @@ the cosine by which the step was decided (1 where it is not adaptive):
 
     alpha = min(1, sum |<d, g3 - g2>| / sum ||d|| ||g3 - g2||),   over tensors
 
-theta_i is the value that two thirds of the last 1000 phi (i = 1) or alpha (i = 2) lie below, at
-least 1.19e-7 sqrt(number of weights), and infinite until both windows hold 50. The shear force is
-that of g2; steps without a sync inject alpha_t (2 - alpha) of it. As released rho_small is 0.01,
-whatever rho is. A step that syncs because phi is below its threshold, which is not positive, can
-never take the SAM path.
+theta_1 is the upper tercile of the last 1000 values of phi, theta_2 of alpha; each is at least
+1.19e-7 sqrt(number of weights), and infinite until both windows hold 50 values. The shear force is
+that of g2; steps without a sync inject it with the factor alpha_t (2 - alpha). As released,
+rho_small is 0.01 for every rho. A step that syncs because phi is below its threshold, which is
+never positive, cannot take the SAM path.
 """
 
 import math
@@ -38,25 +38,29 @@ NUMBERS = {"window_1": (), "window_2": (), "last_alpha": 0.0,
 
 
 class ThreePaths(SharpnessAware):
-    """A sharpness-aware rule whose sync steps may take a third gradient; `paths` "one" does not."""
+    """A sharpness-aware rule whose sync steps may take a third gradient, with `paths` "agam"; with
+    "one" it is unchanged."""
 
     paths: str = "one"
     adaptive_sync: bool
 
     def path_numbers(self, paths: str) -> dict:
-        """Check and keep the option; the numbers that `keep_sharpness` has to keep for it."""
+        """Check and store the option; return the scalars that `keep_sharpness` must store for it.
+
+        Raises ValueError for an invalid value."""
         checks.choice(SharpnessPaths, sharpness_paths=paths)
         self.paths = paths
         return dict(NUMBERS) if paths == "agam" else {}
 
     def first_step(self, zero_grad: bool = False) -> bool:
-        """As SharpnessAware. Raises ValueError where there may be a third gradient."""
+        """Do `first_step` of SharpnessAware. Raises ValueError for `paths` "agam", which may need a
+        third gradient."""
         if self.paths == "agam":
             raise ValueError('sharpness_paths = "agam" may need a third gradient: step(closure)')
         return super().first_step(zero_grad)
 
     def look_again(self, params: list[Tensor], base: list[Tensor], closure: Closure) -> None:
-        """Replace the second gradients in `p.grad` by those of the path taken."""
+        """Replace the second gradients in `p.grad` by those of the chosen path."""
         if self.paths == "one":
             return
         s = self.scalars
@@ -92,7 +96,7 @@ class ThreePaths(SharpnessAware):
 
 
 def alignment(d: Sequence[Tensor], d2: Sequence[Tensor]) -> float:
-    """alpha of the module's docstring; one host synchronization."""
+    """Return alpha of the module docstring, for lists of tensors; one host synchronization."""
     sums = torch.zeros(2)
     if d:
         sums = torch.stack([

@@ -1,5 +1,5 @@
-"""A trust region around the direction of a matrix rule: step length from how well a model of the
-loss fits.
+"""A trust region along the direction of a matrix rule: adapt the step length to the agreement
+between the actual and the predicted change of the loss.
 
 Conn, Gould & Toint 2000; stochastic: STORM, Chen et al. 2018, arXiv 1504.04231. Secant steps:
 Barzilai & Borwein 1988; stochastic: Tan et al. 2016, arXiv 1605.04131. Learning rates from the next
@@ -20,20 +20,20 @@ from .matrix import MatrixOptimizer
 
 Rule = Literal["none", "ratio", "curvature", "slope", "secant"]
 Control = Literal["gain", "line"]
-JUMP = 2.0  # the most that "line" changes r by at a time
-AVERAGE = 0.9  # decay of the averages behind rho
-SMOOTHING = 0.3  # share of a new secant curvature in the average of its logarithm
+JUMP = 2.0  # largest factor by which control "line" changes r in one update
+AVERAGE = 0.9  # decay of the moving averages from which rho is computed
+SMOOTHING = 0.3  # weight of a new secant curvature in the moving average of its logarithm
 FLAT = 1e-3  # predicted reductions below this share of ||g|| ||s|| are ignored
 
 
 class TrustRegion(MatrixOptimizer):
-    """Scales the steps of a matrix rule by one number r, adapted to the loss; see TRMuon.
+    """Scales the steps of a matrix rule by one factor r, adapted to the loss; see TRMuon.
 
-    Subclasses give `directions(params, group)`: the tensors whose -lr multiples are the steps for
-    r = 1. Raises ValueError for an invalid value.
+    Subclasses give `directions(params, group)`: tensors u for which -lr u is the step at r = 1.
+    Raises ValueError for an invalid value.
     """
 
-    compares_losses = True  # of a step with what its gradient promises
+    compares_losses = True  # with the reduction that the gradient predicts
 
     def __init__(self, params: Iterable, defaults: dict, rule: str, interval: int, gain: float,
                  target: float, accept: float, control: str, radius_range: tuple[float, float]
@@ -53,19 +53,21 @@ class TrustRegion(MatrixOptimizer):
                           kappa=0.0, kappa_ratio=0.0, slope=0.0, bend=0.0, promised=0.0)
 
     def directions(self, params: list[Tensor], group: dict) -> list[Tensor]:
-        """The direction of each matrix, in its shape; advances the state of the rule."""
+        """Return the direction of each matrix, in its shape; update the state of the rule."""
         raise TypeError(f"{type(self).__name__} defines no directions")
 
     @property
     def diagnostics(self) -> dict[str, float]:
-        """radius r (its mean for "secant"), the averaged rho, the curvature along the last probed
-        step from the gradients at its ends (kappa; the mean one for "secant") and from its actual
-        reduction (kappa_ratio), steps undone."""
+        """radius: r (for "secant" its mean); rho: its average; kappa: curvature along the last
+        probed step from the gradients at its ends (for "secant" the mean over tensors);
+        kappa_ratio: the same from its actual reduction; rejected: number of steps undone."""
         return {key: float(self.scalars[key])
                 for key in ("radius", "rho", "kappa", "kappa_ratio", "rejected")}
 
     def step(self, closure: Closure | None = None) -> Any:
-        """One step; the loss before it."""
+        """Take one step; return the loss before it, None without a closure.
+
+        Raises ValueError if the rule needs a closure in this step and there is none."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -100,13 +102,13 @@ class TrustRegion(MatrixOptimizer):
 
     def _probe(self, moves: list, closure: Closure | None, loss: Tensor | None
                ) -> bool:
-        """Evaluate the loss and gradient at the end of the step, adapt r; whether to take it."""
+        """Evaluate loss and gradient at the end of the step, adapt r; return whether to take it."""
         params = [p for _, group_params, _ in moves for p in group_params]
         gradients = grads_of(params)
         if closure is None or loss is None:
             if any(g.any() for g in gradients):
                 raise ValueError(f'rule "{self.rule}" needs a closure: step(closure)')
-            return True  # a step that predicts no reduction needs no probe
+            return True  # a zero gradient predicts no reduction, so there is nothing to probe
         steps = [u * (-self.scalars["radius"] * group["lr"])
                  for group, _, updates in moves for u in updates]
         after, gradients_after = self._evaluate_at(params, steps, closure)
@@ -118,7 +120,7 @@ class TrustRegion(MatrixOptimizer):
         self.scalars["kappa"] = bend / square
         self.scalars["kappa_ratio"] = 2 * (predicted - actual) / square
         if not predicted > FLAT * lengths[0] * lengths[1]:
-            return True  # uphill or level on this batch: no information about r
+            return True  # no predicted reduction on this batch: no information about r
         if self.accept > 0 and not actual >= self.accept * predicted:
             self.scalars["rejected"] += 1
             self._halve()
@@ -128,14 +130,14 @@ class TrustRegion(MatrixOptimizer):
 
     def _evaluate_at(self, params: list[Tensor], steps: list[Tensor], closure: Closure
                      ) -> tuple[Tensor, list[Tensor]]:
-        """Loss and gradients of `params` after `steps`; weights and gradients are restored."""
+        """Return the loss and the gradients at params + steps; restore weights and gradients."""
         every = [p for group in self.param_groups for p in group["params"]]
         gradients = [p.grad for p in every]
         before = [p.clone() for p in params]
         for p, step in zip(params, steps, strict=True):
             p.add_(step)
         for p in every:
-            p.grad = None  # so that the closure cannot write into the gradients kept here
+            p.grad = None  # the closure must not write into the saved gradients
         with torch.enable_grad():
             loss = closure()
         after = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
@@ -146,7 +148,7 @@ class TrustRegion(MatrixOptimizer):
         return loss, after
 
     def _remember(self, moves: list) -> None:
-        """Keep the step just taken (including r and lr) and the reduction predicted for it."""
+        """Store the step just taken (including r and lr) and its predicted reduction."""
         params = [p for _, group_params, _ in moves for p in group_params]
         steps = [u * -group["lr"] for group, _, updates in moves for u in updates]
         gradients = grads_of(params)
@@ -157,7 +159,7 @@ class TrustRegion(MatrixOptimizer):
                 self.state[p]["last_step"] = step
 
     def _look_back(self, params: list[Tensor]) -> None:
-        """Adapt r to the slope at the end of the step that was kept, and drop that step."""
+        """Adapt r to the slope at the end of the stored step, and delete that step."""
         promised, self.scalars["promised"] = self.scalars["promised"], 0.0
         if not promised:
             return
@@ -178,7 +180,7 @@ class TrustRegion(MatrixOptimizer):
                            ("slope", predicted / radius),
                            ("bend", 2 * (predicted - reduction) / radius**2)):
             scalars[key] = AVERAGE * scalars[key] + (1 - AVERAGE) * value
-        # All averages start at 0: that bias cancels in the ratios.
+        # All averages start at 0; this bias cancels in the ratios.
         scalars["rho"] = scalars["found"] / scalars["predicted"]
         if self.control == "gain":
             factor = math.exp(self.gain * (scalars["rho"] - self.target))
@@ -194,7 +196,8 @@ class TrustRegion(MatrixOptimizer):
 
     def _secant_lengths(self, group: dict, params: list[Tensor], updates: list[Tensor]
                         ) -> list[float]:
-        """min(1, a / (kappa lr E)) of each tensor, within the range; 1 while kappa is unknown."""
+        """Return min(1, a / (kappa lr E)) of each tensor, at least the lower end of radius_range;
+        1 while kappa is unknown."""
         lengths, curvatures = [], []
         for p, update in zip(params, updates, strict=True):
             entry = self.state[p]
@@ -209,14 +212,14 @@ class TrustRegion(MatrixOptimizer):
             curvatures.append(kappa)
             slope = float((average * update).sum()) / float(update.norm())
             lengths.append(min(max(slope / (kappa * length), self.radius_range[0]), 1.0))
-        if curvatures:  # with several processes, of this one's share
+        if curvatures:  # with several processes these are means over this process's share
             self.scalars["kappa"] = sum(curvatures) / len(curvatures)
             self.scalars["radius"] = sum(lengths) / len(lengths)
         return lengths
 
 
 def _measure_secant(entry: dict, p: Tensor, average: Tensor) -> None:
-    """Update the smoothed curvature `kappa` of a tensor from its last snapshot, take a new one."""
+    """Update the smoothed curvature `kappa` of a tensor from its last snapshot; take a new one."""
     if "snapshot" in entry:
         s, y = p - entry["snapshot"], average - entry["snapshot_average"]
         product, square = float((s * y).sum()), float((s * s).sum())

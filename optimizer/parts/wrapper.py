@@ -1,5 +1,5 @@
-"""The base of optimizers that wrap another: SAM and its kin, Lookahead, QK-Clip, the hooks around a
-rule's move, averages."""
+"""Base class of optimizers that wrap another: SAM and its variants, Lookahead, QK-Clip, changes of
+an update, weight averages."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,17 +11,17 @@ from torch.optim import Optimizer
 from .base import Base, Closure, inner_step
 from .checkpoint import upgraded
 
-# Kinds of wrappers, the innermost first: the order in which several of them go around one rule.
+# Stages of wrappers, innermost first: the required order of several wrappers around one rule.
 ORDER = ("gradient filter", "update mask", "update length", "projection", "decay", "learning rate",
          "outer step", "average")
 
 
 class Wrapper(Base):
-    """An optimizer around `base`, sharing its param_groups, its state and its state_dict.
+    """An optimizer around `base` that shares its param_groups, its state and its state_dict.
 
-    The first argument of a wrapper is named `base`: that is how a configuration recognizes one.
-    stage: its place in ORDER; None goes anywhere.
-    Raises TypeError if `base` is not an optimizer, ValueError if it holds a wrapper of a later
+    The first constructor argument of a wrapper must be named `base`: a config recognizes wrappers
+    by it. stage: its place in ORDER; None is allowed anywhere.
+    Raises TypeError if `base` is not an optimizer, ValueError if it contains a wrapper of a later
     stage.
     """
 
@@ -33,7 +33,7 @@ class Wrapper(Base):
         self._require_order(base)
         self.base = base
         self.old_key = type(self).__name__
-        super().__init__(base.param_groups, base.defaults)  # by which schedulers cycle momentum
+        super().__init__(base.param_groups, base.defaults)  # schedulers read momentum in defaults
         self._share()
 
     def _require_order(self, base: Optimizer) -> None:
@@ -52,25 +52,25 @@ class Wrapper(Base):
         return getattr(self.base, "diagnostics", {})
 
     def inner_closure(self, closure: Closure | None) -> Closure | None:
-        """The closure that `base` is given; None for a step of `base` without one."""
+        """Return the closure to pass to `base`; None to step without a closure."""
         return closure
 
     def step(self, closure: Closure | None = None) -> Any:
-        """One step of `base`, then `after_step`; what `base` returns."""
+        """Take one step of `base`, call `after_step`, and return what `base` returns."""
         loss = inner_step(self.base, self.inner_closure(closure))
         with torch.no_grad():
             self.after_step()
         return loss
 
     def first_step(self, zero_grad: bool = False) -> bool:
-        """`first_step` of the sharpness-aware optimizer inside. Raises TypeError where there is
+        """Call `first_step` of the sharpness-aware optimizer inside. Raises TypeError if there is
         none: a second gradient would be added to the first."""
         if not hasattr(self.base, "first_step"):
             raise TypeError(f"{type(self.base).__name__} takes one gradient a step: call step()")
         return self.base.first_step(zero_grad)
 
     def second_step(self, zero_grad: bool = False) -> None:
-        """The step after `first_step`: `step()`, then `zero_grad()` if asked for."""
+        """Complete `first_step` by `step()`; then call `zero_grad()` if `zero_grad`."""
         self.step()
         if zero_grad:
             self.zero_grad()
@@ -79,15 +79,15 @@ class Wrapper(Base):
         """Add a group to the wrapped optimizer."""
         if "state" in self.__dict__ and self.state is self.base.state:
             self.base.add_param_group(group)
-        else:  # torch's constructor lists the groups that the base has already
+        else:  # called by torch's constructor, for a group that `base` already has
             self.param_groups.append(group)
 
     def packed(self) -> dict:
-        """The state_dict of `base`, which includes what this wrapper keeps."""
+        """Return the state_dict of `base`, which includes this wrapper's state."""
         return self.base.state_dict()
 
     def state_dict(self) -> dict:
-        """The state_dict of the wrapped optimizer, in torch's format."""
+        """Return the state_dict of the wrapped optimizer, in torch's format."""
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
         state_dict = self.packed()
@@ -115,7 +115,7 @@ class Wrapper(Base):
 
 
 def wrappers_of(optimizer: Optimizer) -> Iterator[Wrapper]:
-    """The wrappers around a rule, the outermost first; none for a rule alone."""
+    """Yield the wrappers around a rule, outermost first."""
     while isinstance(optimizer, Wrapper):
         yield optimizer
         optimizer = optimizer.base

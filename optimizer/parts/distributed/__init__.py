@@ -1,1 +1,1 @@
-"""Optimizers over several processes: sharded work and state, and sums over all parameters."""
+"""Data-parallel optimizers: work and state sharded over processes, sums over all parameters."""

@@ -1,4 +1,4 @@
-"""Sums over the parameters of all processes, for rules that look at all parameters together.
+"""Sums over the parameters of all processes, for rules that combine all parameters.
 
 Outside a step of `Sharded` every function here is the identity.
 """
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 
 class Shared(Protocol):
-    """What this module needs of an optimizer whose parameters several processes share."""
+    """The interface this module requires of an optimizer sharded over several processes."""
 
     base: Optimizer
     device: torch.device
@@ -23,12 +23,12 @@ class Shared(Protocol):
         """Start sending these parameters to the other processes."""
 
 
-_running: Shared | None = None  # the optimizer whose step this process is in
+_running: Shared | None = None  # the optimizer whose step is running in this process
 
 
 @contextmanager
 def running(optimizer: Shared) -> Iterator[None]:
-    """Inside, `total` sums over the processes of `optimizer`."""
+    """Context manager inside which `total` sums over the processes of `optimizer`."""
     global _running
     outer, _running = _running, optimizer
     try:
@@ -38,8 +38,9 @@ def running(optimizer: Shared) -> Iterator[None]:
 
 
 def total(value: Tensor) -> Tensor:
-    """The sum over the processes that share the parameters of the running step, in float64: a
-    process without parameters has no dtype of its own, and all must decide by the same number."""
+    """Return the sum of `value` over the processes of the running step, in float64, since a process
+    without parameters has no dtype and all processes need the same number. Outside a step return
+    `value`."""
     if _running is None:
         return value
     value = value.to(_running.device, torch.float64, copy=True)
@@ -48,12 +49,12 @@ def total(value: Tensor) -> Tensor:
 
 
 def total_norm(norm: Tensor) -> Tensor:
-    """The norm over all parameters from the norm over this process's share of them."""
+    """Return the norm over all parameters, given the norm over this process's share."""
     return norm if _running is None else total(norm.square()).sqrt()
 
 
 def publish(rule: Optimizer, params: Iterable[Tensor]) -> None:
-    """Start sending these parameters, which `rule` has updated, while it updates others. Nothing
-    happens if `rule` is inside another optimizer, which may still change them."""
+    """Start sending the updated parameters while `rule` updates others. Do nothing if `rule` is
+    inside another optimizer, which may still change them."""
     if _running is not None and _running.base is rule:
         _running.send(params)

@@ -1,8 +1,8 @@
-"""An optimizer for a model whose tensors are cut up over the processes (FSDP2, fully_shard).
+"""An optimizer for a model whose tensors are sharded over the processes (FSDP2, fully_shard).
 
-A rule for matrices wants whole ones. Each parameter has an owner that keeps it whole, with its
-state, as mixed-precision training keeps float32 copies: all owners together hold the model once
-more. Gradients travel to the owners and new weights back to the shards, each as one message.
+A matrix rule needs whole matrices. Each parameter has an owner process, which holds a whole copy of
+it and its state, so all owners together hold the model a second time. Gradients are sent to the
+owners and new weights back to the shards, each as one message.
 """
 
 import inspect
@@ -17,20 +17,20 @@ from torch.optim import Optimizer
 from ..wrapper import Wrapper
 from .sharded import Sharded
 
-if TYPE_CHECKING:  # seconds to import, and here only a name
+if TYPE_CHECKING:  # takes seconds to import; used in annotations only
     from torch.distributed.tensor import DTensor
 
 
 class Gathered(Sharded):
-    """`base`, built over whole tensors, for a model that holds `shards` of them.
+    """Applies `base`, built over whole tensors, to a model that holds `shards` of them.
 
-    shards: the model's DTensors, cut along dimension 0 as fully_shard does, in the order of
-    `base`'s groups. Gradients are taken from them and weights put into them; `base` sees whole
-    tensors, of which every process keeps those it owns. Raises ValueError for a rule that works
-    on the model's own tensors.
+    shards: the model's DTensors, sharded along dimension 0 as fully_shard does, in the order of
+    `base`'s groups. Gradients are read from the shards and weights written to them; `base` updates
+    whole tensors, and each process holds those it owns. Raises ValueError for a rule that works on
+    the model's own tensors.
 
-    Cost a step, bytes received by each process: its share of the gradients and of the weights,
-    1 / processes of the model each, besides what fully_shard itself sends.
+    Cost per step, bytes received by each process: its share of the gradients and of the weights,
+    1 / processes of the model each, besides the traffic of fully_shard.
     """
 
     def __init__(self, base: Optimizer, shards: "Sequence[DTensor]") -> None:
@@ -39,11 +39,11 @@ class Gathered(Sharded):
         self.shards = dict(zip(self.owner, shards, strict=True))
         self.rows = {p: _rows(len(p), dist.get_world_size()) for p in self.owner}
         for p in self.owner:
-            if not self.is_mine(p):  # only its shape is of use
+            if not self.is_mine(p):  # keep the shape, free the memory
                 p.data = p.data.new_empty(()).expand(p.shape)
 
     def _take_gradients(self) -> None:
-        """To each owner the parts of its gradients, whole."""
+        """Send gradient shards to the owners; set whole gradients of the owned parameters."""
         present = [p for p in self.owner if self.shards[p].grad is not None]
         parts = {p: self.shards[p].grad.to_local() for p in present}
         for p, whole in self._to_owners(parts).items():
@@ -55,7 +55,7 @@ class Gathered(Sharded):
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        """To each process its parts of the owners' weights."""
+        """Send the owned weights, as shards, to all processes; receive the model's own shards."""
         mine = [p for p in self.owner if self.is_mine(p)]
         for dtype in _dtypes(self.owner):
             outgoing = [[part for p in mine if p.dtype == dtype
@@ -69,7 +69,7 @@ class Gathered(Sharded):
                     part.copy_(new)
 
     def _to_owners(self, parts: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
-        """Each owner's tensors, whole, from everyone's `parts` of all of them."""
+        """Send the shards `parts` to the owners; return the whole tensors this process owns."""
         whole = {}
         world = range(dist.get_world_size())
         for dtype in _dtypes(parts):
@@ -85,11 +85,11 @@ class Gathered(Sharded):
         return whole
 
     def send(self, params: object) -> None:
-        """Nothing early: all weights go in one message."""
+        """Do nothing: all weights are sent in one message after the step."""
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restore `base`; the weights are those that the model holds now: load them first."""
+        """Restore `base`, with the weights that the model holds now: load the model first."""
         for p, whole in self._to_owners({p: shard.to_local() for p, shard
                                          in self.shards.items()}).items():
             p.copy_(whole)
@@ -106,7 +106,7 @@ def _require_whole_tensors(optimizer: Optimizer) -> None:
 
 
 def _rows(rows: int, processes: int) -> list[int]:
-    """How many rows each process has, as torch.chunk cuts them: the last may have none."""
+    """Return the number of rows of each process, as torch.chunk splits them; it may be 0."""
     most = -(-rows // processes)
     return [max(0, min(most, rows - rank * most)) for rank in range(processes)]
 
@@ -116,7 +116,7 @@ def _dtypes(tensors: Iterable[Tensor]) -> list[torch.dtype]:
 
 
 def _all_to_all(outgoing: list[list[Tensor]], incoming: list[list[Tensor]]) -> Sequence[Tensor]:
-    """Send outgoing[rank] to each rank; what each of them sent, flat, of incoming[rank]'s size."""
+    """Send outgoing[rank] to each rank; return what each rank sent, flat, sized as incoming."""
     counts = [[sum(tensor.numel() for tensor in tensors) for tensors in lists]
               for lists in (outgoing, incoming)]
     like = next(tensor for tensors in [*outgoing, *incoming] for tensor in tensors)
@@ -127,6 +127,6 @@ def _all_to_all(outgoing: list[list[Tensor]], incoming: list[list[Tensor]]) -> S
 
 
 def _like(flat: Tensor, shapes: Sequence[Tensor]) -> list[Tensor]:
-    """`flat` cut into tensors of the shapes of `shapes`."""
+    """Split `flat` into tensors of the shapes of `shapes`."""
     parts = flat.split([tensor.numel() for tensor in shapes])
     return [part.view(tensor.shape) for part, tensor in zip(parts, shapes, strict=True)]

@@ -1,7 +1,7 @@
 """An optimizer whose state and work are sharded over processes (ZeRO stage 1, Rajbhandari et al.
-2019, arXiv 1910.02054). A matrix is never cut, since it is orthogonalized as a whole.
+2019, arXiv 1910.02054). Matrices are not split, since each is orthogonalized as a whole.
 
-A rule that treats parameters one by one works unchanged; one that sums over all of them uses
+A rule that updates each parameter by itself works unchanged; one that sums over all parameters uses
 `collective.total`.
 """
 
@@ -19,18 +19,18 @@ from ..polar import as_matrices
 from ..wrapper import Wrapper, wrappers_of
 from .collective import running
 
-ELEMENTWISE = 8  # what an element costs besides orthogonalization, in rows of the shorter side
+ELEMENTWISE = 8  # cost per element; orthogonalization adds the length of the shorter side
 
 
 def update_cost(p: Tensor, group: dict) -> int:
-    """About how long the update of `p` takes: elements, times the shorter side of a matrix."""
+    """Return the approximate cost of updating `p`: elements times the shorter side of a matrix."""
     if group.get("track") != "matrix":
         return p.numel() * ELEMENTWISE
     return p.numel() * (ELEMENTWISE + min(as_matrices(p).shape[-2:]))
 
 
 def balanced(costs: Sequence[int], shares: int) -> list[int]:
-    """Which share each item belongs to: the dearest first, each to the share that has least."""
+    """Assign each item to one of `shares`, most expensive first, each to the smallest load."""
     loads, chosen = [0] * shares, [0] * len(costs)
     for index in sorted(range(len(costs)), key=lambda i: -costs[i]):
         chosen[index] = loads.index(min(loads))
@@ -39,14 +39,14 @@ def balanced(costs: Sequence[int], shares: int) -> list[int]:
 
 
 class Sharded(Wrapper):
-    """`base` with its work and its state shared out over the processes of torch.distributed.
+    """Shards the work and the state of `base` over the processes of torch.distributed.
 
-    Every process must hold the same weights and call `step` together; the closure leaves on each
-    of them the gradients of the whole batch (as DistributedDataParallel does). The state_dict is
-    `base`'s own as one process has it, complete on process 0 and only there; every process loads
-    the complete one. Raises ValueError for a rule that cannot be shared out.
+    All processes must hold the same weights and call `step` together. The closure must leave the
+    gradients of the whole batch on each process (as DistributedDataParallel does). The state_dict
+    has the format of a single process and is complete on process 0 only; every process loads the
+    complete one. Raises ValueError for a rule that cannot be sharded.
 
-    Cost a step, bytes received by each process: those of the parameters that others own, once,
+    Cost per step, bytes received by each process: those of the parameters that others own, once,
     and once more for every further gradient evaluation at moved weights.
     """
 
@@ -68,7 +68,8 @@ class Sharded(Wrapper):
         return self.owner[p] == self.rank
 
     def step(self, closure: Closure | None = None) -> Any:
-        """One step of `base` on this process's share, and the others' results; its loss."""
+        """Take one step of `base` on this process's share, receive the others' weights, and return
+        the loss."""
         try:
             with running(self):
                 if closure is None:
@@ -83,12 +84,12 @@ class Sharded(Wrapper):
         return loss
 
     def after_mode(self) -> None:
-        """Exchange the weights that `train` or `eval` of a rule inside has changed."""
+        """Exchange weights that `train` or `eval` of an inner optimizer has changed."""
         if evaluated_weights(self.base) is not None:
             self._exchange()
 
     def first_step(self, zero_grad: bool = False) -> bool:
-        """Raises TypeError: with several processes a sharpness-aware step needs its closure."""
+        """Raise TypeError: with several processes a sharpness-aware step needs a closure."""
         raise TypeError("first_step works in one process only: use step(closure)")
 
     def _pass(self, closure: Closure) -> Tensor:
@@ -100,7 +101,7 @@ class Sharded(Wrapper):
         return loss
 
     def _take_gradients(self) -> None:
-        """Show `base` this process's gradients alone: a rule leaves the others' tensors alone."""
+        """Hide the gradients of parameters that other processes own, so that `base` skips them."""
         self.hidden = {p: p.grad for p in self.owner if not self.is_mine(p) and p.grad is not None}
         for p in self.hidden:
             p.grad = None
@@ -116,8 +117,8 @@ class Sharded(Wrapper):
 
     @torch.no_grad()
     def send(self, params: Iterable[Tensor]) -> None:
-        """Begin to send this process's of `params` and to receive the others': one message from
-        each process and dtype."""
+        """Start sending the `params` this process owns and receiving the others: one message per
+        owner and dtype."""
         left = [p for p in params if p not in self.sent]
         self.sent.update(left)
         for (owner, dtype), members in _grouped(left, self.owner).items():
@@ -141,7 +142,7 @@ class Sharded(Wrapper):
         self.under_way, self.sent = [], set()
 
     def packed(self) -> dict:
-        """The state_dict of `base`: complete on process 0, its own share on the others."""
+        """Return the state_dict of `base`: complete on process 0, the own share on the others."""
         mine = on_cpu(super().packed())
         parts: list[dict] = [{}] * dist.get_world_size()
         dist.gather_object(mine, parts if self.rank == 0 else None)
@@ -186,7 +187,7 @@ def _grouped(params: Iterable[Tensor], owner: dict[Tensor, int]
 
 
 def on_cpu(value: Any) -> Any:
-    """`value` with all tensors in it, in dicts and sequences, on the CPU."""
+    """Return `value` with all tensors, also inside dicts, lists and tuples, moved to the CPU."""
     if torch.is_tensor(value):
         return value.cpu()
     if isinstance(value, dict):
