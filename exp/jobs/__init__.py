@@ -1,1 +1,1 @@
-"""Many training runs as one: a queue of commands, on local processes or Slurm."""
+"""A resumable queue of training runs, executed by local processes or Slurm."""

@@ -1,4 +1,4 @@
-"""A time limit for a queue: what would not end in time is not started, what runs is stopped."""
+"""A time limit for a queue: jobs that do not fit are not started, running jobs are stopped."""
 
 import signal
 import sys
@@ -14,7 +14,7 @@ from exp.jobs.launch import Launcher, Process, Work
 class InTime:
     """A launcher that starts only work that will end within `limit` seconds from now.
 
-    seconds: the folder of work -> how long it takes, None if that is not known: it is started.
+    seconds: folder of the work -> its duration, None if unknown; then the work is started.
     """
 
     def __init__(self, launcher: Launcher, limit: float,
@@ -24,11 +24,11 @@ class InTime:
         self.capacity = launcher.capacity
 
     def find(self, folder: Path) -> Process | None:
-        """As the launcher."""
+        """As the wrapped launcher."""
         return self.launcher.find(folder)
 
     def start(self, works: Sequence[Work]) -> list[Process]:
-        """Start those that fit; the others end at once with the status of an interrupted run."""
+        """Start the work that fits. The rest ends at once with the status of an interrupted run."""
         fits = [self._fits(work.folder) for work in works]
         started = iter(self.launcher.start(
             [work for work, fit in zip(works, fits, strict=True) if fit]))
@@ -47,19 +47,19 @@ class NotStarted:
     """The process of work that was not started."""
 
     def poll(self) -> int:
-        """The exit status of an interrupted run."""
+        """Return the exit status of an interrupted run."""
         return INTERRUPTED
 
     def terminate(self) -> None:
-        """Nothing to end."""
+        """Do nothing: there is no process."""
 
     kill = terminate
 
 
 @contextmanager
 def stopped_after(seconds: float | None) -> Iterator[None]:
-    """Raise KeyboardInterrupt in the main thread, as Ctrl-C does, once `seconds` have passed; None:
-    never."""
+    """Raise KeyboardInterrupt in the main thread, as Ctrl-C does, after `seconds`; never if None.
+    """
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, seconds or 0)
     try:

@@ -1,4 +1,4 @@
-"""The folder of a finished run, read into a record."""
+"""Read the folder of a finished run into a record."""
 
 import hashlib
 import json
@@ -8,14 +8,14 @@ from exp.harness.folder import epochs_of, read_object
 from exp.harness.task import Task
 from exp.jobs.freshness import Identity, folder_identity
 
-NO_CURVES = ("epoch", "step", "lr", "peak_memory_bytes", "diagnostics")  # of a metrics line
-DIGITS = 5  # of a curve's values: seeds differ in the third
+# Keys of metrics.jsonl that are not kept as curves.
+NO_CURVES = ("epoch", "step", "lr", "peak_memory_bytes", "diagnostics")
+DIGITS = 5  # significant digits of a curve's values; seeds differ in the third
 
 
 def finished_run(folder: Path, task: Task) -> tuple[dict, Identity, dict] | None:
-    """The record, identity and source hashes of the run in a folder, diverged ones included; None
-    if there is none that has ended, or if its files are damaged: epochs are 1, 2, ..., each once.
-    """
+    """Return (record, identity, source hashes) of the completed or diverged run in a folder. None
+    if no run has ended there or its files are damaged: the epochs must be 1, 2, ..., each once."""
     summary, facts = (read_object(folder / name) for name in ("summary.json", "run.json"))
     if summary.get("status") not in ("completed", "diverged"):
         return None
@@ -46,7 +46,7 @@ def _record(summary: dict, facts: dict, lines: list[dict], identity: Identity) -
 
 
 def data_digest(facts: dict) -> str | None:
-    """Seven hex digits for all checksums of the data in a run.json; None where it has none."""
+    """Return a hash, seven hex digits, of all data checksums in a run.json; None without any."""
     checksums = facts.get("data")
     if not checksums:
         return None

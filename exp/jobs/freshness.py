@@ -1,7 +1,7 @@
-"""Whether a kept run still counts: its essential settings, and the RECIPE numbers of its modules.
+"""Whether a kept run still counts: compare its essential settings and its modules' RECIPE numbers.
 
 Other differences of code (commit, hashes of sources) are shown on pages and never make a run
-count as missing. Records are only compared: nothing that they name is imported.
+count as missing. Reading a record imports nothing that it names.
 """
 
 from collections.abc import Mapping
@@ -22,35 +22,35 @@ IRRELEVANT = ("seed", "device", "checkpoints", "tensorboard", "logger", "diagnos
 
 @dataclass(frozen=True)
 class Identity:
-    """What a run computes: its essential settings, and the RECIPE of every module it uses.
+    """What determines a run's result: its essential settings, and the RECIPE of each used module.
 
-    settings: empty for those of a record that are not understood (any more).
-    recipes: a module that is missing counts as 1, so that runs from before such numbers count;
-    None where a damaged run.json no longer tells.
+    settings: empty if today's code does not accept those of the record.
+    recipes: module -> RECIPE. A missing module counts as 1, so that runs older than these numbers
+    still count. None if run.json is missing or damaged.
     """
 
     settings: dict[str, dict]
     recipes: Mapping[str, int] | None
 
     def has_settings_of(self, wanted: "Identity") -> bool:
-        """Whether the settings are equal, the order of wrappers included."""
+        """Whether the settings are equal, including the order of wrappers."""
         return self.settings == wanted.settings and (
             wrappers(self.settings["optimizer"]) == wrappers(wanted.settings["optimizer"]))
 
     def counts_as(self, wanted: "Identity") -> bool:
-        """Whether a kept run with this identity is the one that is wanted now."""
+        """Whether a kept run with this identity counts as the wanted run."""
         kept, now = self.recipes, wanted.recipes
         return (self.has_settings_of(wanted) and kept is not None and now is not None
                 and all(kept.get(name, 1) == number for name, number in now.items()))
 
 
 def identity(settings: dict[str, dict], task: Task) -> Identity:
-    """The identity of a run of today's code with complete settings."""
+    """Return the identity of a run of today's code with these complete settings."""
     return Identity(essential(settings), recipes(settings, task))
 
 
 def kept_identity(settings: dict, recipes: Mapping[str, int] | None, task: Task) -> Identity:
-    """The identity of a kept run, from its settings and RECIPE numbers as they were recorded."""
+    """Return the identity of a kept run from its recorded settings and RECIPE numbers."""
     try:
         return Identity(essential(complete_recorded(settings, task)), recipes)
     except ConfigError:
@@ -58,7 +58,7 @@ def kept_identity(settings: dict, recipes: Mapping[str, int] | None, task: Task)
 
 
 def folder_identity(folder: Path, task: Task) -> Identity:
-    """The identity of the run in a folder; with empty settings if there is none."""
+    """Return the identity of the run in a folder; its settings are empty if there is no run."""
     try:
         settings = read_toml(folder / "config.toml")
     except (OSError, ValueError):
@@ -67,14 +67,14 @@ def folder_identity(folder: Path, task: Task) -> Identity:
 
 
 def essential(settings: dict[str, dict]) -> dict[str, dict]:
-    """Settings without those that do not change a result: seed, device, tensorboard."""
+    """Return the settings without those that do not change a result, see IRRELEVANT."""
     experiment = {k: v for k, v in settings["experiment"].items() if k not in IRRELEVANT}
     return {**settings, "experiment": experiment}
 
 
 def kept_recipes(path: Path) -> dict[str, int] | None:
-    """The RECIPE numbers of a run.json, 0 where the parts of a resumed run differ; None if it is
-    missing or damaged."""
+    """Return the RECIPE numbers of a run.json; 0 for a module whose number differs between the
+    parts of a resumed run. None if the file is missing or damaged."""
     if not (facts := read_object(path)):
         return None
     parts = [part.get("recipes") or {} for part in (facts, *(facts.get("resumed_from") or []))]

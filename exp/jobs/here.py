@@ -1,5 +1,5 @@
-"""A launcher that trains in this process, one run after another: what is compiled, or read, for
-one run serves the next."""
+"""A launcher that trains in this process, one run after another. Later runs reuse the compiled code
+and the data of earlier ones."""
 
 import contextlib
 from collections.abc import Sequence
@@ -11,33 +11,34 @@ from exp.jobs.launch import Orphan, Process, Work
 
 
 class Ended:
-    """Work that has ended with an exit status."""
+    """The process of work that has ended."""
 
     def __init__(self, status: int) -> None:
         self.status = status
 
     def poll(self) -> int:
-        """The exit status."""
+        """Return the exit status."""
         return self.status
 
     def terminate(self) -> None:
-        """Nothing: it has ended."""
+        """Do nothing: the work has ended."""
 
     def kill(self) -> None:
-        """Nothing: it has ended."""
+        """Do nothing: the work has ended."""
 
 
 class Here:
-    """Runs work to its end when it is started; the commands must be those of training scripts."""
+    """Trains inside `start`, which returns when all work has ended. The commands must be those of
+    training scripts."""
 
     capacity = 1
 
     def find(self, folder) -> Process | None:
-        """The process that has locked the folder."""
+        """Return the process that has locked the folder, None if it is free."""
         return Orphan(folder) if holder(folder) else None
 
     def start(self, works: Sequence[Work]) -> list[Process]:
-        """Train them all, in this order; the output goes to their logs."""
+        """Train all work in order; the output goes to its logs."""
         return [Ended(_train(work)) for work in works]
 
 

@@ -1,4 +1,5 @@
-"""Launchers: where commands are run. Here: processes of this machine; slurm.py: Slurm jobs."""
+"""Launchers, which run commands: as processes of this machine (`Local`), or as Slurm jobs
+(slurm.py)."""
 
 import contextlib
 import os
@@ -13,14 +14,14 @@ from typing import Protocol
 from exp.harness.errors import ConfigError
 from exp.harness.lock import INHERITED, acquire, holder, local_process, name_holder
 
-STOP_SECONDS = 60.0  # for a run to finish its step and write a checkpoint
-ASK_SECONDS = 5.0  # after which the signal is sent again: the run may have been starting
+STOP_SECONDS = 60.0  # time for a run to finish its step and write a checkpoint
+ASK_SECONDS = 5.0  # the signal is repeated after this time: a run may miss it while starting
 LOG = "train.log"
 
 
 @dataclass(frozen=True)
 class Work:
-    """A command that works in a folder, and the command that continues it after a preemption."""
+    """A command with its folder, and the command that continues it after a preemption."""
 
     folder: Path
     command: list[str]
@@ -28,21 +29,21 @@ class Work:
 
     @property
     def log(self) -> Path:
-        """Where the output of both goes."""
+        """Log file of both commands."""
         return self.folder / LOG
 
 
 class Process(Protocol):
-    """Work that was started, as subprocess.Popen has it."""
+    """Started work, with the interface of subprocess.Popen."""
 
     def poll(self) -> int | None:
-        """The exit status, None while it waits or runs."""
+        """Return the exit status, None while the work waits or runs."""
 
     def terminate(self) -> None:
-        """Ask it to write a checkpoint and end."""
+        """Ask the process to write a checkpoint and exit."""
 
     def kill(self) -> None:
-        """End it."""
+        """Kill the process."""
 
 
 class Launcher(Protocol):
@@ -51,28 +52,30 @@ class Launcher(Protocol):
     capacity: int
 
     def find(self, folder: Path) -> Process | None:
-        """The work that an earlier command started in the folder, None if none waits or runs."""
+        """Return the work that an earlier command started in the folder, None if none waits or
+        runs."""
 
     def start(self, works: Sequence[Work]) -> list[Process]:
-        """Start all of them, in this order."""
+        """Start all work in order. Return a process for each."""
 
 
 class Local:
-    """Processes of this machine, `workers` at a time, which share its cores."""
+    """Runs work as processes of this machine, `workers` at a time, which share its cores."""
 
     def __init__(self, workers: int = 1) -> None:
         self.capacity = workers
 
     def find(self, folder: Path) -> Process | None:
-        """The process that has locked the folder."""
+        """Return the process that has locked the folder, None if it is free."""
         return Orphan(folder) if holder(folder) else None
 
     def start(self, works: Sequence[Work]) -> list[Process]:
-        """Start them all; the cores are divided unless $OMP_NUM_THREADS is set."""
+        """Start all work. The cores are divided among the workers unless $OMP_NUM_THREADS is set.
+        """
         return [self._start(work) for work in works]
 
     def _start(self, work: Work) -> Process:
-        """Lock the folder and leave the lock to the process, so that it is never started twice."""
+        """Lock the folder and pass the lock to the process, so that no work is started twice."""
         work.folder.mkdir(parents=True, exist_ok=True)
         try:
             lock = acquire(work.folder)
@@ -82,7 +85,7 @@ class Local:
                        INHERITED: str(lock)}
         try:
             with open(work.log, "ab") as log:
-                # A session of its own: Ctrl-C reaches it only through the queue, once.
+                # A new session: Ctrl-C reaches the process once, through the queue alone.
                 process = subprocess.Popen(
                     work.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                     env=environment, start_new_session=True, pass_fds=(lock,))
@@ -93,23 +96,23 @@ class Local:
 
 
 class Orphan:
-    """The process that has locked a folder and that this one did not start."""
+    """A process that has locked a folder and was started by another command."""
 
-    ENDED = -1  # its exit status is unknown: what it did is in the folder
+    ENDED = -1  # the exit status is unknown; the folder holds the outcome
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def poll(self) -> int | None:
-        """ENDED when the lock is free."""
+        """Return ENDED when the lock is free, None until then."""
         return None if holder(self.folder) else self.ENDED
 
     def terminate(self) -> None:
-        """Ask it to write a checkpoint and end, if it runs on this host."""
+        """Ask the process to write a checkpoint and exit, if it runs on this host."""
         self._send(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it, if it runs on this host."""
+        """Kill the process, if it runs on this host."""
         self._send(signal.SIGKILL)
 
     def _send(self, number: int) -> None:
@@ -120,8 +123,8 @@ class Orphan:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside, SIGTERM raises KeyboardInterrupt as Ctrl-C does, and so does SIGINT in a command that
-    a shell runs in the background: processes that were started can be ended first."""
+    """Within the context, SIGTERM and SIGINT raise KeyboardInterrupt, so that started processes can
+    be stopped first. This includes SIGINT in a background command, where shells ignore it."""
     before = {number: signal.signal(number, signal.default_int_handler)
               for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -132,7 +135,8 @@ def stoppable() -> Iterator[None]:
 
 
 def stop(processes: Iterable[Process]) -> None:
-    """Ask every process to write a checkpoint and end, wait for it, kill those that do not."""
+    """Ask every process to write a checkpoint and exit; kill those still running after
+    STOP_SECONDS."""
     left, started = list(processes), None
     while left and (started is None or time.monotonic() < started + STOP_SECONDS):
         for process in left:
@@ -147,5 +151,6 @@ def stop(processes: Iterable[Process]) -> None:
 
 
 def threads(workers: int) -> str:
-    """Threads for each of `workers` processes: $OMP_NUM_THREADS, or its share of the cores."""
+    """Return the threads of each of `workers` processes: $OMP_NUM_THREADS, or a share of the cores.
+    """
     return os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // workers))

@@ -1,4 +1,4 @@
-"""Many runs: training commands given to a launcher, resumable, with one progress view."""
+"""A queue of training runs: start them through a launcher, resume them, show one progress bar."""
 
 import sys
 import time
@@ -22,16 +22,16 @@ from exp.jobs.launch import LOG, Launcher, Local, Orphan, Process, Work, stop, s
 from exp.jobs.states import ENDS, State
 
 POLL_SECONDS = 0.5
-OUTCOMES = {"completed": COMPLETED, "diverged": DIVERGED}  # of a run that has ended -> exit status
+OUTCOMES = {"completed": COMPLETED, "diverged": DIVERGED}  # status of summary.json -> exit status
 
 
 class Stopped(Exception):
-    """Ctrl-C or SIGTERM: the running jobs have written their checkpoints and ended."""
+    """Raised after Ctrl-C or SIGTERM, when the running jobs have written checkpoints and ended."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training run: a config with overrides, a seed, and the folder it is written to."""
+    """One training run: a config with overrides, a seed and a run folder."""
 
     task: str
     config: Path
@@ -41,21 +41,22 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What a person calls it: the folder's name and the seed."""
+        """Display name: the name of the run folder's parent, and the seed."""
         return f"{self.folder.parent.name} seed {self.seed}"
 
     def settings(self) -> dict[str, dict]:
-        """The resolved settings, seed and device left out. Raises ConfigError."""
+        """Return the resolved settings without those that do not change a result (seed, device).
+        Raises ConfigError."""
         return self.identity().settings
 
     def identity(self) -> Identity:
-        """What a kept run must have to count as this one. Raises ConfigError."""
+        """Return the identity that a kept run needs to count as this job. Raises ConfigError."""
         task = task_named(self.task)
         return identity(load_settings(self.config, self.overrides, task), task)
 
     def work(self) -> Work:
-        """What runs it, or continues what its folder holds; a run of other settings and a damaged
-        one are renamed."""
+        """Return the command that starts or resumes the run. If the folder holds a damaged run or
+        one of other settings, rename that folder first."""
         before = state(self)
         if before in ("other", "damaged"):
             self.folder.rename(free_name(self.folder))
@@ -64,59 +65,62 @@ class Job:
         return Work(self.folder, self.command(mode), self.command(again))
 
     def _again(self) -> str:
-        """The option with which it goes on; a run without checkpoints starts anew."""
-        with suppress(ConfigError):  # the run itself will say what is wrong
+        """Return the option that continues the run; without checkpoints, it starts over."""
+        with suppress(ConfigError):  # the run itself will report the error
             settings = load_settings(self.config, self.overrides, task_named(self.task))
             return "--resume" if settings["experiment"]["checkpoints"] else "--overwrite"
         return "--resume"
 
     def outcome(self) -> int | None:
-        """The exit status of the finished run in the folder, None if there is none."""
+        """Return the exit status of the finished run in the folder, None if there is none."""
         summary = read_object(self.folder / "summary.json")
         return OUTCOMES.get(summary.get("status", "")) if state(self) == "finished" else None
 
     def position(self) -> str:
-        """How far it is, from the last line of its record."""
+        """Progress, as text: the epoch in the last line of metrics.jsonl."""
         with suppress(OSError, ValueError, IndexError, KeyError, TypeError):
             last = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
             return f"{self.name} epoch {parsed(last)['epoch']}"
         return f"{self.name} starting"
 
     def command(self, mode: str) -> list[str]:
-        """The training command; `mode` is "--resume", which also begins, or "--overwrite"."""
+        """Return the training command. mode: "--resume", which also starts a new run, or
+        "--overwrite"."""
         options = [word for override in self.overrides for word in ("--set", override)]
         return [sys.executable, "-m", f"exp.{self.task}.train", "--config", str(self.config),
                 "--seed", str(self.seed), "--output", str(self.folder), *options, mode]
 
 
 class Runnable(Protocol):
-    """What the queue needs of a job: a training run, or many of them in one process (exp.tune)."""
+    """Interface of a job: one training run, or several of them in one process (exp.tune)."""
 
     @property
     def name(self) -> str:
-        """What a person calls it."""
+        """Display name."""
 
     @property
     def folder(self) -> Path:
-        """What its work, its lock and train.log are in."""
+        """Folder of its output, its lock and train.log."""
 
     def work(self) -> Work:
-        """What runs it, or continues what its folder holds."""
+        """Return the command that starts or continues the job."""
 
     def outcome(self) -> int | None:
-        """The exit status if it is finished, else None."""
+        """Return the exit status if the job is finished, else None."""
 
     def position(self) -> str:
-        """How far it is."""
+        """Progress, as text."""
 
 
 J = TypeVar("J", bound=Runnable)
 
 
 def state(job: Job) -> State:
-    """What the job's folder holds: nothing ("missing"), this run while it is "running", "waiting"
-    to be resumed after an interruption, "finished", or "failed": killed or ended by an error. Else
-    this run with another RECIPE ("outdated"), a "damaged" record, or a run of "other" settings.
+    """Return the state of the job's folder.
+
+    "missing": no run. "running": a process holds the lock. "waiting": interrupted, to be resumed.
+    "finished". "failed": killed, or ended by an error. "outdated": this run with other RECIPE
+    numbers. "damaged": unreadable files. "other": a run of other settings. Raises ConfigError.
     """
     if holder(job.folder):
         return "running"
@@ -137,13 +141,14 @@ def run_jobs(
     jobs: Iterable[J], launcher: Launcher | None = None,
     report: Callable[[J, int], None] = lambda *_: None,
 ) -> dict[J, int]:
-    """Run every job with the launcher (default: here, one at a time); job -> exit status.
+    """Run all jobs with the launcher (default: local processes, one at a time). Return job -> exit
+    status.
 
-    An unfinished run of the same settings and recipes is resumed; a run of other settings is
-    renamed, never lost; one that still runs, because only its queue was killed, is waited for. A
-    run that fails is reported and the rest continue. The output of each goes to train.log in its
-    folder. `report` is called as each one ends. Raises Stopped after Ctrl-C or SIGTERM, when every
-    run has written its checkpoint or has left Slurm's queue.
+    An unfinished run of the same settings and RECIPE numbers is resumed. The folder of a run of
+    other settings is renamed, not deleted. A run that outlived its queue is waited for. A failed
+    run is reported, and the others continue. Output goes to train.log in the run's folder.
+    `report(job, status)` is called when a job ends. Raises Stopped after Ctrl-C or SIGTERM, when
+    every run has written its checkpoint or has left Slurm's queue.
     """
     launcher = launcher or Local()
     queue = list(jobs)
@@ -180,7 +185,7 @@ def _progress_bar(total: int) -> tqdm:
 
 
 def _started(jobs: list[J], launcher: Launcher) -> dict[J, Process]:
-    """Start the jobs that are not running; the process of each."""
+    """Start the jobs that are not running yet. Return the process of each job."""
     processes = {job: process for job in jobs if (process := launcher.find(job.folder))}
     new = [job for job in jobs if job not in processes]
     works = [job.work() for job in new]
@@ -188,7 +193,7 @@ def _started(jobs: list[J], launcher: Launcher) -> dict[J, Process]:
 
 
 def _ended(running: dict[J, Process]) -> dict[J, int | None]:
-    """Job -> exit status of those that have ended; None for one that must be started again."""
+    """Return job -> exit status of the jobs that have ended; None if one must be started again."""
     statuses = {job: process.poll() for job, process in running.items()}
     ended: dict[J, int | None] = {
         job: status for job, status in statuses.items() if status is not None}
@@ -212,7 +217,7 @@ def _ending(job: Runnable, status: int) -> str:
 
 
 def free_name(folder: Path) -> Path:
-    """What a folder is renamed to, to keep what it holds: the first free folder.otherN."""
+    """Return a new name for a folder whose content is kept: the first free <folder>.otherN."""
     number = 1
     while (other := folder.with_name(f"{folder.name}.other{number}")).exists():
         number += 1

@@ -1,4 +1,4 @@
-"""Work as Slurm jobs through submitit, or on submitit's local executor, to try it without Slurm."""
+"""Run work as Slurm jobs through submitit, or on its local executor, to try it without Slurm."""
 
 import argparse
 import json
@@ -15,22 +15,22 @@ from exp.harness.errors import ConfigError
 from exp.jobs.launch import LOG, Launcher, Local, Process, Work, threads
 
 LAUNCHERS = ("local", "slurm", "submitit-local")
-TICKET = "submitted.json"  # in the folder of the work: the job that it was submitted as
+TICKET = "submitted.json"  # in the work's folder: the id and the log folder of its Slurm job
 ARRAY = 1000  # jobs of one array: Slurm's default MaxArraySize, less one
 MINUTES = 24 * 60  # time limit of a job without `--slurm time=`
 CHECK_SECONDS = 2.0  # between two requests to Slurm about cancelled jobs
-ONE = ("nodes", "ntasks_per_node")  # a run is one process
-RESTARTS = 100  # times that a job which ran out of time is queued again
+ONE = ("nodes", "ntasks_per_node")  # must be 1: a run is one process
+RESTARTS = 100  # how often a job that runs out of time is queued again
 
 
 class Submitit:
-    """Slurm jobs, or processes of submitit's local executor (`cluster` "slurm" or "local").
+    """Runs work as Slurm jobs (`cluster` "slurm"), or on submitit's local executor ("local").
 
-    On Slurm all work is submitted at once as a job array of which `workers` run at a time; a job
-    that runs out of time or is preempted writes a checkpoint and is queued again. parameters: of
-    submitit's Slurm executor (partition, time in minutes, gpus_per_node, cpus_per_task, mem, ...).
-    folder: for its scripts and logs, on a file system that every host shares.
-    Raises ConfigError without submitit, without Slurm, and for an unknown parameter.
+    On Slurm, all work is submitted at once as a job array, of which `workers` jobs run at a time. A
+    job that runs out of time or is preempted writes a checkpoint and is queued again. parameters:
+    those of submitit's Slurm executor (partition, time in minutes, gpus_per_node, cpus_per_task,
+    mem, ...). folder: for submitit's scripts and logs, on a file system that all hosts share.
+    Raises ConfigError if submitit or Slurm is missing, and for an unknown parameter.
     """
 
     def __init__(self, cluster: str, folder: Path, workers: int, parameters: dict) -> None:
@@ -46,18 +46,20 @@ class Submitit:
         for key in ONE:
             if parameters.get(key, 1) != 1:
                 raise ConfigError(f"--slurm {key}={parameters[key]}: a run is one process")
-        own = {f"slurm_{key}": value for key, value in parameters.items()}
+        prefixed = {f"slurm_{key}": value for key, value in parameters.items()}
         try:
             self.executor = submitit.AutoExecutor(folder, cluster=cluster,
                                                   slurm_max_num_timeout=RESTARTS)
             self.executor.update_parameters(**{
-                "name": "ars", "timeout_min": MINUTES, "slurm_array_parallelism": workers, **own})
+                "name": "ars", "timeout_min": MINUTES, "slurm_array_parallelism": workers,
+                **prefixed})
         except (NameError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(f"submitit: {error}") from error
 
     def find(self, folder: Path) -> Process | None:
-        """The job of Slurm's that an earlier command submitted and that has not ended."""
-        from exp.harness.folder import parsed  # imports torch, which --help does without
+        """Return the unfinished work that an earlier command started in the folder, None if there
+        is none."""
+        from exp.harness.folder import parsed  # here, because it imports torch: --help stays fast
 
         try:
             ticket = parsed((folder / TICKET).read_text(encoding="utf-8"))
@@ -71,7 +73,7 @@ class Submitit:
         return _Submitted(self.cluster, job, folder / LOG)
 
     def start(self, works: Sequence[Work]) -> list[Process]:
-        """Submit them all. Raises ConfigError if Slurm refuses them."""
+        """Submit all work. Raises ConfigError if Slurm refuses it."""
         from exp.jobs.remote import Command
 
         share = None if self.cluster == "slurm" else threads(self.capacity)
@@ -93,7 +95,7 @@ class Submitit:
 class _Submitted:
     """A submitted job as a Process."""
 
-    checked_at = 0.0  # when Slurm was last asked about cancelled jobs: all of them at once
+    checked_at = 0.0  # time of the last request about cancelled jobs, shared by all instances
 
     def __init__(self, cluster: str, job, log: Path) -> None:
         self.cluster, self.job, self.log = cluster, job, log
@@ -101,12 +103,12 @@ class _Submitted:
         self.cancelled = False
 
     def poll(self) -> int | None:
-        """The command's exit status, None while it waits or runs; 1 if its host was lost."""
+        """Return the command's exit status, None while it waits or runs; 1 if its host was lost."""
         if self.status is None and self.job.done(force_check=self.cancelled and self._is_due()):
             if not self.cancelled or self.job.paths.result_pickle.exists():
                 self.status = self._result()
             elif self.cluster == "local" or not self.job.paths.stdout.exists():
-                self.status = INTERRUPTED  # never began; else it writes its checkpoint yet
+                self.status = INTERRUPTED  # never started; a started one still writes a checkpoint
         return self.status
 
     def _result(self) -> int:
@@ -126,7 +128,8 @@ class _Submitted:
         return due
 
     def terminate(self) -> None:
-        """Cancel it: Slurm removes it from its queue, or sends SIGTERM, after KillWait SIGKILL."""
+        """Cancel the job: Slurm removes it from its queue, or sends SIGTERM and, after KillWait,
+        SIGKILL."""
         if self.cluster == "slurm" and not self.cancelled:
             self.job.cancel(check=False)
         if self.cluster == "local":  # submitit's own cancel kills after one second
@@ -135,12 +138,13 @@ class _Submitted:
         self.cancelled = True
 
     def kill(self) -> None:
-        """Nothing beside `terminate`: Slurm kills what does not end."""
+        """Do nothing: after `terminate`, Slurm kills a job that does not exit."""
 
 
 @contextmanager
 def _sigint_ignored():
-    """Inside, SIGINT is ignored, also by what is started: Ctrl-C reaches jobs through the queue."""
+    """Ignore SIGINT within the context, also in started processes: Ctrl-C reaches jobs through the
+    queue."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -152,7 +156,7 @@ def _sigint_ignored():
 
 
 def add_launcher_options(parser: argparse.ArgumentParser) -> None:
-    """--launcher and --slurm, beside the parser's own --workers."""
+    """Add --launcher and --slurm to a parser that has --workers."""
     parser.add_argument("--launcher", choices=LAUNCHERS, default="local",
                         help="where runs go: processes of this machine (default), Slurm, or "
                              "submitit without Slurm, to try it")
@@ -162,7 +166,7 @@ def add_launcher_options(parser: argparse.ArgumentParser) -> None:
 
 
 def launcher_of(options: argparse.Namespace, folder: Path) -> Launcher:
-    """The launcher that the options ask for, its logs in `folder`. Raises ConfigError."""
+    """Return the launcher that the options name; submitit logs to `folder`. Raises ConfigError."""
     if options.launcher == "local":
         if options.slurm:
             raise ConfigError("--slurm goes with --launcher slurm")
@@ -172,7 +176,7 @@ def launcher_of(options: argparse.Namespace, folder: Path) -> Launcher:
 
 
 def _parameter(text: str) -> tuple[str, object]:
-    """KEY=VALUE, the value in TOML syntax or else a string: `time=240`, `partition=gpu`."""
+    """Parse KEY=VALUE, the value in TOML syntax or else a string: `time=240`, `partition=gpu`."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"--slurm {text}: write KEY=VALUE")

@@ -1,4 +1,4 @@
-"""The states of a run folder, in the words of every queue and list."""
+"""The states of a run folder, named alike in every queue and list."""
 
 from typing import Literal
 

@@ -1,1 +1,1 @@
-"""From rows to statistics, tables, figures and pages; imports nothing of exp."""
+"""Turn result rows into statistics, tables, figures and pages. Imports no other package of exp."""

@@ -1,13 +1,13 @@
-"""The plot canvas of every figure, and the name and the colour of every optimizer.
+"""The plot canvas of all figures; one display name and one color per optimizer.
 
     with canvas(path, columns=2, title="CIFAR-10") as panels:     # panels: array (rows, columns)
         for label, style in styles(["adamw", "ars2_neo_lazy"]).items():
-            panels[0, 0].plot(lr, loss[label], **style)           # colour, dashes, marker, legend
+            panels[0, 0].plot(lr, loss[label], **style)           # color, dashes, marker, legend
         panels[0, 0].set(xlabel="learning rate", ylabel="eval loss (nats)", xscale="log")
 
-On leaving it draws the grid, hides panels without data, puts ONE legend of all labels beneath the
-panels and saves a PNG whose bytes depend on nothing but the data. `display_name` and `color` are
-for text and for marks drawn by hand. This room imports nothing of exp.
+On exit, `canvas` draws the grid, hides panels without data, puts one legend of all labels beneath
+the panels and saves a PNG whose bytes depend only on the data. `display_name` and `color` serve
+text and marks drawn by hand. exp.report imports no other package of exp.
 """
 
 import colorsys
@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 GRID, TEXT, ACCENT, NEUTRAL = "#e3e5e8", "#374151", "#c2410c", "#8a8f98"
-OURS = "#1f5fbf"  # what was measured here, beside what others claim (ACCENT)
-# Optimizers that are often drawn together, by `_key`; every other name has the hue of its hash.
+OURS = "#1f5fbf"  # our measurements, beside the claims of others (ACCENT)
+# Colors of optimizers that are often drawn together, by `_key`; others get the hue of a hash.
 COLORS = {
     "adamw": "#111827", "sgd": "#8a8f98", "lion": "#c2410c", "soap": "#f59e0b", "kfac": "#78350f",
     "muon": "#15803d", "muonsquared": "#84cc16", "adamuon": "#0d9488", "normuon": "#4d7c0f",
@@ -39,9 +39,9 @@ MARKERS = "osD^vP"
 @contextmanager
 def canvas(path: Path, rows: int = 1, columns: int = 1, panel: tuple[float, float] = (4.2, 3.4),
            title: str = "", legend: bool = True, **subplots: Any) -> Iterator[np.ndarray]:
-    """A figure of rows x columns panels of `panel` inches each; written to `path` as PNG.
+    """Yield an array (rows, columns) of panels, `panel` inches each; write the figure as PNG.
 
-    subplots: for `Figure.subplots`, as sharey=True.
+    subplots: arguments of `Figure.subplots`, e.g. sharey=True.
     """
     figure, panels = blank(rows, columns, panel, **subplots)
     yield panels
@@ -54,8 +54,8 @@ def canvas(path: Path, rows: int = 1, columns: int = 1, panel: tuple[float, floa
 
 
 def blank(rows: int, columns: int, panel: tuple[float, float], **subplots: Any) -> tuple:
-    """(figure, array of its panels), for what `canvas` does not save, as an animation."""
-    os.environ["MPLBACKEND"] = "agg"  # a notebook's own may not be installed here
+    """Return (figure, array of its panels), for output other than PNG, e.g. an animation."""
+    os.environ["MPLBACKEND"] = "agg"  # the backend of a notebook may not be installed here
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -65,7 +65,7 @@ def blank(rows: int, columns: int, panel: tuple[float, float], **subplots: Any) 
 
 
 def grid_of(count: int, most: int = 3) -> tuple[int, int]:
-    """(rows, columns) for `count` panels, at most `most` in a row."""
+    """Return (rows, columns) for `count` panels, at most `most` per row."""
     columns = max(1, min(most, count))
     return max(1, -(-count // columns)), columns
 
@@ -74,10 +74,10 @@ def curves(path: Path, panels: dict[str, dict[str, tuple]], *, xlabel: str, ylab
            most: int = 3, title: str = "", points: bool = False, sharey: bool = False,
            symlog: dict[str, float] | None = None, xticks: Sequence[float] = (),
            **axes: object) -> None:
-    """A figure of lines: panels is title -> label -> (xs, ys), `most` panels in a row.
+    """Write a figure of lines. panels: title -> label -> (xs, ys), at most `most` panels per row.
 
-    points: markers alone. symlog: "x" or "y" -> where its scale turns from linear to logarithmic.
-    axes: for `Axes.set`, as xscale="log".
+    points: markers without lines. symlog: "x" or "y" -> the value where its scale turns from linear
+    to logarithmic. axes: arguments of `Axes.set`, e.g. xscale="log".
     """
     style = styles(dict.fromkeys(label for lines in panels.values() for label in lines))
     with canvas(path, *grid_of(len(panels), most), title=title, sharey=sharey) as grid:
@@ -93,10 +93,10 @@ def curves(path: Path, panels: dict[str, dict[str, tuple]], *, xlabel: str, ylab
 
 
 def styles(labels: Iterable[str]) -> dict[str, dict]:
-    """Label -> color, linestyle, marker and label for `Axes.plot`.
+    """Return label -> color, linestyle, marker and label for `Axes.plot`.
 
-    The colour is the optimizer's, or of a label that names none, of what stands before its last
-    comma or colon; dashes and marker tell those of one colour in this figure apart.
+    The color is the optimizer's. Labels that name no optimizer share a color if they agree up to
+    the last comma or colon. Dashes and marker differ among the lines of one color.
     """
     seen: Counter = Counter()
     others: dict[str, str] = {}
@@ -113,12 +113,12 @@ def styles(labels: Iterable[str]) -> dict[str, dict]:
 
 
 def color(label: str) -> str:
-    """The optimizer's colour, the same in every figure. A label begins with the optimizer's name in
-    any spelling ("ars2_neo_lazy", "ARS2-Neo Lazy k=5"); the rest tells a variant."""
+    """Return the optimizer's color, the same in all figures. A label begins with the optimizer's
+    name in any spelling ("ars2_neo_lazy", "ARS2-Neo Lazy k=5"); the rest names a variant."""
     key = _key(label)
     known = [name for name in COLORS if key.startswith(name)]
-    own = _optimizer(label)
-    best = max([*known, *([own] if own else [])], key=len, default=key)
+    optimizer = _optimizer(label)
+    best = max([*known, *([optimizer] if optimizer else [])], key=len, default=key)
     if best in COLORS:
         return COLORS[best]
     hue = int(hashlib.sha256(best.encode()).hexdigest()[:8], 16) / 2**32
@@ -127,26 +127,27 @@ def color(label: str) -> str:
 
 def display_name(label: str) -> str:
     """"adamw" -> "AdamW", "ars2_neo_lazy" -> "ARS2-Neo Lazy", "sam_adamw" -> "SAM-AdamW"; a label
-    that is no identifier of a known optimizer is returned as it is."""
-    own = _optimizer(label)
-    if own is None or not re.fullmatch(r"[a-z0-9_]+", label):
+    that is not the identifier of a known optimizer is returned unchanged."""
+    optimizer = _optimizer(label)
+    if optimizer is None or not re.fullmatch(r"[a-z0-9_]+", label):
         return label
-    rest = _key(label)[len(own):]
+    rest = _key(label)[len(optimizer):]
     if rest in _names():
-        return f"{_names()[own]}-{_names()[rest]}"
-    return " ".join([_names()[own], *filter(None, [rest.upper() if len(rest) < 4
-                                                   else rest.capitalize()])])
+        return f"{_names()[optimizer]}-{_names()[rest]}"
+    return " ".join([_names()[optimizer], *filter(None, [rest.upper() if len(rest) < 4
+                                                         else rest.capitalize()])])
 
 
 def _optimizer(label: str) -> str | None:
-    """The key of the longest optimizer name that a label begins with."""
+    """Return the key of the longest optimizer name that a label begins with, None without one."""
     key = _key(label)
     return max((name for name in _names() if key.startswith(name)), key=len, default=None)
 
 
 @functools.cache
 def _names() -> dict[str, str]:
-    """Key -> display name: how the first line of an optimizer's file begins, or torch's class."""
+    """Return key -> display name: the first words of the optimizer's file, or torch's class name.
+    """
     import torch
 
     from optimizer import available_optimizers
@@ -167,8 +168,8 @@ def _key(label: str) -> str:
 
 
 def _finish(axes) -> None:
-    """Grid and spines of a panel, its texts as they are (a folder may be named $x^$); one without
-    data is hidden."""
+    """Draw the grid and spines of a panel, without mathtext in its texts (a folder may be named
+    $x^$). Hide a panel without data."""
     if not axes.has_data():
         axes.set_axis_off()
         return
@@ -182,8 +183,8 @@ def _finish(axes) -> None:
 
 
 def _log_ticks(axis) -> None:
-    """Plain numbers on a logarithmic axis of less than two decades: matplotlib's 2 x 10^3 overlap
-    there. Ticks that were set are left alone."""
+    """Set plain numbers as ticks of a logarithmic axis of less than two decades, where matplotlib's
+    2 x 10^3 overlap. Ticks set by the caller stay."""
     from matplotlib.ticker import AutoLocator, LogLocator, NullFormatter
 
     low, high = sorted(axis.get_view_interval())
@@ -195,7 +196,7 @@ def _log_ticks(axis) -> None:
 
 
 def _legend(figure, panels: np.ndarray) -> None:
-    """One legend under the panels; labels that several panels share are shown once."""
+    """Draw one legend under the panels; a label of several panels appears once."""
     handles = {label: handle for axes in panels.flat if axes.get_legend() is None
                for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if not handles:

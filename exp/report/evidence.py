@@ -1,7 +1,7 @@
-"""Evidence: a measured quantity with an interval of any level, over seeds.
+"""Evidence: a quantity measured over seeds, with a confidence interval at any level.
 
-Times and ratios are compared on the log scale. Where a seed never got there, or all seeds have the
-same value, the interval is that of the median by order statistics.
+Times and ratios are compared on the log scale. Where a seed never reached its target, or all seeds
+have the same value, the estimate is the median with an interval by order statistics.
 """
 
 import math
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import scipy  # whose `stats`, seconds to import, is loaded when it is used
+import scipy  # loads scipy.stats, which takes seconds to import, only when it is used
 from scipy import special
 
 from exp.report.statistics import LEVEL, Estimate
@@ -20,11 +20,11 @@ Ends = tuple[float, float]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was measured, in the claim's unit.
+    """A measured quantity, in the claim's unit, from n seeds.
 
-    interval: level -> ends; prediction: (level, m) -> ends for a mean of m further runs; sd: of
-    one run, on the log scale where `log`, nan where it is not known. reference: the size that a
-    share of is worth naming, 0 if there is none.
+    interval: level -> (low, high). prediction: (level, m) -> (low, high) for a mean of m further
+    runs. sd: standard deviation of one run, on the log scale if `log`, nan if unknown. reference:
+    the size of which the least effect worth naming is a share, 0 if there is none.
     """
 
     value: float
@@ -37,13 +37,13 @@ class Evidence:
 
     @cached_property
     def estimate(self) -> Estimate:
-        """The value with its 95 % interval, nan where there is none."""
+        """The value with its 95 % interval; the ends are nan if the interval is unbounded."""
         ends = self.interval(LEVEL)
         none = ends == (-math.inf, math.inf) or self.log and ends == (0.0, math.inf)
         return Estimate(self.value, *((math.nan, math.nan) if none else ends), self.n)
 
     def mapped(self, change: Callable[[float], float]) -> "Evidence":
-        """The same quantity in another unit; `change` rises or falls throughout."""
+        """Return the same quantity in another unit. change: a monotone function."""
         def both(ends: Ends) -> Ends:
             low, high = sorted(map(change, ends))
             return low, high
@@ -54,9 +54,9 @@ class Evidence:
 
 
 def sample(values: Sequence[float], log: bool = False, reference: float = 0.0) -> Evidence:
-    """One value a seed: their mean with Student's t, the geometric one where `log`. Infinite
-    values (a run that never got there) make it their median, by order statistics, and so do values
-    that are all equal, whose spread is unknown; nan is a value of which nothing is known."""
+    """Return the evidence of one value per seed: their mean (geometric if `log`) with Student's t
+    interval. It is the median with order statistics if a value is infinite (the run never reached
+    its target), nan (unknown) or a 0 under `log`, and if all values are equal (unknown spread)."""
     array = np.asarray(values, dtype=float)
     if (not np.isfinite(array).all() or log and not array.all()
             or len(array) > 1 and np.ptp(array) == 0):
@@ -77,13 +77,14 @@ def sample(values: Sequence[float], log: bool = False, reference: float = 0.0) -
 
 
 def _of_order(values: np.ndarray, log: bool, reference: float) -> Evidence:
-    """The median of values of which some are infinite or unknown. Of n values the k-th lowest is
-    above the median with the chance of less than k heads in n throws."""
+    """Return the median of values that may be infinite or nan, with intervals by order statistics.
+    The k-th lowest of n values is above the median with the probability of fewer than k heads in n
+    tosses of a coin."""
     n, least = len(values), 0.0 if log else -math.inf
     low = np.sort(np.where(np.isnan(values), least, values))
     high = np.sort(np.where(np.isnan(values), math.inf, values))
 
-    def ends(cut: int) -> Ends:  # leaves out this many on either side
+    def ends(cut: int) -> Ends:  # cut: number of values left out on either side
         if cut < 0:
             return least, math.inf
         return float(low[cut]), float(high[n - 1 - cut])
@@ -92,7 +93,7 @@ def _of_order(values: np.ndarray, log: bool, reference: float) -> Evidence:
         tail = special.bdtr(np.arange(n // 2 + 1), n, 0.5)
         return ends(int(np.sum(2 * tail <= 1 - level + 1e-12)) - 1)
 
-    def prediction(level: float, m: float) -> Ends:  # of one run; a mean of more is not predicted
+    def prediction(level: float, m: float) -> Ends:  # unbounded unless m is 1
         return ends(int((1 - level) * (n + 1) / 2 + 1e-9) - 1 if m == 1 else -1)
 
     middle = (n - 1) // 2
@@ -101,7 +102,7 @@ def _of_order(values: np.ndarray, log: bool, reference: float) -> Evidence:
 
 
 def unpaired(values: Sequence[float], others: Sequence[float]) -> Evidence:
-    """The difference of two means without pairs, by Welch."""
+    """Return the difference of two unpaired means, with Welch's interval and no prediction."""
     groups = [np.asarray(group, dtype=float) for group in (values, others)]
     n = min(map(len, groups))
     variances = [group.var(ddof=1) / len(group) if len(group) > 1 else math.inf
@@ -121,7 +122,7 @@ def unpaired(values: Sequence[float], others: Sequence[float]) -> Evidence:
 
 
 def proportion(successes: int, n: int, unit: float = 1.0) -> Evidence:
-    """A share of n trials, times `unit`, with the exact binomial (Clopper-Pearson) interval."""
+    """Return a share of n trials, times `unit`, with the exact (Clopper-Pearson) interval."""
     def interval(level: float) -> Ends:
         if not n:
             return -math.inf, math.inf
@@ -134,6 +135,7 @@ def proportion(successes: int, n: int, unit: float = 1.0) -> Evidence:
 
 
 def exact(values: Sequence[float], n: int) -> Evidence:
-    """What has no sampling error, as bytes have none: between the least and the greatest value."""
+    """Return the evidence of values without sampling error, e.g. bytes of memory: their mean, with
+    the least and the greatest value as the ends of every interval."""
     ends = min(values), max(values)
     return Evidence(sum(values) / len(values), n, lambda level: ends, lambda level, m: ends, 0.0)

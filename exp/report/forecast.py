@@ -1,19 +1,18 @@
-"""What a command would run and how long it takes: the lines of --dry-run, and the one before a
-long run."""
+"""Text on planned work and its duration, printed by --dry-run and before a long run."""
 
 from collections.abc import Mapping
 
-LONG = 90  # minutes, from which on a duration is given in hours
+LONG = 90  # minutes; longer durations are given in hours
 
 
 def forecast(seconds: Mapping[str, float | None]) -> str:
-    """A line for each piece of work by name, then `total`; None for one that was never timed."""
+    """Return a line per piece of work, then `total`. seconds: name -> duration, None if unknown."""
     return "\n".join([*(f"{name}: {'never timed' if known is None else duration(known)}"
                         for name, known in seconds.items()), total(seconds)])
 
 
 def total(seconds: Mapping[str, float | None]) -> str:
-    """How many pieces of work there are, and how long they take one after another."""
+    """Return a line with the number of pieces of work and the sum of their durations."""
     timed = [known for known in seconds.values() if known is not None]
     if not seconds:
         return "nothing to run"
@@ -24,7 +23,7 @@ def total(seconds: Mapping[str, float | None]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """"12 s", "3.5 min" or "2.0 h"."""
+    """Return a duration as text: "12 s", "3.5 min" or "2.0 h"."""
     minutes = seconds / 60
     return (f"{minutes / 60:.1f} h" if minutes >= LONG else f"{minutes:.1f} min" if minutes >= 1
             else f"{seconds:.0f} s")

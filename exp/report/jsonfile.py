@@ -1,7 +1,7 @@
-"""JSON files of results: read with one clear error, written whole or not at all.
+"""JSON files of results: reading with clear errors, atomic writing.
 
-    content = read_json(path)                 # None where there is no file; require_json raises
-    write_json(path, content, depth=2)        # values two levels down on a line of their own
+    content = read_json(path)                 # None if there is no file; require_json raises
+    write_json(path, content, depth=2)        # one line per value at nesting depth 2
 """
 
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def read_json(path: Path) -> dict | None:
-    """The content of a JSON file, None if there is none. Raises ValueError if it is damaged."""
+    """Read a JSON file; None if there is no file. Raises ValueError if it is damaged."""
     if not path.exists():
         return None
     try:
@@ -19,7 +19,7 @@ def read_json(path: Path) -> dict | None:
 
 
 def require_json(path: Path) -> dict:
-    """The content of a JSON file. Raises ValueError if it is missing or damaged."""
+    """Read a JSON file. Raises ValueError if it is missing or damaged."""
     content = read_json(path)
     if content is None:
         raise ValueError(f"{path} is not there: measure it, without --render")
@@ -27,7 +27,8 @@ def require_json(path: Path) -> dict:
 
 
 def write_json(path: Path, content: dict | list, depth: int) -> None:
-    """Write through a temporary file, so that a killed process leaves the old content."""
+    """Write a JSON file through a temporary file, so that a killed process leaves the old content.
+    depth: as in `to_json`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(to_json(content, depth) + "\n", encoding="utf-8")
@@ -35,8 +36,8 @@ def write_json(path: Path, content: dict | list, depth: int) -> None:
 
 
 def to_json(value: object, depth: int) -> str:
-    """JSON whose objects and lists are spread over lines down to `depth` levels: one line for
-    each value there, so that a difference of two versions shows which record changed."""
+    """Return JSON with line breaks down to nesting level `depth` and one line per value there, so
+    that a diff of two versions shows which record changed."""
     if depth and isinstance(value, dict) and value:
         lines = [f"{json.dumps(key)}: {to_json(item, depth - 1)}" for key, item in value.items()]
         return "{\n" + ",\n".join(lines) + "\n}"

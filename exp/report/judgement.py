@@ -1,13 +1,14 @@
-"""Judgements: what a claim becomes by the evidence.
+"""Judgements: the verdict on a claim, given the evidence.
 
-    number  holds          its 90 % interval is within the claimed number +- the tolerance (two
+    number  holds          the 90 % interval lies within the claimed number +- the tolerance (two
                            one-sided tests at 5 %)
-            does not hold  its 95 % interval is outside of that, and the claimed number outside the
-                           95 % prediction interval of a mean of as many runs as the claim rests on
-    bound   holds          the one-sided 95 % bound is beyond it
-            does not hold  the other one-sided bound is not beyond it by `floor`, the least effect
-                           worth naming
-    Anything else is inconclusive. With many claims in a table, p values are corrected by Holm.
+            does not hold  the 95 % interval lies outside of that range, and the claimed number
+                           outside the 95 % prediction interval for a mean of as many runs as the
+                           claim rests on
+    bound   holds          the near one-sided 95 % bound of our value lies beyond the claimed bound
+            does not hold  the far one-sided 95 % bound does not exceed the claimed bound by
+                           `floor`, the least effect worth naming
+    All else is inconclusive. In a table of many claims, p values are corrected by Holm's method.
 """
 
 import math
@@ -21,20 +22,22 @@ from exp.report.evidence import Ends, Evidence
 from exp.report.statistics import LEVEL
 
 ALPHA = 1 - LEVEL
-LEAST_P = 1e-6  # smaller p values are not told apart
+LEAST_P = 1e-6  # floor of p values
 POWER = 0.8
-MOST_NEEDED = 1000  # above that the true value may as well be on the edge
-ORDERED = 5  # seeds of which all are on one side with a chance of less than ALPHA
-POINTS, WORTH_NAMING = 0.5, 0.01  # the least effects: points of accuracy, share of a loss
+MOST_NEEDED = 1000  # seeds; if more are needed, the true value may lie on the edge between verdicts
+ORDERED = 5  # the least n such that n seeds all lie on one given side with probability < ALPHA
+POINTS, WORTH_NAMING = 0.5, 0.01  # least effects worth naming: points of accuracy, share of a loss
 HOLDS, FAILS, INCONCLUSIVE = "holds", "does not hold", "inconclusive"
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict; p: the least alpha at which it stands, 1 where it is inconclusive; needed: seeds
-    that would decide it with a chance of 80 % where the truth is what we measured, None where that
-    is not known or over a thousand; why: what stands in the way, in a few words; leaning: the
-    verdict, were the truth what we measured."""
+    """A verdict, `word`. p: the smallest alpha at which it stands, 1 if inconclusive.
+
+    Of an inconclusive one: needed: number of seeds that decides with probability 80 % if the true
+    value is the measured one, None if unknown or above 1000. why: the obstacle, in a few words.
+    leaning: the verdict if the true value is the measured one.
+    """
 
     word: str
     p: float = 1.0
@@ -44,8 +47,8 @@ class Judgement:
 
 
 def in_words(verdict: Judgement, n: int, unit: str = "seed", where: str = "") -> str:
-    """A verdict from n units as every page has it: "**inconclusive**, 12 seeds needed"; where:
-    words that follow the first."""
+    """Return the text of a verdict from n units, alike on all pages: "**inconclusive**, 12 seeds
+    needed". where: text inserted after the bold word."""
     words = f"**{verdict.word}**{where}"
     if verdict.word == INCONCLUSIVE and n == 1:
         return f"{words}: one {unit} has no interval"
@@ -55,8 +58,8 @@ def in_words(verdict: Judgement, n: int, unit: str = "seed", where: str = "") ->
 
 
 def judge_number(ours: Evidence, claimed: float, tolerance: Ends, runs: float = 1) -> Judgement:
-    """Whether our value is the claimed one, which rests on a mean of `runs` runs (infinite: on a
-    theory). tolerance: the least and the greatest number that still count as the claimed one."""
+    """Judge whether our value equals the claimed one, a mean of `runs` runs (infinite for a value
+    from theory). tolerance: (least, greatest) value that still counts as equal."""
     least, most = tolerance
 
     def verdict(alpha: float) -> str:
@@ -75,7 +78,7 @@ def judge_number(ours: Evidence, claimed: float, tolerance: Ends, runs: float = 
 
 
 def judge_above(ours: Evidence, bound: float, floor: float = 0.0) -> Judgement:
-    """Whether our value is above a bound; floor: the least difference worth naming."""
+    """Judge whether our value is above a bound. floor: the least difference worth naming."""
     def verdict(alpha: float) -> str:
         low, high = ours.interval(1 - 2 * alpha)
         return HOLDS if low > bound else FAILS if high < bound + floor else INCONCLUSIVE
@@ -85,7 +88,7 @@ def judge_above(ours: Evidence, bound: float, floor: float = 0.0) -> Judgement:
 
 
 def judge_below(ours: Evidence, bound: float, floor: float = 0.0) -> Judgement:
-    """Whether our value is below a bound, as judge_above."""
+    """Judge whether our value is below a bound. floor: the least difference worth naming."""
     def verdict(alpha: float) -> str:
         low, high = ours.interval(1 - 2 * alpha)
         return HOLDS if high < bound else FAILS if low > bound - floor else INCONCLUSIVE
@@ -95,13 +98,13 @@ def judge_below(ours: Evidence, bound: float, floor: float = 0.0) -> Judgement:
 
 
 def judge_exact(holds: bool) -> Judgement:
-    """Of what has no sampling error, as mathematics has none."""
+    """Judge a statement without sampling error, e.g. a mathematical identity."""
     return Judgement(HOLDS if holds else FAILS, LEAST_P)
 
 
 def judge_all(parts: Sequence[Judgement]) -> Judgement:
-    """Of a statement of several parts, all of which have to hold (no correction is needed); it
-    does not hold where one of them does not, corrected by Holm."""
+    """Judge a statement whose parts must all hold. It holds if all parts do, without correction. It
+    does not hold if a part does not hold after Holm's correction."""
     if all(part.word == HOLDS for part in parts):
         return Judgement(HOLDS, max(part.p for part in parts))
     after = corrected(parts)
@@ -112,14 +115,15 @@ def judge_all(parts: Sequence[Judgement]) -> Judgement:
 
 
 def judge_any(parts: Sequence[Judgement]) -> Judgement:
-    """Of a statement of which one part has to hold: that one does is corrected by Holm, that none
-    does is not."""
+    """Judge a statement of which at least one part must hold. It holds if a part holds after Holm's
+    correction. It does not hold if no part does, without correction."""
     return _opposite(judge_all([_opposite(part) for part in parts]))
 
 
 def _undecided(parts: Sequence[Judgement]) -> Judgement:
-    """What is missing where no part of a statement fails and these do not hold: were one to fail,
-    the seeds of the first that would, else those of all."""
+    """Return the inconclusive judgement of a statement whose parts must all hold. parts: those that
+    do not hold. Where parts lean to "does not hold", one of them decides: `needed` is their
+    minimum, else the maximum over all parts."""
     known = [part for part in parts if part.needed is not None]
     failing = [part for part in known if part.leaning == FAILS]
     if failing or len(known) == len(parts):
@@ -131,21 +135,23 @@ def _undecided(parts: Sequence[Judgement]) -> Judgement:
 
 
 def _opposite(part: Judgement) -> Judgement:
-    """The verdict on the contrary of a statement."""
-    turned = {HOLDS: FAILS, FAILS: HOLDS}
-    return replace(part, word=turned.get(part.word, part.word),
-                   leaning=turned.get(part.leaning, part.leaning))
+    """Return the judgement of the negated statement."""
+    opposite = {HOLDS: FAILS, FAILS: HOLDS}
+    return replace(part, word=opposite.get(part.word, part.word),
+                   leaning=opposite.get(part.leaning, part.leaning))
 
 
 def corrected(parts: Sequence[Judgement]) -> list[Judgement]:
-    """The same verdicts, where Holm's correction of their p values leaves them."""
+    """Return the judgements after Holm's correction; verdicts with p > ALPHA become inconclusive.
+    """
     return [Judgement(INCONCLUSIVE, p, part.needed, f"p {p:.2g} after Holm", part.word)
             if part.word != INCONCLUSIVE and p > ALPHA else replace(part, p=p)
             for part, p in zip(parts, holm([part.p for part in parts]), strict=True)]
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p values after Holm 1979: each is the chance of any false verdict among all of them."""
+    """Return p values adjusted after Holm 1979, which controls the probability of any false verdict
+    among all of them."""
     order = np.argsort(p, kind="stable")
     factors = np.arange(len(p), 0, -1)
     adjusted = np.minimum(1.0, np.maximum.accumulate(np.asarray(p, dtype=float)[order] * factors))
@@ -157,8 +163,8 @@ def _within(value: float, ends: Ends) -> bool:
 
 
 def _distance(ours: Evidence, above: float, below: float) -> float:
-    """By how much one value is above another, on the scale of the evidence; nan where no run got
-    there."""
+    """Return `above` minus `below`, on the log scale if the evidence is; nan if one is not finite.
+    """
     if not (math.isfinite(above) and math.isfinite(below)):
         return math.nan
     if not ours.log:
@@ -168,15 +174,15 @@ def _distance(ours: Evidence, above: float, below: float) -> float:
 
 def _judgement(verdict: Callable[[float], str], ours: Evidence, gap: float, why: str = ""
                ) -> Judgement:
-    """The verdict at ALPHA and the least alpha at which it stands. gap: how far our value is from
-    the one beyond which it would be another verdict."""
+    """Return the judgement at ALPHA, with the smallest alpha at which it stands. gap: half width of
+    the interval below which there would be a verdict."""
     word = verdict(ALPHA)
     if word == INCONCLUSIVE:
         needed = None if why else _needed(ours, gap)
         if not why and needed is None and math.isfinite(ours.value) and ours.sd > 0:
             why = "on the edge"
         return Judgement(word, needed=needed, why=why, leaning=verdict(0.5))
-    low, high = math.log(LEAST_P), math.log(ALPHA)  # at `high` the verdict stands
+    low, high = math.log(LEAST_P), math.log(ALPHA)  # bisection: the verdict stands at `high`
     while high - low > 1e-4:
         middle = (low + high) / 2
         low, high = (low, middle) if verdict(math.exp(middle)) == word else (middle, high)
@@ -184,7 +190,7 @@ def _judgement(verdict: Callable[[float], str], ours: Evidence, gap: float, why:
 
 
 def _needed(ours: Evidence, gap: float) -> int | None:
-    """Seeds for POWER at a one-sided ALPHA, were the true value ours."""
+    """Return the number of seeds for power POWER at a one-sided ALPHA if the true value is ours."""
     if math.isnan(ours.sd) and 1 < ours.n < ORDERED and not math.isnan(ours.value):
         return ORDERED  # by order statistics
     if not (math.isfinite(ours.value) and ours.sd > 0):

@@ -1,11 +1,11 @@
-"""The long table: one row for every number that was measured, kept as JSON.
+"""The long table: one row per measured number, kept as JSON.
 
     rows = Rows([Row("eval_loss", 1, 5.2, task="cifar", optimizer="adamw", settings={"lr": 0.01})])
     rows.where(task="cifar").tree("optimizer", "lr")     # {"adamw": {0.01: [5.2]}}
     write_rows(path, rows, provenance); rows, provenance = read_rows(path)
 
-The file is {"schema": 1, "provenance": {...}, "columns": [...], "rows": [[...], ...]}; provenance
-(device, torch, commit, seeds) is that of all its rows.
+The file is {"schema": 1, "provenance": {...}, "columns": [...], "rows": [[...], ...]}. Its
+provenance (device, torch, commit, seeds) applies to all rows.
 """
 
 import math
@@ -23,8 +23,8 @@ SCHEMA = 1
 class Row:
     """One measured number.
 
-    axis: what was measured, as "eval_loss"; value: the number, None where it is not finite (the
-    run diverged); settings: what else was varied, name -> text or number.
+    axis: the measured quantity, e.g. "eval_loss". value: None if not finite (the run diverged).
+    settings: other varied settings, name -> text or number.
     """
 
     axis: str
@@ -36,10 +36,10 @@ class Row:
 
     def __post_init__(self) -> None:
         if self.value is not None and not math.isfinite(self.value):
-            object.__setattr__(self, "value", None)  # JSON knows no infinity
+            object.__setattr__(self, "value", None)  # JSON has no infinity
 
     def __getitem__(self, column: str) -> Any:
-        """The value of a column or of a setting; None for a setting that the row does not have."""
+        """Return the value of a column or setting; None for a setting that the row lacks."""
         return getattr(self, column) if column in COLUMNS else self.settings.get(column)
 
 
@@ -47,19 +47,19 @@ COLUMNS = tuple(column.name for column in fields(Row))
 
 
 class Rows(list[Row]):
-    """A list of rows that can be filtered and grouped; order of rows is kept throughout."""
+    """A list of rows with filters and grouping, all of which keep the order of rows."""
 
     def where(self, **values: object) -> "Rows":
-        """The rows with these values of columns or settings."""
+        """Return the rows with these values of columns or settings."""
         return Rows(row for row in self if all(row[key] == wanted
                                                for key, wanted in values.items()))
 
     def levels(self, column: str) -> list:
-        """The values of a column or setting, each once, in order of appearance."""
+        """Return the distinct values of a column or setting, in order of appearance."""
         return list(dict.fromkeys(row[column] for row in self))
 
     def tree(self, *columns: str) -> dict:
-        """Values grouped by columns or settings, the first one outermost: {level: {level: [value
+        """Group the values by columns or settings, the first one outermost: {level: {level: [value
         per seed]}}. Rows that lack one of the settings are left out."""
         result: dict = {}
         for row in self:
@@ -73,13 +73,13 @@ class Rows(list[Row]):
         return result
 
     def values(self, **values: object) -> list:
-        """One value per seed of the rows with these columns and settings."""
+        """Return one value per seed: those of the rows with these columns and settings."""
         return [row.value for row in self.where(**values)]
 
     def pivot(self, lines: tuple[str, ...], columns: str, head: tuple[str, ...] = ()
               ) -> list[tuple]:
-        """Lines for `exp.report.tables.table`: a line for each combination of `lines`, a cell for
-        each level of `columns`. head: the titles of the first cells, default the names."""
+        """Return lines for `exp.report.tables.table`: one line per combination of `lines`, one cell
+        per level of `columns`. head: titles of the first cells (default: the names in `lines`)."""
         levels = self.levels(columns)
         cells: dict[tuple, dict] = {}
         for row in self:
@@ -92,8 +92,8 @@ class Rows(list[Row]):
 
 def rows_of(tree: dict | list, columns: tuple[str, ...], seeds: Iterable[int], **shared: object
             ) -> Rows:
-    """The opposite of `Rows.tree`: nested objects with one value per seed as rows. shared: columns
-    and settings of all of them."""
+    """Return nested objects with one value per seed as rows, the inverse of `Rows.tree`. shared:
+    columns and settings of all rows."""
     rows = Rows()
 
     def visit(branch: dict | list, levels: dict) -> None:
@@ -111,13 +111,14 @@ def rows_of(tree: dict | list, columns: tuple[str, ...], seeds: Iterable[int], *
 
 
 def write_rows(path: Path, rows: Iterable[Row], provenance: dict) -> None:
-    """Write rows, one on a line, and what they come from."""
+    """Write rows as JSON, one per line, with their provenance."""
     write_json(path, {"schema": SCHEMA, "provenance": provenance, "columns": list(COLUMNS),
                       "rows": [list(astuple(row)) for row in rows]}, depth=2)
 
 
 def read_rows(path: Path) -> tuple[Rows, dict]:
-    """(rows, provenance) of a file. Raises ValueError where it is missing or no such file."""
+    """Return (rows, provenance) of a file. Raises ValueError if it is missing, damaged, or of
+    another schema."""
     content = read_json(path)
     if content is None or content.get("schema") != SCHEMA:
         raise ValueError(f"{path} is no file of rows with schema {SCHEMA}")

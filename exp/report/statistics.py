@@ -1,6 +1,6 @@
-"""Estimates over seeds with 95 % intervals, tests of differences; scipy does the statistics.
+"""Estimates over seeds with 95 % intervals, and tests of differences, computed by scipy.
 
-Times that were never reached are censored where the run ended, not dropped.
+A seed that never reached its target is censored at the end of its run, not dropped.
 """
 
 import math
@@ -9,19 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy  # whose `stats`, seconds to import, is loaded when it is used
+import scipy  # loads scipy.stats, which takes seconds to import, only when it is used
 
 LEVEL = 0.95
 RESAMPLES = 9999
-ROUNDING = 1e-9  # below 1 / n^2 for any number n of seeds that is run
-EXACT_UP_TO = 12  # seeds: 2^12 sign changes are all tried, more are sampled
+ROUNDING = 1e-9  # tolerance of a share; below 1 / n^2 for the numbers n of seeds in use
+EXACT_UP_TO = 12  # seeds: up to 2^12 sign changes are enumerated, beyond that sampled
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with the ends of its 95 % interval (nan where n is too small for one), from n seeds.
+    """A value with the ends of its 95 % interval (nan if n is too small for one), from n seeds.
 
-    A median that was not reached is infinite.
+    A median time is infinite if it was not reached.
     """
 
     value: float
@@ -31,22 +31,22 @@ class Estimate:
 
 
 def mean(values: Sequence[float]) -> Estimate:
-    """The mean, with Student's t interval over seeds: of three seeds a bootstrap's, from the least
-    to the greatest of them, holds the true mean only three times in four."""
+    """Return the mean over seeds with Student's t interval. (A bootstrap interval of three seeds,
+    from the least to the greatest, covers the true mean only three times in four.)"""
     array = np.asarray(values, dtype=float)
     low, high = _t_interval(array)
     return Estimate(float(array.mean()), low, high, len(array))
 
 
 def deviation(values: Sequence[float]) -> float:
-    """The sample standard deviation, nan for one value."""
+    """Return the sample standard deviation, nan for one value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
 def survival(times: Sequence[float | None], limits: Sequence[float]):
-    """Kaplan-Meier: the share of seeds that have not got there yet, as scipy's survival function.
+    """Return scipy's survival function: the Kaplan-Meier share of seeds yet to reach the target.
 
-    times: when each seed got there, None if never; limits: how long each was watched.
+    times: when each seed reached it, None if never. limits: how long each seed was observed.
     """
     reached = [time is not None for time in times]
     ends = [limit if time is None else time for time, limit in zip(times, limits, strict=True)]
@@ -55,9 +55,9 @@ def survival(times: Sequence[float | None], limits: Sequence[float]):
 
 
 def median_time(times: Sequence[float | None], limits: Sequence[float]) -> Estimate:
-    """The Kaplan-Meier median and its interval (log-log, and where nobody is left the exact
-    binomial one, which log-log has not); infinite ends were not reached, all three where no seed
-    got there."""
+    """Return the Kaplan-Meier median and its interval. The interval is log-log, and the exact
+    binomial one where no seed is left, at which log-log is undefined. An infinite value or end was
+    not reached; all three are infinite if no seed reached the target. Arguments: as `survival`."""
     reached = [time for time in times if time is not None]
     if not reached:
         return Estimate(math.inf, math.inf, math.inf, len(times))
@@ -77,32 +77,36 @@ def median_time(times: Sequence[float | None], limits: Sequence[float]) -> Estim
 def speedup(
     slow: Sequence[float | None], fast: Sequence[float | None], limits: Sequence[float],
 ) -> Estimate:
-    """Median time of `slow` over that of `fast`, bootstrapped over the seeds of both.
+    """Return the median time of `slow` over that of `fast`, bootstrapped over the seeds of both.
 
-    limits: how long each seed of `slow` was watched. Where half of them never got there, the
-    ratio at that limit is a lower bound: the value and the upper end are infinite.
+    limits: how long each seed of `slow` was observed. Where half of them never reached the target,
+    the ratio at that limit is a lower bound; the value and the upper end are infinite. All are nan
+    if the median of `fast` was not reached.
     """
     rng = np.random.default_rng(0)
-    late = np.array([math.inf if time is None else time for time in slow])
-    early = np.array([math.inf if time is None else time for time in fast])
+    slow_times = np.array([math.inf if time is None else time for time in slow])
+    fast_times = np.array([math.inf if time is None else time for time in fast])
     n = min(len(slow), len(fast))
-    if np.isinf(_median(early)):
+    if np.isinf(_median(fast_times)):
         return Estimate(math.nan, math.nan, math.nan, n)
+    ratio = float(_median(slow_times) / _median(fast_times))
     if n < 2:
-        return Estimate(float(_median(late) / _median(early)), math.nan, math.nan, n)
-    watched = np.where(np.isinf(late), np.asarray(limits, dtype=float), late)
-    a, b = (rng.integers(0, len(times), (RESAMPLES, len(times))) for times in (late, early))
-    denominator = _median(early[b])
-    low = np.quantile(_median(watched[a]) / denominator, (1 - LEVEL) / 2)
+        return Estimate(ratio, math.nan, math.nan, n)
+    observed = np.where(np.isinf(slow_times), np.asarray(limits, dtype=float), slow_times)
+    a, b = (rng.integers(0, len(times), (RESAMPLES, len(times)))
+            for times in (slow_times, fast_times))
+    denominator = _median(fast_times[b])
+    low = np.quantile(_median(observed[a]) / denominator, (1 - LEVEL) / 2)
     with np.errstate(invalid="ignore"):
-        ratios = np.nan_to_num(_median(late[a]) / denominator, nan=math.inf,
+        ratios = np.nan_to_num(_median(slow_times[a]) / denominator, nan=math.inf,
                                posinf=math.inf)
     high = np.quantile(ratios, (1 + LEVEL) / 2, method="higher")
-    return Estimate(float(_median(late) / _median(early)), float(low), float(high), n)
+    return Estimate(ratio, float(low), float(high), n)
 
 
 def paired(ours: dict[int, float], baseline: dict[int, float]) -> tuple[Estimate, float]:
-    """Mean difference on equal seeds, and the p value of a two-sided permutation test on its sign.
+    """Return the mean difference ours - baseline on the seeds of both, and the p value of a
+    two-sided permutation test of its sign.
 
     With n pairs the least possible p is 2^(1-n): three seeds cannot reach 0.05.
     """
@@ -114,12 +118,12 @@ def paired(ours: dict[int, float], baseline: dict[int, float]) -> tuple[Estimate
     low, high = _t_interval(differences)
     resamples = np.inf if len(differences) <= EXACT_UP_TO else RESAMPLES
     test = scipy.stats.permutation_test((differences,), np.mean, permutation_type="samples",
-                                  n_resamples=resamples, rng=np.random.default_rng(0))
+                                        n_resamples=resamples, rng=np.random.default_rng(0))
     return Estimate(float(differences.mean()), low, high, len(differences)), float(test.pvalue)
 
 
 def welch(values: Sequence[float], others: Sequence[float]) -> tuple[Estimate, float, float]:
-    """Difference of two means without pairs, its Welch interval, t and two-sided p value."""
+    """Return the difference of two unpaired means with its Welch interval, t, two-sided p value."""
     difference = float(np.mean(values) - np.mean(others))
     n = min(len(values), len(others))
     if n < 2:
@@ -136,8 +140,8 @@ def logrank(
     times: Sequence[float | None], limits: Sequence[float],
     other_times: Sequence[float | None], other_limits: Sequence[float],
 ) -> float:
-    """p value of the log-rank test that two groups of seeds get there equally soon; nan if none
-    of either got there."""
+    """Return the p value of the log-rank test that two groups of seeds reach the target equally
+    soon; nan if no seed of either reached it. Arguments: as `survival`, for each group."""
     if all(time is None for time in (*times, *other_times)):
         return math.nan
     groups = []
@@ -149,14 +153,14 @@ def logrank(
 
 
 def _median(times: np.ndarray) -> np.ndarray:
-    """The Kaplan-Meier median of times of which none is censored early: of an even number the
-    lower middle one, when half have got there."""
+    """Return the Kaplan-Meier median over the last axis, of times with none censored early: for an
+    even number the lower middle one, when half of the seeds have reached the target."""
     return np.sort(times, axis=-1)[..., (times.shape[-1] - 1) // 2]
 
 
 def _crossing(quantiles: np.ndarray, shares: np.ndarray) -> float:
-    """The first time at which at most half are left; infinite if more than half remain. A share is
-    a running product, and one half of it may read 0.5000000000000001."""
+    """Return the first time at which at most half of the seeds are left, infinite if more remain. A
+    share is a running product, so one half may be computed as 0.5000000000000001."""
     passed = np.flatnonzero(np.nan_to_num(shares, nan=1.0) <= 0.5 + ROUNDING)
     return float(quantiles[passed[0]]) if len(passed) else math.inf
 

@@ -1,8 +1,8 @@
-"""The Markdown writer: numbers, intervals and tables, the same on every page.
+"""Markdown text of numbers, intervals and tables, formatted alike on every page.
 
     page("# Title", "A paragraph.", table([("", "loss"), ("AdamW", [5.1, 5.3])]))
 
-Cells of `table` are what they are: text with its bars escaped, a number with four digits, an
+`table` formats a cell by its type: text with its bars escaped, a number with four digits, an
 Estimate with its interval, a list of one value per seed as their mean with its interval, None as a
 dash.
 """
@@ -17,23 +17,24 @@ Lines = list[tuple[Cell, ...]]
 
 
 def page(*parts: str) -> str:
-    """Headings, paragraphs and tables with an empty line between them; empty ones are left out."""
+    """Join headings, paragraphs and tables with an empty line between them; drop empty ones."""
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def older_code(marks: Iterable[str]) -> str:
-    """What today's code would not give, from "results: module 1 -> 2"; empty without a mark."""
+    """Return a note that results come from older code. marks: such as "results: module 1 -> 2".
+    Empty without a mark."""
     text = "; ".join(mark for mark in marks if mark)
     return f"Made by older code whose results differ (RECIPE numbers): {text}." if text else ""
 
 
 def table(lines: Iterable[Sequence[Cell]]) -> str:
-    """Lines of cells, the first one the head, as an aligned Markdown table."""
+    """Return an aligned Markdown table of cells; the first line is the head."""
     return markdown([tuple(map(cell, line)) for line in lines])
 
 
 def cell(value: Cell) -> str:
-    """One cell of a table as text."""
+    """Return a cell of a table as text."""
     if value is None:
         return "–"
     if isinstance(value, str):
@@ -44,7 +45,7 @@ def cell(value: Cell) -> str:
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of text, the first one the head, as an aligned Markdown table."""
+    """Return an aligned Markdown table of texts; the first line is the head."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     rows = ["| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
             + " |" for line in lines]
@@ -53,7 +54,8 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float) -> str:
-    """Four significant digits, whole numbers as they are."""
+    """Format with four significant digits; whole numbers and those from 1000 on as integers. nan is
+    a dash, infinity "never"."""
     if math.isnan(value):
         return "–"
     if math.isinf(value):
@@ -62,8 +64,8 @@ def number(value: float) -> str:
 
 
 def interval(estimate: Estimate, unit: str = "") -> str:
-    """A value with its unit and, where there is one, its interval."""
-    if math.isinf(estimate.value) and unit == "x":  # a ratio to what was never reached
+    """Format a value with its unit and, if it has one, its interval."""
+    if math.isinf(estimate.value) and unit == "x":  # the slower side never reached the target
         return "∞ x" if math.isnan(estimate.low) else f"> {number(estimate.low)} x"
     value = number(estimate.value)
     if unit and math.isfinite(estimate.value):
@@ -74,7 +76,8 @@ def interval(estimate: Estimate, unit: str = "") -> str:
 
 
 def at_least(ratio: Estimate | None) -> str:
-    """A ratio with its interval, or only its lower end where it is to what was never reached."""
+    """Format a ratio with its interval, or only its lower bound if the ratio is infinite (one side
+    never reached the target)."""
     if ratio is None:
         return ""
     return f"> {number(ratio.low)}" if math.isinf(ratio.value) else interval(ratio)

@@ -1,4 +1,5 @@
-"""HTML of the web page: text, tables, curves and the forest plot. Style and script lie beside."""
+"""HTML of the web page: text, tables, curves and the forest plot. Style and script are in this
+folder."""
 
 import html
 import math
@@ -8,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-PLOT = (360, 250)  # of a plot of curves, pixels: a phone's width
-LEFT_OF, RIGHT_OF, ABOVE, BELOW = 48, 8, 8, 40  # around its axes
-STEPS = (1, 2, 5)  # between ticks, times a power of ten
-FINE = (1, 1.5, 2, 3, 4, 5, 6, 8)  # ticks of a logarithmic axis that has few of those
-WIDTH, LEFT, ROW, FOOT = 640, 190, 24, 44  # of the forest plot, pixels
-LONG = 40  # characters from which a column is kept wide
+PLOT = (360, 250)  # (width, height) of a plot of curves, pixels: a phone's width
+LEFT_OF, RIGHT_OF, ABOVE, BELOW = 48, 8, 8, 40  # margins around its axes, pixels
+STEPS = (1, 2, 5)  # distances between ticks, times a power of ten
+FINE = (1, 1.5, 2, 3, 4, 5, 6, 8)  # ticks of a logarithmic axis with at most two of the former
+WIDTH, LEFT, ROW, FOOT = 640, 190, 24, 44  # sizes of the forest plot, pixels
+LONG = 40  # characters; a column with a longer cell is kept wide
 CLASSES = {"holds": "holds", "not established": "", "does not hold": "fails", "refuted": "fails"}
 
 
 def document(sections: Mapping[str, str]) -> str:
-    """The whole page, self-contained, from its sections: title -> HTML."""
+    """Return the self-contained page. sections: title -> HTML."""
     ids = {title: re.sub(r"\W+", "-", title.lower()).strip("-") for title in sections}
     nav = " ".join(f'<a href="#{ids[title]}">{html.escape(title)}</a>' for title in sections)
     content = "\n".join(f'<section aria-labelledby="{ids[title]}">\n<h2 id="{ids[title]}">'
@@ -31,7 +32,8 @@ def document(sections: Mapping[str, str]) -> str:
 
 
 def inline(text: str) -> str:
-    """A line of the Markdown that pages here use: code, bold, <sub>, links; the rest is escaped."""
+    """Convert a line of Markdown to HTML: code, bold, emphasis, <sub> and links; escape the rest.
+    """
     text = html.escape(text, quote=False)
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
     text = re.sub(r"\*\*(.+?)\*\*", _strong, text)
@@ -55,7 +57,8 @@ def paragraphs(text: str) -> str:
 
 
 def table(caption: str, lines: Sequence[Sequence[str]]) -> str:
-    """A sortable table; lines: the head, then rows whose first cell names them, as Markdown."""
+    """Return a sortable table. lines: the head, then rows with their name in the first cell, as
+    Markdown."""
     head, *rows = lines
     long = [any(len(row[column]) > LONG for row in rows) for column in range(len(head))]
     cells = "".join(f'<th scope="col">{inline(cell) or "name"}</th>' for cell in head)
@@ -69,17 +72,18 @@ def table(caption: str, lines: Sequence[Sequence[str]]) -> str:
 
 
 def details(summary: str, body: str) -> str:
-    """What unfolds."""
+    """Return a block of HTML `body` that unfolds at a click on `summary`."""
     return f"<details><summary>{inline(summary)}</summary>\n{body}\n</details>"
 
 
 def code(text: str) -> str:
-    """A block of code."""
+    """Return a block of code."""
     return f"<pre>{html.escape(text, quote=False)}</pre>"
 
 
 def forest(title: str, rows: Iterable[tuple[str, float, float, float]]) -> str:
-    """A forest plot as SVG: (name, ratio, low, high) a line, on a log axis with 1 marked."""
+    """Return a forest plot as SVG, on a log axis with 1 marked. rows: (name, ratio, low, high).
+    Empty without a finite value."""
     rows = list(rows)
     ends = [end for _, *values in rows for end in values if end > 0 and math.isfinite(end)]
     if not ends:
@@ -105,18 +109,18 @@ def forest(title: str, rows: Iterable[tuple[str, float, float, float]]) -> str:
                 for tick in ticks),
               f'<text x="{(LEFT + WIDTH) / 2}" y="{foot + 37}" text-anchor="middle">'
               f"{html.escape(title)}</text>"]
-    told = "; ".join(f"{name} {ratio:.3g} from {left:.3g} to {right:.3g}"
-                     for name, ratio, left, right in rows)
+    label = "; ".join(f"{name} {ratio:.3g} from {left:.3g} to {right:.3g}"
+                      for name, ratio, left, right in rows)
     return (f'<div class="wide plot" tabindex="0" role="region" aria-label="Forest plot">\n'
             f'<svg viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" role="img" '
-            f'aria-label="{html.escape(f"{title}: {told}", quote=True)}">\n'
+            f'aria-label="{html.escape(f"{title}: {label}", quote=True)}">\n'
             + "\n".join(marks) + "\n</svg></div>")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a plot: points (xs, ys) in one colour; dashes: of SVG's stroke-dasharray, "" for a
-    solid line; low, high: of a band around it."""
+    """A line of a plot through the points (xs, ys). dashes: SVG's stroke-dasharray, "" for a solid
+    line. low, high: ends of a band around the line, per point."""
 
     color: str
     dashes: str
@@ -128,8 +132,8 @@ class Line:
 
 def curves(name: str, title: str, xlabel: str, ylabel: str, lines: Mapping[str, Line],
            log: bool = False) -> str:
-    """A figure of lines by label, as SVG with a legend beneath. name: part of its ids; log: the y
-    axis is logarithmic."""
+    """Return a figure as SVG with a legend beneath. name: prefix of its HTML ids. lines: by label.
+    log: make the y axis logarithmic."""
     width, height = PLOT
     across = Scale([x for line in lines.values() for x in (0, *line.xs)],
                     LEFT_OF, width - RIGHT_OF)
@@ -164,8 +168,8 @@ def curves(name: str, title: str, xlabel: str, ylabel: str, lines: Mapping[str, 
 
 
 class Scale:
-    """Value -> pixel, from `first` for the least value to `last` for the largest; `ticks` lie in
-    between."""
+    """Maps values to pixels, from `first` for the least value to `last` for the largest. `ticks`:
+    round values in between."""
 
     def __init__(self, values: Iterable[float], first: float, last: float, log: bool = False
                  ) -> None:
