@@ -1,8 +1,8 @@
 """Data sets, one per file: files are located and verified, then held as tensors on the device.
 
 Files are looked for in data/cache/, then in $ARS_DATA, then downloaded into data/cache/. A file
-that differs from its published checksum is refused. What is computed from them (tokenizer, rows of
-tokens) is cached in data/cache/ with a checksum of its own and computed again if it is damaged.
+that differs from its published checksum is rejected. Derived data (tokenizer, rows of tokens) are
+cached in data/cache/ with a checksum of their own and computed again if damaged.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CACHE = Path(__file__).parent / "cache"
-LFS_POINTER = b"version https://git-lfs"  # how a file begins that Git LFS has not downloaded
+LFS_POINTER = b"version https://git-lfs"  # start of a file not yet downloaded by Git LFS
 
 
 class DataError(Exception):
@@ -22,7 +22,7 @@ class DataError(Exception):
 
 
 def locate(folder: str) -> Path | None:
-    """The folder in data/cache/ or else in $ARS_DATA, None if it is in neither."""
+    """Return the folder in data/cache/ or else in $ARS_DATA, None if it is in neither."""
     places = [CACHE / folder]
     if os.environ.get("ARS_DATA"):
         places.append(Path(os.environ["ARS_DATA"]) / folder)
@@ -30,7 +30,7 @@ def locate(folder: str) -> Path | None:
 
 
 def read(path: Path, checksum: str, algorithm: str = "sha256") -> bytes:
-    """The content of a file. Raises DataError if it is missing or has another checksum."""
+    """Return the content of a file. Raises DataError if it is missing or its checksum differs."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -39,7 +39,7 @@ def read(path: Path, checksum: str, algorithm: str = "sha256") -> bytes:
 
 
 def verify(content: bytes, checksum: str, name: str, algorithm: str = "sha256") -> bytes:
-    """The content itself. Raises DataError if its checksum is another one."""
+    """Return `content`. Raises DataError, naming it `name`, if its checksum differs."""
     if hashlib.new(algorithm, content, usedforsecurity=False).hexdigest() == checksum:
         return content
     if content.startswith(LFS_POINTER):
@@ -49,9 +49,10 @@ def verify(content: bytes, checksum: str, name: str, algorithm: str = "sha256") 
 
 
 def download(name: str, folder: str, sources: Iterable[Callable[[], str]]) -> Path:
-    """The folder in data/cache/ that the first working source fills; it returns that one's name.
+    """Try `sources` in order; each fills a folder in data/cache/ and returns its name. Return the
+    path of the first that succeeds.
 
-    Raises DataError if none works, saying why and where to put the data.
+    Raises DataError if all fail, with the reasons and where to put the data.
     """
     print(f"downloading {name}, once", file=sys.stderr, flush=True)
     failures = []
@@ -67,7 +68,7 @@ def download(name: str, folder: str, sources: Iterable[Callable[[], str]]) -> Pa
 @contextmanager
 def new_folder(folder: str) -> Iterator[Path]:
     """A temporary folder that becomes data/cache/<folder> if the block succeeds, so that no other
-    run sees half of it; of two runs at once the first one's is kept."""
+    run sees it incomplete. If two runs make it at once, the first one's is kept."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as parent:
         temporary = Path(parent) / folder
@@ -81,10 +82,10 @@ def new_folder(folder: str) -> Iterator[Path]:
 
 
 def cached(name: str, compute: Callable[[], bytes]) -> bytes | memoryview:
-    """The bytes that `compute` returned when data/cache/<name> was written, or returns now.
+    """Return the content of data/cache/<name>; if it is missing or damaged, write it by `compute`.
 
-    The file begins with the SHA-256 of its name and bytes; a damaged one is computed again.
-    Several processes may do so at once: each writes a temporary file and renames it.
+    The file begins with the SHA-256 of its name and content. Several processes may compute it at
+    once: each writes a temporary file and renames it.
     """
     path = CACHE / name
     with suppress(FileNotFoundError):

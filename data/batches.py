@@ -1,4 +1,4 @@
-"""Shuffled minibatches of tensors that live on the device, in an order that needs no state."""
+"""Shuffled minibatches of tensors on the device, in an order computed from seed and epoch."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -7,24 +7,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IGNORED = -100  # a target that counts for nothing: torch's cross entropy leaves it out
+IGNORED = -100  # a target without loss: ignore_index of torch's cross entropy
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class Batches:
-    """Minibatches of a training set, an epoch at a time.
+    """Minibatches of a training set, one epoch at a time.
 
-    The order is a pure function of (seed, epoch), each batch's augmentation one of (seed, epoch,
-    batch): a resumed run needs nothing from here, and skipping to a batch costs nothing.
+    The order is a pure function of (seed, epoch), the augmentation of a batch one of (seed, epoch,
+    batch). A resumed run therefore has no state to restore here, and skipping batches is free.
     tensors: equal first lengths, all on one device. augment: changes the first tensor of a batch.
-    epochs_per_pass: equal parts of one shuffled order that are an epoch each, so that a small run
-    is evaluated more often; what is left over by them waits for another order.
+    epochs_per_pass: the number of equal epochs in one shuffled pass over the data, so that a short
+    run is evaluated more often; a remainder is left out of that pass.
     Raises ValueError for a batch_size or epochs_per_pass outside [1, 2**31) or an epoch without a
     batch.
     """
 
-    most_epochs = math.inf  # a set of which each example is used once has a last one
+    most_epochs = math.inf  # finite if each example is used only once
 
     def __init__(self, tensors: tuple[Tensor, ...], batch_size: int, seed: int,
                  drop_last: bool = False, augment: Augment | None = None,
@@ -40,11 +40,11 @@ class Batches:
             raise ValueError(f"batch_size {batch_size} leaves no batch of {rows} examples")
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         return -(-self.examples // self.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        """The batches of one epoch, from batch `start` on."""
+        """Yield the batches of one epoch (from 0), from batch `start` on."""
         device = self.tensors[0].device
         # Drawn on the CPU, so that every device sees the same order.
         rows = len(self.tensors[0])
@@ -61,6 +61,6 @@ class Batches:
 
 
 def seeded(device: torch.device | str, *keys: int) -> torch.Generator:
-    """A torch generator whose seed mixes the keys, so that neighbouring ones are unrelated."""
+    """Return a torch generator seeded by a hash of `keys`, so that similar keys are unrelated."""
     (word,) = np.random.SeedSequence(keys).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(word) % 2**63)

@@ -1,8 +1,8 @@
 """CIFAR-10, Krizhevsky 2009: held on the device as bytes, augmented there a whole batch at a time.
 
 Two layouts of the same images are read: `cifar-10-batches-py` (torchvision's, pickled) and
-`cifar-10-batches-bin` (the published binary version: each image a label and 3072 bytes). A download
-comes from the Hugging Face hub as the latter, or through torchvision as the former.
+`cifar-10-batches-bin` (the published binary version: each image a label and 3072 bytes). The
+Hugging Face hub's download is kept as the latter, torchvision's as the former.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ MD5 = {  # of the pickled files
     "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
-SHA256 = {  # of labels and images: of the binary files
+SHA256 = {  # of the binary files: labels and images
     "data_batch_1": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
     "data_batch_2": "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
     "data_batch_3": "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
@@ -38,16 +38,15 @@ SHA256 = {  # of labels and images: of the binary files
     "test_batch": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
 }
 TEST = "test_batch"
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # STD: mean over single images
 SIZE = 32
 
 
 @dataclass(frozen=True)
 class CIFAR10:
-    """Training batches (images (batch, 3, 32, 32) float, labels), the images to evaluate on every
-    epoch, and, where those are held-out training images, the 10,000 test images.
-
-    digest: file -> SHA-256 of its labels and images.
+    """train: batches of (images (batch, 3, 32, 32) float, labels (batch,)). eval: the images and
+    labels to evaluate on every epoch. test: the 10,000 test images, if `eval` is held out from the
+    training images. digest: file -> SHA-256 of its labels and images.
     """
 
     train: Batches
@@ -62,12 +61,11 @@ def cifar10(
     epochs_per_pass: int = 1, drop_last: bool = False, validation: float = 0.0, *, seed: int,
     device: torch.device,
 ) -> CIFAR10:
-    """The published augmentation: crop with `crop` black pixels around, flip, normalize, then a
-    square of `cutout` pixels filled with the mean colour (0 after normalization), clipped at the
-    border. `subset` is the share of training images, the same ones for every seed;
-    epochs_per_pass: see Batches.
-    validation: the share of training images held out to choose by; 0, as published, evaluates
-    every epoch on the test set.
+    """CIFAR-10 with the published augmentation: random crop after padding by `crop` black pixels,
+    flip, normalization, and a random square of side `cutout` filled with the mean color (0 after
+    normalization), clipped at the border. subset: share of the training images, the same ones for
+    every seed. epochs_per_pass: see Batches. validation: share of the training images held out for
+    evaluation; 0, as published, evaluates every epoch on the test set.
 
     Raises ValueError for a crop outside [0, 32], a cutout outside [0, 64], a subset outside (0, 1]
     or a validation outside [0, 1), DataError for missing or damaged data.
@@ -82,7 +80,7 @@ def cifar10(
     folder = locate(PICKLED) or locate(BINARY) or download("CIFAR-10", PICKLED,
                                                            (_from_hub, _from_torchvision))
     parts = [_images(folder, name) for name in MD5 if name != TEST]
-    # Shuffled with a fixed seed before cutting: the parts depend on nothing but their shares.
+    # Shuffled with a fixed seed before splitting: the parts depend only on their shares.
     order = torch.randperm(sum(len(labels) for _, labels in parts),
                            generator=torch.Generator().manual_seed(0))
     count = round(validation * len(order))
@@ -101,7 +99,7 @@ def cifar10(
 
 
 def _rows(parts: Sequence[Tensor], chosen: Tensor) -> Tensor:
-    """Some rows of tensors one after another, without a copy of them all."""
+    """Rows `chosen` of the concatenation of `parts`, without making that concatenation."""
     rows = parts[0].new_empty(len(chosen), *parts[0].shape[1:])
     start = 0
     for part in parts:
@@ -138,19 +136,19 @@ def augment(images: Tensor, generator: torch.Generator, crop: int, flip: bool,
 
 
 def normalize(images: Tensor) -> Tensor:
-    """Bytes (batch, 3, h, w) -> floats with the training set's mean 0 and deviation 1."""
+    """Bytes (batch, 3, h, w) -> floats (bytes / 255 - MEAN) / STD, per channel."""
     mean, std = _statistics(images.device)
     return (images / 255).sub_(mean).div_(std)  # bytes divide to floats
 
 
 @cache
 def _statistics(device: torch.device) -> Tensor:
-    """Mean and deviation, (2, 3, 1, 1), sent to a device once: a copy waits for the device."""
+    """MEAN and STD, (2, 3, 1, 1), copied to a device once, since a copy synchronizes with it."""
     return torch.tensor((MEAN, STD), device=device).view(2, 3, 1, 1)
 
 
 def _images(folder: Path, name: str) -> tuple[Tensor, Tensor]:
-    """Images (n, 3, 32, 32) uint8 and labels (n,) int64 of one of the files."""
+    """Images (n, 3, 32, 32) uint8 and labels (n,) int64 of one file."""
     pixels, labels = (_pickled if folder.name == PICKLED else _binary)(folder, name)
     images = torch.from_numpy(np.array(pixels)).view(-1, 3, SIZE, SIZE)
     return images, torch.from_numpy(np.array(labels)).long()
@@ -170,7 +168,7 @@ def _binary(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _from_hub() -> str:
     """Download uoft-cs/cifar10, whose images are PNGs and whose batches are in another order: each
-    is recognized by its checksum. Raises DataError if one of them is missing."""
+    is identified by its checksum. Raises DataError for a batch with none of the checksums."""
     from datasets import load_dataset
 
     loaded = load_dataset("uoft-cs/cifar10")
@@ -189,8 +187,8 @@ def _from_hub() -> str:
 
 
 def _records(rows) -> bytes:
-    """Rows of the hub as in the binary version: a byte of label, then the red, green and blue
-    pixels, row by row."""
+    """Encode rows of the hub in the binary layout: per image the label's byte, then the red, green
+    and blue pixels."""
     return b"".join(bytes([row["label"]]) + np.asarray(row["img"]).transpose(2, 0, 1).tobytes()
                     for row in rows)
 

@@ -1,9 +1,9 @@
-"""The ladder's corpus as bytes, or as pieces of a BPE: novels of 1839-1931 and prose of Microsoft's
-Win32 documentation.
+"""The ladder's corpus as bytes or as BPE tokens: novels of 1839-1931 and prose of Microsoft's Win32
+documentation.
 
 The files are `ladder/{eltec,novels,docs}.txt.bz2`. data/sources/ladder.py makes the first two from
-public repositories; docs, from MicrosoftDocs/win32 (CC BY 4.0) at 47e64c18, has to be put there.
-The training text of Wikitext-2 can take their place, or FineWeb as GPT-2 tokens.
+public repositories; docs, from MicrosoftDocs/win32 (CC BY 4.0) at 47e64c18, must be supplied.
+Alternatives are the training text of Wikitext-2, and FineWeb as GPT-2 tokens.
 """
 
 import bz2
@@ -35,9 +35,9 @@ SHA256 = {  # of each text
 }
 BLOCK = 2**16  # bytes
 HELD_OUT = 64  # every 64th block, from the first, is never trained on
-BYTES = 256  # symbols
-VOCAB_SIZES = (bpe.SMALLEST, 2**15)  # of a BPE
-AT_ONCE = 8  # blocks
+BYTES = 256  # vocabulary size for bytes
+VOCAB_SIZES = (bpe.SMALLEST, 2**15)  # smallest and largest of a BPE
+AT_ONCE = 8  # blocks per call of the tokenizer
 
 Corpus = Literal["eltec+novels", "eltec+novels+docs", "eltec+docs", "wikitext2", "fineweb"]
 
@@ -45,9 +45,9 @@ Corpus = Literal["eltec+novels", "eltec+novels+docs", "eltec+docs", "wikitext2",
 @dataclass(frozen=True)
 class Ladder:
     """train: batches of (inputs, targets), int64, (batch, sequence_length) each. eval: windows
-    (windows, sequence_length + 1) of uint8 bytes or of pieces, the bits of uint16 as int16, of
-    which every one but the first is a target; eval_bytes: the bytes of text that these stand for.
-    digest: text -> SHA-256."""
+    (windows, sequence_length + 1) of uint8 bytes or of BPE tokens (uint16 stored as int16); all but
+    the first of a window are targets. eval_bytes: bytes of text in these targets. digest: text ->
+    SHA-256."""
 
     train: "OnePass"
     eval: Tensor
@@ -57,8 +57,9 @@ class Ladder:
 
 
 class OnePass(Batches):
-    """Windows of a text in one order, drawn from the seed: an epoch is the next `steps` batches of
-    it, so that no window is used twice and runs of every length begin alike.
+    """Windows of a text in a random order that depends on the seed only. An epoch is its next
+    `steps` batches, so that no window is used twice and runs of any length begin with the same
+    batches.
 
     Raises ValueError for fewer windows than an epoch needs.
     """
@@ -89,12 +90,12 @@ def ladder(
     sequence_length: int = 128, eval_bytes: int = 2**19, vocab_size: int = BYTES, *, seed: int,
     device: torch.device,
 ) -> Ladder:
-    """A corpus in windows of sequence_length + 1 tokens that do not overlap, on the device.
+    """A corpus in non-overlapping windows of sequence_length + 1 tokens, on the device.
 
-    The text is cut into blocks of 65,536 bytes; those with an index of 0 mod 64 are held out, and
-    about `eval_bytes` of them, in windows evenly spaced, are evaluated. steps: batches in an epoch.
-    vocab_size: 256 for bytes, more for pieces of a BPE made from the blocks that are trained on,
-    50304 for "fineweb", whose shards are its own: 100 M tokens, and 10.5 M held out.
+    The text is cut into blocks of 65,536 bytes. Those with an index of 0 mod 64 are held out;
+    evenly spaced windows with about `eval_bytes` of them are evaluated. steps: batches per epoch.
+    vocab_size: 256 for bytes, more for a BPE trained on the training blocks, 50304 for "fineweb",
+    which has shards of its own: 100 M training tokens and 10.5 M held-out ones.
     Raises ValueError for sizes out of range, DataError for missing or damaged data.
     """
     if not 1 <= sequence_length < BLOCK:
@@ -130,7 +131,8 @@ def _corpus(names: Sequence[str], vocab_size: int) -> tuple[list[Tensor], Tensor
 
 
 def blocks_of(content: np.ndarray) -> list[Tensor]:
-    """A text in blocks of bytes, without its rest. Raises ValueError for fewer than two."""
+    """Cut a text into blocks of BLOCK bytes and drop the rest. Raises ValueError for fewer than
+    two blocks."""
     blocks = torch.from_numpy(content[: len(content) // BLOCK * BLOCK]).view(-1, BLOCK)
     if len(blocks) < 2:
         raise ValueError(f"{len(content)} bytes are fewer than two blocks of {BLOCK}")
@@ -138,7 +140,7 @@ def blocks_of(content: np.ndarray) -> list[Tensor]:
 
 
 def split(blocks: list[Tensor], length: int) -> tuple[Tensor, Tensor]:
-    """Windows (windows, length) to train on and held out; the rest of a block is dropped."""
+    """Return training and held-out windows, (windows, length) each; drop the rest of a block."""
     parts: tuple[list[Tensor], list[Tensor]] = [], []
     for index, block in enumerate(blocks):
         parts[index % HELD_OUT == 0].append(_windows(block, length))
@@ -151,8 +153,8 @@ def _windows(tokens: Tensor, length: int) -> Tensor:
 
 def _in_pieces(blocks: list[Tensor], digests: Sequence[str], vocab_size: int
                ) -> tuple[list[Tensor], Tensor]:
-    """Each block as pieces of a BPE, int16, and the bytes of each piece, (vocab_size,); cached. A
-    character that the end of a block cuts is left out."""
+    """Return each block as BPE tokens, int16, and the bytes per token, (vocab_size,); cached. A
+    character that the end of a block cuts is dropped."""
     def compute() -> bytes:
         print("tokenizing the ladder's corpus, once: some minutes", file=sys.stderr, flush=True)
         texts = [block.numpy().tobytes().decode(errors="ignore") for block in blocks]
@@ -170,8 +172,8 @@ def _in_pieces(blocks: list[Tensor], digests: Sequence[str], vocab_size: int
 
 
 def pairs(windows: Tensor) -> tuple[Tensor, Tensor]:
-    """(inputs, targets) of windows, int64."""
-    windows = windows.long() & 0xFFFF
+    """(inputs, targets) of windows (n, length + 1): int64, (n, length) each."""
+    windows = windows.long() & 0xFFFF  # uint16 stored as int16
     return windows[:, :-1], windows[:, 1:]
 
 
@@ -182,7 +184,8 @@ def _names(corpus: str) -> list[str]:
 
 
 def load(name: str) -> tuple[np.ndarray, str]:
-    """The bytes of one text, uint8, and its SHA-256. Raises DataError."""
+    """Return the bytes of one text, uint8, and its SHA-256. Raises DataError if it is missing or
+    damaged."""
     if name == "wikitext2":
         digest = WIKITEXT2["v1"]["train"]
         content: bytes | memoryview = wikitext2_texts("v1")["train"].encode()

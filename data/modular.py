@@ -1,4 +1,4 @@
-"""Modular arithmetic: every tuple of operands once, a share of them for training.
+"""Modular arithmetic: all tuples of operands, split at random into training and evaluation.
 
 Power et al. 2022, arXiv 2201.02177. The parity of n bits is addition with p = 2 and n terms.
 """
@@ -16,7 +16,7 @@ from data.batches import Batches
 
 Operation = Literal["addition", "subtraction", "multiplication", "division", "exponentiation",
                     "gcd"]
-LARGEST = 2**24  # examples: beyond that they are no longer held as tensors with ease
+LARGEST = 2**24  # examples, to bound their memory
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ def modular(
     batch_size: int = 512, p: int = 113, fraction: float = 0.3,
     operation: Operation = "addition", terms: int = 2, *, seed: int, device: torch.device,
 ) -> Modular:
-    """All p**terms tuples of operands, int(fraction * their number) of them, chosen by the seed, to
-    train on; the label is ((a o b) o c ...) mod p.
+    """All p**terms tuples of operands. int(fraction * their number), chosen by the seed, are for
+    training. The label is ((a o b) o c ...) mod p.
 
     division: by nonzero operands only, p prime. exponentiation: 0**0 = 1. gcd: gcd(0, 0) = 0.
     A model needs sequence_length = terms + 1.

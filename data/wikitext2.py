@@ -1,8 +1,8 @@
-"""Wikitext-2, Merity et al. 2016, arXiv 1609.07843, as byte-level BPE tokens in rows.
+"""Wikitext-2, Merity et al. 2016, arXiv 1609.07843, as byte-level BPE tokens packed into rows.
 
 The files are `wikitext-2/{train,valid,test}.txt` (variant "v1") and the same in `wikitext-2-raw/`
-("raw"), byte for byte those of the published archives. Tokenizer and rows are cached under the hash
-of what they were computed from.
+("raw"), byte for byte those of the published archives. Tokenizer and rows are cached under a hash
+of their inputs.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ SHA256 = {  # of wiki.*.tokens and wiki.*.raw in the published archives
 VOCAB_SIZES = (SMALLEST, 2**20)
 LONGEST_ROW = 2**16
 CACHE_FORMAT = 4  # part of every cached name: raise it when the code below changes its result
-SECONDS = 20  # that tokenizing takes on two CPU cores
+SECONDS = 20  # for tokenizing on two CPU cores
 
 Variant = Literal["v1", "raw"]
 Packing = Literal["contiguous", "sentence"]
@@ -46,9 +46,9 @@ Packing = Literal["contiguous", "sentence"]
 class Wikitext2:
     """Rows (inputs, targets), int64, (rows, sequence_length) each.
 
-    Padding is `pad_id` in inputs and IGNORED in targets, whatever the text holds. eval and test are
-    the validation and test splits; eval_bytes and test_bytes count the UTF-8 bytes of text that
-    their targets stand for. digest: split -> SHA-256 of its text.
+    Padding is `pad_id` in inputs and IGNORED in targets. eval and test are the validation and test
+    splits; eval_bytes and test_bytes count the UTF-8 bytes of text in their targets. digest: split
+    -> SHA-256 of its text.
     """
 
     train: Batches
@@ -67,10 +67,10 @@ def wikitext2(
     eval_subset: float = 1.0, epochs_per_pass: int = 1, drop_last: bool = False,
     train_on_padding: bool = False, *, seed: int, device: torch.device,
 ) -> Wikitext2:
-    """Wikitext-2 in rows of `sequence_length` inputs and as many targets, each one token later.
+    """Wikitext-2 in rows of `sequence_length` inputs and the targets, shifted by one token.
 
     variant: "v1" has <unk> for rare words, "raw" (used by the published runs) keeps them. packing:
-    "contiguous" is document order without a gap; "sentence" is the published one, see `pack`.
+    "contiguous" is document order without gaps; "sentence" is the published one, see `pack`.
     subset, eval_subset: share of the training and of the validation rows, evenly spaced; the test
     split is always whole. epochs_per_pass: see Batches. Padding is left out of the training loss
     unless `train_on_padding` (published).
@@ -110,10 +110,10 @@ def _check(variant: str, packing: str, sequence_length: int, vocab_size: int, su
 
 
 def pack(pieces: list[list[int]], length: int, pad: int = IGNORED) -> Tensor:
-    """The published packing of token lists into rows (rows, length), int32.
+    """Pack token lists into rows (rows, length), int32, as published.
 
-    Lists longer than a row or of a single token are dropped, the rest sorted by length, longest
-    first, and laid one after another; a list that no longer fits begins a new row.
+    Lists longer than a row or of a single token are dropped. The others are sorted by length,
+    longest first, and placed one after another; a list that does not fit begins a new row.
     """
     kept = sorted((piece for piece in pieces if 1 < len(piece) <= length), key=len, reverse=True)
     rows: list[list[int]] = []
@@ -126,8 +126,8 @@ def pack(pieces: list[list[int]], length: int, pad: int = IGNORED) -> Tensor:
 
 
 def chunk(tokens: Tensor, length: int, pad: int = IGNORED) -> Tensor:
-    """Tokens (n,) in order as rows (rows, length), each starting with the last token of the one
-    before, so that every token but the first is a target once; the last row is padded."""
+    """Cut tokens (n,) into rows (rows, length). Each begins with the last token of the row before,
+    so that every token but the first is a target exactly once; the last row is padded."""
     stride = length - 1
     rows = max(0, -(-(len(tokens) - 1) // stride))
     padded = F.pad(tokens, (0, 1 + rows * stride - len(tokens)), value=pad)
@@ -145,14 +145,14 @@ def _padded(rows: list[list[int]], length: int, pad: int) -> Tensor:
 
 
 def sentences(text: str) -> list[str]:
-    """Each line split at every ".", also inside numbers, stripped, the "." put back (published)."""
+    """Split each line at every ".", also inside numbers, strip, and append "." (as published)."""
     return [f"{piece.strip()}." for line in text.split("\n") for piece in line.split(".")
             if piece.strip()]
 
 
 def _packed(texts: dict[str, str], sums: dict[str, str], packing: str, sequence_length: int,
             vocab_size: int) -> dict:
-    """Rows of every split, the padding's token and every token's bytes, cached."""
+    """Return the rows of every split, "pad_id" and "token_bytes" (vocab_size,); cached."""
     def compute() -> bytes:
         print(f"tokenizing Wikitext-2, once: about {SECONDS} s", file=sys.stderr, flush=True)
         tokenizer = _tokenizer(texts["train"], sums["train"], vocab_size)
@@ -174,7 +174,7 @@ def _packed(texts: dict[str, str], sums: dict[str, str], packing: str, sequence_
 
 
 def _tokenizer(text: str, checksum: str, vocab_size: int):
-    """A byte-level BPE trained on `text`, cached."""
+    """Train a byte-level BPE on `text`; cached."""
     from tokenizers import Tokenizer
 
     name = f"tokenizer_{_key(vocab_size, checksum)}"
@@ -190,7 +190,7 @@ def _key(*parts) -> str:
 
 
 def texts(variant: str) -> dict[str, str]:
-    """The text of each split, located or downloaded."""
+    """Return the text of each split, located or downloaded."""
     folder = locate(FOLDERS[variant]) or download(
         f'Wikitext-2, variant "{variant}",', FOLDERS[variant], [lambda: _from_hub(variant)])
     return {split: read(folder / f"{split}.txt", SHA256[variant][split]).decode()
@@ -198,7 +198,7 @@ def texts(variant: str) -> dict[str, str]:
 
 
 def _from_hub(variant: str) -> str:
-    """Download Salesforce/wikitext, a row per line; its blank lines have lost their characters."""
+    """Download Salesforce/wikitext, one row per line; its blank lines lack the published " \\n"."""
     from datasets import load_dataset
 
     loaded = load_dataset("Salesforce/wikitext", HUB[variant])

@@ -7,7 +7,7 @@ from torch import nn
 
 __all__ = ["available_models", "build_model", "model_class"]
 
-MOST_LAYERS = 1000  # a constructor may take time and memory for each before it makes a tensor
+MOST_LAYERS = 1000  # each may cost time and memory before its first tensor is created
 
 
 def available_models() -> list[str]:
@@ -16,9 +16,9 @@ def available_models() -> list[str]:
 
 
 def model_class(name: str) -> type[nn.Module]:
-    """The one class of the file `name`, case, hyphens and underscores ignored.
+    """Return the class of the file `name`; case, hyphens and underscores are ignored.
 
-    Raises ValueError, listing the known names, for another.
+    Raises ValueError, listing the known names, for an unknown name.
     """
     files = {_key(stem): stem for stem in available_models()}
     if _key(name) not in files:
@@ -30,9 +30,9 @@ def model_class(name: str) -> type[nn.Module]:
 def build_model(settings: dict, **sizes: int) -> nn.Module:
     """Build the model of a `[model]` table: `name` and that constructor's keywords.
 
-    sizes: what the data decides (vocab_size=114, num_classes=10). Raises ValueError for an unknown
-    name, a bad value or more than MOST_LAYERS of what a keyword "...layers" counts, TypeError for
-    an unknown keyword.
+    sizes: those that the data set decides (vocab_size=114, num_classes=10). Raises ValueError for
+    an unknown name, a bad value or a keyword "...layers" above MOST_LAYERS, TypeError for an
+    unknown keyword.
     """
     settings = dict(settings)
     for key, value in settings.items():

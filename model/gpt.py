@@ -1,4 +1,4 @@
-"""GPT as modded-nanogpt's track 3 has it (github.com/KellerJordan/modded-nanogpt), at any size.
+"""The GPT of modded-nanogpt's track 3 (github.com/KellerJordan/modded-nanogpt), at any size.
 
 Rotary positions: arXiv 2104.09864, on half of the dimensions; RMSNorm: 1910.07467; QK norm:
 2010.04245; squared ReLU: 2109.08668; soft cap of the logits: 2408.00118, in track 3's form.
@@ -13,20 +13,20 @@ __all__ = ["GPT"]
 TINY = {"vocab_size": 20, "width": 16, "layers": 2, "head_width": 8}  # for tests
 
 SOFT_CAP = 15.0
-LOGIT_SCALE = 0.12 * 128**0.5  # times 1 / sqrt(head_width): of the attention's logits
+LOGIT_SCALE = 0.12 * 128**0.5  # of the attention logits, in units of 1 / sqrt(head_width)
 LONGEST_PERIOD = 1024  # the rotary angles per position fall from 1 to 1 / 1024
 
 
 class GPT(nn.Module):
     """tokens (batch, sequence) -> logits (batch, sequence, vocab_size), |logit| < 15; causal.
 
-    Pre-norm blocks of attention and a squared-ReLU MLP four times as wide, biases, RMSNorms with
-    gains after the embedding, before every part and before the head, which is not tied. No
-    learned positions: any length.
+    Pre-norm blocks of attention and a squared-ReLU MLP four times as wide, with biases; RMSNorms
+    with gains after the embedding, before every sublayer and before the head, which is not tied.
+    Any sequence length, because positions are not learned.
 
     Embeddings start as N(0, 1), hidden matrices as N(0, 1 / (3 fan_in)) times `hidden_gain`, the
-    last matrix of each part (its projection) times `projection_gain` too, biases and head at 0. A
-    rule that keeps the norm of a matrix needs a projection_gain above 0.
+    last matrix of each sublayer (its projection) times `projection_gain` too, biases and head at 0.
+    An optimizer that preserves matrix norms needs a projection_gain above 0.
     Raises ValueError for a size below 1, a width that head_width does not divide, a head_width
     that is no multiple of 4, or a negative gain.
     """
@@ -62,7 +62,7 @@ class GPT(nn.Module):
         return SOFT_CAP * logits * (logits.square() + SOFT_CAP**2).rsqrt()
 
     def layers(self) -> list[nn.Module]:
-        """The blocks that are alike, in order: what is sharded block by block."""
+        """The transformer blocks, in order; FSDP shards each by itself."""
         return list(self.blocks)
 
     def roles(self) -> dict[str, str]:
@@ -84,7 +84,7 @@ class Block(nn.Module):
         self.attention_norm, self.mlp_norm = nn.RMSNorm(width), nn.RMSNorm(width)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """rotation: cos and sin of `rotary`."""
+        """x after attention and MLP. rotation: (cos, sin) of `rotary`."""
         x = x + self.attention(norm(x, self.attention_norm), *rotation)
         return x + self.project_up(self.up(norm(x, self.mlp_norm)).relu().square())
 
@@ -99,7 +99,7 @@ class Block(nn.Module):
 
 
 def norm(x: Tensor, layer: nn.RMSNorm) -> Tensor:
-    """x / rms(x) * gain. The gain in x's dtype: with another one torch has no fused kernel."""
+    """x / rms(x) * gain, with the gain in x's dtype, which torch's fused kernel requires."""
     return F.rms_norm(x, x.shape[-1:], layer.weight.to(x.dtype))
 
 

@@ -53,16 +53,16 @@ class GrokkingTransformer(nn.Module):
         self.W_U = nn.Parameter(torch.randn(d_model, vocab_size) / vocab_size**0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of the last position; the last block computes no other query.
+        """Logits of the last position; the last block computes the query of that position only.
 
-        Raises ValueError for more tokens than positions (a single one would be broadcast).
+        Raises ValueError for more tokens than positions (a single position would be broadcast).
         """
         if tokens.shape[1] > len(self.W_pos):
             raise ValueError(f"{tokens.shape[1]} tokens, but sequence_length {len(self.W_pos)}")
         sequence = tokens.shape[1]
-        # The vectors that a position may hold, and which of them each one holds: the first block
-        # multiplies whichever are fewer. Embedding lookup, not indexing: its backward pass is many
-        # times faster.
+        # x: the table of all (token, position) vectors; rows: its row for each token of the batch.
+        # The first block multiplies the table or the vectors of the batch, whichever are fewer.
+        # F.embedding instead of indexing, because its backward pass is many times faster.
         x = (self.W_E.t()[:, None] + self.W_pos[:sequence]).flatten(0, 1)
         rows = tokens * sequence + torch.arange(sequence, device=tokens.device)
         index: Tensor | None = rows
@@ -74,7 +74,8 @@ class GrokkingTransformer(nn.Module):
         return x[:, -1] @ self.W_U
 
     def attention_layers(self) -> list[nn.Module]:
-        """The blocks: W_Q, W_K, and `max_logits` for an optimizer that watches the logits."""
+        """The blocks, with W_Q, W_K and `max_logits`, for optimizers that bound attention logits.
+        """
         return list(self.blocks)
 
     def roles(self) -> dict[str, str]:
@@ -87,10 +88,10 @@ class GrokkingTransformer(nn.Module):
 class Block(nn.Module):
     """x (batch, sequence, d_model) -> its last `queries` positions after attention and MLP.
 
-    With an index (batch, sequence), x (rows, d_model) holds the rows that it chooses from: keys
-    and values are then computed once a row.
+    With an index (batch, sequence), x (rows, d_model) is a table into which it points; keys and
+    values are then computed once per row of the table.
 
-    max_logits: None, or a tensor (heads,) that training passes raise to the largest logits seen.
+    max_logits: None, or a tensor (heads,) in which training passes keep the largest logits so far.
     """
 
     def __init__(self, d_model: int, num_heads: int, d_head: int, d_mlp: int,

@@ -14,14 +14,14 @@ TINY = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attent
         "num_key_value_heads": 2, "head_dim": 4, "intermediate_size": 24,
         "max_position_embeddings": 16}
 
-UNUSED = ("PIL", "scipy", "torchvision")  # transformers' losses for images: 50 MB of memory
+UNUSED = ("PIL", "scipy", "torchvision")  # for transformers' image losses: 50 MB of memory
 
 
 class Qwen3(nn.Module):
     """inputs (batch, sequence) token ids -> logits (batch, sequence, vocab_size); causal, RoPE.
 
-    The defaults are the three-layer model of the paper's README 3.1; sizes bear the names that
-    transformers gives them. Raises ValueError for a size below 1, query heads that key heads do
+    The defaults are the three-layer model of the paper's README 3.1; sizes have their names in
+    transformers. Raises ValueError for a size below 1, query heads that key heads do
     not divide, an odd head_dim, a rope_theta <= 0 or an attention_dropout outside [0, 1).
     """
 
@@ -65,12 +65,13 @@ class Qwen3(nn.Module):
 
     def features(self, inputs: Tensor) -> Tensor:
         """The last hidden state after the final norm, (batch, sequence, hidden_size)."""
-        # No mask but the causal one, said outright: looking for padding would wait for the device.
+        # The causal mask only. Without the argument transformers would look for padding, which
+        # synchronizes with the device.
         return self.network.model(input_ids=inputs, attention_mask={"full_attention": None},
                                   use_cache=False).last_hidden_state
 
     def layers(self) -> list[nn.Module]:
-        """The blocks that are alike, in order: what is sharded block by block."""
+        """The transformer blocks, in order; FSDP shards each by itself."""
         return list(self.network.model.layers)
 
     def compile(self, *args, **kwargs) -> None:
@@ -93,10 +94,10 @@ class Qwen3(nn.Module):
 
 @contextmanager
 def hidden(*packages: str) -> Iterator[None]:
-    """Inside, packages that are not imported yet seem not to be installed, unless transformers,
-    which looks for them once, has done so."""
-    looked = "transformers" in sys.modules
-    absent = [name for name in packages if name not in sys.modules and not looked]
+    """Inside, packages that are not imported yet appear not to be installed. No effect once
+    transformers is imported, because it looks for them only then."""
+    too_late = "transformers" in sys.modules
+    absent = [name for name in packages if name not in sys.modules and not too_late]
     modules: MutableMapping[str, Any] = sys.modules
     modules.update(dict.fromkeys(absent))
     try:

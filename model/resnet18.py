@@ -33,7 +33,7 @@ class ResNet18(nn.Module):
         self.head = nn.Linear(8 * width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of a batch of images; channels last where tensor cores want them so."""
+        """Logits of a batch of images; in channels-last layout on CUDA, for its tensor cores."""
         if images.is_cuda:
             images = images.contiguous(memory_format=torch.channels_last)
         x = F.relu(self.norm(self.stem(images)))

@@ -1,1 +1,1 @@
-"""How texts are made from what others publish."""
+"""Construction of corpora from public sources."""

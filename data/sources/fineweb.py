@@ -1,7 +1,7 @@
-"""FineWeb, arXiv 2406.17557, as GPT-2 tokens: a shard to train on and the one to evaluate on.
+"""FineWeb, arXiv 2406.17557, as GPT-2 tokens: one training shard and the validation shard.
 
 The files are those of modded-nanogpt, kjj0/fineweb10B-gpt2 on the Hugging Face hub, 100 million
-tokens each; GPT-2's vocabulary says how many bytes a token stands for.
+tokens each; GPT-2's vocabulary gives the number of bytes per token.
 """
 
 import json
@@ -26,19 +26,19 @@ HUB = {  # name -> repository, its type and commit
         "kjj0/fineweb10B-gpt2", "dataset", "889765ea1f903759787add96995d81171b632d0c")),
     VOCABULARY: ("openai-community/gpt2", "model", "main"),
 }
-MAGIC, VERSION, HEADER = 20240520, 1, 256  # the header's first two of 256 int32; the third: tokens
+MAGIC, VERSION, HEADER = 20240520, 1, 256  # of 256 int32, the third is the number of tokens
 VOCAB_SIZE = 50304  # 50,257 tokens and padding to a multiple of 128
-EVALUATED = 10 * 2**20  # tokens, from the first: track 3's
+EVALUATED = 10 * 2**20  # first tokens of the validation shard, as in track 3
 
 
 def fineweb() -> tuple[Tensor, Tensor, Tensor]:
-    """(training tokens, tokens to evaluate on, bytes of each token (50304,)); tokens are the bits
-    of uint16 as int16. Raises DataError."""
+    """Return (training tokens, validation tokens, bytes per token (50304,)); tokens are uint16
+    stored as int16. Raises DataError if the data are missing or damaged."""
     folder = locate(FOLDER) or download("FineWeb as GPT-2 tokens, 400 MB,", FOLDER, [_from_hub])
     train, evaluation = (_tokens(folder, name) for name in (TRAIN, VALIDATION))
     size = torch.zeros(VOCAB_SIZE, dtype=torch.int64)
     for token, index in json.loads(read(folder / VOCABULARY, SHA256[VOCABULARY])).items():
-        size[index] = 0 if token == EOT else len(token)  # a character for each byte
+        size[index] = 0 if token == EOT else len(token)  # one character per byte
     return train, evaluation[:EVALUATED], size
 
 

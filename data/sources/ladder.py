@@ -4,9 +4,9 @@
             CC BY 4.0 (English Novel Corpus, ed. Lou Burnard, 2021, doi 10.5281/zenodo.4662490)
     novels  computationalstylistics/100_english_novels: 98 of 1839-1930, plain; authors died by 1941
 
-Changed: markup removed, characters of print as ASCII, a paragraph a line, paragraphs of 80
-characters and more that came before left out. The raw SHA-256 sums in data/ladder.py are those of
-the result. The third text, docs, is not made here.
+Changes: markup removed, typographic characters replaced by ASCII, one paragraph per line, repeated
+paragraphs of 80 characters or more left out. The SHA-256 sums in data/ladder.py are those of the
+uncompressed results. The third text, docs, is not made here.
 """
 
 import bz2
@@ -20,25 +20,25 @@ from collections.abc import Callable, Iterable, Iterator
 from data import new_folder
 
 ARCHIVE = "https://github.com/{}/archive/{}.tar.gz"
-SECONDS = 60  # without an answer
+SECONDS = 60  # network timeout
 FILES = (".xml", ".txt")
 NAMESPACE = "{http://www.tei-c.org/ns/1.0}"
 PARAGRAPHS = ("p", "head", "l", "label", "trailer", "quote")
 LEFT_OUT = ("note", "figure", "gap")
-# Missing from a stored copy of the repository; of after 1931.
+# The first is missing from an archived copy of the repository, the others are later than 1931.
 SKIPPED = ("ENG18460_Reynolds", "Galsworthy_River_1933", "Woolf_Years_1937")
 ASCII = str.maketrans({
     "\u2018": "'", "\u2019": "'", "\u201a": "'", "\u201b": "'", "\u201c": '"', "\u201d": '"',
     "\u201e": '"', "\u201f": '"', "\u2012": "-", "\u2013": "-", "\u2014": "--", "\u2026": "...",
     "\u00a0": " ", "\u00ad": None, "\ufeff": None})
 EMPTY_LINE = re.compile(r"\n\s*\n")
-FEWEST_EMPTY_LINES = 10  # with fewer a text has a paragraph, or a line of print, on each line
+FEWEST_EMPTY_LINES = 10  # with fewer, each line of a text is a paragraph or a printed line
 CLOSED = re.compile(r"[.!?:][\"')\]]*$")
-REPEATED = 80  # characters from which a paragraph is left out the second time
+REPEATED = 80  # characters from which on a repeated paragraph is left out
 
 
 def build(folder: str) -> str:
-    """Download, clean and keep the texts in data/cache/<folder>; that name."""
+    """Download and clean the texts, write them to data/cache/<folder>, and return `folder`."""
     seen: set[str] = set()
     with new_folder(folder) as path:
         for name, (repository, commit, under, paragraphs) in SOURCES.items():
@@ -56,8 +56,8 @@ def build(folder: str) -> str:
 
 def text(files: dict[str, bytes], paragraphs: Callable[[str], Iterable[str]],
          seen: set[str]) -> bytes:
-    """The paragraphs of the files (path -> content) in the order of their paths, a line each; long
-    ones only if they are not in `seen`, to which they are added."""
+    """Concatenate the paragraphs of the files (path -> content), sorted by path, one per line. Long
+    ones are left out if they are in `seen`, and otherwise added to it."""
     lines = []
     for path in sorted(files):
         if any(name in path for name in SKIPPED):
@@ -72,7 +72,7 @@ def text(files: dict[str, bytes], paragraphs: Callable[[str], Iterable[str]],
 
 
 def of_tei(xml: str) -> Iterator[str]:
-    """The paragraphs of a TEI document's <text>, without notes, figures and gaps."""
+    """Yield the paragraphs of a TEI document's <text>, without notes, figures and gaps."""
     parts: list[str] = []
 
     def visit(element: ElementTree.Element) -> None:
@@ -93,8 +93,8 @@ def of_tei(xml: str) -> Iterator[str]:
 
 
 def of_print(content: str) -> Iterator[str]:
-    """The paragraphs of a plain text, between empty lines or a line each; one that begins with a
-    small letter continues one that ends without a full stop or a colon."""
+    """Yield the paragraphs of a plain text, separated by empty lines or one per line. One that
+    begins with a lowercase letter continues the one before, unless that ends with [.!?:]."""
     content = content.replace("\r\n", "\n").replace("\r", "\n")
     apart = len(EMPTY_LINE.findall(content)) >= FEWEST_EMPTY_LINES
     whole = ""
@@ -110,7 +110,7 @@ def of_print(content: str) -> Iterator[str]:
 
 
 def clean(content: str) -> str:
-    """NFC, characters of print as ASCII, white space as one space."""
+    """Normalize to NFC, typographic characters to ASCII, white space to single spaces."""
     return " ".join(unicodedata.normalize("NFC", content).translate(ASCII).split())
 
 

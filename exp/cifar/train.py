@@ -1,4 +1,4 @@
-"""CIFAR-10 with ResNet-18; evaluated on the test set, or on `data.validation` of the training set.
+"""CIFAR-10 with ResNet-18, evaluated on the test set or on `data.validation` of the training set.
 
 python -m exp.cifar.train --config config/lrp_cifar10_ars2_neo_aga_20e.toml
 """
@@ -19,7 +19,7 @@ from exp.harness.objective import Objective
 from exp.harness.run import Run
 from exp.harness.task import Metric, Task
 
-EVAL_BATCH = {"cpu": 500, "cuda": 2500}  # images: fit a CPU's cache, fill a GPU
+EVAL_BATCH = {"cpu": 500, "cuda": 2500}  # images per batch: fit a CPU's cache, fill a GPU
 
 
 def evaluate(objective: Objective, data: CIFAR10, split: str = "eval") -> dict[str, float]:

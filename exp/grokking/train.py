@@ -19,11 +19,11 @@ from exp.harness.objective import Objective
 from exp.harness.run import Run
 from exp.harness.task import Metric, Task
 
-EVAL_BATCH = {"cpu": 2**10, "cuda": 2**14}  # pairs: fit a CPU's cache, fill a GPU
+EVAL_BATCH = {"cpu": 2**10, "cuda": 2**14}  # examples per batch: fit a CPU's cache, fill a GPU
 
 
 def evaluate(objective: Objective, data: Modular, split: str = "eval") -> dict[str, float]:
-    """Loss (nats) and accuracy over all held-out pairs."""
+    """Loss (nats) and accuracy over all held-out examples."""
     return classification.evaluate(objective, *getattr(data, split), rows=EVAL_BATCH)
 
 

@@ -1,1 +1,1 @@
-"""The ladder: language models of growing size on bytes of English, one pass."""
+"""The ladder: language models of growing size on English text, one pass."""

@@ -1,4 +1,4 @@
-"""The ladder: a small language model on bytes of English, one pass, judged at the last step.
+"""The ladder: a small language model on English text, one pass, judged at the last step.
 
 python -m exp.ladder.train --config config/ladder_adamw.toml
 """
@@ -24,16 +24,16 @@ from exp.harness.objective import Objective
 from exp.harness.run import Run
 from exp.harness.task import Metric, Task
 
-EVAL_BYTES = {"cpu": 2**12, "cuda": 2**18}  # at a time: fit a CPU's cache, fill a GPU
+EVAL_BYTES = {"cpu": 2**12, "cuda": 2**18}  # per batch: fit a CPU's cache, fill a GPU
 
 
 def loss_fn(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean cross entropy of the next token, nats; both (batch, sequence)."""
+    """Mean cross entropy of the next token, nats. inputs, targets: (batch, sequence)."""
     return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()), {}
 
 
 def total_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Sum of the cross entropies, nats, in full precision whatever training has."""
+    """Sum of the cross entropies, nats, in full precision whatever the training precision."""
     with torch.autocast(inputs.device.type, enabled=False):
         logits = model(inputs).flatten(0, 1)
         return F.cross_entropy(logits, targets.flatten(), reduction="sum").double()

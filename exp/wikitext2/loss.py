@@ -1,8 +1,8 @@
 """Cross entropy of a linear head, chunk by chunk: the full logits are never materialized.
 
 Loss and gradient come from one pass over each chunk of positions: with P its probabilities and Y
-the one-hot targets, dL/dlogits = P - Y, so nothing is computed twice. For 2040 tokens of 40479
-words the logits and their gradient alone would be 660 MB.
+the one-hot targets, dL/dlogits = P - Y, so nothing is computed twice. For 2040 tokens and 40479
+classes the logits and their gradient alone would be 660 MB.
 """
 
 from collections.abc import Iterator
@@ -20,19 +20,19 @@ CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}  # of float32 logits; smaller chunks
 
 @runtime_checkable
 class Factored(Protocol):
-    """A model that gives its last hidden states and the matrix of its output layer apart."""
+    """A model that exposes its last hidden states and its output matrix separately."""
 
     @property
     def head_weight(self) -> Tensor:
-        """(vocab_size, width)."""
+        """Output matrix (vocab_size, width)."""
 
     def features(self, inputs: Tensor) -> Tensor:
-        """(batch, sequence, width) of tokens (batch, sequence)."""
+        """Last hidden states (batch, sequence, width) of tokens (batch, sequence)."""
 
 
 def linear_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the targets that are not IGNORED of -log softmax(features weight^T)[target], 0
-    without any.
+    """Mean of -log softmax(features weight^T)[target], nats, over the targets that are not IGNORED;
+    0 if there are none.
 
     features (positions, width), weight (classes, width), targets (positions,) int64. Products in
     autocast's dtype where it is on, sums in float32 or above. Differentiable once.
@@ -68,7 +68,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 to_weight.addmm_(surplus.T, part * mask)
             else:
                 to_weight += surplus.T @ (part * mask)
-        ctx.count = kept.sum().clamp_min(1)  # no target, no loss
+        ctx.count = kept.sum().clamp_min(1)  # without targets the loss is 0
         ctx.save_for_backward(to_features.mul_(kept), to_weight)
         return total / ctx.count
 
@@ -88,7 +88,7 @@ def _chunks(classes: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _for_products(*tensors: Tensor) -> list[Tensor]:
-    """The operands of a product as autocast would cast them: custom functions are not autocast."""
+    """Cast the operands of a product as autocast would, which skips custom autograd functions."""
     device = tensors[0].device.type
     if torch.is_autocast_enabled(device) and tensors[0].dtype != torch.float64:
         return [tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors]

@@ -27,13 +27,12 @@ from exp.harness.run import Run
 from exp.harness.task import Metric, Task
 from exp.wikitext2.loss import Factored, linear_cross_entropy, token_losses
 
-EVAL_TOKENS = {"cpu": 2**10, "cuda": 2**15}  # at a time: fit a CPU's cache, fill a GPU
+EVAL_TOKENS = {"cpu": 2**10, "cuda": 2**15}  # per batch: fit a CPU's cache, fill a GPU
 
 
 def loss_fn(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean cross entropy of the next token, nats; both (batch, sequence), targets -100 left out.
-
-    Of a `Factored` model the full logits are never materialized.
+    """Mean cross entropy of the next token, nats. inputs, targets: (batch, sequence); targets of
+    -100 are ignored. A `Factored` model's full logits are never materialized.
     """
     if isinstance(model, Factored):
         features = model.features(inputs).flatten(0, 1)
@@ -44,7 +43,8 @@ def loss_fn(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, 
 
 
 def next_token_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy of every target, nats, (batch * sequence,), without gradients."""
+    """Cross entropy of every target, nats, (batch * sequence,), without gradients. inputs: (batch,
+    sequence); targets: (batch * sequence,)."""
     if isinstance(model, Factored):
         return token_losses(model.features(inputs).flatten(0, 1), model.head_weight, targets)
     return F.cross_entropy(model(inputs).flatten(0, 1), targets, reduction="none")
