@@ -15,6 +15,8 @@ from .parts.layers import LayerOptimizer
 
 __all__ = ["KFAC"]
 
+RECIPE = 2  # eigendecompositions in float32
+
 SEARCH_SPACE = {
     "lr": (1e-4, 1e-1, "log"),
     "damping": (1e-5, 1e-1, "log"),
@@ -56,7 +58,8 @@ class KFAC(LayerOptimizer):
     Deviations from alecwangcq/KFAC-Pytorch: weight_decay from the first step on (there after 20
     TCov), AdamW for the other parameters (there this SGD), `p.grad` is not changed.
     Cost: 1 gradient evaluation per step; momentum, and for each side of a layer its factor, the
-    eigenvectors and the eigenvalues; two eigendecompositions per layer every `inverse_interval`.
+    eigenvectors and the eigenvalues; two eigendecompositions per layer every `inverse_interval`,
+    in float32 (float64 for float64 parameters, or for damping 0), one call for each shape.
     """
 
     def __init__(
@@ -100,13 +103,13 @@ class KFAC(LayerOptimizer):
     def update(self) -> None:
         """Apply the gradients in `p.grad`, each track by its rule."""
         for group in self.param_groups:
-            for p in self.with_gradient(group):
-                if p in self.recorders:
-                    self._update_statistics(p)
-                    bias = self.layers[p].bias if self.recorders[p].bias else None
-                    self.updates |= fisher.natural_gradient(
-                        self.state[p], [p] if bias is None else [p, bias], group["damping"],
-                        group["tikhonov"])
+            layers = [p for p in self.with_gradient(group) if p in self.recorders]
+            self._update_statistics(layers, group)
+            for p in layers:
+                bias = self.layers[p].bias if self.recorders[p].bias else None
+                self.updates |= fisher.natural_gradient(
+                    self.state[p], [p] if bias is None else [p, bias], group["damping"],
+                    group["tikhonov"])
         if self.updates:
             self._clip_updates()
         super().update()
@@ -125,8 +128,18 @@ class KFAC(LayerOptimizer):
         torch._foreach_add_(buffers, params, alpha=group["weight_decay"])
         torch._foreach_add_(params, buffers, alpha=-group["lr"])
 
-    def _update_statistics(self, weight: Tensor) -> None:
-        """Factors from what the hook of a layer recorded; eigenvectors where due."""
+    def _update_statistics(self, weights: list[Tensor], group: dict) -> None:
+        """Factors from what the hooks of these layers recorded; eigenvectors where due.
+
+        Without damping the null space counts, which float32 does not resolve."""
+        for weight in weights:
+            self._update_factors(weight)
+        due = self.scalars["steps"] % self.inverse_interval == 0
+        states = [self.state[p] for p in weights if due or "input_eigenvalues" not in self.state[p]]
+        if states:
+            fisher.update_eigenvectors(states, torch.float32 if group["damping"] else torch.float64)
+
+    def _update_factors(self, weight: Tensor) -> None:
         state, recorder = self.state[weight], self.recorders[weight]
         if recorder.rows:
             fisher.update_factors(state, recorder, self.conv_norm, self.stat_decay)
@@ -136,9 +149,6 @@ class KFAC(LayerOptimizer):
             raise ValueError(
                 f"{self.layers[weight]} has a gradient, but KFAC saw no training pass through it: "
                 'call the module itself, in training mode, or put its weight on track "adamw"')
-        due = self.scalars["steps"] % self.inverse_interval == 0
-        if due or "input_eigenvalues" not in state:
-            fisher.update_eigenvectors(state)
 
     def _clip_updates(self) -> None:
         total = sum(group["lr"] ** 2 * (self.updates[p] * p.grad).sum()

@@ -674,13 +674,53 @@ def test_the_model_is_no_key_of_a_configuration():
         del table["model"]
 
 
-def test_the_eigenbasis_of_a_low_rank_factor_is_computed_in_float64(monkeypatch):
-    """In float32 LAPACK may return NaN for one, without a word."""
-    seen = []
-    real = torch.linalg.eigh
-    monkeypatch.setattr(torch.linalg, "eigh", lambda a: seen.append(a.dtype) or real(a))
-    rows = torch.randn(3, 40)
-    values, vectors = eigenbasis(rows.T @ rows)
-    assert seen == [torch.float64] and values.dtype == vectors.dtype == torch.float32
-    assert int((values > 1e-4).sum()) == 3
-    torch.testing.assert_close((vectors * values) @ vectors.T, rows.T @ rows, rtol=1e-4, atol=1e-4)
+@pytest.fixture
+def decompositions(monkeypatch):
+    """The shape and dtype of every call of torch.linalg.eigh; one in float32 of a matrix of zeros
+    gives NaN, as LAPACK may for a low rank."""
+    calls, real = [], torch.linalg.eigh
+
+    def eigh(stack):
+        calls.append((tuple(stack.shape), stack.dtype))
+        values, vectors = real(stack)
+        fails = stack.dtype == torch.float32 and not stack.any(-1).any(-1).all()
+        return values, vectors * torch.nan if fails else vectors
+
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
+    return calls
+
+
+def test_an_eigenbasis_in_float32_is_that_in_float64_to_rounding(decompositions):
+    torch.manual_seed(0)
+    rows = torch.randn(2, 80, 40) * torch.logspace(0, -3, 40)
+    factors = rows.mT @ rows  # of condition 1e6
+    exact, _ = eigenbasis(factors.double(), torch.float32)
+    values, vectors = eigenbasis(factors, torch.float32)
+    assert [dtype for _, dtype in decompositions] == [torch.float64, torch.float32]
+    largest = exact.amax()
+    assert (values - exact).abs().max() < 1e-6 * largest
+    assert ((vectors * values[:, None]) @ vectors.mT - factors).abs().max() < 3e-6 * largest
+
+
+def test_an_eigenbasis_that_float32_cannot_find_is_found_in_float64(decompositions):
+    values, vectors = eigenbasis(torch.zeros(1, 3, 3), torch.float32)
+    assert [dtype for _, dtype in decompositions] == [torch.float32, torch.float64]
+    assert not values.any() and torch.equal(vectors @ vectors.mT, torch.eye(3)[None])
+
+
+def test_a_factor_that_is_not_finite_spoils_no_other():
+    factors = torch.stack([torch.eye(3), torch.eye(3) * torch.inf, 2 * torch.eye(3)])
+    values, vectors = eigenbasis(factors, torch.float32)
+    assert torch.equal(values[[0, 2]], torch.tensor([[1.0] * 3, [2.0] * 3]))
+    assert values[1].isnan().all() and vectors[1].isnan().all() and vectors[::2].isfinite().all()
+
+
+@pytest.mark.parametrize(("damping", "dtype"), [(1e-3, torch.float32), (0.0, torch.float64)])
+def test_factors_of_one_shape_are_decomposed_in_one_call(damping, dtype, decompositions):
+    model = nn.Sequential(*(nn.Linear(3, 3, bias=False) for _ in range(4)), nn.Linear(3, 2))
+    weights = [layer.weight for layer in model]
+    optimizer = KFAC([{"params": weights, "track": "matrix", "damping": damping}], model)
+    model(torch.randn(8, 3)).square().mean().backward()
+    optimizer.step()
+    shapes = sorted(shape for shape, _ in decompositions)
+    assert shapes == [(1, 2, 2), (9, 3, 3)] and {kind for _, kind in decompositions} == {dtype}

@@ -3,6 +3,9 @@
 Martens & Grosse 2015, arXiv 1503.05671, sections 4.2 (factored Tikhonov damping) and 4.3.
 """
 
+from collections.abc import Sequence
+from itertools import product
+
 import torch
 from torch import Tensor
 
@@ -34,11 +37,19 @@ def identity_factors(state: dict, weight: Tensor, bias: bool) -> None:
         state[f"{side}_factor"] = torch.eye(size, dtype=dtype, device=weight.device)
 
 
-def update_eigenvectors(state: dict) -> None:
-    """Compute and store the eigenvalues and eigenvectors of both factors."""
-    for side in SIDES:
-        values, vectors = eigenbasis(state[f"{side}_factor"])
-        state[f"{side}_eigenvalues"], state[f"{side}_eigenvectors"] = values, vectors
+def update_eigenvectors(states: Sequence[dict], dtype: torch.dtype) -> None:
+    """Compute in `dtype` and store the eigenvalues and eigenvectors of both factors of each layer.
+
+    Factors of one shape are decomposed in one call, so that a GPU waits once for each shape."""
+    stacks: dict[tuple, list[tuple[dict, str]]] = {}
+    for state, side in product(states, SIDES):
+        factor = state[f"{side}_factor"]
+        stacks.setdefault((factor.shape, factor.dtype, factor.device), []).append((state, side))
+    for members in stacks.values():
+        bases = eigenbasis(torch.stack([state[f"{side}_factor"] for state, side in members]), dtype)
+        for (state, side), values, vectors in zip(members, *bases, strict=True):
+            state[f"{side}_eigenvalues"] = values.clone()
+            state[f"{side}_eigenvectors"] = vectors.clone()
 
 
 def natural_gradient(state: dict, members: list[Tensor], damping: float, tikhonov: str
@@ -57,16 +68,15 @@ def natural_gradient(state: dict, members: list[Tensor], damping: float, tikhono
             if p.grad is not None}
 
 
-def eigenbasis(factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues (n,) and eigenvectors (n, n) of a symmetric matrix.
+def eigenbasis(factors: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues (stack, n) and eigenvectors (stack, n, n) of symmetric matrices.
 
     Eigenvalues up to SMALLEST_EIGENVALUE become zero. A matrix with a NaN or infinite entry gives
     NaN, so that the run is recorded as diverged.
     """
-    if not factor.isfinite().all():
-        return factor.diagonal() * torch.nan, factor * torch.nan
-    values, vectors = eigh(factor)
-    return values * (values > SMALLEST_EIGENVALUE), vectors
+    values, vectors = eigh(factors, torch.promote_types(factors.dtype, dtype))
+    lost = torch.where(factors.isfinite().all(-1).all(-1), 0.0, torch.nan).to(factors)[:, None]
+    return values * (values > SMALLEST_EIGENVALUE) + lost, vectors + lost[:, None]
 
 
 def damped(output: Tensor, inputs: Tensor, damping: float, tikhonov: str) -> Tensor:

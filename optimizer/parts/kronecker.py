@@ -37,19 +37,25 @@ def accumulate(entry: dict, side: str, grads: Tensor, beta: float) -> Tensor:
     return entry[side].mul_(beta).add_(gram, alpha=1 - beta if beta < 1 else 1.0)
 
 
-def eigh(statistics: Tensor) -> tuple[Tensor, Tensor]:
+def eigh(statistics: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """Return eigenvalues (stack, n), descending, and eigenvectors (stack, n, n) in columns.
 
-    Computed in float64 for every input dtype: in float32 LAPACK may fail on a low-rank statistic,
-    or return NaN without an error. A matrix that is not finite is replaced by zero, because LAPACK
-    would raise for the whole stack. The momentum holds the same gradient, so the loss will show
-    the divergence. Raises torch.linalg.LinAlgError if float64 fails too.
+    Computed in `dtype`, and in float64 where that fails: in float32 LAPACK may fail on a low-rank
+    statistic, or return NaN without an error. A matrix that is not finite is replaced by zero,
+    because LAPACK would raise for the whole stack. The momentum holds the same gradient, so the
+    loss will show the divergence. Raises torch.linalg.LinAlgError if float64 fails too.
     """
     finite = torch.isfinite(statistics).all(dim=(-2, -1), keepdim=True)
-    values, vectors = torch.linalg.eigh(statistics.where(finite, 0).double())
-    if not torch.isfinite(vectors).all():
-        raise torch.linalg.LinAlgError(
-            f"eigh of finite statistics {tuple(statistics.shape)} gave NaN, in float64 too")
+    symmetric = statistics.where(finite, 0)
+    try:
+        values, vectors = torch.linalg.eigh(symmetric.to(dtype))
+        if not torch.isfinite(vectors).all():
+            raise torch.linalg.LinAlgError(
+                f"eigh of finite statistics {tuple(statistics.shape)} gave NaN, in float64 too")
+    except torch.linalg.LinAlgError:
+        if dtype == torch.float64:
+            raise
+        return eigh(statistics)
     return values.flip(-1).to(statistics.dtype), vectors.flip(-1).to(statistics.dtype)
 
 
