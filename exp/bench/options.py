@@ -1,4 +1,4 @@
-"""The options of exp.bench, which are read before torch is imported."""
+"""Command-line options of exp.bench, parsed before torch is imported."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,21 +12,22 @@ OUTPUT, PUBLISHED = Path("outputs/bench"), Path("outputs/paper/bench")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options. Ends the process for --help and for wrong ones."""
+    """Parse the options. Exits the process for --help and for invalid options."""
     parser = argparse.ArgumentParser(
         prog="python -m exp.bench",
-        description="What optimizers cost, beside torch's and libraries', interleaved.")
+        description="Benchmark our optimizers against torch's and other libraries'.")
     parser.add_argument("parts", nargs="*", metavar="PART", type=_part,
-                        help=f"of {', '.join(PARTS)}; default: {', '.join(BY_DEFAULT)}")
+                        help=f"any of {', '.join(PARTS)} (default: {', '.join(BY_DEFAULT)})")
     parser.add_argument("--render", action="store_true",
-                        help="make the page and the figures from the JSON in --output")
+                        help="write page and figures from the JSON in --output; measure nothing")
     add_dry_run(parser)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--clock", choices=("wall", "thread"), default="wall")
+    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default: 15)")
+    parser.add_argument("--clock", choices=("wall", "thread"), default="wall",
+                        help="wall-clock time (default) or processor time of the thread")
     parser.add_argument("--full", action="store_true",
-                        help="training: the models of the paper, in a file of their own")
+                        help="part training: use the paper's models; results go to a separate file")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="DIR",
-                        help=f"default {OUTPUT}; {PUBLISHED} are the published results")
+                        help=f"default: {OUTPUT}; {PUBLISHED} holds the published results")
     return parser.parse_args(arguments)
 
 
@@ -37,15 +38,16 @@ def _part(name: str) -> str:
 
 
 def parse_collection(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of exp.bench.collection. Ends the process for --help and for wrong ones."""
+    """Parse the options. Exits the process for --help and for invalid options."""
     parser = argparse.ArgumentParser(prog="python -m exp.bench.collection",
-                                     description="Train with every optimizer for a short while.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="default: the whole collection")
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
+                                     description="Train briefly with every optimizer.")
+    parser.add_argument("names", nargs="*", metavar="NAME",
+                        help="optimizers to train with (default: all)")
+    parser.add_argument("--workers", type=int, default=1, help="number of parallel runs")
     parser.add_argument("--render", action="store_true",
-                        help="make the page from the JSON in --output, run nothing")
+                        help="write the page from the JSON in --output; run nothing")
     add_dry_run(parser)
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="DIR",
-                        help=f"default {OUTPUT}; {PUBLISHED} are the published results")
+                        help=f"default: {OUTPUT}; {PUBLISHED} holds the published results")
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help=argparse.SUPPRESS)
     return parser.parse_args(arguments)

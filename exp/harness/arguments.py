@@ -14,14 +14,15 @@ def parse(task: str, arguments: Sequence[str] | None = None) -> argparse.Namespa
                                      description=f"Train the {task} task from a TOML config.")
     parser.add_argument("--config", type=Path, required=True, help="the experiment, a TOML file")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
-                        help="override one setting, the value in TOML syntax; table={...} replaces"
-                             " a table; repeatable")
+                        help="override one setting; the value is TOML; table={...} replaces a "
+                             "whole table; repeatable")
     parser.add_argument("--unset", action="append", default=[], metavar="TABLE.KEY",
-                        help="drop a key or table of the config, before --set; repeatable")
+                        help="remove a key or table from the config, before --set; repeatable")
     parser.add_argument("--optimizer", metavar="NAME",
                         help="replace the [optimizer] table by this optimizer's defaults")
     parser.add_argument("--seed", type=int, help="same as --set experiment.seed=N")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"),
+                        help="same as --set experiment.device=...")
     parser.add_argument("--output", type=Path, metavar="DIR",
                         help="run folder (default: outputs/<config name>/seed<seed>)")
     mode = parser.add_mutually_exclusive_group()
@@ -34,7 +35,7 @@ def add_dry_run(parser: argparse._ActionsContainer, *aliases: str) -> None:
     """Add --dry-run: the command lists what it would run and the time that will take, where known
     (exp/report/forecast.py), and runs and writes nothing."""
     parser.add_argument("--dry-run", *aliases, action="store_true",
-                        help="list what would be run and how long it takes, run nothing")
+                        help="list the runs and their expected duration; run nothing")
 
 
 def positive(text: str) -> int:

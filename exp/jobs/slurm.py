@@ -158,8 +158,8 @@ def _sigint_ignored():
 def add_launcher_options(parser: argparse.ArgumentParser) -> None:
     """Add --launcher and --slurm to a parser that has --workers."""
     parser.add_argument("--launcher", choices=LAUNCHERS, default="local",
-                        help="where runs go: processes of this machine (default), Slurm, or "
-                             "submitit without Slurm, to try it")
+                        help="where to start runs: as local processes (default), through Slurm, or "
+                             "through submitit without Slurm, as a trial")
     parser.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE",
                         help="a parameter of submitit's Slurm executor: partition, time (minutes), "
                              "gpus_per_node, cpus_per_task, mem, ...; repeatable")

@@ -1,4 +1,4 @@
-"""The options of exp.landscape, which are read before torch is imported."""
+"""Command-line options of exp.landscape, parsed before torch is imported."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ SHOWN = ("sgd", "adamw", "lion", "muon", "rmsuon", "ada_rmsuon", "ars2_neo", "so
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options. Ends the process for --help and for wrong ones."""
+    """Parse the options. Exits the process for --help and for invalid options."""
     parser = argparse.ArgumentParser(
         prog="python -m exp.landscape",
-        description="Paths of optimizers over functions of two coordinates.")
+        description="Plot trajectories of optimizers on two-dimensional functions.")
     parser.add_argument("--optimizers", default=",".join(SHOWN), metavar="A,B",
-                        help=f"names, or all (default: {','.join(SHOWN)})")
-    parser.add_argument("--function", metavar="NAME", help="default: all of them")
+                        help=f"optimizers, or all (default: {','.join(SHOWN)})")
+    parser.add_argument("--function", metavar="NAME", help="one function (default: all)")
     parser.add_argument("--render", action="store_true",
-                        help="make pages and pictures from the JSON in --output, measure nothing")
+                        help="write pages and figures from the JSON in --output; measure nothing")
     add_dry_run(parser)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=300, help="number of steps (default: 300)")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="DIR",
-                        help=f"default {OUTPUT}; {PUBLISHED} are the published results")
+                        help=f"default: {OUTPUT}; {PUBLISHED} holds the published results")
     return parser.parse_args(arguments)

@@ -1,10 +1,10 @@
-"""The runs on this disk: list them, compare some, export their numbers.
+"""List, compare and export the runs on this disk.
 
 python -m exp.runs list [FOLDER ...] [--task cifar] [--state finished] [--sort age] [--json]
 python -m exp.runs compare FOLDER FOLDER ... [--axis evaluations|seconds|epochs]
 python -m exp.runs export [FOLDER ...] --csv runs.csv
 
-A folder stands for all runs in and beneath it.
+A folder stands for all runs in it and beneath it.
 """
 
 import argparse
@@ -87,21 +87,24 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         add[command] = sub.add_argument
         sub.add_argument("folders", nargs="*", type=Path, default=[Path("outputs")],
-                         metavar="FOLDER", help="runs in and beneath it (default: outputs)")
+                         metavar="FOLDER",
+                         help="folders searched recursively for runs (default: outputs)")
         for key in FILTERS:
             sub.add_argument(f"--{key}", default="*", metavar="GLOB",
-                             help=f"only runs whose {key} matches; quote a pattern like 'ars2*'")
+                             help=f"keep runs whose {key} matches; quote a pattern like 'ars2*'")
     add[list_runs]("--sort", action="append", default=[], choices=COLUMNS, metavar="COLUMN",
-                   help=f"one of {', '.join(COLUMNS)}; repeatable")
-    add[list_runs]("--reverse", action="store_true")
-    add[list_runs]("--json", action="store_true", help="JSON instead of a table")
-    add[compare_runs]("--axis", choices=AXES, default="evaluations", help="of the curves")
+                   help=f"sort by this column, one of {', '.join(COLUMNS)}; repeatable")
+    add[list_runs]("--reverse", action="store_true", help="sort in descending order")
+    add[list_runs]("--json", action="store_true", help="print JSON instead of a table")
+    add[compare_runs]("--axis", choices=AXES, default="evaluations",
+                      help="x axis of the curves (default: evaluations)")
     add[compare_runs]("--metric", action="append", default=[], metavar="NAME",
-                      help="to draw; repeatable (default: the losses and the task's metric)")
-    add[compare_runs]("--figure", type=Path, default=Path("outputs/compare.png"), metavar="PNG")
+                      help="metric to draw; repeatable (default: losses and the task's metric)")
+    add[compare_runs]("--figure", type=Path, default=Path("outputs/compare.png"), metavar="PNG",
+                      help="file of the curves (default: outputs/compare.png)")
     target = sub.add_mutually_exclusive_group(required=True)
-    target.add_argument("--csv", type=Path, metavar="FILE")
-    target.add_argument("--json", type=Path, metavar="FILE")
+    target.add_argument("--csv", type=Path, metavar="FILE", help="write CSV to FILE")
+    target.add_argument("--json", type=Path, metavar="FILE", help="write JSON to FILE")
     return parser
 
 

@@ -125,13 +125,16 @@ def write(curve: Curve, path: Path, title: str) -> None:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options. Ends the process for --help and for wrong ones."""
     parser = argparse.ArgumentParser(
-        prog="python -m exp.tune.find_lr", description="Training loss over a rising learning rate.")
+        prog="python -m exp.tune.find_lr", description="Run the learning-rate range test.")
     parser.add_argument("--config", type=Path, required=True, help="the experiment, a TOML file")
-    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE")
-    parser.add_argument("--low", type=float, default=1e-7, help="the first rate (1e-7)")
-    parser.add_argument("--high", type=float, default=10.0, help="the last one (10)")
-    parser.add_argument("--steps", type=int, default=100, help="rates, one batch each (100)")
-    parser.add_argument("--output", type=Path, default=Path("outputs/find_lr.png"), metavar="PNG")
+    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
+                        help="override one setting; repeatable")
+    parser.add_argument("--low", type=float, default=1e-7, help="lowest rate (default: 1e-7)")
+    parser.add_argument("--high", type=float, default=10.0, help="highest rate (default: 10)")
+    parser.add_argument("--steps", type=int, default=100,
+                        help="number of rates, one batch each (default: 100)")
+    parser.add_argument("--output", type=Path, default=Path("outputs/find_lr.png"), metavar="PNG",
+                        help="figure of the curve (default: outputs/find_lr.png)")
     return parser.parse_args(arguments)
 
 

@@ -17,49 +17,51 @@ AMOUNTS = {"studies": 6, "trials": 12, "fresh_seeds": 2}
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options. Ends the process for --help and for wrong ones."""
     parser = argparse.ArgumentParser(
-        prog="python -m exp.tune", description="Search every optimizer with the same budget.")
-    parser.add_argument("task", metavar="TASK", nargs="?", help="a folder of exp/ with [tuning]")
+        prog="python -m exp.tune", description="Compare optimizers tuned with equal budgets.")
+    parser.add_argument("task", metavar="TASK", nargs="?",
+                        help="a folder of exp/ whose task.toml has [tuning]")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--optimizers", default=",".join(DEFAULT_ARMS), metavar="A,B",
-                       help=f"names, arms of exp/tune/arms.toml ({NOISE_ARM}: the noise floor), or "
-                            f"all (default: {','.join(DEFAULT_ARMS)})")
+                       help=f"optimizers or arms of exp/tune/arms.toml ({NOISE_ARM} is the noise "
+                            f"floor), or all (default: {','.join(DEFAULT_ARMS)})")
     which.add_argument("--ablation", action="store_true",
-                       help="one arm for every combination of ARS2-Neo's parts, on its own board")
+                       help="tune every combination of ARS2-Neo's parts, on a separate board")
     which.add_argument("--pace", action="store_true",
-                       help="search nothing: time the winners of the task's board side by side")
+                       help="do not search; time the winners of the task's board in turn")
     which.add_argument("--check", action="store_true",
-                       help="search nothing: recompute every number of every board")
+                       help="do not search; recompute every number of every board")
     which.add_argument("--render", action="store_true",
-                       help="search nothing: write the pages of every board from its JSON")
+                       help="do not search; write the page of every board from its JSON")
     which.add_argument("--sensitivity", action="store_true",
-                       help="seven learning rates around each arm's median winner")
+                       help="run seven learning rates around each arm's median winner")
     which.add_argument("--best-known", action="store_true",
-                       help="each arm's best setting, hand-set ones of arms.toml among them")
+                       help="compare the best settings of all arms and hand-set ones of arms.toml")
     which.add_argument("--transfer", metavar="FROM",
-                       help="the winners of that task's board on this one")
+                       help="run the winners of the board of task FROM on this task")
     which.add_argument("--recommend", action="store_true",
-                       help="what the boards recommend for a task they do not know, and its regret")
+                       help="print the setting that the boards recommend for a left-out task, and "
+                            "its regret")
     add_dry_run(parser)
     parser.add_argument("--arms", type=Path, metavar="FILE",
-                        help="a TOML file with arms of your own, [arms.NAME] as in arms.toml, for "
-                             "--optimizers; search = { eps = [1e-12, 1e-6] } states an axis")
+                        help="a TOML file with your own arms, [arms.NAME] as in arms.toml, for "
+                             "--optimizers; search = { eps = [1e-12, 1e-6] } declares an axis")
     _add_budget(parser)
     parser.add_argument("--minutes", type=float, metavar="N",
-                        help="a challenge, one optimizer that the task's board does not have, ends "
-                             "after so long; the same command continues it")
+                        help="stop a challenge (one optimizer that is not on the task's board) "
+                             "after N minutes; the same command continues it")
     parser.add_argument("--replace", action="store_true",
-                        help="drop a board that stands on other terms")
+                        help="discard a board with different terms")
     parser.add_argument("--workers", type=positive, default=1, metavar="N",
-                        help="chains (one arm in one study) at a time")
+                        help="number of parallel chains (one arm in one study)")
     add_launcher_options(parser)
-    parser.add_argument("--target", type=float, help="another target than task.toml's")
+    parser.add_argument("--target", type=float, help="override the target of task.toml")
     parser.add_argument("--cap", type=positive, metavar="N",
-                        help="another cap on a run's gradient evaluations")
+                        help="override the cap on gradient evaluations per run")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
-                        help="change the task for every optimizer alike; repeatable")
+                        help="override a setting of the task for all optimizers; repeatable")
     parser.add_argument("--outputs", type=Path, default=OUTPUTS, metavar="FOLDER",
-                        help="where results are and go to; studies that its paper/ holds are not "
-                             "run again (default: outputs)")
+                        help="folder of all results; studies stored in its paper/ are not run "
+                             "again (default: outputs)")
     options = parser.parse_args(arguments)
     if options.task is None and not (options.render or options.check or options.recommend):
         parser.error("name a TASK")
@@ -72,13 +74,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _add_budget(parser: argparse.ArgumentParser) -> None:
     amounts = parser.add_argument_group(
-        "budget of every arm", "default: that of the task's board, or of a new one")
+        "budget per arm", "defaults: those of the task's board, else the numbers in parentheses")
     amounts.add_argument("--studies", type=positive, metavar="N",
                          help=f"independent studies ({AMOUNTS['studies']})")
     amounts.add_argument("--trials", type=positive, metavar="N",
-                         help=f"trials of a study ({AMOUNTS['trials']})")
+                         help=f"trials per study ({AMOUNTS['trials']})")
     amounts.add_argument("--fresh-seeds", type=positive, metavar="N",
-                         help=f"fresh seeds of a study's winner ({AMOUNTS['fresh_seeds']})")
+                         help=f"fresh seeds per study's winner ({AMOUNTS['fresh_seeds']})")
 
 
 def parse_path(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -86,21 +88,22 @@ def parse_path(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m exp.tune.path",
         description="Tune and score arms of the language-model ladder as preregistered.")
-    parser.add_argument("arms", nargs="+", metavar="ARM", help="of the preregistration")
+    parser.add_argument("arms", nargs="+", metavar="ARM", help="arms of the preregistration")
     parser.add_argument("--scale", default="S", help="the size to run at (default: S)")
     parser.add_argument("--from", dest="below", metavar="SCALE",
-                        help="the size at which the arm was tuned, or is now")
+                        help="tune at this size (unless done) and run the winner at --scale")
     modes = parser.add_mutually_exclusive_group()
-    modes.add_argument("--repeats", action="store_true", help="the noise of these arms")
+    modes.add_argument("--repeats", action="store_true",
+                       help="measure the noise: one setting per arm on eight seeds")
     modes.add_argument("--auxiliary", action="store_true",
-                       help="tune the rates that all arms share, by these arms")
+                       help="tune the embedding, head and vector rates that all arms share")
     modes.add_argument("--horizons", action="store_true",
-                       help="the winner at other numbers of steps too (AdamW, Muon)")
+                       help="also run the winner for other numbers of steps (AdamW, Muon)")
     parser.add_argument("--folder", type=Path, default=Path("outputs/ladder"),
-                        help="of the runs (default: outputs/ladder)")
+                        help="folder of the runs (default: outputs/ladder)")
     parser.add_argument("--tie", type=float, default=0.0, metavar="BITS",
-                        help="s.d. of the repeats: scores this close are equal")
+                        help="treat scores this close as equal (the s.d. of the repeats)")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
-                        help="change the task for all runs alike; repeatable")
+                        help="override a setting of the task for all runs; repeatable")
     add_dry_run(parser)
     return parser.parse_args(arguments)

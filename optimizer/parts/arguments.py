@@ -5,8 +5,9 @@ import argparse
 
 def parse() -> argparse.Namespace:
     """Parse the command line. Exits the process for --help and for invalid options."""
-    parser = argparse.ArgumentParser(prog="python -m optimizer")
-    parser.add_argument("name", nargs="?", help="an optimizer's name; all of them without it")
+    parser = argparse.ArgumentParser(
+        prog="python -m optimizer", description="List the optimizers, or describe one.")
+    parser.add_argument("name", nargs="?", help="an optimizer (default: list all)")
     parser.add_argument("--library", metavar="PACKAGE",
-                        help='take steps with every class of a library, as "PACKAGE:Class" would')
+                        help='test which classes of a library work as name = "PACKAGE:Class"')
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""The options of exp.papers.ladder.analysis, which are read before torch is imported."""
+"""Command-line options of exp.papers.ladder.analysis, parsed before torch is imported."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,10 +8,11 @@ OUTPUT = Path("outputs/paper/ladder")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options. Ends the process for --help and for wrong ones."""
+    """Parse the options. Exits the process for --help and for invalid options."""
     parser = argparse.ArgumentParser(prog="python -m exp.papers.ladder.analysis",
-                                     description="The rows, page and figures of the ladder.")
-    parser.add_argument("--collect", type=Path, metavar="FOLDER", help="the run folders")
+                                     description="Write the rows, page and figures of the ladder.")
+    parser.add_argument("--collect", type=Path, metavar="FOLDER",
+                        help="collect rows from the run folders in FOLDER first")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="DIR",
-                        help=f"of rows.json and ladder.md (default: {OUTPUT})")
+                        help=f"folder of rows.json and ladder.md (default: {OUTPUT})")
     return parser.parse_args(arguments)
