@@ -1,15 +1,15 @@
-"""Arms: a rule for matrices beside AdamW for the rest, its axes, its defaults, its settings.
+"""Arms: a rule for matrices with AdamW for the other parameters, its search axes and defaults.
 
-Every arm is searched on the same axes, as far as its rule has them:
+All arms are searched on the same axes, as far as their rules have them:
 
-    lr          of the rule: its default divided and multiplied by 30
-    decay_time  steps in which weight decay forgets a weight, 1 / (lr weight_decay), in horizons
-    aux_lr      of the AdamW for the rest: AdamW's default divided and multiplied by 30
-    memory      one level for all momenta, of the AdamW for the rest too
+    lr          rate of the rule, from a 30th to 30 times its default
+    decay_time  time constant of weight decay, 1 / (lr weight_decay) steps, in units of the horizon
+    aux_lr      rate of AdamW for the other parameters, from a 30th to 30 times AdamW's default
+    memory      one level for all momenta, including those of AdamW for the other parameters
 
-and on at most one of its own. What an arm states in arms.toml is fixed; of lr, weight_decay and
-momenta it is the default, in place of the constructor's. `search = { eps = [1e-12, 1e-6] }` in an
-arm states its own axis, of a rule whose file declares none.
+and each on at most one further axis of its own. Values that arms.toml states for an arm are fixed,
+except lr, weight_decay and momenta, which replace the constructor's defaults in the search.
+`search = { eps = [1e-12, 1e-6] }` states an axis for a rule whose file declares none.
 """
 
 import importlib
@@ -31,21 +31,21 @@ from optimizer import available_optimizers, is_wrapper, optimizer_class
 from optimizer.parts.delta import Delta
 
 AUX_LR = 1e-3  # torch's default of AdamW
-DECAY_TIME = Range(0.01, 10.0)  # horizons: from the last hundredth of a run to hardly any decay
-NO_DECAY = 1e6  # horizons: what stands for a weight decay of 0
-# Level -> (betas, momentum); a rule's beta2 beside a momentum is the second of the betas.
+DECAY_TIME = Range(0.01, 10.0)  # horizons: from a hundredth of a run to almost no decay
+NO_DECAY = 1e6  # horizons: stands for a weight decay of 0
+# Level -> (betas, momentum). A rule with momentum and beta2 takes beta2 from the betas.
 MEMORY = {"fast": ((0.9, 0.95), 0.9), "middle": ((0.9, 0.98), 0.95),
           "slow": ((0.95, 0.999), 0.98)}
-OWN = "own"  # a rule's own momenta, in trial 0
-MULTIPLIES = 0.5  # a default rate from here on multiplies a rate that the rule finds,
-FOUND = AUX_LR  # which its decay_time assumes to be this
+OWN = "own"  # level of trial 0: the rule's default momenta
+MULTIPLIES = 0.5  # a default lr of at least this is a factor of a rate that the rule estimates;
+FOUND = AUX_LR  # decay_time assumes this value of the estimated rate
 COMMON = ("lr", "weight_decay", "betas", "momentum", "beta2")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What is searched: `optimizer`, the `[optimizer]` table before anything is searched; `axes`
-    and their `defaults`; the rule's gradient evaluations per step."""
+    """An optimizer with its search space. optimizer: the `[optimizer]` table before the search.
+    axes: the search space. defaults: axis -> value of trial 0."""
 
     name: str
     optimizer: dict
@@ -54,26 +54,26 @@ class Arm:
     gradient_evaluations_per_step: float
 
     def record(self) -> dict:
-        """As it stands in the JSON of a board."""
+        """Return the arm's fields for the JSON of a board, without its name and studies."""
         content = {key: value for key, value in asdict(self).items() if key != "name"}
         return content | {"axes": {key: axis.record() for key, axis in self.axes.items()}}
 
     @classmethod
     def of(cls, name: str, record: dict) -> "Arm":
-        """The inverse of `record`."""
+        """Return the arm of a record, the inverse of `record`."""
         axes = {key: axis_of(axis) for key, axis in record["axes"].items()}
         return cls(name, record["optimizer"], axes, record["defaults"],
                    record["gradient_evaluations_per_step"])
 
     def settings(self, params: dict, cap: int) -> dict:
-        """The `[optimizer]` table of a trial; cap: gradient evaluations of the horizon."""
+        """Return the `[optimizer]` table of a trial. cap: gradient evaluations of the horizon."""
         table = json.loads(json.dumps(self.optimizer))
         keywords = _keywords(table["name"]) | table
         horizon = cap / self.gradient_evaluations_per_step
         rest = table.get("adamw", {})
-        found = FOUND if self.defaults["lr"] >= MULTIPLIES else 1.0
+        estimated = FOUND if self.defaults["lr"] >= MULTIPLIES else 1.0
         for part, lr, rate, allowed in (
-                (table, params["lr"], found * params["lr"], keywords),
+                (table, params["lr"], estimated * params["lr"], keywords),
                 (rest, params["aux_lr"], params["aux_lr"], dict.fromkeys(COMMON[:3]))):
             part["lr"] = lr
             if "weight_decay" in allowed and not (part is table and _forbids_decay(table)):
@@ -87,11 +87,11 @@ class Arm:
 
 
 def arm_named(name: str, cap: int, own: Mapping[str, dict] | None = None) -> Arm:
-    """The arm of that name, in `own` or arms.toml, or the optimizer. cap: gradient evaluations of
-    the horizon.
+    """Return the arm of a name in `own`, arms.toml or the ablation, or of an optimizer's name. cap:
+    gradient evaluations of the horizon.
 
-    Raises ConfigError for a name that is neither, a wrapper, a rule without a default lr, and a
-    wrong range.
+    Raises ConfigError for an unknown name, a wrapper, a rule without a default lr, and an invalid
+    search range.
     """
     table = dict(_table(name, own or {}))
     searched = table.pop("search", {})
@@ -115,8 +115,8 @@ def arm_named(name: str, cap: int, own: Mapping[str, dict] | None = None) -> Arm
 
 
 def own_arms(path: Path) -> dict[str, dict]:
-    """The arms of a user's TOML file: [arms.NAME] tables as in arms.toml. Raises ConfigError for a
-    file without any, a name that is taken, and a table that names no optimizer."""
+    """Read the arms of a user's TOML file: [arms.NAME] tables as in arms.toml. Raises ConfigError
+    for a file without any, a name that is taken, and a table that names no optimizer."""
     try:
         arms = read_toml(path).get("arms")
     except ValueError as error:
@@ -134,7 +134,8 @@ def own_arms(path: Path) -> dict[str, dict]:
 
 
 def all_arms() -> list[str]:
-    """Every arm of arms.toml, and every file of optimizer/ that is not searched in its modes."""
+    """Return the names of all arms: those of arms.toml, and each optimizer file that is no wrapper
+    and has no modes as arms there."""
     stated = read_toml(ARMS)["arms"]
     modes = {table["name"] for name, table in stated.items() if name.startswith(table["name"])}
     files = [name for name in available_optimizers() if name not in modes
@@ -144,8 +145,8 @@ def all_arms() -> list[str]:
 
 
 def _table(name: str, own: Mapping[str, dict]) -> dict:
-    """The `[optimizer]` table that `own` or arms.toml gives an arm, one of the ablation, or a bare
-    name."""
+    """Return an arm's `[optimizer]` table from `own`, arms.toml or the ablation; of an optimizer's
+    name, the table with that name alone. Raises ConfigError for an unknown name or a wrapper."""
     stated, cells = {**read_toml(ARMS)["arms"], **own}, read_ablation().arms()
     name = BASELINE if name in LADDER else name
     if name in stated:
@@ -161,14 +162,14 @@ def _table(name: str, own: Mapping[str, dict]) -> dict:
 
 
 def _keywords(name: str) -> dict[str, Any]:
-    """The constructor's arguments with their defaults."""
+    """Return the constructor's arguments with their defaults."""
     return {key: parameter.default for key, parameter
             in inspect.signature(optimizer_class(name)).parameters.items()}
 
 
 def _cost(table: dict) -> float:
-    """Gradient evaluations per step, as the files declare them for their defaults; a rule that
-    takes its second gradient every k-th step has 1 + 1 / k."""
+    """Return the gradient evaluations per step that the files declare, the maximum over the rule
+    and its wrappers. A rule that takes its second gradient every k-th step has 1 + 1 / k."""
     cost = 1.0
     for rule in (table["name"], *wrappers(table)):
         declared = _declared(rule, "COST", {"gradient_evaluations": 1})["gradient_evaluations"]
@@ -178,8 +179,8 @@ def _cost(table: dict) -> float:
 
 
 def _own_axis(table: dict) -> tuple[str, Range | None, float]:
-    """The first number besides the common ones that the rule or its wrapper searches, within the
-    range that its file declares, and its default; ("", None, 0) if there is none."""
+    """Return the arm's own axis as (key, range, default): the first number outside COMMON in the
+    SEARCH_SPACE of the rule or a wrapper. ("", None, 0) if there is none."""
     for prefix, rule, stated in [("", table["name"], table), *(
             (f"{key}.", key, table[key]) for key in wrappers(table))]:
         for key, space in _declared(rule, "SEARCH_SPACE", {}).items():
@@ -190,7 +191,8 @@ def _own_axis(table: dict) -> tuple[str, Range | None, float]:
 
 
 def _stated_axis(name: str, searched: dict, defaults: dict) -> tuple[str, Range, float]:
-    """The axis that an arm states as `search`. Raises ConfigError for one that is none."""
+    """Return the axis that an arm states as `search`: (key, range, default). Raises ConfigError if
+    it is invalid."""
     (key, ends), *more = searched.items()
     if more or key in COMMON:
         raise ConfigError(f"[arms.{name}] search: one number of the rule's own; lr is searched "
@@ -213,19 +215,21 @@ def _declared(rule: str, constant: str, otherwise: Any) -> Any:
 
 
 def _forbids_decay(table: dict) -> bool:
-    """Whether a hook in the table wants a rule without decay of its own, as Hyperball does."""
+    """Whether a hook in the table requires a rule without weight decay, as Hyperball does."""
     hooks = [optimizer_class(name) for name in wrappers(table)]
     return any(issubclass(cls, Delta) and not cls.accepts_decay for cls in hooks)
 
 
 def _usual(name: str, key: str, value: Any) -> Any:
-    """A momentum as the share that is kept; Scion's is the share of the new gradient."""
+    """Convert a momentum between the rule's convention and the share that is kept. Scion's is the
+    share of the new gradient."""
     inverted = key == "momentum" and "scion" in name.lower()
     return significant(1 - value) if inverted else value
 
 
 def _momenta(level: str, keywords: dict, name: str) -> dict:
-    """The momenta of a level that a rule has; of more than two betas the first two are set."""
+    """Return a level's momenta, those that the rule has. Of more than two betas, the first two are
+    set."""
     if level == OWN:
         return {}
     betas, momentum = MEMORY[level]
@@ -236,7 +240,7 @@ def _momenta(level: str, keywords: dict, name: str) -> dict:
 
 
 def _nearest(momenta: list) -> int:
-    """The level whose slowest average is nearest to the rule's."""
+    """Return the index of the level whose slowest average is nearest to the rule's."""
     slowest = max([beta for value in momenta for beta in (
         value if isinstance(value, tuple | list) else [value]) if beta < 1], default=0.9)
     levels = [max(betas) if any(isinstance(m, tuple | list) for m in momenta) else momentum

@@ -1,8 +1,8 @@
-"""A challenge: one new arm against the studies of a board, looked at after each of its own.
+"""A challenge: compare one new arm with a board, and read the result after each study.
 
 The arm gets the board's points, seeds and sampler, study by study. The anytime interval and the
-e-value hold whenever one looks or stops, so a challenge may be interrupted and continued at will.
-It writes a board of its own: the first studies of every arm of the board, and the new one's.
+e-value stay valid under optional stopping, so a challenge may be interrupted and continued at will.
+It writes a board of its own: the first studies of all arms of the board, and those of the new arm.
 """
 
 import signal
@@ -25,17 +25,18 @@ from exp.tune.estimate import ANYTIME_FROM, interim_results
 from exp.tune.inference import EQUAL, e_value, studies_needed, wins_a_study
 from exp.tune.terms import IN_PROGRESS
 
-LEAST = 6  # studies before an interval that excludes 1 ends a challenge
+LEAST = 6  # minimum of studies before an interval that excludes 1 ends a challenge
 
 
 class Over(Exception):
-    """Enough is known, or the time is up."""
+    """Ends a challenge: the result is decided, or the time is up."""
 
 
 def challenge(board: dict, arm: Arm, outputs: Path, workers: int, minutes: float | None) -> Path:
-    """Run the arm's studies, as many as the board has, until enough is known; the file written.
+    """Run studies of the arm, at most as many as the board has, until the result is decided or
+    `minutes` have passed. Return the path of the challenge's board.
 
-    Raises ConfigError for an arm that is one of the board's.
+    Raises ConfigError for an arm that equals one of the board's, and if no study is complete.
     """
     terms = board["terms"]
     known = [Arm.of(name, entry) for name, entry in board["arms"].items()]
@@ -46,7 +47,7 @@ def challenge(board: dict, arm: Arm, outputs: Path, workers: int, minutes: float
     mine, partners = _chains(board, arm, outputs, count)
     done: dict[Chain, dict | None] = {chain: chain.study() for chain in (*mine, *partners)}
 
-    def look(chain: Chain, _status: int) -> None:
+    def read_result(chain: Chain, _status: int) -> None:
         done[chain] = chain.study()
         whole = _whole(mine, partners, done)
         if whole and chain.number == whole:
@@ -57,7 +58,8 @@ def challenge(board: dict, arm: Arm, outputs: Path, workers: int, minutes: float
 
     with _limited(minutes):
         run_jobs([chain for pair in zip(mine, partners or mine, strict=True)
-                  for chain in dict.fromkeys(pair) if done[chain] is None], Local(workers), look)
+                  for chain in dict.fromkeys(pair) if done[chain] is None], Local(workers),
+                 read_result)
     whole = _whole(mine, partners, done)
     if not whole:
         raise ConfigError("no study is complete yet; the same command continues from here")
@@ -68,11 +70,11 @@ def challenge(board: dict, arm: Arm, outputs: Path, workers: int, minutes: float
 
 @contextmanager
 def _limited(minutes: float | None) -> Iterator[None]:
-    """Raise `Over` inside after so many minutes, and end quietly when it is raised."""
-    def ring(*_: object) -> None:
+    """Raise `Over` within the context after `minutes`, never if None. Suppress `Over` on exit."""
+    def raise_over(*_: object) -> None:
         raise Over
 
-    before = signal.signal(signal.SIGALRM, ring)
+    before = signal.signal(signal.SIGALRM, raise_over)
     signal.setitimer(signal.ITIMER_REAL, 60 * (minutes or 0))
     try:
         yield
@@ -84,7 +86,8 @@ def _limited(minutes: float | None) -> Iterator[None]:
 
 
 def _chains(board: dict, arm: Arm, outputs: Path, count: int) -> tuple[list[Chain], list[Chain]]:
-    """The arm's chains, and the baseline's where this machine's arithmetic is not the board's."""
+    """Return the arm's chains, and the baseline's too if this machine does not reproduce a run of
+    the board bit for bit, else []."""
     terms, base = board["terms"], board["terms"]["baseline"]
 
     def chains(of: Arm) -> list[Chain]:
@@ -101,7 +104,7 @@ def _chains(board: dict, arm: Arm, outputs: Path, count: int) -> tuple[list[Chai
 
 
 def _whole(mine: list[Chain], partners: list[Chain], done: dict) -> int:
-    """How many of the first studies are complete."""
+    """Return the largest K such that the first K studies are complete."""
     states = [all(done[chain] for chain in pair)
               for pair in zip(mine, partners or mine, strict=True)]
     return [*states, False].index(False)
@@ -109,7 +112,7 @@ def _whole(mine: list[Chain], partners: list[Chain], done: dict) -> int:
 
 def _write(path: Path, board: dict, arm: Arm, mine: list[Chain], partners: list[Chain],
            done: dict) -> dict:
-    """Write the challenge's own board; the arm's row of it."""
+    """Write the challenge's own board and return the arm's row."""
     terms, base, count = board["terms"], board["terms"]["baseline"], len(mine)
     if partners:
         arms = {base: {**board["arms"][base], "studies": [done[chain] for chain in partners]}}
@@ -130,7 +133,7 @@ def _is_enough(row: dict, count: int) -> bool:
     return (count >= LEAST and not low <= 1 <= high) or (low >= 1 - EQUAL and high <= 1 + EQUAL)
 
 
-# --- what it says
+# --- printed text
 
 
 def _announce(arm: Arm, board: dict, path: Path) -> None:
@@ -163,7 +166,8 @@ def _line(count: int, row: dict) -> str:
 
 
 def _sentences(board: dict, name: str) -> list[str]:
-    """Against the baseline, against the board, what would decide the rest."""
+    """Return three sentences: the arm against the baseline, against the board, and how many further
+    studies would decide."""
     rows, base = board["results"]["arms"], board["terms"]["baseline"]
     values = {arm: np.array(row["values"]) for arm, row in rows.items()}
     count, row = len(values[name]), rows[name]

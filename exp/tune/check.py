@@ -1,6 +1,7 @@
-"""An independent check of a board: its numbers from its studies, and the invariants of its terms.
+"""An independent check of a board: recompute its numbers, and verify the invariants of its terms.
 
-Numpy and scipy alone, and none of the estimators that made the board: a fault there is found here.
+It uses numpy and scipy alone and none of the estimators that made the board, so that it finds
+faults in those.
 """
 
 import math
@@ -14,13 +15,13 @@ from scipy.stats import qmc
 TOLERANCE = 1e-9  # relative
 AXES = ("lr", "decay_time", "aux_lr", "memory")
 KEYS = {"schema", "terms", "arms", "results"}
-TABLES = ("on_the_way", "steadiness")  # of the results; a board may lack them
-DECAY = 0.2  # share of an annealed run in which the rate falls
+TABLES = ("on_the_way", "steadiness")  # optional entries of `results`
+DECAY = 0.2  # share of an annealed run in which the rate decays
 
 
 def check_board(board: dict) -> list[str]:
-    """What is wrong with a board, one line each; empty if every number holds. One in progress has
-    the first studies of those that its terms announce, as many of every arm, and no verdicts."""
+    """Return the problems of a board, one line each; empty if all numbers are right. A board in
+    progress has the first of its announced studies, equally many of every arm, and no verdicts."""
     if set(board) != KEYS or board["schema"] not in ("ars-arena/1", "ars-arena/1 in progress"):
         return [f"I1: not a board of schema ars-arena/1: {sorted(board)}"]
     terms = board["terms"]
@@ -35,7 +36,7 @@ def check_board(board: dict) -> list[str]:
     for name, arm in board["arms"].items():
         problems += [f"{name}: {problem}"
                      for problem in _arm(_on_rung(terms, name), name, arm, count)]
-    if not problems:  # else there may be nothing to recompute from
+    if not problems:  # otherwise data for the recomputation may be missing
         ours = _results({**terms, "studies": count}, board["arms"])
         if count < terms["studies"]:
             ours = _without_verdicts(ours, count)
@@ -51,7 +52,8 @@ def check_board(board: dict) -> list[str]:
 
 
 def _on_rung(terms: dict, name: str) -> dict:
-    """The terms of an arm: the baseline is also tuned for other budgets."""
+    """Return the terms of an arm. A rung, the baseline tuned for another budget, has another cap.
+    """
     share = terms.get("ladder", {}).get(name, 1)
     return {**terms, "cap": int(terms["cap"] * share)}
 
@@ -97,7 +99,7 @@ def _trials(terms: dict, arm: dict, study: dict) -> Iterator[str]:
 
 
 def _is_at(arm: dict, params: dict, point: np.ndarray) -> bool:
-    """Whether the common axes are at a point of the unit cube."""
+    """Whether the common axes of `params` are at a point of the unit cube."""
     for key, share in zip(AXES, point, strict=True):
         axis = arm["axes"].get(key, {"choices": [None]})
         if isinstance(axis, dict):
@@ -145,7 +147,8 @@ def _cap(terms: dict) -> float:
 
 
 def _logs(terms: dict, arms: dict, target: float | None = None) -> tuple[dict, dict]:
-    """Costs of the fresh runs by arm and study, and the mean of their logs."""
+    """Return the costs of the fresh runs by arm and study, and the mean log cost by arm and study.
+    """
     costs = {name: [[_cost(terms, run, target) for run in study["fresh"]]
                     for study in arm["studies"]] for name, arm in arms.items()}
     return costs, {name: np.array([np.mean([np.log(cost or _cap(terms)) for cost in study])
@@ -153,7 +156,7 @@ def _logs(terms: dict, arms: dict, target: float | None = None) -> tuple[dict, d
 
 
 def _ends(terms: dict, arms: dict) -> tuple[dict, dict]:
-    """The same for annealed runs: 1 for a run that ended well, and the logs of their metrics."""
+    """Return the same for annealed runs: 1 for a completed run or None, and the mean log metric."""
     fine = {name: [[1 if run["status"] == "completed" else None for run in study["fresh"]]
                    for study in arm["studies"]] for name, arm in arms.items()}
     return fine, {name: np.array([np.mean([_end(terms, run) for run in study["fresh"]])
@@ -161,7 +164,7 @@ def _ends(terms: dict, arms: dict) -> tuple[dict, dict]:
 
 
 def _end(terms: dict, run: dict) -> float:
-    """The log of a run's last metric, or of its error."""
+    """Return the log of a run's last metric, or of 1 - metric of an accuracy."""
     if run["status"] == "diverged":
         return terms["worst"]
     end = run["curve"]["metric"][-1]
@@ -209,13 +212,14 @@ def _results(terms: dict, arms: dict) -> dict:
 
 
 def _equal_steps(terms: dict, arm: dict) -> dict:
-    """What a rule with two gradients has after twice the evaluations."""
+    """Return the metric of a rule with two gradients per step after twice the evaluations, or {}.
+    """
     logs = [_end(terms, run) for study in arm["studies"] for run in study.get("equal_steps", [])]
     return {"equal_steps": float(np.exp(np.mean(logs)))} if logs else {}
 
 
 def _way(terms: dict, arms: dict, target: float) -> dict:
-    """Costs and ratios to another target."""
+    """Return the costs and ratios to an intermediate target."""
     costs, logs = _logs(terms, arms, target)
     d = {name: of_arm - logs[terms["baseline"]] for name, of_arm in logs.items()
          if name != terms["baseline"]}
@@ -231,7 +235,7 @@ def _way(terms: dict, arms: dict, target: float) -> dict:
 
 
 def _steady(terms: dict, arm: dict) -> list[int]:
-    """Readings at the target, of those that followed an arrival."""
+    """Return [readings at the target, readings] after the runs first reached it."""
     after = [value for study in arm["studies"] for run in study["fresh"]
              for spent, value in list(zip(run["curve"]["evaluations"], run["curve"]["metric"],
                                           strict=True))[_arrival(terms, run):][:terms["linger"]]]
@@ -240,14 +244,14 @@ def _steady(terms: dict, arm: dict) -> list[int]:
 
 
 def _arrival(terms: dict, run: dict) -> int:
-    """The number of readings up to the arrival, or all of them."""
+    """Return the number of readings up to the first one at the target, or of all of them."""
     spent, cost = run["curve"]["evaluations"], _cost(terms, run)
     return len(spent) if cost is None else spent.index(cost) + 1
 
 
 def _rungs(terms: dict, logs: dict[str, np.ndarray]) -> list[tuple[float, float]]:
-    """(log budget over the horizon, log metric over that at the horizon) of the tuned baseline, the
-    smallest budget first; empty without a ladder that falls from rung to rung."""
+    """Return (log(budget / horizon), log metric minus that at the horizon) of the tuned baseline,
+    the smallest budget first. Empty unless there is a ladder whose metric falls at each rung."""
     shares = {terms["baseline"]: 1, **terms.get("ladder", {})}
     if len(shares) < 2 or any(name not in logs for name in shares):
         return []
@@ -258,7 +262,7 @@ def _rungs(terms: dict, logs: dict[str, np.ndarray]) -> list[tuple[float, float]
 
 
 def _budget(rungs: list[tuple[float, float]], metric: float) -> float:
-    """Along the straight lines between the rungs, no further than the outer ones."""
+    """Return the budget at a metric: linear between the rungs, clipped to the outer ones."""
     for (left, above), (right, below) in zip(rungs, rungs[1:], strict=False):
         if above >= metric >= below:
             return math.exp(left + (above - metric) / (above - below) * (right - left))
@@ -266,16 +270,16 @@ def _budget(rungs: list[tuple[float, float]], metric: float) -> float:
 
 
 def _without_verdicts(results: dict, count: int) -> dict:
-    """What holds after any number of studies."""
-    fixed = {"budget", "low", "high", "p", "p_holm", "verdict", "equal", "rank", "wins_a_study",
+    """Return the results that may be read after any number of studies."""
+    final = {"budget", "low", "high", "p", "p_holm", "verdict", "equal", "rank", "wins_a_study",
              "studies_needed", *(["anytime"] if count < 4 else [])}
     return {"pooled_sd": results["pooled_sd"], "arms": {
-        name: {key: value for key, value in row.items() if key not in fixed}
+        name: {key: value for key, value in row.items() if key not in final}
         for name, row in results["arms"].items()}}
 
 
 def _t(d: np.ndarray, pooled: float) -> stats.rv_continuous:
-    """The distribution of the mean difference around its estimate."""
+    """Return the t distribution of the mean difference, centered at its estimate."""
     return stats.t(2 * len(d) - 2, d.mean(), math.sqrt(_variance(d, pooled) / len(d)))
 
 
@@ -291,9 +295,10 @@ def _compared(d: np.ndarray, pooled: float, ours: bool, theirs: bool,
     narrow = [_budget(rungs, end) if rungs else math.exp(min(end, 700))
               for end in t.interval(0.90)]
     effect = math.log(1.1)
-    if rungs:  # along the line from the horizon on
+    if rungs:  # times the slope between the horizon and the next larger budget
         effect *= -rungs[[log for log, _ in rungs].index(0) + 1][1] / rungs[-1][0]
-    # The normal mixture that crosses 1 / alpha: n S^2 / (2 s2 (n + 1)) = log(sqrt(n + 1) / alpha).
+    # Where the normal mixture reaches 1 / alpha, in n (= k) studies with sum S of differences:
+    # S^2 / (2 s2 (n + 1)) = log(sqrt(n + 1) / alpha).
     reach = math.sqrt(2 * s2 * (k + 1) * math.log(math.sqrt(k + 1) / 0.05)) / k
     ratio = np.square(d.sum()) / ((k + 0.25) * np.square(d).sum()) if d.any() else 0.0
     ends = (d.mean(), *t.interval(0.95)[::-1])
@@ -309,7 +314,7 @@ def _compared(d: np.ndarray, pooled: float, ours: bool, theirs: bool,
 
 
 def _verdicts(rows: list[dict], alpha: float) -> None:
-    """Holm step by step, from the least p value on."""
+    """Set the p values after Holm, from the least p value on, and the verdicts."""
     most = 0.0
     for left, row in zip(range(len(rows), 0, -1), sorted(rows, key=lambda row: row["p"]),
                          strict=True):
@@ -337,7 +342,7 @@ def _pairs(logs: dict[str, np.ndarray], alpha: float) -> list[dict]:
 
 
 def _differences(path: str, ours: object, theirs: object) -> list[str]:
-    """Where two structures of numbers differ."""
+    """Return a line for each place where two structures of numbers differ."""
     if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
         return [line for key in ours for line in _differences(f"{path}.{key}", ours[key],
                                                               theirs[key])]

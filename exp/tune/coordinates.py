@@ -1,12 +1,13 @@
-"""The declared order of the ladder's tuning, by coordinates: a pure function of the trials.
+"""The preregistered tuning of the ladder, one coordinate after another: a pure function of trials.
 
-    1. rate:     5 points, factor 2; at an edge on until it is none, 3 more at most
-    2. decay:    tau = rate x decay x steps, 3 so far, also 1 and 8, and one more beyond an edge;
-                 a rule on the ball has no decay: the gain of its first weights, 1 so far, also 1.5
+    1. rate:     5 points, factor 2; while the best is at an edge, one more (at most 3)
+    2. decay:    tau = rate x decay x steps is 3 in step 1; now also 1 and 8, and one value beyond
+                 if the best is at an edge. A rule on the ball has no decay, but a gain of its
+                 initial weights, 1 in step 1; now also 1.5
     3. rate:     x 2^0.5 and x 2^-0.5
     4. constant: the two declared values
 
-The rates of the auxiliary AdamW are tuned once for all arms, by the neighbours of the best triple.
+The rates of the auxiliary AdamW are tuned once for all arms, over neighbors of the best triple.
 """
 
 import json
@@ -28,8 +29,8 @@ class NotTuned(Exception):
 
 @dataclass(frozen=True)
 class Point:
-    """What a trial sets: the rate; tau, or the gain of a rule on the ball; the declared constant,
-    None for its first value."""
+    """The settings of a trial: the rate; tau, or the gain of a rule on the ball; the value of the
+    declared constant, None for its value before step 4."""
 
     rate: float
     decay: float
@@ -38,7 +39,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Trial:
-    """A finished trial; score: less is better, infinite for a run that diverged."""
+    """A finished trial. score: lower is better, infinite for a diverged run."""
 
     point: Point
     score: float
@@ -46,9 +47,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Arm:
-    """An arm of the preregistration: its `[optimizer]` without rate and decay, the centre of the
-    rates, the key of the declared constant and its two values. adam_like: its rate falls with the
-    width of the model. decay: the key of the weight decay."""
+    """An arm of the preregistration. optimizer: its `[optimizer]` table without rate and decay.
+    rate: the center of its rates. key, values: the declared constant and its two values. adam_like:
+    the rate falls with the width of the model. decay: the key of the weight decay."""
 
     name: str
     optimizer: dict
@@ -60,14 +61,14 @@ class Arm:
 
     @property
     def on_ball(self) -> bool:
-        """Whether the norms of the matrices are kept."""
+        """Whether the norms of the matrices are kept constant (hyperball)."""
         return BALL in self.optimizer
 
 
 def next_point(arm: Arm, trials: Sequence[Trial], tie: float = 0.0) -> Point | None:
-    """The next trial after `trials`, in order; None at the end of the path.
+    """Return the point of the next trial after `trials`; None at the end of the path.
 
-    tie: scores this close are equal, and the smaller rate wins. Raises NotTuned.
+    tie: scores that differ by at most this are equal, and the smaller rate wins. Raises NotTuned.
     """
     known = {trial.point for trial in trials}
     for point in _path(arm, trials, tie):
@@ -77,14 +78,14 @@ def next_point(arm: Arm, trials: Sequence[Trial], tie: float = 0.0) -> Point | N
 
 
 def best(trials: Sequence[Trial], tie: float = 0.0) -> Trial:
-    """The winner: of the scores within `tie` of the least, the one with the smallest rate."""
+    """Return the winner: of the scores within `tie` of the least, that with the smallest rate."""
     least = min(trial.score for trial in trials)
     return min((trial for trial in trials if trial.score <= least + tie),
                key=lambda trial: trial.point.rate)
 
 
 def _path(arm: Arm, trials: Sequence[Trial], tie: float) -> Iterator[Point]:
-    """The points in order, as far as the trials decide them."""
+    """Yield the points in order, as far as the trials determine them."""
     start = GAIN if arm.on_ball else TAU
     done = {trial.point: trial for trial in trials}
 
@@ -95,19 +96,20 @@ def _path(arm: Arm, trials: Sequence[Trial], tie: float) -> Iterator[Point]:
     yield from points
     for _ in range(MORE_RATES + 1):
         rates = sorted(point.rate for point in points)
-        at = best(of(points), tie).point.rate
-        if at not in (rates[0], rates[-1]):
+        best_rate = best(of(points), tie).point.rate
+        if best_rate not in (rates[0], rates[-1]):
             break
         if len(points) == 5 + MORE_RATES:
-            raise NotTuned(f"{arm.name}: the best rate is {at} after {len(points)} rates")
-        points.append(Point(significant(at / 2 if at == rates[0] else at * 2), start))
+            raise NotTuned(f"{arm.name}: the best rate is {best_rate} after {len(points)} rates")
+        points.append(Point(significant(
+            best_rate / 2 if best_rate == rates[0] else best_rate * 2), start))
         yield points[-1]
     chosen = best(of(points), tie).point
     decays = [chosen, *(Point(chosen.rate, decay) for decay in (GAINS if arm.on_ball else TAUS))]
     yield from decays
-    at = best(of(decays), tie).point.decay
-    if not arm.on_ball and at in BEYOND:
-        decays.append(Point(chosen.rate, BEYOND[at]))
+    best_decay = best(of(decays), tie).point.decay
+    if not arm.on_ball and best_decay in BEYOND:
+        decays.append(Point(chosen.rate, BEYOND[best_decay]))
         yield decays[-1]
     chosen = best(of(decays), tie).point
     near = [chosen, *(Point(significant(chosen.rate * factor), chosen.decay)
@@ -118,7 +120,7 @@ def _path(arm: Arm, trials: Sequence[Trial], tie: float) -> Iterator[Point]:
 
 
 def overrides(arm: Arm, point: Point, steps: int) -> tuple[str, ...]:
-    """The settings of a trial of that many steps."""
+    """Return the overrides, as KEY=VALUE, of a trial of `steps` steps."""
     settings = {"optimizer.lr": point.rate}
     if arm.on_ball:
         settings |= {"model.projection_gain": 1.0, "model.hidden_gain": point.decay}
@@ -130,13 +132,13 @@ def overrides(arm: Arm, point: Point, steps: int) -> tuple[str, ...]:
 
 def next_rates(start: tuple[float, ...], scores: Mapping[tuple[float, ...], float]
                ) -> tuple[float, ...] | None:
-    """The next rates of the auxiliary groups to try: the first neighbour of the best ones, one rate
-    doubled or halved, that has no score yet; None at the end."""
+    """Return the next rates of the auxiliary groups: the first neighbor of the best ones, with one
+    rate doubled or halved, that has no score yet. None if there is none, or after AUXILIARY_CAP."""
     if not scores:
         return start
     if len(scores) == AUXILIARY_CAP:
         return None
-    at = min(scores, key=lambda rates: scores[rates])
-    neighbours = ((*at[:place], significant(at[place] * factor), *at[place + 1:])
-                  for place in range(len(at)) for factor in (2.0, 0.5))
-    return next((rates for rates in neighbours if rates not in scores), None)
+    center = min(scores, key=lambda rates: scores[rates])
+    neighbors = ((*center[:place], significant(center[place] * factor), *center[place + 1:])
+                 for place in range(len(center)) for factor in (2.0, 0.5))
+    return next((rates for rates in neighbors if rates not in scores), None)

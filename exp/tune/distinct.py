@@ -1,4 +1,4 @@
-"""Arms that are one arm: equal weights after a few steps at equal settings."""
+"""Detect arms that are the same update: equal weights after a few steps at equal settings."""
 
 import hashlib
 from collections.abc import Iterable
@@ -15,8 +15,9 @@ SETTINGS = {"lr": 1e-3, "aux_lr": 1e-3, "decay_time": 1.0, "memory": "middle"}
 
 
 def require_distinct(arms: Iterable[Arm], terms: dict) -> None:
-    """Train every arm at equal settings for 20 steps of the task's tiny scale. Raises ConfigError
-    for two with equal weights, but for those that are meant to be the baseline."""
+    """Train every arm at equal settings for 20 steps at the task's tiny scale. Raises ConfigError
+    for two arms with equal weights, except the noise arm and the rungs, which equal the baseline.
+    """
     beside = {terms["noise_arm"], *terms.get("ladder", ())}
     names: dict[str, str] = {}
     for arm in arms:
@@ -28,7 +29,7 @@ def require_distinct(arms: Iterable[Arm], terms: dict) -> None:
 
 
 def _weights(arm: Arm, terms: dict) -> str:
-    """A hash of the weights after the steps."""
+    """Return a hash of the weights after the steps."""
     task = task_named(terms["task"])
     tiny = {**terms, "set": [*terms["set"], *task.scale("tiny")]}
     table = arm.settings({**arm.defaults, **SETTINGS}, terms["cap"])

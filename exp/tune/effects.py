@@ -1,9 +1,10 @@
-"""What each part of ARS2-Neo buys, on the board of an ablation.
+"""The effect of each part of ARS2-Neo, estimated on the board of an ablation.
 
-A part is a level of a factor against the factor's first level, in all pairs of cells that agree in
-the rest. Its value in a study is the mean over pairs of the difference of the study's values (logs
-of a cost or of a metric), so that studies, not pairs, which share runs, are the sample: Student's t
-over K studies. A part of whose cells one missed the target is a bound, and not judged against it.
+A part is a level of a factor, compared with the factor's first level in all pairs of cells that
+agree in the other factors. Its value in a study is the mean over pairs of the difference of the
+cells' values (logs of a cost or of a metric). Pairs share runs, so the sample is the studies:
+Student's t over K studies. If a cell missed the target, the ratio is only a bound, and a verdict
+that the true ratio could overturn is not given.
 """
 
 from collections.abc import Callable
@@ -28,8 +29,9 @@ BOUND = {(True, False): "at least", (False, True): "at most", (True, True): "unk
 
 @dataclass(frozen=True)
 class Effect:
-    """Of a part: pairs of cells, the ratio with its 95 % interval, on which side it is a bound
-    ("", "at least", "at most", "unknown"), two-sided p, Holm's p over all parts."""
+    """The effect of a part. pairs: number of pairs of cells. ratio: with over without the part, and
+    its 95 % interval. bound: the kind of bound that the ratio is ("" for none, "at least",
+    "at most", "unknown"). p: two-sided. p_holm: p after Holm over all parts."""
 
     part: str
     pairs: int
@@ -47,22 +49,22 @@ class Effect:
 
 
 def pairs(ablation: Ablation, factor: str, level: str) -> list[tuple[str, str]]:
-    """(with, without): arms whose cells differ in this part alone. A cell that borrows the runs of
-    another level shows nothing of its own; the same two arms are paired once."""
+    """Return pairs (with, without) of arms whose cells differ in this part alone, each pair once.
+    Cells that use the runs of another level of the factor are left out."""
     first = next(iter(ablation.factors[factor]))
-    found: dict[tuple[str, str], None] = {}
+    arms: dict[tuple[str, str], None] = {}
     for cell in ablation.cells():
         if cell[factor] == level:
             ran = [ablation.run_as(one) for one in (cell, {**cell, factor: first})]
             if [one[factor] for one in ran] == [level, first]:
-                found[arm_name(ran[0]), arm_name(ran[1])] = None
-    return list(found)
+                arms[arm_name(ran[0]), arm_name(ran[1])] = None
+    return list(arms)
 
 
 def effects(board: dict, ablation: Ablation) -> list[Effect]:
-    """Every part of which all cells are on a board of at least two studies."""
+    """Return the effect of every part whose cells are all on the board. It needs two studies."""
     rows = board["results"]["arms"]
-    made = []
+    parts = []
     for factor, levels in ablation.factors.items():
         for level in list(levels)[1:]:
             cells = pairs(ablation, factor, level)
@@ -74,18 +76,19 @@ def effects(board: dict, ablation: Ablation) -> list[Effect]:
                 ratio = sample(np.exp(d), log=True).estimate
                 p = float(stats.ttest_1samp(d, 0.0).pvalue) if np.ptp(d) else float(not d.any())
                 bound = BOUND.get((bool(missed[0].any()), bool(missed[1].any())), "")
-                made.append(Effect(f"{factor}: {level}", len(cells), ratio, bound, p))
-    adjusted = holm([effect.p for effect in made])
+                parts.append(Effect(f"{factor}: {level}", len(cells), ratio, bound, p))
+    adjusted = holm([effect.p for effect in parts])
     return [Effect(e.part, e.pairs, e.ratio, e.bound, e.p, p)
-            for e, p in zip(made, adjusted, strict=True)]
+            for e, p in zip(parts, adjusted, strict=True)]
 
 
 def section(board: dict, ablation: Ablation, sign: Callable[[str], str]) -> tuple[str, ...]:
-    """The table of the page; sign: of a bound."""
-    found = effects(board, ablation)
-    if not found:
+    """Return the parts of the page's section: heading, explanation, table; empty without effects.
+    sign: text of a bound."""
+    parts = effects(board, ablation)
+    if not parts:
         return ()
     lines = [("part", "times", "pairs of cells", "p", "verdict")]
     lines += [(effect.part, sign(effect.bound) + interval(effect.ratio), str(effect.pairs),
-               number(effect.p_holm), effect.verdict(board["terms"]["alpha"])) for effect in found]
+               number(effect.p_holm), effect.verdict(board["terms"]["alpha"])) for effect in parts]
     return "## Part by part", EXPLANATION, markdown(lines)

@@ -1,4 +1,4 @@
-"""Tuning curves: what the best trial of a chain had reached after each trial."""
+"""Tuning curves: the best result so far after each trial of a chain."""
 
 import math
 from pathlib import Path
@@ -13,8 +13,8 @@ COLUMNS = 5
 
 
 def best_so_far(terms: dict, trials: list[dict]) -> list[float]:
-    """After each trial what the best one so far had: gradient evaluations to the target, a miss
-    counting as the cap, or the metric (the error of an accuracy) where runs are annealed."""
+    """Return the best result after each trial: gradient evaluations to the target, where a miss
+    counts as the cap; in an annealed search the metric, or 1 - metric of an accuracy."""
     best = [winner(trials[:count]) for count in range(1, len(trials) + 1)]
     if terms["regime"] == "anneal":
         return [math.exp(-trial["grade"]) for trial in best]
@@ -22,7 +22,8 @@ def best_so_far(terms: dict, trials: list[dict]) -> list[float]:
 
 
 def draw_tuning(path: Path, board: dict) -> None:
-    """A panel for every arm: median over studies and their range, AdamW's median in grey."""
+    """Write a figure with one panel per arm: median and range over studies, and the baseline's
+    median in gray."""
     terms = board["terms"]
     curves = {name: np.array([best_so_far(rung(terms, name), study["trials"])
                               for study in arm["studies"]]) for name, arm in board["arms"].items()}

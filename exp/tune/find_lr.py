@@ -2,11 +2,12 @@
 
 python -m exp.tune.find_lr --config FILE [--set TABLE.KEY=VALUE] [--low R] [--high R] [--steps N]
 
-One batch at each rate, from low to high by equal factors; the losses are smoothed, s <- b s +
-(1 - b) loss, divided by 1 - b^i, b = 0.98, and the ramp ends where that exceeds 4 times its lowest.
-Two rates are suggested: where the smoothed loss falls most steeply over log lr, and a tenth of that
-at which it is lowest. Look at the curve: Adam's memory and weight decay make it depend on --steps,
-and rules that orthogonalize do not diverge as SGD does. The run's schedule plays no part.
+Each rate, from low to high by equal factors, trains one batch. Losses are smoothed by s <- b s +
+(1 - b) loss with b = 0.98, and divided by 1 - b^i at rate i. The ramp ends when the smoothed loss
+exceeds 4 times its minimum. Two rates are suggested: where the smoothed loss falls most steeply
+over log lr, and a tenth of the rate at its minimum. Look at the curve: Adam's momenta and weight
+decay make it depend on --steps, and rules that orthogonalize do not diverge as SGD does. The
+config's schedule is not used.
 """
 
 import argparse
@@ -23,7 +24,7 @@ BETA, DIVERGED = 0.98, 4.0
 
 @dataclass(frozen=True)
 class Curve:
-    """Losses over rates; `smoothed` and `losses` end where the ramp did."""
+    """Losses over rates, up to the end of the ramp."""
 
     rates: list[float]
     losses: list[float]
@@ -45,8 +46,8 @@ class Curve:
 
 
 def ramp(step: Callable[[float], float], low: float, high: float, count: int) -> Curve:
-    """step(lr) takes a step at that rate and returns the loss before it; `count` rates, or as many
-    as there are before the loss has diverged or is not finite."""
+    """Return the curve of at most `count` rates from low to high; it ends before a loss that has
+    diverged or is not finite. step(lr): take a step at this rate and return the loss before it."""
     curve, average = Curve([], [], []), 0.0
     for i in range(count):
         rate = low * (high / low) ** (i / max(count - 1, 1))
@@ -62,7 +63,8 @@ def ramp(step: Callable[[float], float], low: float, high: float, count: int) ->
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status: 0, or 2 for bad input, where nothing is written."""
+    """Run the command line. Return the exit status: 0, or 2 for bad input; then nothing is written.
+    """
     options = parse(arguments)
     from data import DataError
     from exp.harness.errors import ConfigError
@@ -79,8 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def of_config(options: argparse.Namespace) -> Curve:
-    """The ramp of a config's optimizer on its training batches; the rates of other groups keep
-    their ratio to the first one's. Raises ConfigError for bad settings or rates."""
+    """Return the ramp of a config's optimizer on its training batches. The rates of all parameter
+    groups keep their ratio to the first one's. Raises ConfigError for invalid settings or rates."""
     from exp.harness.build import build
     from exp.harness.config import load_settings
     from exp.harness.errors import ConfigError
@@ -113,7 +115,7 @@ def of_config(options: argparse.Namespace) -> Curve:
 
 
 def write(curve: Curve, path: Path, title: str) -> None:
-    """The curve as a PNG."""
+    """Write the curve as a PNG."""
     from exp.report.canvas import curves
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +125,7 @@ def write(curve: Curve, path: Path, title: str) -> None:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options. Ends the process for --help and for wrong ones."""
+    """Parse the options. Exits for --help and for invalid options."""
     parser = argparse.ArgumentParser(
         prog="python -m exp.tune.find_lr", description="Run the learning-rate range test.")
     parser.add_argument("--config", type=Path, required=True, help="the experiment, a TOML file")

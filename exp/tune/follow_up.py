@@ -1,5 +1,5 @@
-"""What a finished board leaves open: sensitivity to the learning rate, winners on another task, the
-best settings known.
+"""Follow-ups to a board: sensitivity to the learning rate, transfer of winners to another task, and
+the best known settings.
 
 Each question is a set of probes, kept in outputs/paper/follow_up/<task>_<question>.json:
 {"question", "terms", "made_with": {name: machine, torch, commit}, "arms": {name: {label: fresh
@@ -28,24 +28,25 @@ from exp.tune.inference import Ladder
 from exp.tune.probe import Probe, probe, value
 from exp.tune.terms import rung
 
-RATES = [10 ** (place / 2) for place in range(-3, 4)]  # seven, half a decade apart
-NEAR = 1.25  # the basin: rates that cost at most so many times the best
+RATES = [10 ** (place / 2) for place in range(-3, 4)]  # seven factors, half a decade apart
+NEAR = 1.25  # rates of the basin cost at most this many times the best
 RATE_SEEDS, MOVE_SEEDS, KNOWN_SEEDS, REPORT_SEEDS = (
     range(9001, 9003), range(9101, 9103), range(8001, 8005), range(8011, 8021))
 
 
 def ask(question: str, board: dict, outputs: Path, launcher: Launcher, source: dict | None = None
         ) -> Path:
-    """Run the probes of a question about a board and write its file and page; the file's path.
-    source: the board whose winners are moved to this one's task, for "transfer"."""
+    """Run the probes of a question on a board, write its file and page, and return the file's path.
+    question: "sensitivity", "transfer" or "best_known". source: the board whose winners are moved
+    to the task of `board`, for "transfer". Raises ConfigError if a probe is not finished."""
     make = {"sensitivity": _rates, "transfer": _moved, "best_known": _known}[question]
     from_board = board if source is None else source
     name = f"{board['terms']['task']}_{question}" + (
         f"_from_{source['terms']['task']}" if source else "")
-    beside = {board["terms"]["noise_arm"], *board["terms"].get("ladder", ())}
+    excluded = {board["terms"]["noise_arm"], *board["terms"].get("ladder", ())}
     probes = {arm: make(Arm.of(arm, entry), board["terms"], from_board,
                         outputs / "tune" / board["terms"]["task"] / name / arm.replace(":", "_"))
-              for arm, entry in from_board["arms"].items() if arm not in beside}
+              for arm, entry in from_board["arms"].items() if arm not in excluded}
     probes = {arm: job for arm, job in probes.items() if job.points}
     run_jobs([job for job in probes.values() if job.study() is None], launcher)
     unfinished = [arm for arm, job in probes.items() if job.study() is None]
@@ -61,13 +62,13 @@ def ask(question: str, board: dict, outputs: Path, launcher: Launcher, source: d
 
 
 def median_winner(terms: dict, entry: dict) -> dict:
-    """The parameters of the winner of the median study."""
+    """Return the parameters of the winner of the median study."""
     values, _ = study_values(terms, entry["studies"])
     return _winner(entry["studies"][int(np.argsort(values)[(len(values) - 1) // 2])])
 
 
 def best_winner(terms: dict, entry: dict) -> dict:
-    """The parameters of the winner of the best study."""
+    """Return the parameters of the winner of the best study."""
     values, _ = study_values(terms, entry["studies"])
     return _winner(entry["studies"][int(np.argmin(values))])
 
@@ -84,7 +85,8 @@ def _rates(arm: Arm, terms: dict, board: dict, folder: Path) -> Probe:
 
 
 def _moved(arm: Arm, terms: dict, source: dict, folder: Path) -> Probe:
-    """Rate, decay time in horizons and memory are the same on every task: nothing is rescaled."""
+    """Return the probe of the source's best winner. Nothing is rescaled: rate, decay time in
+    horizons and memory mean the same on every task."""
     params = best_winner(source["terms"], source["arms"][arm.name])
     return probe(arm, terms, folder, {"moved": params}, MOVE_SEEDS)
 
@@ -101,14 +103,14 @@ def _known(arm: Arm, terms: dict, board: dict, folder: Path) -> Probe:
 
 
 def write_follow_up(path: Path, outputs: Path) -> None:
-    """The page of a question, and the figure of the rates, from its file and the boards."""
+    """Write the page of a question, and the figure of the rates, from its file and the boards."""
     kept = require_json(path)
     board = read_board(board_path(outputs, kept["terms"]["task"])) or {"arms": {}}
     text = {"sensitivity": _sensitivity, "transfer": _transfer, "best_known": _best_known}
-    made = {f"{facts['machine']}; torch {facts['torch']}; commit {facts['commit']}."
-            for facts in kept["made_with"].values()}
+    provenance = {f"{facts['machine']}; torch {facts['torch']}; commit {facts['commit']}."
+                  for facts in kept["made_with"].values()}
     path.with_suffix(".md").write_text(page(
-        text[kept["question"]](kept, board, path).rstrip(), *sorted(made)), encoding="utf-8")
+        text[kept["question"]](kept, board, path).rstrip(), *sorted(provenance)), encoding="utf-8")
 
 
 def _sensitivity(kept: dict, board: dict, path: Path) -> str:
@@ -137,8 +139,8 @@ def _sensitivity(kept: dict, board: dict, path: Path) -> str:
 
 
 def basin(rates: tuple[float, ...], values: tuple[float, ...], margin: float) -> float:
-    """Decades of the rate around the best one where the value, linear between rates on a log scale,
-    is at most `margin` above the best."""
+    """Return the width, in decades, of the range of rates around the best one with values at most
+    `margin` above the best. Values are interpolated linearly over log rate."""
     logs, excess = np.log10(rates), np.array(values) - min(values) - margin
     best = int(np.argmin(values))
 

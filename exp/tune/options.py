@@ -1,4 +1,4 @@
-"""The options of exp.tune, which are read before torch is imported, and the usual budget."""
+"""The command-line options of exp.tune, parsed before torch is imported, and the default budget."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from exp.jobs.slurm import add_launcher_options
 
 OUTPUTS = Path("outputs")
 BASELINE, NOISE_ARM = "adamw", "adamw_again"
-LADDER = {"adamw_half": 0.5, "adamw_double": 2.0}  # AdamW with other budgets, shares of the horizon
+LADDER = {"adamw_half": 0.5, "adamw_double": 2.0}  # AdamW at other budgets, in horizons
 DEFAULT_ARMS = (BASELINE, "muon", "ars2_neo_base", "ars2_neo_aga")
 AMOUNTS = {"studies": 6, "trials": 12, "fresh_seeds": 2}
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options. Ends the process for --help and for wrong ones."""
+    """Parse the options of exp.tune. Exits for --help and for invalid options."""
     parser = argparse.ArgumentParser(
         prog="python -m exp.tune", description="Compare optimizers tuned with equal budgets.")
     parser.add_argument("task", metavar="TASK", nargs="?",
@@ -39,7 +39,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     which.add_argument("--transfer", metavar="FROM",
                        help="run the winners of the board of task FROM on this task")
     which.add_argument("--recommend", action="store_true",
-                       help="print the setting that the boards recommend for a left-out task, and "
+                       help="print the arm that the boards recommend for each held-out task, and "
                             "its regret")
     add_dry_run(parser)
     parser.add_argument("--arms", type=Path, metavar="FILE",
@@ -84,7 +84,7 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_path(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of exp.tune.path. Ends the process for --help and for wrong ones."""
+    """Parse the options of exp.tune.path. Exits for --help and for invalid options."""
     parser = argparse.ArgumentParser(
         prog="python -m exp.tune.path",
         description="Tune and score arms of the language-model ladder as preregistered.")

@@ -1,6 +1,6 @@
-"""Milliseconds of a gradient evaluation with the winners of a board, timed in turn in one process.
+"""Milliseconds per gradient evaluation of a board's winners, timed interleaved in one process.
 
-Fresh runs come from several machines and days: their own clocks compare arms badly.
+Fresh runs come from several machines and days, so their wall times do not compare arms fairly.
 """
 
 import statistics
@@ -12,16 +12,16 @@ from exp.harness.task import task_named
 from exp.tune.arms import Arm
 from exp.tune.terms import rung, settings_of
 
-STEPS = 20  # timed together: whole cycles of what is done every second, fifth or tenth step
+STEPS = 20  # timed together: whole periods of work done every second, fifth or tenth step
 ROUNDS = 9
 
 
 def time_winners(board: dict, rounds: int = ROUNDS) -> None:
     """Set `ms_per_evaluation` of every arm: the median over its studies' winners of the median
-    over rounds of STEPS training steps, the optimizer's work in them.
+    over rounds of STEPS training steps, including the optimizer's work.
 
-    They are a run's first steps, in which AGA syncs more often than later. Raises ConfigError for
-    settings that are no longer understood.
+    These are the first steps of a run, in which AGA syncs more often than later. Raises ConfigError
+    for settings that today's code does not accept.
     """
     functions: dict[tuple[str, int], Counted] = {}
     for name, entry in board["arms"].items():
@@ -53,7 +53,8 @@ class Counted:
         self.counts.append(self.objective.gradient_evaluations - before)
 
     def milliseconds(self, seconds: list[float | None]) -> float:
-        """Of a gradient evaluation, the median over the rounds that were timed."""
+        """Return milliseconds per gradient evaluation, the median over the timed rounds. seconds:
+        per round, None where it was not timed."""
         timed = [taken for taken in seconds if taken is not None]
         counts = self.counts[-len(timed):]  # without the warm-up
         return statistics.median(1e3 * taken / count

@@ -1,22 +1,23 @@
-"""The runs of the ladder's preregistration: tune an arm, score its winner, go up a size.
+"""The runs of the ladder's preregistration: tune an arm, score its winner, move up a size.
 
 python -m exp.tune.path ARM [ARM ...] --scale S [--horizons]
 python -m exp.tune.path ARM [ARM ...] --scale M --from S
 python -m exp.tune.path adamw muon --repeats | --auxiliary
 
-At the size of the tuning the path of exp.tune.coordinates, about 11 runs on the tuning seed, then
-the winner on the scoring seeds; with --horizons also at 0.5, 0.7, 1.4 and 2 times the steps on two
-of them, at the outermost with the best of three rates. With --from the winner of that size is moved
-up as declared: constants stay, the rates of Adam-like rules and of the head fall with the width,
-three rates on the tuning seed, then two scoring seeds.
+Without --from, an arm is tuned along the path of exp.tune.coordinates, about 11 runs on the tuning
+seed, and its winner runs on the scoring seeds. With --horizons, the winner also runs at 0.5, 0.7,
+1.4 and 2 times the steps on two of these seeds, at 0.5 and 2 with the best of three rates. With
+--from, the winner of that size is moved up as declared: constants stay, and the rates of Adam-like
+rules and of the head fall with the width. Three rates run on the tuning seed, then the best one on
+two scoring seeds.
 
-Before all this, once: --repeats, the noise of an arm at the centre of its rates on eight seeds;
---auxiliary, the rates of embedding, head and vectors that all arms share, by the sum of the scores
-of those named, which config/ladder_adamw.toml then holds.
+Two modes run once beforehand. --repeats measures the noise of an arm at the center of its rates on
+eight seeds. --auxiliary tunes the rates of embedding, head and vectors, which all arms share, by
+the sum of the named arms' scores; config/ladder_adamw.toml then holds them.
 
-The next trial is a pure function of those before it, each of which is a run folder,
-FOLDER/<scale>/tuning/<arm>/trial<k>: what was killed continues. All runs of the command share one
-process, so that a model is compiled once.
+The next trial is a pure function of the earlier ones, each of which has a run folder,
+FOLDER/<scale>/tuning/<arm>/trial<k>, so that a killed command continues. All runs of a command
+share one process, so that a model is compiled once.
 """
 
 import argparse
@@ -57,15 +58,16 @@ from exp.tune.space import significant
 
 PLAN = ROOT / "exp" / "papers" / "ladder" / "preregistration.toml"
 TASK = "ladder"
-HORIZONS, RETUNED = (0.5, 0.7, 1.4, 2.0), (0.5, 2.0)  # times the steps
-NEAR = (0.5, 1.0, 2.0)  # times a rate that was found elsewhere
-GROUPS = ("embedding", "head", "vector")  # of the auxiliary AdamW
-PATH = 11  # runs of a tuning, about
-FEW = 2  # scoring seeds away from the tuning's size and horizon
+HORIZONS, RETUNED = (0.5, 0.7, 1.4, 2.0), (0.5, 2.0)  # factors of the number of steps
+NEAR = (0.5, 1.0, 2.0)  # factors of a rate tuned at another size or horizon
+GROUPS = ("embedding", "head", "vector")  # parameter groups of the auxiliary AdamW
+PATH = 11  # approximate number of runs of a tuning
+FEW = 2  # scoring seeds at another size or horizon than the tuning's
 
 
 def arm_named(name: str, plan: dict) -> Arm:
-    """A primary or secondary arm of the preregistration. Raises ConfigError for another name."""
+    """Return a primary or secondary arm of the preregistration. Raises ConfigError for an unknown
+    name."""
     arms = plan["arms"] | plan["secondary"]
     if name not in arms:
         raise ConfigError(f"no arm {name!r}; arms: {', '.join(arms)}")
@@ -77,8 +79,8 @@ def arm_named(name: str, plan: dict) -> Arm:
 
 
 class Runs:
-    """The runs of one arm at one scale, in this process. narrowing: the width of the tuning's size
-    over that of this one."""
+    """The runs of one arm at one scale, in this process. narrowing: width of the tuning's size over
+    the width of this one."""
 
     def __init__(self, arm: Arm, scale: str, folder: Path, plan: dict,
                  changes: Sequence[str] = ()) -> None:
@@ -102,10 +104,10 @@ class Runs:
 
     def score(self, part: str, name: str, point: Point, seed: int, horizon: float = 1.0,
               changes: Sequence[str] = ()) -> float:
-        """Train, or continue, or read what is finished; infinite if it diverged. horizon: times the
-        steps; changes: further settings.
+        """Train a run, resume it, or read the finished one. Return its final bits per byte,
+        infinite if it diverged. horizon: factor of the number of steps. changes: further overrides.
 
-        Raises ConfigError for a run that was refused or failed.
+        Raises ConfigError for a run that was refused or failed, and Stopped if interrupted.
         """
         steps = round(horizon * self.of_epoch)
         longer = () if horizon == 1 else (
@@ -119,14 +121,14 @@ class Runs:
                 raise Stopped
             if status not in (COMPLETED, DIVERGED):
                 raise ConfigError(f"{job.folder} has not ended: see its train.log")
-        found = finished_run(job.folder, self.task)
-        assert found is not None  # the job has an outcome
-        record = found[0]
+        finished = finished_run(job.folder, self.task)
+        assert finished is not None  # the job has an outcome
+        record = finished[0]
         curve = record["curve"][self.task.primary.name]
         return curve[-1] if record["status"] == "completed" else math.inf
 
     def tune(self, tie: float) -> Trial:
-        """The whole path; its winner. Raises NotTuned."""
+        """Run all trials of the path and return the winner. Raises NotTuned."""
         trials: list[Trial] = []
         (seed,) = self.seeds["tuning"]
         while (point := next_point(self.arm, trials, tie)) is not None:
@@ -136,12 +138,12 @@ class Runs:
         return best(trials, tie)
 
     def repeats(self) -> list[float]:
-        """The scores at the centre of the rates on the seeds of the repeats."""
+        """Return the scores at the center of the rates on the seeds of the repeats."""
         return [self.score("repeats", f"seed{seed}", Point(self.arm.rate, TAU), seed)
                 for seed in self.seeds["repeats"]]
 
     def near(self, point: Point, tie: float, horizon: float = 1.0) -> Point:
-        """The best of three rates around a setting, on the tuning seed."""
+        """Return the best of three rates around a setting, on the tuning seed."""
         (seed,) = self.seeds["tuning"]
         rates = [significant(point.rate * factor) for factor in NEAR]
         return best([Trial(moved, self.score(
@@ -149,18 +151,18 @@ class Runs:
             for moved in (replace(point, rate=rate) for rate in rates)], tie).point
 
     def moved_up(self, point: Point, tie: float) -> Point:
-        """The winner of the tuning's size at this one."""
+        """Return the winner of the tuning's size, `point`, moved to this size."""
         narrowing = self.narrowing if self.arm.adam_like else 1.0
         return self.near(replace(point, rate=significant(point.rate * narrowing)), tie)
 
     def scoring(self, point: Point, most: int | None = None) -> list[float]:
-        """The scores of a setting on the scoring seeds."""
+        """Return the scores of a setting on the scoring seeds, at most the first `most`."""
         key = "scoring_adamw_muon" if self.arm.name in ("adamw", "muon") else "scoring"
         return [self.score("scoring", f"seed{seed}", point, seed)
                 for seed in self.seeds[key][:most]]
 
     def horizons(self, point: Point, tie: float) -> dict[float, list[float]]:
-        """The scores of a setting at other numbers of steps: times the steps -> seed by seed."""
+        """Return the scores of a setting at other numbers of steps: factor -> score per seed."""
         scores = {}
         for horizon in HORIZONS:
             chosen = self.near(point, tie, horizon) if horizon in RETUNED else point
@@ -170,8 +172,8 @@ class Runs:
 
 
 def tune_auxiliary(arms: Sequence[Runs]) -> tuple[float, ...]:
-    """The rates of GROUPS with the least sum of the arms' scores, each at the centre of its rates,
-    on the tuning seed."""
+    """Return the rates of GROUPS with the least sum of the arms' scores on the tuning seed. Each
+    arm runs at the center of its rates."""
     scores: dict[tuple[float, ...], float] = {}
     start = arms[0].auxiliary
     while (rates := next_rates(start, scores)) is not None:
@@ -186,8 +188,8 @@ def tune_auxiliary(arms: Sequence[Runs]) -> tuple[float, ...]:
 
 def tune_and_score(arms: Sequence[Runs], tuned_at: Sequence[Runs], options: argparse.Namespace
                    ) -> int:
-    """Everything that is asked for of every arm; tuned_at: the same arms at the size at which they
-    are tuned. The exit status: 1 if one of them is not tuned."""
+    """Tune, score and, with --horizons, extend every arm, and print the scores. tuned_at: the same
+    arms at the size of the tuning. Return the exit status: 1 if an arm is not tuned."""
     status = COMPLETED
     for runs, below in zip(arms, tuned_at, strict=True):
         try:
@@ -207,20 +209,20 @@ def tune_and_score(arms: Sequence[Runs], tuned_at: Sequence[Runs], options: argp
 
 
 def in_words(scores: Sequence[float]) -> str:
-    """Bits per byte of every seed."""
+    """Return the scores, bits per byte, as text."""
     return " ".join(f"{score:.4f}" for score in scores)
 
 
 def durations(options: argparse.Namespace, plan: dict) -> dict[str, float | None]:
-    """Seconds of every missing run whose name is known beforehand, at most; the path of a tuning,
-    whose length is not, is one entry. Timed by the arm's finished runs at that size."""
+    """Return an upper bound of the seconds of each missing run, from the arm's finished runs at its
+    size; None without one. The path of a tuning, whose length is not known, is one entry."""
     known: dict[str, float | None] = {}
     seeds = plan["setting"]["seeds"]
     for name in options.arms:
         arm_named(name, plan)
         scoring = seeds["scoring_adamw_muon" if name in ("adamw", "muon") else "scoring"]
         tuning = options.below or options.scale
-        names: list[tuple[str, str, str, float]]  # scale, part, run, times its usual length
+        names: list[tuple[str, str, str, float]]  # scale, part, run, factor of its usual duration
         if options.auxiliary:
             names = [(options.scale, "tuning", "rates that all arms share, run by run", 1)]
         elif options.repeats:
@@ -243,7 +245,8 @@ def durations(options: argparse.Namespace, plan: dict) -> dict[str, float | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status: 0, 1 an arm is not tuned, 2 bad input, 130 Ctrl-C."""
+    """Run the command line. Return the exit status: 0, 1 an arm is not tuned, 2 bad input, 130
+    Ctrl-C."""
     options = parse_path(arguments)
     plan = read_toml(PLAN)
 

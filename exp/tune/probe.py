@@ -1,9 +1,9 @@
-"""A probe: settings of one arm that are given, not searched for, each on fresh seeds.
+"""A probe: runs of given settings of one arm, each on fresh seeds, without a search.
 
 python -m exp.tune.probe FOLDER
 
-FOLDER/chain.json holds the points, {label: parameters or a whole [optimizer] table}; probe.json the
-runs of each. With `final_seeds` the best point is run on these too.
+FOLDER/chain.json holds the points, {label: parameters or a whole [optimizer] table}, and probe.json
+the runs of each. With `final_seeds`, the best point runs on these too, and only those are kept.
 """
 
 import json
@@ -34,33 +34,33 @@ class Probe(Chain):
 
     @property
     def name(self) -> str:
-        """What a person calls it."""
+        """Display name: the arm and the question."""
         return f"{self.arm.name} {self.folder.parent.name}"
 
     @cached_property
     def plan(self) -> dict:
-        """The content of chain.json."""
+        """Content of chain.json."""
         return super().plan | json.loads(json.dumps(
             {"points": self.points, "seeds": self.seeds, "final_seeds": self.final_seeds}))
 
     @classmethod
     def read(cls, folder: Path) -> "Probe":
-        """The probe of a folder. Raises ConfigError if there is none."""
+        """Read the probe of a folder. Raises ConfigError if the folder holds none."""
         whole, plan = Chain.read(folder), read_object(folder / "chain.json")
         return cls(whole.arm, whole.number, whole.terms, folder, plan["points"],
                    tuple(plan["seeds"]), tuple(plan["final_seeds"]))
 
     def study(self) -> dict | None:
-        """The runs of all points, label -> fresh records; None before the last."""
+        """Return label -> fresh records, those of probe.json; None before all runs are finished."""
         kept, runs = (read_object(self.folder / f"{name}.json") for name in ("chain", "probe"))
         return runs if runs and kept == self.plan else None
 
     def position(self) -> str:
-        """How far it is."""
+        """Progress, as text: the name and the number of finished runs."""
         return f"{self.name} {len(list(self.folder.glob('*/summary.json')))} runs"
 
     def run(self) -> None:
-        """Make the runs that are missing; write probe.json."""
+        """Run the missing runs, then write probe.json."""
         runs = {label: self._on(label, self.seeds) for label in self.points}
         if self.final_seeds:
             best = min(runs, key=lambda label: value(self.terms, runs[label]))
@@ -73,18 +73,18 @@ class Probe(Chain):
                 for seed in seeds]
 
     def table(self, params: dict) -> dict:
-        """The `[optimizer]` table of a point."""
+        """Return the `[optimizer]` table of a point."""
         return params if "name" in params else super().table(params)
 
 
 def value(terms: dict, runs: list[dict]) -> float:
-    """The mean log cost of runs, or log metric."""
+    """Return the mean over runs of the log cost, or of the log metric in an annealed search."""
     return float(np.mean([run_value(terms, run) for run in runs]))
 
 
 def probe(arm: Arm, terms: dict, folder: Path, points: dict[str, dict], seeds: range,
           final_seeds: range = range(0)) -> Probe:
-    """The probe of an arm."""
+    """Return a probe of an arm."""
     return Probe(arm, 0, terms, folder, points, tuple(seeds), tuple(final_seeds))
 
 

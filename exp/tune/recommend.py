@@ -1,4 +1,4 @@
-"""What boards and transfers recommend for a task that is left out, and what that costs there."""
+"""Recommend an arm for a held-out task from the boards of other tasks, and compute its regret."""
 
 import math
 from pathlib import Path
@@ -13,13 +13,12 @@ from exp.tune.probe import value
 
 
 def regrets(boards: dict[str, dict], moved: dict[tuple[str, str], dict]) -> list[dict]:
-    """For every task: what the boards of the other tasks recommend, and what that costs there over
-    the best arm tuned there (log).
+    """Return one row per task: the arm that the other tasks' boards recommend, and its regret.
 
-    boards: by task. moved: (from, to) -> the file of that transfer; costs there are means over the
-    tasks that an arm's winner was moved from. `choice`: the arm with the least mean log ratio to
-    the baseline on the other tasks; beside its `regret` those of the `baseline`, moved alike, and
-    of a `random` arm.
+    boards: task -> board. moved: (from, to) -> content of that transfer's file. `choice` is the arm
+    with the least mean log ratio to the baseline on the other tasks. `regret` is the log cost of
+    its moved winner, averaged over the tasks it is moved from, minus that of the best arm tuned on
+    the task. `baseline` and `random` are the regrets of the baseline and of a random arm.
     """
     rows = []
     for task, board in boards.items():
@@ -43,8 +42,8 @@ def regrets(boards: dict[str, dict], moved: dict[tuple[str, str], dict]) -> list
 
 
 def recommend(outputs: Path) -> None:
-    """Print the regrets of every task that has a board and transfers to it. Raises ConfigError
-    where there is none."""
+    """Print the regrets of all tasks that have a board and transfers to it. Raises ConfigError if
+    there is no such task."""
     boards = {path.stem: require_board(path)
               for path in board_path(outputs, "any").parent.glob("*.json")}
     moved = {}
