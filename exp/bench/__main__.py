@@ -1,8 +1,8 @@
-"""What optimizers cost, ours beside torch's and the libraries', interleaved in one process.
+"""Cost of optimizer steps and training: ours, torch's and the libraries', timed in one process.
 
 python -m exp.bench [steps] [polar] [training] [instruments] [sharding] [--render | --dry-run]
                     [--rounds N] [--full] [--clock wall|thread] [--output DIR]
-python -m exp.bench smoke    a minute on a new device: what fails there, or waits for the host
+python -m exp.bench smoke    a minute on a new device: what fails there or makes the host wait
 """
 
 import sys
@@ -27,14 +27,14 @@ PACKAGES = ("torch", "pytorch_optimizer", "heavyball")
 
 
 def facts(device: torch.device, clock: str) -> dict:
-    """Device, threads, clock and versions: what the numbers depend on."""
+    """Device, threads, clock and versions, on which the measurements depend."""
     return {"device": device.type, "processor": device_name(device), "clock": clock,
             "threads": torch.get_num_threads(),
             "versions": {name: version_of(name) for name in PACKAGES}}
 
 
 def results(part: str, rounds: int, clock: str, device: torch.device, full: bool) -> Iterator[dict]:
-    """What a part has measured so far, the last time completely."""
+    """Yield the results of a part: what has been measured so far, at last all of it."""
     if part == "training":
         rows: dict = {}
         for config, of_config in training.measure(rounds, clock, device, full):
@@ -50,15 +50,16 @@ def results(part: str, rounds: int, clock: str, device: torch.device, full: bool
 
 
 def file_name(part: str, full: bool, device: torch.device) -> str:
-    """The file of a part. Peers orthogonalize in bfloat16, which a CPU has in hardware or emulates:
-    two kinds of CPU."""
+    """Name of a part's file. CPUs with bfloat16 in hardware have a name of their own, because the
+    libraries' optimizers orthogonalize in bfloat16, which other CPUs emulate."""
     cpu = "cpu-bf16" if "bf16" in instruction_set() else "cpu"
     kind = cpu if part == "sharding" or device.type == "cpu" else device.type
     return f"{'training-full' if part == 'training' and full else part}_{kind}.json"
 
 
 def seconds(folder: Path, file: str, rounds: int) -> float | None:
-    """How long a part takes, from the file there or the published one; None if neither says so."""
+    """Expected seconds of a part, from the file in `folder` or the published one; None if neither
+    has its time."""
     for path in (folder / file, PUBLISHED / file):
         known = (read_json(path) or {}).get("facts", {})
         if "seconds" in known:
@@ -67,8 +68,9 @@ def seconds(folder: Path, file: str, rounds: int) -> float | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the parts asked for, write <part>_<kind>.json each, then the page of all there are;
-    the exit status: 0, 1 where smoke found a problem, 2 for bad arguments or a damaged file."""
+    """Measure the parts asked for, write <part>_<kind>.json for each, then the page of all files.
+    Returns the exit status: 0, 1 if smoke found a problem, 2 for bad arguments or a damaged file.
+    """
     options = parse(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     files = {part: file_name(part, options.full, device)

@@ -1,8 +1,9 @@
-"""Every optimizer of the collection, with its defaults, on two small tasks: a broken one shows.
+"""Train with every optimizer of the collection, at its defaults, on two small tasks, which reveals
+broken ones.
 
 python -m exp.bench.collection [NAME ...] [--workers N] [--render | --dry-run] [--output DIR]
 
-One seed and nothing tuned: the numbers say that a rule learns, not how well it could.
+One seed and no tuning: the numbers show that an optimizer learns, not how well it could.
 """
 
 import sys
@@ -31,29 +32,29 @@ TASKS = {
     "grokking": ("full", ("experiment.epochs=40",)),
     "cifar": ("mini", ("experiment.epochs=2", 'schedule.name="constant"')),
 }
-BESIDE = ("adamw", "sgd")  # torch.optim's own, to compare with
-# Where there is no default, or one for batches of thousands.
+BESIDE = ("adamw", "sgd")  # torch.optim's, for comparison
+# Settings in place of defaults that are missing or meant for batches of thousands.
 STATED = {"sgd": {"lr": 0.1, "momentum": 0.9}, "lars": {"lr": 0.1}}
 WRAPPED = "adamw"
 
 
 def collection() -> list[str]:
-    """Every file of optimizer/, and two of torch.optim's."""
+    """Names of every optimizer of optimizer/ and of BESIDE."""
     own = [name for name in available_optimizers()
            if optimizer_class(name).__module__.startswith("optimizer.")]
     return [*own, *BESIDE]
 
 
 def settings_of(name: str) -> dict:
-    """The `[optimizer]` table: defaults, a wrapper around AdamW's."""
+    """The `[optimizer]` table with defaults; a wrapper is put around AdamW."""
     if is_wrapper(optimizer_class(name)):
         return {"name": WRAPPED, name: {}}
     return {"name": name, **STATED.get(name, {})}
 
 
 def job(name: str, task: str, folder: Path) -> Job:
-    """The run of one optimizer on one task; its config is written to `folder`/<task>/<name>.toml.
-    """
+    """Return the run of one optimizer on one task, and write its config to
+    <folder>/<task>/<name>.toml."""
     scale, overrides = TASKS[task]
     settings = read_toml(task_named(task).config)
     for override in (*task_named(task).scale(scale), *overrides):
@@ -66,8 +67,8 @@ def job(name: str, task: str, folder: Path) -> Job:
 
 
 def result(run: Job) -> dict:
-    """What a run has to say; only "status" if it wrote no summary: "refused" with the reason where
-    the rule does not go with the task, else "failed"."""
+    """Return the results of a run. Without a summary only {"status": "failed"}, or "refused" and a
+    "reason" if the optimizer does not suit the task."""
     summary = read_json(run.folder / "summary.json")
     if summary is None:
         log = run.folder / LOG
@@ -83,7 +84,7 @@ def result(run: Job) -> dict:
 
 
 def render(results: dict[str, dict[str, dict]]) -> str:
-    """The page: one line per optimizer."""
+    """Return the page, with one line per optimizer. results: name -> task -> result."""
     grok, cifar = (overrides for _, overrides in TASKS.values())
     lines: Lines = [("", "grokking: training loss", "accuracy", "fit, epoch",
                      "evaluations per step", "ms per step", "CIFAR-10: training loss",
@@ -118,7 +119,8 @@ def _per_step(run: dict, key: str, unit: float = 1.0) -> float | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status: 0, 2 bad arguments, 1 a run failed, 130 Ctrl-C."""
+    """Run the command line. Returns the exit status: 0, 1 if a run failed, 2 for bad arguments, 130
+    after Ctrl-C."""
     options = parse_collection(arguments)
     names = options.names or collection()
     path, failed = options.output / "collection.json", False
@@ -143,8 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def durations(names: Sequence[str], folder: Path, output: Path) -> dict[str, float | None]:
-    """Seconds of every run that is missing, from the results there or the published ones. Raises
-    ConfigError for a name that is not of the collection."""
+    """Expected seconds of every missing run, from the results in `output` or the published ones;
+    None if unknown. Raises ConfigError for a name that is not in the collection."""
     unknown = [name for name in names if name not in collection()]
     if unknown:
         raise ConfigError(f"no optimizer {unknown[0]!r}; the collection: "
@@ -156,8 +158,7 @@ def durations(names: Sequence[str], folder: Path, output: Path) -> dict[str, flo
 
 
 def measure(names: Sequence[str], folder: Path, workers: int) -> tuple[dict, bool]:
-    """{name: {task: result}} of every run, those that are finished not run again, and whether one
-    failed."""
+    """Run the jobs that are not finished. Returns {name: {task: result}} and whether one failed."""
     jobs = {name: {task: job(name, task, folder) for task in TASKS} for name in names}
     ended = run_jobs([run for runs in jobs.values() for run in runs.values()
                       if state(run) != "finished"], Local(workers))

@@ -1,4 +1,4 @@
-"""What each instrument of `[experiment] diagnostics` costs, as a share of a training step."""
+"""Cost of each instrument of `[experiment] diagnostics`, as a share of a training step."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,8 +17,8 @@ REFERENCE = "a training step"
 
 
 def measure(rounds: int, clock: str, device: torch.device) -> dict[str, dict]:
-    """Per configuration: a training step, and one measurement of each instrument over it;
-    "per_epoch": its share of the training time when it measures once an epoch, the default."""
+    """Per configuration: times of a training step and of one measurement of each instrument, and
+    their ratio. "per_epoch": share of the training time if it measures once per epoch (default)."""
     results = {}
     for task in map(task_named, tasks()):
         path = task.config
@@ -32,7 +32,7 @@ def measure(rounds: int, clock: str, device: torch.device) -> dict[str, dict]:
 
 
 def functions(built: Built) -> dict:
-    """A training step, and one measurement of each instrument."""
+    """Name -> function: a training step, and one measurement of each instrument."""
     batches = endless(built)
     built.model.train()
 
@@ -48,8 +48,8 @@ def functions(built: Built) -> dict:
 
 
 def measurement(instruments: Instruments) -> None:
-    """What the hooks do around one step; a thousandth of the weights stands for its update (the
-    singular values of zero would come too cheap)."""
+    """Do the work of the hooks around one step. A thousandth of the weights stands for the update,
+    because the singular values of a zero matrix are computed too fast."""
     instruments.before = {name: p.detach() * 0.999 for name, p in instruments.matrices.items()}
     instruments._after()
     instruments.take()

@@ -8,11 +8,11 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
-    """Bytes allocated at the worst moment of one call, over those at its end.
+    """Bytes allocated at the peak of one call, beyond those allocated at its end.
 
-    On the CPU what goes through torch's allocator, on CUDA what the caching allocator hands out.
+    On the CPU memory of torch's allocator, on CUDA of the caching allocator.
     """
-    gc.collect()  # what is garbage before must not be released, and counted, during the call
+    gc.collect()  # garbage must not be freed, and counted, during the call
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -22,7 +22,7 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         function()
     level = peak = 0
-    # The profiler's own tables sum memory up by operator; when it was taken is in the raw events.
+    # The profiler's tables sum memory per operator; only its raw events are in order of time.
     for event in recorded.profiler.kineto_results.events():
         if event.name() == "[memory]":
             level += event.nbytes()

@@ -1,4 +1,4 @@
-"""bench.md and pareto_<kind>.png from the JSON files of the benchmarks; notes.md is put at its end.
+"""Make bench.md, which ends with notes.md, and pareto_<kind>.png from the benchmarks' JSON files.
 
 A file is <part>_<kind>.json; kind: cuda, cpu, or cpu-bf16, which has bfloat16 products in hardware.
 """
@@ -13,7 +13,7 @@ from exp.report.tables import Lines, page, table
 
 
 def write(folder: Path) -> None:
-    """Make the page and the figures anew from every JSON file in the folder."""
+    """Write the page and the figures from all JSON files in the folder."""
     parts = ["# Benchmarks", "Medians over interleaved rounds, quartiles in brackets; a ratio is "
              "the median over rounds of this / reference in the same round."]
     files = [(path.stem.split("_", 1), require_json(path))
@@ -36,7 +36,7 @@ def _facts(facts: dict) -> str:
 
 
 def spread(row: dict, key: str, digits: str) -> str:
-    """A median with its quartiles."""
+    """A median with its quartiles, "1.20 [1.10, 1.30]". digits: format of the numbers."""
     return f"{row[key]:{digits}} [{row[key + '_low']:{digits}}, {row[key + '_high']:{digits}}]"
 
 
@@ -46,8 +46,10 @@ def _measured(key: str, row: dict) -> str:
 
 def tables(corner: str, *columns: tuple[str, Callable[[dict], str]]
            ) -> Callable[[dict], Iterator[str]]:
-    """A maker of one table for each of {title: {label: row}}; corner: the title of the labels;
-    columns: (title, cell of a row)."""
+    """Return a function that yields a table for each item of {title: {label: row}}.
+
+    corner: head of the labels' column. columns: (head, function of a row that gives the cell).
+    """
     def make(results: dict) -> Iterator[str]:
         for title, rows in results.items():
             yield f"### {title}"
@@ -58,7 +60,7 @@ def tables(corner: str, *columns: tuple[str, Callable[[dict], str]]
 
 
 def best_peers(devices: dict[str, dict]) -> Iterator[str]:
-    """One table of the steps on every device: our Muon over its fastest peer; above 1 is a loss."""
+    """Yield the parts of a table over devices: our Muon's time over its fastest peer's."""
     lines: Lines = [("device, matrices", "fastest peer", "our Muon / peer", "fastest of ours",
                      "/ peer")]
     for kind, results in devices.items():
@@ -76,15 +78,15 @@ def best_peers(devices: dict[str, dict]) -> Iterator[str]:
         yield table(lines)
 
 
-# Ratios are to our Muon; memory beside the weights' own.
+# Ratios are to our Muon; memory is in units of the weights' memory.
 step_tables = tables(
     "optimizer", ("ms per step", lambda row: spread(row, "ms", ".2f")),
     ("/ our Muon", lambda row: spread(row, "ratio", ".3g")),
     ("state / weight", lambda row: f"{row['state_per_weight']:.2f}"),
     ("transient memory / weight", lambda row: f"{row['extra_per_weight']:.2f}"))
 
-# Ratios are to AdamW, the claim the paper's. Memory: weights, gradients, state, activations and
-# what a step needs, at the worst moment.
+# Ratios are to AdamW; the claim is the paper's. Memory: weights, gradients, state, activations and
+# temporaries of a step, at the peak.
 training_tables = tables(
     "mode", ("ms per step", lambda row: spread(row, "ms", ".1f")),
     ("/ AdamW", lambda row: spread(row, "ratio", ".2f")),
@@ -94,15 +96,14 @@ training_tables = tables(
     ("peak memory, MB", lambda row: f"{row['memory'] / 1e6:.0f}"),
     ("/ AdamW", lambda row: f"{row['memory_ratio']:.2f}"))
 
-# A measurement over a training step of the same round.
+# Ratios are of a measurement to a training step of the same round.
 instrument_tables = tables(
     "", ("ms", lambda row: spread(row, "ms", ".2f")),
     ("/ training step", lambda row: spread(row, "ratio", ".2f")),
     ("of the training time, once per epoch",
      lambda row: f"{row['per_epoch']:.1%}" if "per_epoch" in row else "–"))
 
-
-# A device beside the CPU: see exp/bench/smoke.py.
+# A device compared with the CPU: see exp/bench/smoke.py.
 smoke_tables = tables(
     "", *((title, partial(_measured, key)) for title, key in (
         ("distance", "distance"), ("of rounding", "rounding"), ("loss", "loss"),
@@ -112,7 +113,7 @@ smoke_tables = tables(
 
 
 def polar_tables(results: dict) -> Iterator[str]:
-    """One table per size; errors are relative distances from the exact polar factor."""
+    """Yield one table per size; errors are relative distances from the exact polar factor."""
     size, best = results.get("peak_size", 1024), results["peak_gflops"]
     wide = results.get("float32_peak_gflops", best)
     yield (f"Peak of a {size} x {size} product: {best:.0f} GFLOP/s"
@@ -127,7 +128,7 @@ def polar_tables(results: dict) -> Iterator[str]:
 
 
 def sharding_tables(results: dict) -> Iterator[str]:
-    """Shared steps beside those of one process, then the projection."""
+    """Yield the table of shared steps and steps of one process, then the projection."""
     yield ("Hidden matrices of the published Qwen3, one thread per process, "
            f"{results['cores']} cores; a larger number of processes shares them.")
 
@@ -159,7 +160,7 @@ def sharding_tables(results: dict) -> Iterator[str]:
 
 
 def draw(path: Path, results: dict) -> None:
-    """Time against error on the Gaussian matrix, one panel per size; lower left is better."""
+    """Plot error over time on the Gaussian matrix, one panel per size; lower left is better."""
     curves(path, {size: {name: ([row["ms"]], [max(row["error"]["gaussian"], 1e-8)])
                          for name, row in rows.items()}
                   for size, rows in results["sizes"].items()},

@@ -1,4 +1,4 @@
-"""Orthogonalization: time, rate against the measured matmul peak, distance from the exact polar."""
+"""Orthogonalization: time, share of the measured matmul peak, distance from the exact polar."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,13 +14,14 @@ from optimizer.parts.polar import COEFFICIENTS, exact_polar, orthogonalize
 
 REFERENCE = "keller, float32"
 IN_FLOAT32 = (REFERENCE, "svd")  # on CUDA too, where the others take bfloat16
-PEAK_SIZE = {"cpu": 1024, "cuda": 8192}  # a smaller product would time its launch
-EMULATED = 128  # rows above which bfloat16 on a CPU takes seconds
+PEAK_SIZE = {"cpu": 1024, "cuda": 8192}  # large enough that launch time is negligible
+EMULATED = 128  # rows; beyond, emulated bfloat16 on a CPU takes seconds
 SIZES = [(128, 128), (128, 512), (512, 512), (512, 2048)]
 
 
 def inputs(m: int, n: int, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """Named float64 matrices: Gaussian, whitened (signs), condition 1e6, half the rank, rank 1."""
+    """Yield named float64 matrices (m, n): Gaussian, whitened (signs), condition 1e6, half the
+    rank, rank 1."""
     generator = torch.Generator().manual_seed(seed)
     gaussian = torch.randn(m, n, generator=generator, dtype=torch.float64)
     u, _, vh = torch.linalg.svd(gaussian, full_matrices=False)
@@ -33,7 +34,7 @@ def inputs(m: int, n: int, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
 
 
 def methods(m: int, device: torch.device) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Name -> function of one float32 matrix of m rows; five steps each."""
+    """Name -> function that orthogonalizes one float32 matrix of m rows, in five iterations."""
     ours = {f"ours, {name}": lambda x, name=name: orthogonalize([x], name)[0][0]
             for name in COEFFICIENTS}
     every = {**ours, "keller, float32": keller, "svd": lambda x: exact_polar(x[None])[0]}
@@ -44,7 +45,7 @@ def methods(m: int, device: torch.device) -> dict[str, Callable[[Tensor], Tensor
 
 
 def peak(device: torch.device, clock: str, dtype: torch.dtype) -> float:
-    """GFLOP/s of a square product of PEAK_SIZE, the best of several."""
+    """GFLOP/s of a square product of size PEAK_SIZE, the best of 15 rounds."""
     size = PEAK_SIZE[device.type]
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     rounds = interleaved({"product": lambda: a @ b}, 15, clock)["product"]
@@ -52,7 +53,7 @@ def peak(device: torch.device, clock: str, dtype: torch.dtype) -> float:
 
 
 def measure(rounds: int, clock: str, device: torch.device) -> dict:
-    """Per size and method: time, ratio to Keller's, GFLOP/s, share of its dtype's peak, errors."""
+    """Per size and method: time, ratio to REFERENCE, GFLOP/s, share of its dtype's peak, errors."""
     wide = peak(device, clock, torch.float32)
     best = peak(device, clock, torch.bfloat16) if device.type == "cuda" else wide
     results: dict = {"peak_size": PEAK_SIZE[device.type], "peak_gflops": best,

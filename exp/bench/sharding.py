@@ -1,8 +1,8 @@
-"""Orthogonalization shared out over processes: time, memory and traffic, measured and projected.
+"""Orthogonalization sharded over processes: time, memory and traffic, measured and projected.
 
-Every process has one thread. Interleaved in the same processes: the step of one of them alone, the
-others idle; of all of them at once, each for itself, which shows what the cores lose by company;
-and the shared one.
+Every process has one thread. Three kinds of step are interleaved in the same processes: one process
+alone, the others idle ("alone"); every process its own full step at once, which shows how much the
+busy cores slow each other down ("crowded"); and the sharded step ("shared").
 """
 
 import json
@@ -32,14 +32,14 @@ CONTESTANTS = {"muon": {}, "ars2_neo": {"k": 0}}
 # Qwen2.5-1.5B: hidden matrices of 28 layers (q, k, v, o, gate, up, down).
 QWEN_1B5 = ([(1536, 1536), (256, 1536), (256, 1536), (1536, 1536)]
             + [(8960, 1536)] * 2 + [(1536, 8960)]) * 28
-# What is assumed of each of 128 processes, per second: 40 % of an H100's dense bfloat16 peak,
-# 400 Gbit of network, 20 microseconds a message.
+# Assumed for each of 128 processes: 40 % of an H100's dense bfloat16 peak, a network of 400 Gbit/s,
+# 20 microseconds per message.
 CLUSTER = {"processes": 128, "flops": 4e14, "bandwidth": 5e10, "latency": 2e-5}
 
 
 def measure(rounds: int, processes: tuple[int, ...] = (2, 4)) -> dict:
-    """Per number of processes and optimizer: times, state and bytes of each process; the model of
-    `predicted` beside them, and its projection to 1.5 B parameters."""
+    """Per number of processes and optimizer: times, state and traffic of each process, and the time
+    that `predicted` gives; under "projection" the one for 1.5 B parameters."""
     results: dict = {"cores": os.cpu_count()}
     for count in processes:
         with tempfile.TemporaryDirectory() as folder:
@@ -60,29 +60,32 @@ def measure(rounds: int, processes: tuple[int, ...] = (2, 4)) -> dict:
 
 
 def orthogonalization_flops(shape: tuple[int, int], steps: int = 5) -> float:
-    """Of `steps` iterations in Gram space: A = X X^T, a polynomial and two products of (m, m) each
-    step, X <- Q X at the end; m the shorter side."""
+    """Operations of `steps` iterations in Gram space, m the shorter side: A = X X^T; per step a
+    polynomial and two products of (m, m) matrices; X <- Q X at the end."""
     m, n = sorted(shape)
     return 4.0 * m * m * n + steps * 8.0 * m**3
 
 
 def predicted(crowded: float, largest_share: float, received: float, messages: int,
               bandwidth: float, latency: float) -> float:
-    """Seconds of a shared step: the largest share of what takes `crowded` seconds where all
-    processes work at once, then the weights of the others."""
+    """Seconds of a sharded step: the largest share of a full step, which takes `crowded` seconds
+    while all processes work, then the exchange of weights.
+
+    received: bytes; bandwidth: bytes per second; latency: seconds per message.
+    """
     return crowded * largest_share + received / bandwidth + messages * latency
 
 
 def projection() -> dict[str, float]:
-    """The step of Muon for 1.5 B parameters: each of 128 processes orthogonalizing everything,
-    against its share of whole matrices; seconds, bytes, and the traffic of NorMuon's statistics."""
+    """Project a step of Muon to 1.5 B parameters on 128 processes that orthogonalize everything, or
+    each its share of whole matrices: seconds, bytes, traffic of NorMuon's statistics."""
     world = CLUSTER["processes"]
     flops = [orthogonalization_flops(shape) for shape in QWEN_1B5]
     elements = sum(m * n for m, n in QWEN_1B5)
     gradient = 2 * 2 * elements * (1 - 1 / world)  # bfloat16, all-reduced
     weights = 2 * elements * (1 - 1 / world)
-    # A tensor-parallel NorMuon would sum each row's squares over the processes, in float32; what
-    # it saves is nothing here, where a matrix is whole at its owner.
+    # A tensor-parallel NorMuon would sum each row's squares over the processes, in float32. Here
+    # it needs no such traffic, because each matrix is whole at its owner.
     rows = 4 * 2 * sum(m for m, _ in QWEN_1B5) * (1 - 1 / world)
     largest = max(max(flops), sum(flops) / world)
     return {
@@ -131,7 +134,7 @@ def _work(rank: int, count: int, port: int, rounds: int, folder: str) -> None:
 
 
 def _joined(parts: list[dict]) -> dict:
-    """The measurements of all processes as one row; times are the main process's."""
+    """Join the measurements of all processes into one row; times are the main process's."""
     times = summary(parts[0]["seconds"], "alone")
     weights, count = parts[0]["weights"], len(parts)
     return {
@@ -162,7 +165,8 @@ def _timed(optimizer: Optimizer, finish: Callable[[], object] = lambda: None) ->
 
 
 def _network() -> tuple[float, float]:
-    """Bytes a second of a large broadcast and seconds of a small one, medians."""
+    """Bandwidth (bytes per second) of a large broadcast, latency (seconds) of a small one; medians.
+    """
     taken = []
     for tensor in (torch.zeros(PROBE), torch.zeros(1)):
         times = []
@@ -174,7 +178,7 @@ def _network() -> tuple[float, float]:
 
 
 def _traffic(optimizer: Sharded) -> tuple[int, int]:
-    """Bytes that a step hands to broadcast here, and that it takes from the others' ones."""
+    """Bytes that one step broadcasts from this process, and bytes that it receives."""
     counted = {"sent": 0, "received": 0}
     broadcast = dist.broadcast
 

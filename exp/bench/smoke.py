@@ -1,9 +1,10 @@
-"""Everything takes a few steps on a device and on the CPU: what is broken there, within a minute.
+"""Smoke test of a device, within a minute: optimizers and tasks take a few steps there and on the
+CPU.
 
-An optimizer's distance is ||w - w_cpu|| / ||w_cpu - w_0|| after STEPS steps. Rounding alone makes
-some: the same share is taken on the CPU with every gradient rounded to bfloat16, and a distance is
-suspicious when it is FAR times that. A rule that takes signs or eigenvectors of a nearly singular
-statistic has both large.
+An optimizer's distance is ||w - w_cpu|| / ||w_cpu - w_0|| after STEPS steps. To tell errors from
+rounding, the same distance is measured on the CPU with every gradient rounded to bfloat16; more
+than FAR times that is a problem. Both are large for optimizers that take signs or eigenvectors of a
+nearly singular statistic.
 """
 
 import math
@@ -26,7 +27,7 @@ from exp.harness.task import tasks as task_names
 from optimizer import available_optimizers, build_optimizer, is_wrapper, optimizer_class
 
 STEPS = 4
-FAR, LEAST = 4.0, 1e-3  # times the distance of rounding, and what no rounding explains away
+FAR, LEAST = 4.0, 1e-3  # largest distance over that of rounding; its least value in this ratio
 WAIT_STEPS = 5
 PRECISIONS = ("fp32", "tf32", "bf16")
 NEO: dict[str, dict] = {
@@ -48,7 +49,7 @@ class SmallNet(nn.Sequential):
 
 
 def candidates() -> dict[str, dict]:
-    """Display name -> `[optimizer]` table: every file of ours, wrappers around AdamW, and the
+    """Display name -> `[optimizer]` table: every file of optimizer/, wrappers around AdamW, and the
     modes of ARS2-Neo."""
     ours = [name for name in available_optimizers()
             if optimizer_class(name).__module__ == f"optimizer.{name}"]
@@ -60,8 +61,8 @@ def candidates() -> dict[str, dict]:
 
 def weights_after(settings: dict, device: torch.device, steps: int = STEPS,
                   change: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Optimizer]:
-    """All weights (n,), float64 on the CPU, after `steps` steps on data that is the same on every
-    device; `change` is applied to every gradient. And the optimizer."""
+    """Return all weights (n,), float64 on the CPU, after `steps` steps on data that are the same on
+    every device, and the optimizer. change: applied to every gradient."""
     torch.manual_seed(0)
     model = SmallNet().to(device)
     optimizer = build_optimizer(settings, model)
@@ -84,14 +85,14 @@ def weights_after(settings: dict, device: torch.device, steps: int = STEPS,
 
 
 def optimizers(device: torch.device) -> dict[str, dict]:
-    """Per candidate: its distance, the distance of rounding, and `problem` where there is one."""
+    """Per candidate: its distance, that of rounding, and "problem" if there is one."""
     rows = {}
     for name, settings in candidates().items():
         try:
             rows[name] = _compared(settings, device)
         except ImportError as error:
             rows[name] = {"left_out": str(error)}
-        except Exception as error:  # whatever it is, it is what this command is there to find
+        except Exception as error:  # every kind of error is a finding
             rows[name] = {"problem": f"{type(error).__name__}: {error}"}
     return rows
 
@@ -101,13 +102,13 @@ def _compared(settings: dict, device: torch.device) -> dict:
     start, _ = weights_after({"name": "sgd"}, cpu, steps=0)
     try:
         exact, _ = weights_after(settings, cpu)
-    except ValueError as error:  # a rule that wants another kind of model
+    except ValueError as error:  # the optimizer needs another kind of model
         return {"left_out": str(error)}
     rounded, _ = weights_after(settings, cpu, change=lambda g: g.bfloat16().to(g.dtype))
     ours, optimizer = weights_after(settings, device)
-    way = (exact - start).norm()
-    row: dict[str, Any] = {"distance": float((ours - exact).norm() / way),
-                           "rounding": float((rounded - exact).norm() / way)}
+    moved = (exact - start).norm()
+    row: dict[str, Any] = {"distance": float((ours - exact).norm() / moved),
+                           "rounding": float((rounded - exact).norm() / moved)}
     strays = [key for state in optimizer.state.values() for key, value in state.items()
               if torch.is_tensor(value) and value.ndim and value.device.type != device.type]
     if strays:
@@ -118,8 +119,8 @@ def _compared(settings: dict, device: torch.device) -> dict:
 
 
 def tasks(device: torch.device) -> dict[str, dict]:
-    """Per task at tiny scale: a step of Sync and an evaluation in each precision, and how often
-    the steps of each mode made the host wait for the device."""
+    """Per task at tiny scale: the numbers of a step of Sync and an evaluation in each precision,
+    and on CUDA how often the steps of each mode made the host wait for the device."""
     rows = {}
     for name in task_names():
         for precision in PRECISIONS:
@@ -172,12 +173,12 @@ def _waits(name: str, mode: str, device: torch.device) -> dict:
 
 
 def measure(device: torch.device) -> dict[str, dict[str, dict]]:
-    """Part -> subject -> what was measured; `problem` where something is broken, `left_out` where
-    it cannot be tried."""
+    """Part -> subject -> measurements, with "problem" if something is broken and "left_out" if it
+    cannot be tested."""
     return {"optimizers": optimizers(device), "tasks": tasks(device)}
 
 
 def problems(results: dict[str, dict[str, dict]]) -> dict[str, str]:
-    """Subject -> what is broken."""
+    """Subject -> its problem, for those that have one."""
     return {subject: row["problem"] for rows in results.values() for subject, row in rows.items()
             if "problem" in row}

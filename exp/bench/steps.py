@@ -1,4 +1,4 @@
-"""What an optimizer step costs: ours, torch's and the libraries', over the same matrices."""
+"""Cost of an optimizer step: ours, torch's and the libraries', on the same matrices."""
 
 import shutil
 from collections.abc import Callable, Iterable
@@ -21,12 +21,12 @@ from optimizer.parts.state import state_per_weight, weight_bytes
 
 REFERENCE = "muon"
 OURS: dict[str, tuple[str, dict]] = {"muon": ("muon", {}), "ars2_neo, base": ("ars2_neo", {"k": 0})}
-# Peers orthogonalize in bfloat16: like for like where it is in hardware.
+# Peers orthogonalize in bfloat16; where it is in hardware, ours is measured in both dtypes.
 NARROW = {f"muon, {dtype}": ("muon", {"ns_dtype": dtype}) for dtype in ("float32", "bfloat16")}
 
 
 def shapes() -> dict[str, list[tuple[int, ...]]]:
-    """The matrices of the grokking model, and of one layer of the 512-wide Qwen3."""
+    """Shapes of the matrices of the grokking model, and of one layer of the 512-wide Qwen3."""
     grokking = build_model({"name": "grokking_transformer"}, vocab_size=114)
     return {
         "grokking": [tuple(p.shape) for p in grokking.parameters() if p.ndim >= 2],
@@ -35,7 +35,7 @@ def shapes() -> dict[str, list[tuple[int, ...]]]:
 
 
 class KellerMuon(Optimizer):
-    """The fair opponent: Muon, one matrix at a time, float32, fused multiply-adds."""
+    """Reference Muon: one matrix at a time, in float32, with fused multiply-adds."""
 
     def __init__(self, params: Iterable) -> None:
         super().__init__(params, {"lr": 0.02, "momentum": 0.95})
@@ -51,7 +51,7 @@ class KellerMuon(Optimizer):
 
 
 def keller(x: Tensor, steps: int = 5) -> Tensor:
-    """Keller's iteration of one matrix as his code has it, in the precision given."""
+    """Newton-Schulz iteration of one matrix as in Keller Jordan's code, in the dtype of `x`."""
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / (x.norm() + 1e-7)
@@ -63,9 +63,9 @@ def keller(x: Tensor, steps: int = 5) -> Tensor:
 
 
 def contestants(device: torch.device) -> dict[str, Callable[[list[nn.Parameter]], Optimizer]]:
-    """Name -> optimizer of a list of 2-D parameters; libraries that are not installed are left
-    out, ours under torch.compile where there is no compiler, and other dtypes of its products
-    where bfloat16 is emulated."""
+    """Name -> constructor of an optimizer from a list of parameters. Left out are libraries that
+    are not installed, ours under torch.compile if there is no compiler, and ours with other dtypes
+    of its products if bfloat16 is emulated."""
     rules = OURS | (NARROW if device.type == "cuda" or "bf16" in instruction_set() else {})
     optimizers: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
         name: partial(_ours, *rule) for name, rule in rules.items()}
@@ -94,7 +94,8 @@ def contestants(device: torch.device) -> dict[str, Callable[[list[nn.Parameter]]
 
 
 def measure(rounds: int, clock: str, device: torch.device) -> dict[str, dict]:
-    """Per set of shapes: times, ratios to our Muon, state and extra memory of a step per weight."""
+    """Per set of shapes: times, ratios to our Muon, state and transient memory over the weights'.
+    """
     results = {}
     for name, sizes in shapes().items():
         optimizers = {key: make(_parameters(sizes, key, device))
@@ -121,8 +122,8 @@ def _ours(name: str, settings: dict, matrices: list[nn.Parameter], compiled: boo
 
 
 def stepper(optimizer: Optimizer, closure: bool) -> Callable[[], None]:
-    """A function that takes one step with the gradients that stand now; heavyball's step takes
-    no closure and takes the gradients away."""
+    """Return a function that takes one step with the present gradients. heavyball's step takes no
+    closure and removes the gradients."""
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for p in weights]
 
@@ -139,7 +140,8 @@ def stepper(optimizer: Optimizer, closure: bool) -> Callable[[], None]:
 
 def _parameters(sizes: list[tuple[int, ...]], contestant: str,
                 device: torch.device) -> list[nn.Parameter]:
-    """Random weights and gradients; ours take a stack of heads as it is, others head by head."""
+    """Random weights and gradients. Ours and AdamW take a stack of heads as one parameter, the
+    others one parameter per head."""
     generator = torch.Generator().manual_seed(0)
     ours = contestant.startswith(tuple(OURS)) or "AdamW" in contestant
     params = []

@@ -1,4 +1,4 @@
-"""Times of several things, interleaved in one process: only their ratios mean anything."""
+"""Times of several functions, interleaved in one process; only their ratios are meaningful."""
 
 import random
 import statistics
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 WARM_UP = 2
-PATIENCE = 5.0  # seconds: what takes longer is warmed up once and timed FEW times
+PATIENCE = 5.0  # seconds; a slower function is warmed up once and timed FEW times
 FEW = 3
 
 K = TypeVar("K")
@@ -20,12 +20,11 @@ def interleaved(
     functions: Mapping[K, Callable[[], object]], rounds: int, clock: str = "wall",
     patience: float = PATIENCE
 ) -> dict[K, list[float | None]]:
-    """Seconds of every function in every round, None where it was left out. Each round has an
-    order of its own: small calls take longer after some others.
+    """Seconds of every function in every round, None where it was left out. Each round has its own
+    random order, because a small call may be slower after certain others.
 
-    clock: "wall", or "thread", the processor time of this thread: for one thread on a machine
-    that others use too.
-    patience: seconds; what takes longer is timed FEW times.
+    clock: "wall", or "thread", the processor time of this thread, for one thread on a machine that
+    is shared. patience: seconds; a slower function is timed FEW times.
     """
     seconds: dict[K, list[float | None]] = {name: [None] * rounds for name in functions}
     slow: set[K] = set()
@@ -44,7 +43,7 @@ def interleaved(
 
 
 def seconds_of(function: Callable[[], object], clock: Callable[[], float]) -> float:
-    """The time of one call, the device's work included."""
+    """Seconds of one call, including the work it queues on the device."""
     started = clock()
     function()
     if torch.cuda.is_available():
@@ -53,7 +52,8 @@ def seconds_of(function: Callable[[], object], clock: Callable[[], float]) -> fl
 
 
 def summary(seconds: dict[str, list[float | None]], reference: str) -> dict[str, dict[str, Any]]:
-    """Per name: median, quartiles (ms) and the median over rounds of this / reference."""
+    """Per name: "ms" and "ratio", time over that of `reference` in the same round, as medians with
+    quartiles, and "rounds"."""
     result = {}
     for name, values in seconds.items():
         taken = [1e3 * value for value in values if value is not None]
@@ -64,7 +64,7 @@ def summary(seconds: dict[str, list[float | None]], reference: str) -> dict[str,
 
 
 def spread(name: str, values: list[float]) -> dict[str, float]:
-    """The median of `values` under `name`, their quartiles under <name>_low and <name>_high."""
+    """Return the median of `values` as `name` and the quartiles as <name>_low, <name>_high."""
     low, high = _quartiles(values)
     return {name: statistics.median(values), f"{name}_low": low, f"{name}_high": high}
 

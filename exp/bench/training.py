@@ -1,4 +1,4 @@
-"""Whole training steps of each task in each mode of ARS2-Neo, over AdamW's: the overhead table."""
+"""Overhead table: training steps of each task with ARS2-Neo's modes and others, over AdamW's."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from exp.harness.config import load_settings
 from exp.harness.task import task_named, tasks
 from optimizer.parts.state import state_of, state_per_weight
 
-BARE = "AdamW, bare loop"  # forward, backward and step alone: what our loop is measured against
+BARE = "AdamW, bare loop"  # only forward, backward and step, to measure our loop's overhead
 MODES: dict[str, dict] = {
     "AdamW": {"name": "adamw"},
     BARE: {"name": "adamw"},
@@ -29,22 +29,22 @@ MODES: dict[str, dict] = {
     "TR-Muon, slope": {"name": "tr_muon", "rule": "slope", "interval": 1},
     "TR-Muon, secant": {"name": "tr_muon", "rule": "secant", "interval": 10},
 }
-PAPERS_PRECISION = ('experiment.precision="tf32"',)  # of its GPU; a CPU knows no TF32
+PAPERS_PRECISION = ('experiment.precision="tf32"',)  # on the paper's GPU; without effect on a CPU
 FULL_MODES = ("AdamW", BARE, "Muon", "Base", "Sync", "Lazy k=5", "AGA", "AdaMuon", "NorMuon")
 CLAIMS = {"Base": 1.05, "Lazy k=5": 1.25, "AGA": 1.25, "Sync": 2.0,
           "AdaMuon": 1.05, "NorMuon": 1.1}  # paper, over AdamW
-PERIOD = 5  # steps timed together: a whole lazy cycle
-UNEVEN = {"Lazy k=5", "AGA"}  # whose steps differ: of the paper's models, others are timed singly
-PATIENCE = 20.0  # seconds, with the paper's models
+PERIOD = 5  # steps timed together: one lazy cycle
+UNEVEN = {"Lazy k=5", "AGA"}  # modes whose steps differ; with `full`, others are timed step by step
+PATIENCE = 20.0  # seconds, with `full`
 
 
 def measure(rounds: int, clock: str, device: torch.device, full: bool
             ) -> Iterator[tuple[str, dict[str, dict]]]:
-    """Config after config, for each mode: ms per step, ratio to AdamW, claim, state, gradient
-    evaluations per step, bytes that training needs at its worst moment (data apart).
+    """Yield (config, mode -> row) per config: ms per step, ratio to AdamW, claim, state, gradient
+    evaluations per step, peak bytes of training without the data.
 
     full: the paper's models, in the modes of its table. On two cores a round of ResNet-18 takes
-    minutes, so that what is measured is handed out at once.
+    minutes, hence a generator.
     """
     modes = FULL_MODES if full else tuple(MODES)
     for task in map(task_named, tasks()):
@@ -71,8 +71,8 @@ def measure(rounds: int, clock: str, device: torch.device, full: bool
 
 
 def needed_bytes(function: Callable[[], None], built: Built, device: torch.device) -> int:
-    """Bytes at the worst moment of two calls, after a first one that leaves gradients and state.
-    AGA syncs when it likes: in one cycle it may not."""
+    """Peak bytes of two calls, after a first one that leaves gradients and state. Two, because AGA
+    may not sync within one cycle."""
     def twice() -> None:
         function()
         function()
@@ -82,7 +82,7 @@ def needed_bytes(function: Callable[[], None], built: Built, device: torch.devic
 
 
 def resident_bytes(built: Built) -> int:
-    """Bytes of weights, buffers, gradients and optimizer state, as they stand between steps."""
+    """Bytes of weights, buffers, gradients and optimizer state between steps."""
     weights = list(built.model.parameters())
     tensors = [*weights, *built.model.buffers(), *state_of(built.optimizer),
                *(p.grad for p in weights if p.grad is not None)]
@@ -90,7 +90,7 @@ def resident_bytes(built: Built) -> int:
 
 
 class Steps:
-    """Trains `period` steps a call, as the scripts' loops do; `calls` counts its calls."""
+    """Trains `period` steps per call, as the training scripts do; `calls` counts the calls."""
 
     def __init__(self, built: Built, period: int = PERIOD) -> None:
         self.built, self.period, self.calls = built, period, 0
@@ -103,21 +103,21 @@ class Steps:
         self.calls += 1
 
     def step(self, number: int) -> None:
-        """One step, number `number` from 0."""
+        """Take one step; number: from 0."""
         self.built.schedule.set_lr(number)
         self.built.optimizer.step(self.built.objective.on(next(self.batches)))
 
 
 class Bare(Steps):
-    """The same number of steps with nothing around them: batches made beforehand, no closure, no
-    metrics, no schedule."""
+    """The same number of steps without our loop: batches made beforehand, no closure, no metrics,
+    no schedule."""
 
     def __init__(self, built: Built, period: int = PERIOD) -> None:
         super().__init__(built, period)
         self.batches = itertools.cycle(list(itertools.islice(endless(built), PERIOD)))
 
     def step(self, number: int) -> None:
-        """One step."""
+        """Take one step."""
         built = self.built
         built.optimizer.zero_grad()
         with built.objective.autocast():
@@ -128,7 +128,7 @@ class Bare(Steps):
 
 
 def endless(built: Built) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The training batches, epoch after epoch."""
+    """Yield training batches without end, epoch after epoch."""
     epoch = 0
     while True:
         yield from built.data.train.epoch(epoch)

@@ -1,1 +1,1 @@
-"""The runs on this disk: listed, compared, exported. Their folders are read as data only."""
+"""List, compare and export the runs on this disk. Their folders are read as data only."""

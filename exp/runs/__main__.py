@@ -27,7 +27,7 @@ FILTERS = ("task", "optimizer", "state", "status", "path")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what was asked for; the exit status, 2 for a folder that is not there."""
+    """Run the command line. Returns the exit status, 2 for a missing folder."""
     options = _parser().parse_args(arguments)
     try:
         runs = [run for run in find_runs(options.folders) if all(
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def list_runs(runs: list[Record], options: argparse.Namespace) -> None:
-    """Print one line per run: task, optimizer, seed, state, status, epochs, best, age, path."""
+    """Print one line per run: task, optimizer, seed, state, status, epochs, metric, best, age,
+    path."""
     rows = sorted((run.row() for run in runs), reverse=options.reverse, key=lambda row: [
         (row[key] is None, isinstance(row[key], str), row[key])  # numbers, text, None
         for key in (*options.sort, *COLUMNS)])
@@ -55,7 +56,7 @@ def list_runs(runs: list[Record], options: argparse.Namespace) -> None:
 
 
 def compare_runs(runs: list[Record], options: argparse.Namespace) -> None:
-    """Print the final numbers of the runs and what differs in their settings; draw the curves."""
+    """Print the final numbers of the runs and the settings that differ; draw the curves."""
     if not runs or len(runs) > len(string.ascii_uppercase):
         raise ConfigError(f"{len(runs)} runs to compare: choose 1 to 26, with --task for example")
     named = dict(zip(string.ascii_uppercase, runs, strict=False))
@@ -66,7 +67,8 @@ def compare_runs(runs: list[Record], options: argparse.Namespace) -> None:
 
 
 def export_runs(runs: list[Record], options: argparse.Namespace) -> None:
-    """Write long rows: path, task, optimizer, seed, status, epoch, ..., metric, value."""
+    """Write one row per number (long format): path, task, optimizer, seed, status, epoch, ...,
+    metric, value."""
     rows = [row for run in runs for row in run.numbers()]
     if options.json:
         return write_json(options.json, rows, depth=1)

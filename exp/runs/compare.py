@@ -1,4 +1,4 @@
-"""Some runs beside each other: final numbers, differences of their settings, curves."""
+"""Comparison of runs: final numbers, settings that differ, curves."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -11,12 +11,15 @@ from exp.report.tables import page, table
 from exp.runs.records import Record, flat, is_number
 
 AXES = {"evaluations": "gradient_evaluations", "seconds": "seconds", "epochs": "epoch"}
-FINAL = ("gradient_evaluations", "seconds", "train_", "eval_")  # of the last epoch, if it has them
-FACTS = ("device", "threads", "data", "commit", "versions")  # of run.json
+FINAL = ("gradient_evaluations", "seconds", "train_", "eval_")  # starts of keys of the last epoch
+FACTS = ("device", "threads", "data", "commit", "versions")  # keys of run.json
 
 
 def comparison(runs: dict[str, Record]) -> str:
-    """Markdown: a table of the runs, and one of the settings that differ."""
+    """Return a table of the runs and one of the settings that differ, as Markdown.
+
+    runs: display name -> run.
+    """
     rows = {name: run.row() | {key: value for key, value in (run.lines or [{}])[-1].items()
                                if is_number(value) and key.startswith(FINAL)}
             for name, run in runs.items()}
@@ -32,9 +35,9 @@ def comparison(runs: dict[str, Record]) -> str:
 
 
 def draw(path: Path, runs: dict[str, Record], axis: str, metrics: Sequence[str] = ()) -> None:
-    """One panel per metric with a curve per run, as PNG.
+    """Write a PNG with one panel per metric and a curve per run.
 
-    axis: one of AXES. metrics: by default the losses, and what the best epoch is chosen by.
+    axis: one of AXES. metrics: default: the losses and the metric of the best epoch.
     """
     from exp.report.canvas import canvas, display_name, grid_of, styles
 
@@ -54,7 +57,7 @@ def draw(path: Path, runs: dict[str, Record], axis: str, metrics: Sequence[str] 
 
 
 def _axis(name: str, names: Iterable[str]) -> tuple[str, str]:
-    """Label and scale of a metric, as the first of the tasks that declares it says."""
+    """Axis label and scale of a metric, from a task of `names` that declares it."""
     for task in set(tasks()).intersection(names):
         with suppress(ConfigError):
             metric = task_named(task).metric(name)

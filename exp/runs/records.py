@@ -1,4 +1,4 @@
-"""Run folders read as data: nothing that a file names is imported, damaged files are survived."""
+"""Run folders read as data: nothing that a file names is imported, damaged files are tolerated."""
 
 import json
 import os
@@ -13,17 +13,17 @@ from exp.harness.errors import ConfigError
 from exp.harness.lock import holder
 from exp.jobs.states import ENDS
 
-COUNTERS = ("epoch", "step", "gradient_evaluations", "seconds")  # of a line of metrics.jsonl
+COUNTERS = ("epoch", "step", "gradient_evaluations", "seconds")  # keys of metrics.jsonl
 COLUMNS = ("task", "optimizer", "seed", "state", "status", "epochs", "metric", "best", "age",
            "path")
 
 
 @dataclass(frozen=True)
 class Record:
-    """One run folder; a file that is missing or damaged is empty here.
+    """One run folder; the content of a missing or damaged file is empty.
 
     settings: config.toml; facts: run.json; lines: metrics.jsonl; summary: summary.json.
-    damaged: the names of the files that cannot be read. state: as in exp.jobs.
+    damaged: names of the files that cannot be read. state: as in exp.jobs.
     """
 
     path: Path
@@ -35,7 +35,7 @@ class Record:
     state: str
 
     def row(self) -> dict[str, Any]:
-        """COLUMNS: status of the summary, metric and value of the best epoch, age in seconds since
+        """Return the values of COLUMNS. metric, best: those of the best epoch; age: seconds since
         the last epoch was recorded."""
         experiment, (metric, best) = self.settings.get("experiment", {}), self.best
         record = self.path / "metrics.jsonl"
@@ -47,7 +47,7 @@ class Record:
 
     @property
     def optimizer(self) -> str:
-        """The optimizer's name after those of its wrappers, the outermost first: sam_adamw."""
+        """Names of the wrappers, the outermost first, and of the optimizer: sam_adamw."""
         table = self.settings.get("optimizer", {})
         wrappers = [key for key, value in table.items()
                     if isinstance(value, dict) and key != "adamw"]
@@ -55,7 +55,7 @@ class Record:
 
     @property
     def best(self) -> tuple[str, float] | tuple[None, None]:
-        """Metric and value of the best epoch; the least eval_loss where there is no summary."""
+        """Metric and value of the best epoch; the least eval_loss if there is no summary."""
         best = self.summary.get("best")
         for key, value in best.items() if isinstance(best, dict) else ():
             if key != "epoch" and not key.startswith("test_") and is_number(value):
@@ -64,14 +64,14 @@ class Record:
         return ("eval_loss", min(losses)) if losses else (None, None)
 
     def curve(self, metric: str, counter: str) -> tuple[list[float], list[float]]:
-        """One of COUNTERS and a metric, at the epochs that have both."""
+        """Values of `counter`, one of COUNTERS, and of `metric` in the epochs that have both."""
         points = [(line[counter], line[metric]) for line in self.lines
                   if is_number(line.get(counter)) and is_number(line.get(metric))]
         return [x for x, _ in points], [y for _, y in points]
 
     def numbers(self) -> Iterator[dict]:
-        """A long row per number: path, task, optimizer, seed, status, COUNTERS, metric (as
-        "diagnostics/phi" for one of the diagnostics), value (None if it was not finite)."""
+        """Yield one row per number: path, task, optimizer, seed, status, COUNTERS, metric (a
+        diagnostic is "diagnostics/phi"), value (None if it was not finite)."""
         run = {key: self.row()[key] for key in ("path", "task", "optimizer", "seed", "status")}
         for line in self.lines:
             counters = {key: line.get(key) for key in COUNTERS}
@@ -81,7 +81,7 @@ class Record:
 
 
 def find_runs(roots: Iterable[Path]) -> list[Record]:
-    """The runs in and beneath each of these folders. Raises ConfigError for no folder."""
+    """Read the runs in and below each folder. Raises ConfigError for a missing folder."""
     folders = []
     for root in roots:
         if not root.is_dir():
@@ -95,7 +95,7 @@ def find_runs(roots: Iterable[Path]) -> list[Record]:
 
 
 def read_run(folder: Path) -> Record:
-    """Read a run folder, whatever its files hold."""
+    """Read a run folder; never raises for missing or damaged files."""
     contents: list[Any] = []
     damaged = []
     for name, (parse, empty) in FILES.items():
@@ -112,7 +112,7 @@ def read_run(folder: Path) -> Record:
 
 
 def flat(tables: dict, separator: str, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """The values of nested tables, each with the keys that lead to it."""
+    """Yield (keys joined by `separator`, value) for every value of nested tables."""
     for key, value in tables.items():
         if isinstance(value, dict):
             yield from flat(value, separator, f"{prefix}{key}{separator}")
@@ -139,7 +139,7 @@ def _settings(text: str) -> dict:
     return settings
 
 
-# How each is read, and what stands for one that cannot be; a crash cuts off a line.
+# File -> (parser, content if it cannot be read). A crash may leave an incomplete last line.
 FILES: dict[str, tuple[Callable[[str], Any], Any]] = {
     "config.toml": (_settings, {}),
     "run.json": (lambda text: _checked(json.loads(text)), {}),

@@ -1,4 +1,5 @@
-"""The web page of all results and a page per optimizer: outputs/paper/index.html, docs/optimizers.
+"""Write the web page of all results, outputs/paper/index.html, and a page per optimizer,
+docs/optimizers.
 
 python -m exp.site [--output FILE]
 """
@@ -27,19 +28,19 @@ from exp.tune import page
 from exp.tune.terms import IN_PROGRESS as UNFINISHED
 from exp.tune.terms import SCHEMA
 
-WHOLE, IN_PROGRESS = "arena", "arena/in_progress"  # folders of boards
+WHOLE, IN_PROGRESS = "arena", "arena/in_progress"  # folders of complete and unfinished boards
 
 
 def read_boards(kept: Path = PAPER, folder: str = WHOLE) -> dict[str, dict]:
-    """Every whole board, or every one in progress, by name. Raises ValueError for a damaged
-    file."""
+    """Read every complete board, or every one in progress: name -> board. Raises ValueError for a
+    damaged file."""
     schema = {WHOLE: SCHEMA, IN_PROGRESS: UNFINISHED}[folder]
     return {path.stem: board for path in sorted((kept / folder).glob("*.json"))
             if (board := read_json(path)) and board.get("schema") == schema}
 
 
 def site(kept: Path = PAPER) -> str:
-    """The page. Raises ValueError for a damaged record."""
+    """Return the web page. Raises ValueError for a damaged record."""
     sections = {f"Board: {name}": board_section(board)
                 for name, board in read_boards(kept).items()}
     sections |= {f"Board in progress: {name}": progress_section(board)
@@ -58,7 +59,7 @@ def site(kept: Path = PAPER) -> str:
 
 
 def board_section(board: dict) -> str:
-    """Forest plot, table, and of every arm its command, search space and winners."""
+    """Forest plot and table of a board; command, search space and winners of every arm."""
     rows = board["results"]["arms"]
     race = board["terms"]["regime"] == "race"
     columns = page.COLUMNS | (page.RACE_COLUMNS if race else page.ANNEAL_COLUMNS)
@@ -78,7 +79,7 @@ def board_section(board: dict) -> str:
 
 
 def progress_section(board: dict) -> str:
-    """Table of a board in progress, and of every arm what it has."""
+    """Table of a board in progress; command, search space and winners of every arm."""
     columns, names = page.interim_columns(board), sorted(board["results"]["arms"])
     lines = [("optimizer", *columns), *((name, *(column(board, name) for column
                                                  in columns.values())) for name in names)]
@@ -89,19 +90,19 @@ def progress_section(board: dict) -> str:
 
 
 def arm_details(board: dict, name: str) -> str:
-    """What unfolds beneath a board, one arm."""
+    """Collapsible details of one arm: command, search space, winning settings."""
     arm, task = board["arms"][name], board["terms"]["task"]
     axes = [("constant", "searched", "default"),
             *((key, _range(record), str(arm["defaults"].get(key, "")))
               for key, record in arm["axes"].items())]
     winners = [study["trials"][study["winner"]]["params"] for study in arm["studies"]]
-    found = [("study", *arm["axes"]), *(
+    settings = [("study", *arm["axes"]), *(
         (str(study["number"]), *(_value(params.get(key)) for key in arm["axes"]))
         for study, params in zip(arm["studies"], winners, strict=True))]
     return web.details(f"{name}: command, search space, winning settings", "\n".join([
         web.code(f"python -m exp.tune {task} --optimizers {name}"),
         web.table(f"Search space of {name}", axes),
-        web.table(f"Winning settings of {name}, by study", found)]))
+        web.table(f"Winning settings of {name}, by study", settings)]))
 
 
 def _range(record: list | dict) -> str:
@@ -116,7 +117,7 @@ def _value(value: object) -> str:
 
 
 def statements(folder: Path) -> str:
-    """Every statement with its verdict and the command that measures it."""
+    """Table of all statements with their verdicts and the commands that measure them."""
     lines = [("statement", "verdict", "numbers", "command")]
     for name in statement.statement_files():
         command = f"`python -m exp.theory {name}`"
@@ -125,14 +126,14 @@ def statements(folder: Path) -> str:
             continue
         rows, _ = read_rows(folder / f"{name}.json")
         module = statement.statement(name)
-        found = statement.judged(module, rows) if hasattr(module, "judge") else None
-        lines.append((statement.says(name), found.in_words(rows) if found else "measured",
-                      found.numbers if found else "", command))
+        verdict = statement.judged(module, rows) if hasattr(module, "judge") else None
+        lines.append((statement.says(name), verdict.in_words(rows) if verdict else "measured",
+                      verdict.numbers if verdict else "", command))
     return web.table("Each statement had its rule before its run", lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page; the exit status: 0, or 2 for a damaged record."""
+    """Write the pages. Returns the exit status: 0, or 2 for a damaged record."""
     options = parse(arguments)
     try:
         text = site()

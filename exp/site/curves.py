@@ -12,21 +12,21 @@ from exp.reproduce.records import read_kept
 from exp.reproduce.report import sections, select
 from exp.reproduce.yardstick import Yardstick
 
-POINTS = 100  # of a line: more cannot be told apart
+POINTS = 100  # per curve; more cannot be distinguished
 AXIS = "gradient_evaluations"
 DASHES = {"-": "", "--": "6 3", ":": "1.5 2.5", "-.": "6 2 1.5 2"}
 
 
 def paper_curves(paper: Paper, kept: Path) -> str:
-    """A figure of every table that has runs and no grid, side by side; "" without any."""
+    """Figures of all tables that have runs and no grid, side by side; "" if there is none."""
     figures = [table_curves(table, records) for table in paper.tables if not table.grid
                and (records := read_kept(kept / f"{table.name}.json"))["runs"]]
     return f'<div class="figures">\n{"".join(figures)}\n</div>' if figures else ""
 
 
 def table_curves(table: Table, records: dict) -> str:
-    """The runs of a table's largest scale: means over seeds, bands from the least to the largest
-    seed."""
+    """Curves of a table's runs at its largest scale: mean over seeds, band from the lowest to the
+    highest seed."""
     scale, protocol = sections(table, records)[0]
     by, looks = Yardstick.of(table, protocol), styles(row.label for row in table.rows)
     lines = {}

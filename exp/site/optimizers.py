@@ -1,4 +1,4 @@
-"""docs/optimizers: one page per optimizer, from its file and the boards that it stands on."""
+"""docs/optimizers: one page per optimizer, from its file and the boards that list it."""
 
 import inspect
 import re
@@ -15,7 +15,7 @@ MADE = "Made by `python -m exp.site` from the optimizer's file and the committed
 
 
 def pages(boards: Mapping[str, dict]) -> dict[str, str]:
-    """File name -> text: a page for every file of optimizer/, and README.md, which lists them.
+    """Return {file name: text}: a page for every file of optimizer/, and README.md with a list.
 
     boards: name -> a board of schema ars-arena/1.
     """
@@ -29,7 +29,7 @@ def pages(boards: Mapping[str, dict]) -> dict[str, str]:
 
 
 def optimizer_page(name: str, cls: type, boards: Mapping[str, dict]) -> str:
-    """The page of one optimizer: what it is, arguments, search space, cost, rows on boards."""
+    """The page of one optimizer: description, arguments, cost, search space, rows on boards."""
     module = _module(cls)
     evaluations, state = _cost(module)
     tested = getattr(module, "TESTED_AGAINST", "the table of invariants")
@@ -98,7 +98,7 @@ def _rules(table: dict) -> Iterable[str]:
 
 
 def write(boards: Mapping[str, dict], folder: Path = FOLDER) -> None:
-    """Write the pages, and remove those of optimizers that are gone."""
+    """Write the pages, and remove those of optimizers that no longer exist."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = pages(boards)
     for path in folder.glob("*.md"):
