@@ -84,8 +84,8 @@ def projection() -> dict[str, float]:
     elements = sum(m * n for m, n in QWEN_1B5)
     gradient = 2 * 2 * elements * (1 - 1 / world)  # bfloat16, all-reduced
     weights = 2 * elements * (1 - 1 / world)
-    # A tensor-parallel NorMuon would sum each row's squares over the processes, in float32. Here
-    # it needs no such traffic, because each matrix is whole at its owner.
+    # A tensor-parallel NorMuon would sum each row's squares over the processes, in float32. Our
+    # sharding needs no such traffic, because each matrix is whole at its owner.
     rows = 4 * 2 * sum(m for m, _ in QWEN_1B5) * (1 - 1 / world)
     largest = max(max(flops), sum(flops) / world)
     return {

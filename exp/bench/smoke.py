@@ -27,7 +27,7 @@ from exp.harness.task import tasks as task_names
 from optimizer import available_optimizers, build_optimizer, is_wrapper, optimizer_class
 
 STEPS = 4
-FAR, LEAST = 4.0, 1e-3  # largest distance over that of rounding; its least value in this ratio
+FAR, LEAST = 4.0, 1e-3  # a distance above FAR * max(rounding, LEAST) is a problem
 WAIT_STEPS = 5
 PRECISIONS = ("fp32", "tf32", "bf16")
 NEO: dict[str, dict] = {

@@ -1,1 +1,1 @@
-"""Every number of a paper beside a measured one: `python -m exp.reproduce`."""
+"""Compare every number of a paper with a measured one: `python -m exp.reproduce`."""

@@ -1,4 +1,4 @@
-"""Run what a table of a paper needs, then write the table, its figure and its verdicts.
+"""Run the missing runs of a paper's tables, then write the tables, figures and verdicts.
 
 python -m exp.reproduce [TABLE ...] [--scale full|mini]
                         [--dry-run | --plan FILE | --adopt RESULTS | --render]
@@ -37,7 +37,8 @@ from exp.reproduce.verdicts import render_verdicts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status: 0, 2 bad arguments, 1 a run failed, 130 Ctrl-C."""
+    """Run the command line. Returns the exit status: 0, 1 if a run failed, 2 for bad arguments, 130
+    after Ctrl-C."""
     try:
         return reproduce(parse(arguments))
     except ConfigError as error:
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def reproduce(options: argparse.Namespace) -> int:
-    """Everything between the arguments and the exit status."""
+    """Do what the options say. Returns the exit status; raises ConfigError for unknown names or
+    damaged records, OSError if a file cannot be written, Stopped after Ctrl-C."""
     papers = read_papers()
     tables = select_tables(papers, options.tables)
     _check_configs(options.only or (), tables)
@@ -81,7 +83,8 @@ def reproduce(options: argparse.Namespace) -> int:
 
 
 def jobs(table: Table, options: argparse.Namespace) -> list[Job]:
-    """The runs that a table needs, seed by seed, so that an unfinished table is a fair one."""
+    """The runs that a table needs, in order of seeds, so that the rows of an unfinished table have
+    nearly equal numbers of runs."""
     scale = table.scale(options.scale)
     seeds = range(1, (options.seeds or table.seeds[scale]) + 1)
     return [table.job(row, seed, cell, options.outputs)
@@ -91,25 +94,27 @@ def jobs(table: Table, options: argparse.Namespace) -> list[Job]:
 
 
 def write_table(table: Table, claims: Iterable[Claim], outputs: Path) -> bool:
-    """<table>.json from run folders and kept records, and <table>.md and .png from the JSON, which
-    is left as it is where it has the same runs. Nothing, and False, without any run."""
+    """Write <table>.json from run folders and kept records, unless it has the same runs already,
+    and <table>.md and .png from the JSON. Returns whether the table has any run; without one,
+    nothing is written."""
     from exp.reproduce.figures import draw
 
-    path, own = kept_path(table, outputs), [claim for claim in claims if claim.table == table.name]
+    path = kept_path(table, outputs)
+    of_table = [claim for claim in claims if claim.table == table.name]
     records = _collected(table, outputs)
     if not records["runs"]:
         return False
     if not has_same_runs(records, read_kept(path)):
         write_kept(path, records)
     records = read_kept(path)
-    path.with_suffix(".md").write_text(render(table, records, own), encoding="utf-8")
-    draw(path.with_suffix(".png"), table, records, own)
+    path.with_suffix(".md").write_text(render(table, records, of_table), encoding="utf-8")
+    draw(path.with_suffix(".png"), table, records, of_table)
     return True
 
 
 def _missing(tables: Sequence[Table], records: dict[str, dict], options: argparse.Namespace
              ) -> dict[Job, Table]:
-    """The runs that are not there; one that two tables need counts for the first."""
+    """The missing runs and their tables; a run that two tables need counts for the first."""
     missing: dict[Path, tuple[Job, Table]] = {}
     for table in tables:
         for job in jobs(table, options):
@@ -119,7 +124,7 @@ def _missing(tables: Sequence[Table], records: dict[str, dict], options: argpars
 
 
 def _run(missing: dict[Job, Table], options: argparse.Namespace) -> int:
-    """Run what is missing, keep each record as it ends; the exit status."""
+    """Run the missing runs and keep the record of each when it ends. Returns the exit status."""
     launcher = launcher_of(options, options.outputs / "submitit")
     by_folder = {job.folder: job for job in missing}
 

@@ -1,6 +1,6 @@
-"""Runs made elsewhere, for example on a rented GPU, taken into the kept records.
+"""Import runs made on another machine, for example a rented GPU, into the kept records.
 
-Each run is checked as a whole first. Nothing that its files name is imported or run.
+Each run is checked completely before it is copied. Nothing that its files name is imported or run.
 """
 
 import shutil
@@ -21,18 +21,19 @@ from exp.reproduce.plan import Table
 from exp.reproduce.records import collect, is_done, kept_path, read_kept, write_kept
 
 FILES = ("config.toml", "run.json", "metrics.jsonl", "summary.json")
-FACTS = ("device", "threads", "versions", "commit", "uncommitted_changes")  # of run.json, needed
-LARGEST = 2**26  # bytes of one file: metrics.jsonl of some 100,000 epochs
+FACTS = ("device", "threads", "versions", "commit", "uncommitted_changes")  # required in run.json
+LARGEST = 2**26  # bytes per file, enough for metrics.jsonl of some 100,000 epochs
 
 Wanted = Sequence[tuple[Table, Job, Identity]]
 
 
 class NotTaken(Exception):
-    """Why a run is not taken."""
+    """A run is not imported; the text says why."""
 
 
 def adopt(results: Path, tables: Sequence[Table], outputs: Path) -> list[str]:
-    """Add the runs in `results` that a table has a place for to its kept records; one line each.
+    """Add the runs in `results` that belong to a table to its kept records. Returns one line per
+    run that says what became of it.
 
     results: a folder or a tar file of run folders. Raises ConfigError if it is neither.
     """
@@ -56,13 +57,14 @@ def adopt(results: Path, tables: Sequence[Table], outputs: Path) -> list[str]:
 
 
 def _take(folder: Path, wanted: Wanted, outputs: Path) -> list[str]:
-    """Copy a run to where its tables look for it; the tables' names. Raises NotTaken."""
+    """Copy a run to the folders of its tables and return the tables' names. Raises NotTaken."""
     seed = _checked(folder)
-    own = {task: folder_identity(folder, task_named(task))
-           for task in {job.task for _, job, _ in wanted}}
+    identities = {task: folder_identity(folder, task_named(task))
+                  for task in {job.task for _, job, _ in wanted}}
     same = [(table, job) for table, job, identity in wanted
-            if own[job.task].has_settings_of(identity)]
-    current = [(table, job) for table, job in same if own[job.task].counts_as(job.identity())]
+            if identities[job.task].has_settings_of(identity)]
+    current = [(table, job) for table, job in same
+               if identities[job.task].counts_as(job.identity())]
     if not current:
         raise NotTaken("its code had other RECIPE numbers" if same else
                        "no table has a run with these settings")
@@ -83,7 +85,7 @@ def _kept(table: Table, outputs: Path) -> dict:
 
 
 def _checked(folder: Path) -> int:
-    """The seed of a run that has ended and whose files agree. Raises NotTaken."""
+    """Check that a run has ended and that its files agree; return its seed. Raises NotTaken."""
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise NotTaken(f"no {', '.join(missing)}")
@@ -115,7 +117,8 @@ def _check_agreement(seed: int, facts: dict, summary: dict, lines: list[dict]) -
 
 @contextmanager
 def _unpacked(results: Path) -> Iterator[Path]:
-    """A folder with the run folders: `results` itself, or what a tar file holds of their files."""
+    """A folder with the run folders: `results` itself, or a temporary one with the FILES of a tar
+    file."""
     if results.is_dir():
         yield results
         return

@@ -1,8 +1,8 @@
-"""Main effects and two-way interactions of a grid whose factors have two levels each, row by row.
+"""Main effects and two-way interactions of a grid whose factors have two levels each, per row.
 
-A row's runs of whole seeds, those with every cell, are a complete block design of the log time to
-the milestone: the error is what seeds and cells leave over, (seeds - 1)(cells - 1) degrees of
-freedom, the same for every effect.
+A row's complete seeds, those with a run in every cell, are a complete block design for the log time
+to the milestone. The error is the residual of additive seed and cell effects, with
+(seeds - 1)(cells - 1) degrees of freedom, the same for every effect.
 """
 
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ arrive counts at its last epoch, so ≥, ≤ and ? mark what is a bound or not k
 
 @dataclass(frozen=True)
 class Effect:
-    """Of a level, or of two together: the ratio of times with its interval, its two-sided p, and
-    the mark of a bound."""
+    """Effect of a level or of two levels together: ratio of times with its interval, two-sided p,
+    and the mark of a bound (see `_bound`)."""
 
     ratio: Estimate
     p: float
@@ -38,8 +38,8 @@ class Effect:
 
 
 def factorial(table: Table, by: Yardstick, runs: dict[str, Runs]) -> list[str]:
-    """The part of a page, nothing unless all of two or more factors have two levels and some row
-    two whole seeds; runs: row label -> its runs by seed and levels."""
+    """Return the parts of a page. Empty unless the grid has two or more factors, all of two levels,
+    and a row has two complete seeds. runs: row label -> its runs by seed and levels."""
     if len(table.grid) < 2 or any(len(levels) != 2 for levels in table.grid.values()):
         return []
     of_rows = {row: found for row, group in runs.items() if (found := effects(table, by, group))}
@@ -56,8 +56,8 @@ def factorial(table: Table, by: Yardstick, runs: dict[str, Runs]) -> list[str]:
 
 
 def effects(table: Table, by: Yardstick, runs: Runs) -> dict[str, Effect]:
-    """Every level but the first, then every two of them -> effect; empty for fewer than two whole
-    seeds."""
+    """Return the effects of the factors' second levels, then of every two of these, by name; empty
+    for fewer than two complete seeds."""
     grid = list(product(*table.grid.values()))
     seeds = [seed for seed in sorted({key[0] for key in runs})
              if all((seed, *levels) in runs for levels in grid)]
@@ -88,7 +88,8 @@ def effects(table: Table, by: Yardstick, runs: Runs) -> dict[str, Effect]:
 
 
 def _bound(with_it: bool, without: bool) -> str:
-    """The mark of a ratio of which a run above, below the line did not arrive."""
+    """Mark of a ratio: "≥ " or "≤ " if a run above or below the fraction line did not reach the
+    milestone, "? " if both, else ""."""
     if with_it and without:
         return "? "
     return "≥ " if with_it else "≤ " if without else ""

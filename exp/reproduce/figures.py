@@ -1,5 +1,5 @@
-"""The figure of a table: learning curves with bands, time to the milestone, claims against ours
-(at mini scale, where a paper's numbers cannot be compared, the curves over seconds)."""
+"""The figure of a table: learning curves with bands, time to the milestone, our numbers over the
+claimed ones (at mini scale, where a paper's numbers are not comparable, curves over seconds)."""
 
 import math
 import textwrap
@@ -19,13 +19,14 @@ from exp.reproduce.verdicts import deciding_scale
 from exp.reproduce.yardstick import Yardstick, number_or_nan
 
 LABEL_WIDTH = 76
-WIDE = 6  # columns of the grid: two or three panels side by side, or one over all
-NAMES = 0.45  # share of the panel of claims that their names take
-HEIGHT = 0.22  # inches of a claim's line
+WIDE = 6  # columns of the grid: room for one, two or three panels side by side
+NAMES = 0.45  # share of the claims' panel for their names
+HEIGHT = 0.22  # inches per claim
 
 
 def draw(path: Path, table: Table, records: dict, claims: list[Claim]) -> None:
-    """Panels for each scale and protocol that was run, claimed numbers beneath; a PNG at `path`."""
+    """Write a PNG to `path` with panels for each scale and protocol that was run, and the claimed
+    numbers below them."""
     shown = sections(table, records)
     looks = {row: {**look, "marker": ""}
              for row, look in styles(row.label for row in table.rows).items()}
@@ -55,7 +56,7 @@ def draw(path: Path, table: Table, records: dict, claims: list[Claim]) -> None:
 
 
 def _spread(line: np.ndarray, count: int) -> list:
-    """The first `count` of a line's panels over its whole width; the others are removed."""
+    """Spread the first `count` of a line's panels over its whole width and remove the others."""
     grid, share = line[0].get_gridspec(), len(line) // count
     row = line[0].get_subplotspec().rowspan.start
     for number, axes in enumerate(line[:count]):
@@ -66,7 +67,7 @@ def _spread(line: np.ndarray, count: int) -> list:
 
 
 def _curves(axes, runs: dict[str, list[dict]], by: Yardstick, axis: str, looks: dict) -> None:
-    """Mean over seeds with the band from the worst to the best seed."""
+    """Draw the mean over seeds with a band from the lowest to the highest seed."""
     for row, group in runs.items():
         costs, mean, low, high = averaged(group, by, axis)
         axes.plot(costs, mean, **looks[row])
@@ -78,8 +79,8 @@ def _curves(axes, runs: dict[str, list[dict]], by: Yardstick, axis: str, looks: 
 
 
 def averaged(group: list[dict], by: Yardstick, axis: str) -> tuple[np.ndarray, ...]:
-    """(costs, mean, least, largest) of the metric over seeds, after each epoch that all of them
-    have; axis: see `yardstick.spent`."""
+    """Return arrays (costs, mean, least, largest), per epoch that all runs have, of the metric over
+    the runs of `group`. axis: of the costs, see `yardstick.spent`."""
     length = min(len(by.curve(run)) for run in group)
     every = by.scale * np.array([list(map(number_or_nan, by.curve(run)[:length]))
                                  for run in group])
@@ -89,7 +90,7 @@ def averaged(group: list[dict], by: Yardstick, axis: str) -> tuple[np.ndarray, .
 
 
 def _configurations(axes, table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> None:
-    """The epoch of the milestone in each configuration: the baseline's across, the others' up."""
+    """Draw the epoch of the milestone per configuration: the baseline's as x, the others' as y."""
     base = by_configuration(runs.get(table.baseline, ()))
     first = next(iter(table.grid.values()))
     for row, group in runs.items():
@@ -104,7 +105,7 @@ def _configurations(axes, table: Table, by: Yardstick, runs: dict[str, list[dict
 
 
 def _first(axes, table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> None:
-    """The share of configurations in which each other row is first, level by level."""
+    """Draw, per level, the share of configurations in which each other row is first."""
     base = by_configuration(runs.get(table.baseline, ()))
     levels = ["all", *(level for levels in table.grid.values() for level in levels)]
     for row, group in runs.items():
@@ -121,7 +122,7 @@ def _first(axes, table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> No
 
 
 def _survival(axes, runs: dict[str, list[dict]], by: Yardstick, looks: dict) -> None:
-    """The share of runs that have got there, over epochs (one minus Kaplan-Meier)."""
+    """Draw the share of runs that have reached the milestone, over epochs (1 - Kaplan-Meier)."""
     for row, group in runs.items():
         times, limits = by.times(group)
         if all(time is None for time in times):
@@ -137,7 +138,8 @@ def _survival(axes, runs: dict[str, list[dict]], by: Yardstick, looks: dict) -> 
 
 def _numbers(claims: list[Claim], table: Table, records: dict, scale: str, protocol: str
              ) -> list[tuple[Claim, Estimate]]:
-    """Claimed numbers that this scale decides, with ours; none at mini scale or of a grid."""
+    """Claimed numbers that this scale decides, with our estimates; none at mini scale or for a
+    grid."""
     if scale != "full" or table.grid:
         return []
     numbers = [claim for claim in claims  # an order of rows is no number to plot
@@ -147,7 +149,8 @@ def _numbers(claims: list[Claim], table: Table, records: dict, scale: str, proto
 
 
 def _claims(axes, pairs: list[tuple[Claim, Estimate]]) -> None:
-    """Claimed numbers as crosses, ours as dots with intervals, each over the claimed one."""
+    """Draw claimed numbers as crosses, ours as dots with intervals, in units of the claimed ones.
+    """
     for y, (claim, ours) in enumerate(pairs):
         axes.plot(1, y, "x", color=ACCENT, markersize=7, label="claimed")
         if not math.isfinite(ours.value):

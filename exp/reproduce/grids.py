@@ -1,6 +1,6 @@
-"""The page of a table with a grid: each configuration, each level of each factor, read as an
-unpaired comparison of rows (Welch's t) and as a paired one (who is first in a configuration), and
-what the levels of factors with two do to each row."""
+"""The page of a table with a grid: every configuration; per level of each factor an unpaired
+comparison of rows (Welch's t) and a paired one (which row is first in a configuration); the effects
+of factors with two levels (`factorial`)."""
 
 from collections.abc import Iterable
 
@@ -14,7 +14,7 @@ from exp.reproduce.yardstick import Yardstick
 
 
 def render_grid(table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> list[str]:
-    """The parts of one scale and protocol; runs: row label -> its runs."""
+    """Return the page's parts for one scale and protocol. runs: row label -> its runs."""
     keyed = {row: by_configuration(group) for row, group in runs.items()}
     base = keyed.pop(table.baseline, {})
     parts = [_factors(table)]
@@ -28,7 +28,7 @@ def render_grid(table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> lis
 
 
 def _factors(table: Table) -> str:
-    """What each level of each factor sets, for every row and for one."""
+    """Table of the settings of each level of each factor, for all rows and for single ones."""
     lines = [("factor", "level", "sets", *(row.label for row in table.rows))]
     for factor, levels in table.grid.items():
         for level, overrides in levels.items():
@@ -47,7 +47,7 @@ def _without_empty_columns(lines: list[tuple[str, ...]]) -> list[tuple[str, ...]
 
 
 def _levels(table: Table, by: Yardstick, row: str, ours: Runs, base: Runs) -> str:
-    """One line for all configurations and one per level."""
+    """Table with one line for all configurations and one per level."""
     lines: Lines = [("", "configurations", f"{table.baseline}, mean epoch", f"{row}, mean epoch",
                      "difference", "t", "p", f"reached, {table.baseline}", f"reached, {row}",
                      f"{row} first, %")]
@@ -70,7 +70,7 @@ def _reached(by: Yardstick, runs: Runs) -> str:
 
 
 def _configurations(table: Table, by: Yardstick, runs: dict[str, Runs]) -> str:
-    """One line per configuration: the epoch of every seed, row by row."""
+    """Table with one line per configuration: the epochs of all seeds, per row."""
     lines = [(*table.grid, *(f"{row.label}, epoch" for row in table.rows))]
     grid = dict.fromkeys(cell.levels for cell in table.cells())
     for levels in grid:
@@ -83,8 +83,8 @@ def _configurations(table: Table, by: Yardstick, runs: dict[str, Runs]) -> str:
 
 
 def _epochs(by: Yardstick, levels: tuple[str, ...], runs: Runs) -> str:
-    """The epochs of a configuration's seeds, "> last" where one was not reached."""
-    own = sorted(((key[0], run) for key, run in runs.items() if key[1:] == levels),
-                 key=lambda item: item[0])
+    """Epochs to the milestone of a configuration's seeds, "> last" if it was not reached."""
+    of_seeds = sorted(((key[0], run) for key, run in runs.items() if key[1:] == levels),
+                      key=lambda item: item[0])
     return ", ".join(f"> {run['epochs']}" if (epoch := by.epoch(run)) is None else str(epoch)
-                     for _, run in own)
+                     for _, run in of_seeds)

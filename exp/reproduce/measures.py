@@ -1,4 +1,4 @@
-"""Measures: what the runs of a table say about a claim, as evidence in the claim's unit."""
+"""Measures: evidence for a claim from the runs of a table, in the claim's unit."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -11,9 +11,9 @@ from exp.reproduce.plan import Table
 from exp.reproduce.yardstick import PERCENT, Yardstick
 
 SCALE_FREE = ("lead", "speedup", "delay", "evaluations")  # measures that compare two of our rows
-LEAST_ROUNDS = 3  # that a time is a median of
+LEAST_ROUNDS = 3  # of a benchmark, for a median time
 FIT = 0.5  # nats
-OVERHEADS = {"extra_compute": "ratio", "extra_memory": "memory_ratio"}  # in the benchmark's rows
+OVERHEADS = {"extra_compute": "ratio", "extra_memory": "memory_ratio"}  # keys of the benchmark
 
 Runs = dict[tuple, dict]  # (seed, levels of the grid) -> run
 
@@ -21,7 +21,7 @@ Runs = dict[tuple, dict]  # (seed, levels of the grid) -> run
 @dataclass(frozen=True)
 class Comparison:
     """Our runs of a claim's row and of the row that it is compared with (empty if there is none),
-    by seed and levels. scale: what a metric is multiplied by to be in the claim's unit."""
+    by seed and levels. scale: factor that converts a metric to the claim's unit."""
 
     by: Yardstick
     ours: Runs
@@ -34,15 +34,15 @@ class Comparison:
         return replace(self, ours=self.other, other=self.ours)
 
     def sample(self, value: Callable[[dict], float], log: bool = False) -> Evidence:
-        """A value of each of our runs in the claim's unit, the worst there is of one that
-        diverged."""
-        lost = -math.inf if self.by.metric.mode == "max" else math.inf
+        """A sample of `value` over our runs, in the claim's unit; nan (a run that diverged) becomes
+        the worst value, infinite."""
+        worst = -math.inf if self.by.metric.mode == "max" else math.inf
         values = [self.scale * value(run) for run in self.ours.values()]
-        return sample([lost if math.isnan(v) else v for v in values], log)
+        return sample([worst if math.isnan(v) else v for v in values], log)
 
     def pairs(self) -> list[tuple[float, float]]:
-        """(other row's epoch, our epoch) to the milestone of each configuration that both ran, in
-        order; infinite where it was not reached."""
+        """(other row's epoch, our epoch) of the milestone in each configuration that both ran, in
+        order; infinite if it was not reached."""
         both = zip(*(runs.values() for runs in shared(self.other, self.ours)), strict=True)
         return [(self.by.epoch(other) or math.inf, self.by.epoch(ours) or math.inf)
                 for other, ours in both]
@@ -50,10 +50,11 @@ class Comparison:
 
 def evidence(claim: Claim, table: Table, records: dict, scale: str, protocol: str
              ) -> Evidence | None:
-    """What our runs of one scale and protocol say about the claim, in its unit; None without any.
+    """Return the evidence of our runs of one scale and protocol, in the claim's unit; None if there
+    are none.
 
-    Of a grid, rows are compared on the configurations that both ran. Raises ValueError for a
-    measure that does not exist.
+    In a grid, rows are compared on the configurations that both ran. Raises ValueError for an
+    unknown measure.
     """
     runs = [run for run in records["runs"]
             if (run["scale"], run["protocol"]) == (scale, protocol)
@@ -69,15 +70,15 @@ def evidence(claim: Claim, table: Table, records: dict, scale: str, protocol: st
         unit = PERCENT if claim.unit in ("%", "points") else 1.0
         return MEASURES[claim.measure](Comparison(by, ours, other, unit))
     if claim.measure in next(iter(ours.values()))["milestones"]:
-        own = replace(by, milestone=claim.measure, threshold=None)
-        return sample([own.epoch(run) or math.inf for run in ours.values()], log=True)
+        by = replace(by, milestone=claim.measure, threshold=None)
+        return sample([by.epoch(run) or math.inf for run in ours.values()], log=True)
     raise ValueError(f"claim {claim.id}: no measure {claim.measure!r}")
 
 
 def overhead(claim: Claim, benches: Iterable[dict], configs: Iterable[str]) -> Evidence | None:
-    """Extra time or memory beyond AdamW's in percent, from `exp.bench training`, the mean over the
-    configs; None where it was not measured. Time is one value a machine, of medians of at least
-    LEAST_ROUNDS rounds; memory is the same on every machine, and between configs it varies."""
+    """Time or memory beyond AdamW's in percent, from `exp.bench training`, the mean over configs;
+    None if it was not measured. Time is one value per machine, from medians of LEAST_ROUNDS rounds
+    or more. Memory is the same on every machine and varies between configs."""
     key = OVERHEADS.get(claim.measure)
     machines = []
     for bench in benches if key else ():
@@ -85,7 +86,7 @@ def overhead(claim: Claim, benches: Iterable[dict], configs: Iterable[str]) -> E
                 if claim.row in bench.get("results", {}).get(config, {})]
         few = key == "ratio" and any(row["rounds"] < LEAST_ROUNDS for row in rows)
         if rows and not few:
-            # A few bytes of step counts are no overhead; + 0.0 makes of -0.0 a plain zero.
+            # Rounded, since a few bytes of step counts are no overhead; + 0.0 turns -0.0 into 0.0.
             machines.append([round(PERCENT * (row[key] - 1), 3) + 0.0 for row in rows])
     if not machines:
         return None
@@ -95,18 +96,18 @@ def overhead(claim: Claim, benches: Iterable[dict], configs: Iterable[str]) -> E
 
 
 def by_configuration(runs: Iterable[dict]) -> Runs:
-    """Runs of one row by their seed and levels: what two rows are paired on."""
+    """Runs of one row by seed and levels, by which two rows are paired."""
     return {(run["seed"], *run.get("levels", ())): run for run in runs}
 
 
 def shared(ours: Runs, other: Runs) -> tuple[Runs, Runs]:
-    """Both limited to the configurations that both have, in the order of the first."""
+    """Restrict both to the configurations that both have, in the order of the first."""
     keys = [key for key in ours if key in other]
     return {key: ours[key] for key in keys}, {key: other[key] for key in keys}
 
 
 def _fit_loss(c: Comparison) -> Evidence:
-    """The epoch at which the training loss falls below FIT: what ARS's README calls fitting."""
+    """The first epoch with a training loss of at most FIT, which ARS's README calls fitting."""
     by = Yardstick(replace(LOSS, name="train_loss"), threshold=FIT)
     return sample([by.epoch(run) or math.inf for run in c.ours.values()], log=True)
 
@@ -117,13 +118,13 @@ def _epochs_to_best(c: Comparison) -> Evidence:
 
 
 def _rebound(c: Comparison) -> Evidence:
-    """The last epoch over the best one."""
+    """Metric of the last epoch over that of the best epoch."""
     return replace(c, scale=1.0).sample(lambda run: c.by.last(run) / c.by.best(run), log=True)
 
 
 def _ratios(c: Comparison) -> list[float]:
-    """How many times sooner our row reaches the milestone in each configuration: infinite where
-    the other never does, 0 where ours never does, nan where neither does."""
+    """The other row's epochs to the milestone over ours, per configuration: infinite if only our
+    row reaches it, 0 if only the other does, nan if neither does."""
     return [other / ours if math.isfinite(other) or math.isfinite(ours) else math.nan
             for other, ours in c.pairs()]
 
@@ -133,8 +134,8 @@ def _speedup(c: Comparison) -> Evidence:
 
 
 def _delay(c: Comparison) -> Evidence:
-    """How much later than the other row, in percent of its time; -infinite where that never got
-    there."""
+    """Delay behind the other row in percent of that row's time to the milestone; -infinite if that
+    row did not reach it."""
     return sample([PERCENT * (ratio - 1) if ratio else -math.inf for ratio in _ratios(c.turned)])
 
 
@@ -152,40 +153,40 @@ def _lag(c: Comparison) -> Evidence:
 
 
 def _evaluations(c: Comparison) -> Evidence:
-    """How many times fewer second passes: the ratio of gradient evaluations beyond one per step."""
+    """The other row's second passes over ours: gradient evaluations per step beyond the first."""
     extra, base = ([run["curve"]["gradient_evaluations"][-1] / run["steps"] - 1
                     for run in runs.values()] for runs in (c.ours, c.other))
     return sample([b / a for a, b in zip(extra, base, strict=False)], log=True)
 
 
 def _mean_epoch(c: Comparison) -> Evidence:
-    """The mean epoch of the milestone over configurations; one that did not reach it counts at its
-    last epoch."""
+    """The mean epoch of the milestone over configurations; a run that did not reach it counts with
+    its last epoch."""
     return sample(c.by.capped_epochs(c.ours.values()))
 
 
 def _sooner_by(c: Comparison) -> Evidence:
-    """By how many epochs our mean is less than the other row's: Welch's unpaired interval over
-    configurations, epochs as in _mean_epoch."""
+    """The other row's mean epoch minus ours, with Welch's unpaired interval over configurations;
+    epochs as in _mean_epoch."""
     return unpaired(*map(c.by.capped_epochs, (c.other.values(), c.ours.values())))
 
 
 def first_share(c: Comparison) -> Evidence:
-    """The percentage of configurations in which our row reaches the milestone in fewer epochs, of
-    those in which one row does; reaching it at all is sooner than never."""
+    """Percentage of configurations in which our row is first to the milestone, of those without a
+    tie; a row that never reaches it is later than one that does."""
     sooner = [ours < other for other, ours in c.pairs() if ours != other]
     return proportion(sum(sooner), len(sooner), PERCENT)
 
 
 def _paired_ratio(c: Comparison) -> Evidence:
-    """The geometric mean, over the configurations in which both reach the milestone, of the other
-    row's epochs over ours."""
+    """Geometric mean of the other row's epochs over ours, over the configurations in which both
+    reach the milestone."""
     return _of_both(c.pairs())
 
 
 def _best_ratio(c: Comparison) -> Evidence:
-    """As _paired_ratio, each row at its best configuration: per seed and level of the grid's first
-    factor the least epochs over the configurations that both rows ran."""
+    """As _paired_ratio, with each row at its best configuration: per seed and level of the grid's
+    first factor, the least epochs over the configurations that both rows ran."""
     least: dict[tuple, tuple[float, float]] = {}
     for key, (other, ours) in zip(shared(c.other, c.ours)[0], c.pairs(), strict=True):
         before = least.get(key[:2], (other, ours))
@@ -194,7 +195,7 @@ def _best_ratio(c: Comparison) -> Evidence:
 
 
 def _of_both(pairs: Iterable[tuple[float, float]]) -> Evidence:
-    """Of the ratios of pairs that are both finite."""
+    """A sample of a / b over the pairs of two finite numbers."""
     return sample([a / b for a, b in pairs if math.isfinite(a) and math.isfinite(b)] or [math.nan],
                   log=True)
 

@@ -1,4 +1,4 @@
-"""What is missing of some tables and what it will cost: a list for people, a plan for machines."""
+"""Missing runs of tables and their expected cost: a list for people, a JSON plan for machines."""
 
 import importlib
 import json
@@ -15,8 +15,8 @@ Missing = Mapping[Job, Table]
 
 
 class Outlook:
-    """What a job will cost, from kept runs: seconds per epoch of the same settings, gradient
-    evaluations per step of the same config."""
+    """Predicts the cost of jobs from kept runs: seconds per epoch from runs of the same settings,
+    gradient evaluations per step from runs of the same config."""
 
     def __init__(self, records: Mapping[str, dict]) -> None:
         runs = [run for kept in records.values() for run in kept["runs"] if run["epochs"]]
@@ -27,13 +27,13 @@ class Outlook:
                             for run in runs}
 
     def seconds(self, job: Job) -> float | None:
-        """An upper bound, all epochs run; None for settings that were never timed."""
+        """An upper bound, if all epochs are run; None for settings that were never timed."""
         pace = self.paces.get(hash_of(job.settings()))
         return None if pace is None else pace * job.settings()["experiment"]["epochs"]
 
     def units(self, job: Job) -> float:
-        """Gradient evaluations, in passes over the training data: epochs x evaluations per step,
-        measured, or else as the optimizer's file declares them."""
+        """Gradient evaluations in passes over the training data: epochs x evaluations per step, as
+        measured, or else as declared in the optimizer's file."""
         settings = job.settings()
         name = settings["optimizer"]["name"]
         module = importlib.import_module(optimizer_class(name).__module__)
@@ -42,11 +42,11 @@ class Outlook:
         return round(settings["experiment"]["epochs"] * per_step, 2)
 
     def listing(self, missing: Missing) -> str:
-        """One line per missing run, and the sum."""
+        """One line per missing run and the total time."""
         return f"{self.runs} runs there\n{forecast(self._times(missing))}"
 
     def total(self, missing: Missing) -> str:
-        """The sum alone."""
+        """The total time alone."""
         return total(self._times(missing))
 
     def _times(self, missing: Missing) -> dict[str, float | None]:

@@ -17,8 +17,8 @@ PAPERS = ROOT / "exp" / "papers"
 
 @dataclass(frozen=True)
 class Paper:
-    """Everything of one paper. note: printed above its verdicts; overheads: the benchmark that
-    answers its claims about time and memory, {bench, configs, note}."""
+    """Tables and claims of one paper. note: printed above its verdicts. overheads: the benchmark
+    that decides its claims about time and memory, {bench, configs, note}."""
 
     name: str
     title: str
@@ -28,15 +28,15 @@ class Paper:
     overheads: dict = field(default_factory=dict)
 
     def claims_of(self, table: str) -> list[Claim]:
-        """The claims that a table answers, in the paper's order."""
+        """The claims that a table decides, in the paper's order."""
         return [claim for claim in self.claims if claim.table == table]
 
 
 def read_papers(folder: Path = PAPERS) -> list[Paper]:
-    """Every paper, by the name of its folder.
+    """Read every paper, sorted by the name of its folder.
 
-    Raises ConfigError for files with missing or unknown keys, and where two tables have one name,
-    which names their page.
+    Raises ConfigError for files with missing or unknown keys, and if two tables have the same name,
+    which is also the name of their page.
     """
     papers = [_paper(path.parent) for path in sorted(folder.glob("*/paper.toml"))]
     names = [table.name for paper in papers for table in paper.tables]
@@ -47,7 +47,7 @@ def read_papers(folder: Path = PAPERS) -> list[Paper]:
 
 
 def select_tables(papers: Sequence[Paper], names: Sequence[str] = ()) -> list[Table]:
-    """The tables with these names, or all. Raises ConfigError for an unknown name."""
+    """Return the tables with these names, or all. Raises ConfigError for an unknown name."""
     tables = {table.name: table for paper in papers for table in paper.tables}
     unknown = [name for name in names if name not in tables]
     if unknown:

@@ -1,4 +1,4 @@
-"""What to run for a table of a paper: tables, rows and their jobs.
+"""Tables of papers, their rows, and the jobs that they need.
 
 A row is run in every cell of its table: at a scale (full: the paper's; mini: two CPU cores), under
 a protocol (published: with the flaws of the original; fixed: without) and at one level of each
@@ -29,14 +29,14 @@ class Cell:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All of them: what a row may have its own overrides for."""
+        """Scale, protocol and levels, for which a row may have its own overrides."""
         return (self.scale, self.protocol, *self.levels)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: a label, the config behind it, and its own overrides by the name of a
-    scale, protocol or level, where it has some."""
+    """One line of a table: its label, its config, and its own overrides by the name of a scale,
+    protocol or level."""
 
     label: str
     config: str
@@ -52,15 +52,15 @@ class Row:
 class Table:
     """A table of a paper.
 
-    Rows are compared by the task's primary metric, under the published protocol by
-    published_metric where there is one; with a milestone by the time to it: one of the task's, or
-    with `threshold` the first epoch whose metric reaches that. baseline: the row that others are
-    paired with.
-    scales, protocols: name -> overrides, a scale's after the task's own of that name; a table
-    without a mini scale runs in full on a CPU. seeds: scale -> how many. grid: factor -> level ->
-    overrides; needs a milestone.
-    note: printed on the table's page. other_data: why published numbers are not comparable, where
-    the data set here is another one; orders still are.
+    Rows are compared by the task's primary metric, or under the published protocol by
+    published_metric if there is one. With a milestone they are compared by the time to it: to one
+    of the task's, or with `threshold` to the first epoch whose metric reaches that value.
+    baseline: the row with which others are paired.
+    scales, protocols: name -> overrides, a scale's applied after the task's own of that name; a
+    table without a mini scale runs in full on a CPU. seeds: scale -> number of seeds. grid: factor
+    -> level -> overrides; needs a milestone.
+    note: printed on the table's page. other_data: if the data set here is another one, why
+    published numbers are not comparable; orders of rows still are.
     """
 
     name: str
@@ -80,25 +80,25 @@ class Table:
     other_data: str = ""
 
     def scale(self, asked: str) -> str:
-        """The scale to run at when `asked` is asked for."""
+        """The scale to run at if `asked` is asked for: "full" if the table does not have it."""
         return asked if asked in self.scales else "full"
 
     def metric(self, protocol: str) -> Metric:
-        """The metric that `protocol` counts in."""
+        """The metric by which rows are compared under `protocol`."""
         task = task_named(self.task)
         if protocol == "published" and self.published_metric:
             return task.metric(self.published_metric)
         return task.primary
 
     def cells(self) -> list[Cell]:
-        """Everything that a row of the table can be run in."""
+        """All cells in which a row of the table can be run."""
         return [Cell(scale, protocol, levels) for scale in SCALES if scale in self.scales
                 for protocol in PROTOCOLS if protocol in self.protocols
                 for levels in itertools.product(*self.grid.values())]
 
     def cells_to_run(self, scale: str, protocol: str) -> list[Cell]:
-        """The cells of one scale and protocol in the order in which they are run: those of a grid
-        are shuffled, always alike, so that an unfinished grid is a fair sample of it."""
+        """The cells of one scale and protocol in the order in which they are run. Those of a grid
+        are shuffled, with a fixed seed, so that an unfinished grid is a random sample of it."""
         cells = [cell for cell in self.cells() if (cell.scale, cell.protocol) == (scale, protocol)]
         random.Random(0).shuffle(cells)
         return cells

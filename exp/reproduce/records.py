@@ -1,7 +1,7 @@
 """Finished runs as records: read from run folders, kept in outputs/paper/<table>.json.
 
-The JSON is all that a table, its figure and its verdicts are made from. Settings and sources,
-which many runs share, are stored once, under their hash.
+A table, its figure and its verdicts are made from the JSON alone. Settings and sources, which many
+runs share, are stored once, under their hash.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ from exp.reproduce.plan import Cell, Table
 
 
 def read_kept(path: Path) -> dict:
-    """The kept records of a table, or an empty set of them. Raises ConfigError for a damaged file.
-    """
+    """Read the kept records of a table, empty if there is no file. Raises ConfigError for a damaged
+    file."""
     try:
         return read_json(path) or {"runs": [], "settings": {}, "sources": {}}
     except ValueError as error:
@@ -36,10 +36,10 @@ def kept_path(table: Table, outputs: Path) -> Path:
 
 
 def collect(table: Table, outputs: Path, kept: dict) -> dict:
-    """The kept records with every finished run of the table's folders in `outputs` added.
+    """Return the kept records and every finished run of the table's folders in `outputs`.
 
-    A kept record whose settings are no longer the table's is dropped, one whose folder holds a
-    finished run is replaced.
+    A kept record is dropped if its settings are no longer the table's, and replaced if its folder
+    holds a finished run.
     """
     task, runs = task_named(table.task), {}
     planned = {(row.label, cell): table.job(row, 0, cell, outputs)
@@ -65,41 +65,41 @@ def collect(table: Table, outputs: Path, kept: dict) -> dict:
 
 
 def has_same_runs(records: dict, kept: dict) -> bool:
-    """Whether both hold the same runs, whatever defaults their settings were completed with."""
+    """Whether both hold the same runs, regardless of the defaults that completed their settings."""
     first, second = ([{**run, "settings": "", "sources": ""} for run in each["runs"]]
                      for each in (records, kept))
     return first == second
 
 
 def cell_of(record: dict) -> Cell:
-    """The cell that a record was run in."""
+    """The cell of a recorded run."""
     return Cell(record["scale"], record["protocol"], tuple(record.get("levels", ())))
 
 
 def _labels(row: str, cell: Cell, job: Job) -> dict:
-    """Where a run belongs in its table, as its record says it."""
+    """The keys of a record that say where the run belongs in its table."""
     levels = {"levels": list(cell.levels)} if cell.levels else {}
     return {"row": row, "config": job.config.stem, "scale": cell.scale,
             "protocol": cell.protocol, **levels}
 
 
 def outdated(table: Table, runs: Iterable[dict]) -> dict[str, dict[str, list[int]]]:
-    """Row -> what has changed ("optimizer.muon 1 -> 2") -> seeds, of the runs that today's code
-    would not give, by the RECIPE numbers of what computes them."""
+    """Row -> changes of RECIPE numbers ("optimizer.muon 1 -> 2") -> seeds, of the runs that today's
+    code would compute differently."""
     task, rows = task_named(table.task), {row.label: row for row in table.rows}
     now: dict[str, dict[str, int]] = {}
-    found: dict[str, dict[str, list[int]]] = {}
+    outdated_seeds: dict[str, dict[str, list[int]]] = {}
     for run in runs:
         if (label := run["row"]) not in now:
             overrides = table.overrides(rows[label], cell_of(run))
             now[label] = recipes(load_settings(rows[label].path, overrides, task), task)
         if changed := changes(run.get("recipes") or {}, now[label]):
-            found.setdefault(label, {}).setdefault(changed, []).append(run["seed"])
-    return found
+            outdated_seeds.setdefault(label, {}).setdefault(changed, []).append(run["seed"])
+    return outdated_seeds
 
 
 def is_done(job: Job, records: dict, any_version: bool) -> bool:
-    """Whether the collected records hold the job's run; `any_version`: of any RECIPE."""
+    """Whether the collected records hold the job's run, with `any_version` of any RECIPE."""
     wanted = job.identity()
     kept = (Identity(records["settings"][record["settings"]], record.get("recipes", {}))
             for record in records["runs"] if record["seed"] == job.seed)
@@ -108,7 +108,7 @@ def is_done(job: Job, records: dict, any_version: bool) -> bool:
 
 
 def write_kept(path: Path, records: dict) -> None:
-    """Write the records as a whole, one run per line."""
+    """Write all records to a JSON file, one run per line."""
     write_json(path, records, depth=2)
 
 
@@ -124,5 +124,5 @@ def _deduplicated(items: Iterable[tuple[dict, dict, dict]]) -> dict:
 
 
 def hash_of(value: dict) -> str:
-    """What settings and sources are stored under."""
+    """The key under which settings or sources are stored: 12 hex digits of SHA-256."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

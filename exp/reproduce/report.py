@@ -1,4 +1,4 @@
-"""A table of a paper as Markdown, made from its kept records and nothing else."""
+"""The Markdown page of a paper's table, made from its kept records alone."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -21,7 +21,7 @@ Groups = dict[str, list[dict]]  # row label -> its runs of one scale and protoco
 
 
 def render(table: Table, records: dict, claims: Sequence[Claim]) -> str:
-    """The whole page of one table; claims: those that it answers."""
+    """Return the page of one table. claims: those that the table decides."""
     scales = " or ".join(f"`--scale {scale}`" for scale in table.scales)
     parts = [f"# {table.title}", table.note,
              f"`python -m exp.reproduce {table.name}` with {scales}.",
@@ -44,7 +44,7 @@ def render(table: Table, records: dict, claims: Sequence[Claim]) -> str:
 
 
 def sections(table: Table, records: dict) -> list[tuple[str, str]]:
-    """(scale, protocol) of everything that has at least one run, full scale first."""
+    """Every (scale, protocol) that has at least one run, full scale first."""
     present = {(run["scale"], run["protocol"]) for run in records["runs"]}
     return [(scale, protocol) for scale in SCALES for protocol in PROTOCOLS
             if (scale, protocol) in present]
@@ -70,21 +70,21 @@ def _provenance(runs: dict[str, list[dict]]) -> str:
     seeds = ", ".join(map(str, sorted({run["seed"] for run in every})))
     diverged = [f"{run['row']} seed {run['seed']}" for run in every if run["status"] == "diverged"]
     digests = ", ".join(sorted({run["data"] for run in every if run.get("data")}))
-    data = f"data {digests}; " if digests else ""  # runs of old recorded none
+    data = f"data {digests}; " if digests else ""  # older runs recorded none
     text = (f"Device {listed('device')}; {listed('threads')} thread(s) a run; torch "
             f"{listed('torch')}; commit {commits}; {data}seeds {seeds}.")
     return text + (f" Diverged: {', '.join(diverged)}." if diverged else "")
 
 
 def _outdated(table: Table, runs: Groups) -> str:
-    found = outdated(table, [run for group in runs.values() for run in group])
+    changes = outdated(table, [run for group in runs.values() for run in group])
     return older_code(f"{row}, seeds {', '.join(map(str, sorted(set(seeds))))}: {changed}"
-                      for row, of_row in found.items() for changed, seeds in of_row.items())
+                      for row, of_row in changes.items() for changed, seeds in of_row.items())
 
 
 def _values(table: Table, by: Yardstick, runs: Groups) -> str:
-    """Best and last epoch, the test split where one was kept apart, cost, and the difference from
-    the baseline on equal seeds."""
+    """Table of best and last epoch, test split if there is one, cost, and the difference from the
+    baseline on equal seeds."""
     primary, unit = table.metric("fixed"), by.metric.unit
     tested = "test_" + primary.name.removeprefix("eval_")
     has_test = any(tested in run["best"] for group in runs.values() for run in group)
@@ -108,7 +108,7 @@ def _values(table: Table, by: Yardstick, runs: Groups) -> str:
 
 
 def _equal_compute(by: Yardstick, runs: Groups) -> str:
-    """The best value that each row has shown by the time the cheapest row ends, on each axis."""
+    """Table of each row's best value within the total cost of the cheapest row, on each axis."""
     budgets = {axis: min(end for group in runs.values() for end in watched(group, axis))
                for axis in AXES}
     lines: Lines = [("at equal", *(f"{number(budgets[axis])} {word}"
@@ -121,7 +121,8 @@ def _equal_compute(by: Yardstick, runs: Groups) -> str:
 
 
 def _milestones(by: Yardstick, runs: Groups) -> str:
-    """Median epochs and gradient evaluations to each milestone, and seconds to the main one."""
+    """Table of median epochs and gradient evaluations to each milestone, and seconds to the main
+    one."""
     names = list(next(iter(runs.values()))[0]["milestones"])
     lines: Lines = [("", "seeds", *(f"{name}, epoch" for name in names), f"{by.milestone} reached",
                      *(f"{name}, evaluations" for name in names), f"{by.milestone}, seconds")]
@@ -137,7 +138,7 @@ def _milestones(by: Yardstick, runs: Groups) -> str:
 
 
 def _sooner(baseline: str, by: Yardstick, runs: Groups) -> str:
-    """How many times sooner than the baseline, on each axis, with the log-rank test."""
+    """Table of the speedup over the baseline on each axis, with the log-rank test."""
     if baseline not in runs:
         return ""
     base = {axis: by.times(runs[baseline], axis) for axis in AXES}

@@ -1,4 +1,4 @@
-"""Claims beside our estimates, with their verdicts; verdicts.md, which has those of every paper."""
+"""Tables of claims, our estimates and verdicts; verdicts.md, which has those of every paper."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -15,11 +15,11 @@ from exp.reproduce.records import read_kept
 
 Line = tuple[str, ...]
 
-DECIDED = (HOLDS, FAILS, INCONCLUSIVE)  # what a run can end in
+DECIDED = (HOLDS, FAILS, INCONCLUSIVE)  # verdicts of claims that were run
 
 
 def render_verdicts(papers: Iterable[Paper], kept: Path) -> str:
-    """The text of verdicts.md, from the records in the folder `kept`."""
+    """Return the text of verdicts.md, from the records in the folder `kept`."""
     parts = ["# Every claim and its verdict"]
     for paper in papers:
         parts += [f"## {paper.title}", paper.note, *_verdicts(paper, kept)]
@@ -27,7 +27,7 @@ def render_verdicts(papers: Iterable[Paper], kept: Path) -> str:
 
 
 def _verdicts(paper: Paper, kept: Path) -> list[str]:
-    """One paper's tables of claims, and what its overheads were measured on."""
+    """One paper's tables of claims, and the machines on which its overheads were measured."""
     parts = []
     for bench in _benches(paper, kept):
         facts = bench["facts"]
@@ -39,7 +39,7 @@ def _verdicts(paper: Paper, kept: Path) -> list[str]:
 
 
 def paper_claims(paper: Paper, kept: Path) -> Iterator[tuple[str, list[Line]]]:
-    """(title, lines) of each table of claims of a paper; the first line is the head."""
+    """Yield (title, lines) of each table of claims of a paper; the first line is the head."""
     benches = _benches(paper, kept)
     measured = {claim.id: overhead(claim, benches, paper.overheads["configs"])
                 for claim in paper.claims if benches}
@@ -53,7 +53,7 @@ def paper_claims(paper: Paper, kept: Path) -> Iterator[tuple[str, list[Line]]]:
 
 
 def _benches(paper: Paper, kept: Path) -> list[dict]:
-    """The benchmark's results that answer claims about cost, one a kind of machine."""
+    """Results of the benchmark that decides claims about cost, one per kind of machine."""
     name = paper.overheads.get("bench")
     return [read_kept(path) for path in sorted((kept / "bench").glob(f"{name}_*.json"))]
 
@@ -67,10 +67,10 @@ def claims_lines(
     claims: Iterable[Claim], table: Table | None, records: dict,
     overheads: dict[str, Evidence | None] | None = None,
 ) -> list[Line]:
-    """Claimed, logged, ours and the verdict, one line per claim; Holm's correction is over those
-    of them that were run.
+    """Claimed and logged value, ours, and the verdict, one line per claim. Holm's correction is
+    over the claims that were run.
 
-    overheads: claim id -> evidence, for claims about time and memory, which no table answers.
+    overheads: claim id -> evidence, for claims about time and memory, which no table decides.
     """
     lines: list[tuple[str, ...]] = [
         ("claim", "claimed", "its log", "ours, published", "ours, fixed", "verdict")]
@@ -90,7 +90,7 @@ def claims_lines(
 def _judged(claims: Iterable[Claim], table: Table | None, records: dict,
             overheads: dict[str, Evidence | None]
             ) -> list[tuple[Claim, Judgement, Evidence | None, str]]:
-    """(claim, verdict, our evidence, the words after the verdict) of each."""
+    """(claim, verdict, our evidence, words to add to the verdict) of each claim."""
     rows = []
     for claim in claims:
         scale, word = deciding_scale(claim, table, records)
@@ -111,7 +111,7 @@ def _judged(claims: Iterable[Claim], table: Table | None, records: dict,
 
 
 def _so_far(table: Table, records: dict) -> str:
-    """How much of a grid a verdict is on, while it is not all of it."""
+    """Words for the share of a grid on which a verdict is based; "" if it is the whole grid."""
     ran = [{tuple(run["levels"]) for run in records["runs"] if run["row"] == row.label}
            for row in table.rows]
     done, total = len(set.intersection(*ran)), len({cell.levels for cell in table.cells()})
@@ -119,14 +119,14 @@ def _so_far(table: Table, records: dict) -> str:
 
 
 def _counted(table: Table | None) -> str:
-    """What the evidence's n counts."""
+    """The noun for what the evidence's n counts."""
     if table is None:
         return "machine"
     return "run" if table.grid else "seed"
 
 
 def deciding_scale(claim: Claim, table: Table | None, records: dict) -> tuple[str, str]:
-    """The scale that decides a claim, and the words to add to its verdict."""
+    """Return the scale that decides a claim, and the words to add to its verdict."""
     full = {run["row"] for run in records["runs"] if run["scale"] == "full"}
     if claim.measure in SCALE_FREE and not {claim.row, claim.against} <= full and table:
         return "mini", " at mini scale"
@@ -134,7 +134,7 @@ def deciding_scale(claim: Claim, table: Table | None, records: dict) -> tuple[st
 
 
 def shown(ours: Evidence | None, unit: str, what: str) -> str:
-    """Evidence with its 95 % interval and n times `what`."""
+    """Text of the evidence: estimate with its 95 % interval, n and the noun `what`."""
     if ours is None:
         return ""
     return f"{interval(ours.estimate, unit)}, {ours.n} {what}{'s' * (ours.n != 1)}"

@@ -11,7 +11,7 @@ from exp.report.tables import page, table
 from exp.runs.records import Record, flat, is_number
 
 AXES = {"evaluations": "gradient_evaluations", "seconds": "seconds", "epochs": "epoch"}
-FINAL = ("gradient_evaluations", "seconds", "train_", "eval_")  # starts of keys of the last epoch
+FINAL = ("gradient_evaluations", "seconds", "train_", "eval_")  # prefixes of metrics.jsonl keys
 FACTS = ("device", "threads", "data", "commit", "versions")  # keys of run.json
 
 
