@@ -137,16 +137,16 @@ def stoppable() -> Iterator[None]:
 def stop(processes: Iterable[Process]) -> None:
     """Ask every process to write a checkpoint and exit; kill those still running after
     STOP_SECONDS."""
-    left, started = list(processes), None
-    while left and (started is None or time.monotonic() < started + STOP_SECONDS):
-        for process in left:
+    running, started = list(processes), None
+    while running and (started is None or time.monotonic() < started + STOP_SECONDS):
+        for process in running:
             process.terminate()
-        asked = time.monotonic()
-        started = started or asked
-        while left and time.monotonic() < asked + ASK_SECONDS:
+        signaled = time.monotonic()
+        started = started or signaled
+        while running and time.monotonic() < signaled + ASK_SECONDS:
             time.sleep(0.1)
-            left = [process for process in left if process.poll() is None]
-    for process in left:
+            running = [process for process in running if process.poll() is None]
+    for process in running:
         process.kill()
 
 

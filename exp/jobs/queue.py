@@ -57,11 +57,11 @@ class Job:
     def work(self) -> Work:
         """Return the command that starts or resumes the run. If the folder holds a damaged run or
         one of other settings, rename that folder first."""
-        before = state(self)
-        if before in ("other", "damaged"):
+        folder_state = state(self)
+        if folder_state in ("other", "damaged"):
             self.folder.rename(free_name(self.folder))
         again = self._again()
-        mode = "--overwrite" if before == "outdated" else again
+        mode = "--overwrite" if folder_state == "outdated" else again
         return Work(self.folder, self.command(mode), self.command(again))
 
     def _again(self) -> str:

@@ -39,8 +39,8 @@ class Evidence:
     def estimate(self) -> Estimate:
         """The value with its 95 % interval; the ends are nan if the interval is unbounded."""
         ends = self.interval(LEVEL)
-        none = ends == (-math.inf, math.inf) or self.log and ends == (0.0, math.inf)
-        return Estimate(self.value, *((math.nan, math.nan) if none else ends), self.n)
+        unbounded = ends == (-math.inf, math.inf) or self.log and ends == (0.0, math.inf)
+        return Estimate(self.value, *((math.nan, math.nan) if unbounded else ends), self.n)
 
     def mapped(self, change: Callable[[float], float]) -> "Evidence":
         """Return the same quantity in another unit. change: a monotone function."""

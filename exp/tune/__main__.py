@@ -123,7 +123,7 @@ def read_search(options: argparse.Namespace) -> Search:
     path = board_path(options.outputs, options.task + "_ablation" * options.ablation)
     finished, interim = read_board(path), read_board(interim_path(path))
     terms = _terms(options, finished or interim)
-    boards = [require_terms(kept, terms, options.replace) for kept in (finished, interim)]
+    boards = [require_terms(board, terms, options.replace) for board in (finished, interim)]
     user_arms = own_arms(options.arms) if options.arms else {}
     arms = [arm_named(name, rung(terms, name)["cap"], user_arms)
             for name in _names(options, terms)]

@@ -117,9 +117,9 @@ def _write(path: Path, board: dict, arm: Arm, mine: list[Chain], partners: list[
     if partners:
         arms = {base: {**board["arms"][base], "studies": [done[chain] for chain in partners]}}
     else:
-        beside = (terms["noise_arm"], *terms.get("ladder", ()))
+        excluded = (terms["noise_arm"], *terms.get("ladder", ()))
         arms = {name: {**entry, "studies": entry["studies"][:count]}
-                for name, entry in board["arms"].items() if name not in beside}
+                for name, entry in board["arms"].items() if name not in excluded}
     arms[arm.name] = entry_of(arm, [done[chain] for chain in mine])
     terms = {**terms, "studies": max(terms["studies"], count + 1), "noise_arm": None, "ladder": {}}
     results = interim_results(terms, arms, count)
@@ -174,10 +174,10 @@ def _sentences(board: dict, name: str) -> list[str]:
     if count < 2:
         return [f"{name}: one study is complete, and nothing can be said before the second."]
     d = {arm: values[name] - of_arm for arm, of_arm in values.items() if arm != name}
-    own, pooled = float(d[base].var(ddof=1)), board["results"]["pooled_sd"]**2
+    variance, pooled = float(d[base].var(ddof=1)), board["results"]["pooled_sd"]**2
     interval = "no interval before the fourth study" if count < ANYTIME_FROM else (
         "anytime 95 % interval [{}, {}]".format(*map(number, row["anytime"])))
-    wins = wins_a_study(float(d[base].mean()), own, pooled, count)
+    wins = wins_a_study(float(d[base].mean()), variance, pooled, count)
     adjusted = dict(zip(d, holm([min(1.0, 1 / e_value(of_arm)) for of_arm in d.values()]),
                         strict=True))
     sides = {"cheaper than": [arm for arm in d if adjusted[arm] <= 0.05 and d[arm].mean() < 0],
@@ -185,7 +185,7 @@ def _sentences(board: dict, name: str) -> list[str]:
              "undecided against": [arm for arm in d if adjusted[arm] > 0.05]}
     effect = abs(float(d[base].mean())) or 1e-6
     spent = row["spent"] * board["arms"][name]["ms_per_evaluation"] / count / 6e4
-    needed = max(0, studies_needed(own, pooled, effect) - count)
+    needed = max(0, studies_needed(variance, pooled, effect) - count)
     return [
         f"{name} costs {number(row['ratio'])} times what {base} does, {interval}, after {count} "
         f"studies; one more study of both would find it cheaper with probability {wins:.2f}.",

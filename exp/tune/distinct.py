@@ -18,10 +18,10 @@ def require_distinct(arms: Iterable[Arm], terms: dict) -> None:
     """Train every arm at equal settings for 20 steps at the task's tiny scale. Raises ConfigError
     for two arms with equal weights, except the noise arm and the rungs, which equal the baseline.
     """
-    beside = {terms["noise_arm"], *terms.get("ladder", ())}
+    excluded = {terms["noise_arm"], *terms.get("ladder", ())}
     names: dict[str, str] = {}
     for arm in arms:
-        if arm.name not in beside:
+        if arm.name not in excluded:
             other = names.setdefault(_weights(arm, terms), arm.name)
             if other != arm.name:
                 raise ConfigError(f"{arm.name} and {other} are one arm: after {STEPS} steps at "

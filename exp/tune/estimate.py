@@ -32,8 +32,8 @@ def results(terms: dict, arms: dict[str, dict]) -> dict:
     and, in a race, `steadiness` (how many readings after reaching the target are still at it)."""
     values = {name: study_values(terms, arm["studies"]) for name, arm in arms.items()}
     rows = {name: _row(terms, arms[name]["studies"], *values[name]) for name in arms}
-    base, beside = terms["baseline"], {terms["noise_arm"], *terms.get("ladder", ())}
-    ranked = [name for name in arms if name not in beside]
+    base, unranked = terms["baseline"], {terms["noise_arm"], *terms.get("ladder", ())}
+    ranked = [name for name in arms if name not in unranked]
     if base not in arms or terms["studies"] < 2:
         return {"arms": rows, "pairs": [], "pooled_sd": None, "noise": None}
     compared = {name: np.subtract(values[name][0], values[base][0])
@@ -161,9 +161,9 @@ def _judge(rows: list[dict], alpha: float) -> None:
     bound is never called cheaper; one with only an upper bound is never called dearer."""
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
         verdict = "cheaper" if row["ratio"] < 1 else "dearer"
-        against = row["bound"] in ("unknown", OPPOSITE[verdict])
+        may_be_wrong = row["bound"] in ("unknown", OPPOSITE[verdict])
         row["p_holm"] = p
-        if p > alpha or against:
+        if p > alpha or may_be_wrong:
             verdict = "equal" if row["equal"] and not row["bound"] else "undecided"
         row["verdict"] = verdict
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-EQUAL = 0.05  # equal: the 90 % interval of the ratio lies within 1 -+ 5 %
+EQUAL = 0.05  # equal: the 90 % interval of the ratio lies within 1 +- 5 %
 PRIOR = 0.25  # of the e-value: prior variance of the standardized effect, in studies
 TINY = 1e-300  # floor of a variance, for studies with equal values
 # Of `studies_needed`: normal quantiles of a two-sided 5 % test and of 80 % power; ratio to detect.
@@ -58,13 +58,13 @@ def comparison(d: np.ndarray, pooled: float, ours: bool, theirs: bool,
     _, *narrow, _ = t_test(d, pooled, level=0.90)
     ends = [ladder.budget(end) if ladder else exp(end) for end in narrow]
     bound = {(True, True): "unknown", (True, False): "at least", (False, True): "at most"}
-    own = float(np.var(d, ddof=1))
+    variance = float(np.var(d, ddof=1))
     row = {"ratio": math.exp(mean), "low": exp(low), "high": exp(high),
            "bound": bound.get((ours, theirs), ""), "p": p,
            "anytime": anytime_interval(d, pooled), "e": e_value(d),
-           "wins_a_study": wins_a_study(mean, own, pooled, len(d)),
-           "studies_needed": studies_needed(own, pooled, ladder.effect(NEEDED_RATIO) if ladder
-                                            else math.log(NEEDED_RATIO)),
+           "wins_a_study": wins_a_study(mean, variance, pooled, len(d)),
+           "studies_needed": studies_needed(variance, pooled, ladder.effect(NEEDED_RATIO)
+                                            if ladder else math.log(NEEDED_RATIO)),
            "equal": bool(min(ends) >= 1 - EQUAL and max(ends) <= 1 + EQUAL)}
     if ladder:
         row["budget"] = [ladder.budget(end) for end in (mean, high, low)]

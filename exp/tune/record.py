@@ -42,9 +42,9 @@ def readings(lines: Sequence[dict], terms: dict, limit: float) -> tuple[list[int
     """Return the gradient evaluations and the metric of each reading up to the limit."""
     if terms["regime"] == "anneal":
         lines = [{**line, KEY: min(line[KEY], limit)} for line in lines]
-    kept = [line for line in lines if line.get(terms["metric"]) is not None
-            and line[KEY] <= limit]
-    return [line[KEY] for line in kept], [line[terms["metric"]] for line in kept]
+    lines = [line for line in lines if line.get(terms["metric"]) is not None
+             and line[KEY] <= limit]
+    return [line[KEY] for line in lines], [line[terms["metric"]] for line in lines]
 
 
 def cost(lines: Sequence[dict], terms: dict, limit: float) -> int | None:

@@ -43,11 +43,11 @@ def shared_points(name: str, space: Space) -> list[dict[str, float]]:
     one scrambled Sobol sequence and an arm's further axes a second one, so that all arms have the
     same coordinates on AXES."""
     shares = _sobol(len(AXES), study_seed(name))
-    own = [key for key in space if key not in AXES]
-    if own:
-        more = _sobol(len(own), study_seed(f"{name}/own"))
-        shares = [row + extra for row, extra in zip(shares, more, strict=True)]
-    return [dict(zip((*AXES, *own), row, strict=True)) for row in shares]
+    further_axes = [key for key in space if key not in AXES]
+    if further_axes:
+        further = _sobol(len(further_axes), study_seed(f"{name}/own"))
+        shares = [row + extra for row, extra in zip(shares, further, strict=True)]
+    return [dict(zip((*AXES, *further_axes), row, strict=True)) for row in shares]
 
 
 def _sobol(axes: int, seed: int) -> list[list[float]]:

@@ -28,7 +28,7 @@ def document(sections: Mapping[str, str]) -> str:
     css, js, page = ((FOLDER / f"page.{kind}").read_text(encoding="utf-8")
                      for kind in ("css", "js", "html"))
     parts = {"css": css, "js": js, "nav": nav, "content": content}
-    return re.sub(r"\{(css|js|nav|content)\}", lambda found: parts[found[1]], page)
+    return re.sub(r"\{(css|js|nav|content)\}", lambda match: parts[match[1]], page)
 
 
 def inline(text: str) -> str:
@@ -42,9 +42,9 @@ def inline(text: str) -> str:
     return re.sub(r"\[([^\]]+)\]\((https?://[^)\s]+)\)", r'<a href="\2">\1</a>', text)
 
 
-def _strong(found: re.Match) -> str:
-    name = CLASSES.get(found[1], "")
-    return f'<strong class="{name}">{found[1]}</strong>' if name else f"<strong>{found[1]}</strong>"
+def _strong(match: re.Match) -> str:
+    name = CLASSES.get(match[1], "")
+    return f'<strong class="{name}">{match[1]}</strong>' if name else f"<strong>{match[1]}</strong>"
 
 
 def paragraphs(text: str) -> str:
