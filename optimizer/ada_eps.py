@@ -1,4 +1,4 @@
-"""AdaEps (dmf-archive/ARS, optimizer summary 4.3): Adam with an eps that follows the gradient."""
+"""AdaEps (dmf-archive/ARS, optimizer summary 4.3): Adam with an eps relative to the gradient."""
 
 from collections.abc import Iterable
 
@@ -23,17 +23,18 @@ TESTED_AGAINST = "by hand, plain numpy"
 
 
 class AdaEps(FirstOrder):
-    """AdamW with eps a share of the typical root of the second moment, tensor by tensor.
+    """AdamW with eps set, per tensor, to a fraction of the median root of the second moment.
 
         m <- beta1 m + (1 - beta1) g,   v <- beta2 v + (1 - beta2) g^2
-        eps_W = max(eps_ratio median(sqrt(v_hat)), eps)       (of an even number the lower median)
+        eps_W = max(eps_ratio median(sqrt(v_hat)), eps)       (torch's lower median)
         W <- (1 - lr weight_decay) W - lr m_hat / (sqrt(v_hat) + eps_W)
 
-    Above the floor `eps` the step does not change when the gradient is scaled. An embedding of
-    which most rows see no gradient has median 0 and falls to the floor. The source leaves the
-    share open: 0.1 is ours.
+    While eps_W is above the floor `eps`, the step is invariant to the scale of the gradient. An
+    embedding with mostly zero-gradient rows has median 0 and uses the floor. The source does not
+    give eps_ratio; the default 0.1 is our choice.
 
     Cost: 1 gradient evaluation per step, 2 state tensors per parameter.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(self, params: Iterable, lr: float = 1e-3,

@@ -1,7 +1,7 @@
-"""AdaRMSuon, "ARS base" (dmf-archive/ARS; paper 2.4): whiten, orthogonalize, give back the norm.
+"""AdaRMSuon, "ARS base" (dmf-archive/ARS; paper 2.4): whiten, orthogonalize, restore the norm.
 
-Whitening with Adam's second moment before Newton-Schulz, without the energy, is Muon^2,
-Liu et al. 2026, arXiv 2604.09967.
+Without the restored norm ("energy") this is Muon^2, Liu et al. 2026, arXiv 2604.09967: whitening
+with Adam's second moment before Newton-Schulz.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,7 +28,7 @@ TESTED_AGAINST = "by hand, plain numpy; ns_passes: upstream's class"
 
 
 class AdaRMSuon(MatrixOptimizer):
-    """The orthogonalized natural momentum times its norm for matrices, AdamW for the rest.
+    """The orthogonalized whitened momentum times its norm for matrices, AdamW for the rest.
 
         m <- beta1 m + (1 - beta1) g,   v <- beta2 v + (1 - beta2) g^2
         u = m_hat / (sqrt(v_hat) + eps),   E = ||u||_F
@@ -36,19 +36,21 @@ class AdaRMSuon(MatrixOptimizer):
         W <- (1 - lr weight_decay) W - lr E O
 
     Every singular value of the update is lr E: with exact msign ||dW||_F = lr E sqrt(rank), up to
-    sqrt(min(m, n)) longer than Adam's step at the same lr. That is what paper 2.4 says and the
-    released code does, `energy_norm="literal"`; "frobenius" divides by ||O||_F (as long as
-    Adam's), "rms" by sqrt(min(m, n)). Of a 3-D stack each matrix has its own energy
+    sqrt(min(m, n)) times the norm of Adam's step at the same lr. This is `energy_norm="literal"`,
+    as in paper 2.4 and the released code; "frobenius" divides by ||O||_F (the norm of Adam's step),
+    "rms" by sqrt(min(m, n)). Each matrix of a 3-D stack has its own energy E
     (`energy_scope="tensor"`: one for the whole stack, as released).
 
-    Each part can be left out, for ablations. `energy_norm="none"`: a constant 0.2 sqrt(max(m, n))
-    in place of E. `whiten=False`: O = msign(m_hat), E as it was; this is RMSuon ("frobenius") and
-    Muon without Nesterov ("none"). `orthogonalizer="none"`: no O, the update is u, AdamW's, or
-    m_hat without whitening; "frobenius" then makes m_hat as long as E and leaves u as it is, and
-    norms that presume an orthogonal O are refused. `ns_passes=2` orthogonalizes O once more: ARS2D,
-    whose pass over the transpose is the same bit for bit, as Newton-Schulz transposes by itself.
+    Each part can be disabled for ablations. `energy_norm="none"`: the constant 0.2 sqrt(max(m, n))
+    replaces E. `whiten=False`: O = msign(m_hat) with the same E; this is RMSuon for energy_norm
+    "frobenius" and Muon without Nesterov for "none". `orthogonalizer="none"`: the update is u, as
+    in AdamW, or m_hat if not whitened; energy_norm "frobenius" then scales m_hat to the norm E and
+    does not change u. `ns_passes=2` orthogonalizes O once more: ARS2D, whose pass over the
+    transpose is bitwise the same, since Newton-Schulz transposes tall matrices itself.
 
     Cost: 1 gradient evaluation per step, 2 state tensors per matrix.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter, and for
+    `orthogonalizer="none"` with energy_norm "literal" or "rms", which assume an orthogonal O.
     """
 
     def __init__(
@@ -96,8 +98,10 @@ class AdaRMSuon(MatrixOptimizer):
     @staticmethod
     def move(params: list[Tensor], u: Sequence[Tensor], group: dict,
              directions: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """In place W <- W - lr E O, for whitened momenta u shaped as `params`; `directions`: what
-        is orthogonalized, where that is not u. The matrices O (stack, m, n)."""
+        """Update W <- W - lr E O in place; return the matrices O (stack, m, n).
+
+        u: whitened momenta in the shapes of `params`; directions: tensors to orthogonalize instead
+        of u."""
         polar = [as_matrices(direction) for direction in directions or u]
         for _ in range(group["ns_passes"] if group["orthogonalizer"] != "none" else 0):
             polar = msign(polar, group)

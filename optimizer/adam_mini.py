@@ -1,4 +1,4 @@
-"""Adam-mini, Zhang et al. 2024, arXiv 2406.16793: Adam with one second moment for each row."""
+"""Adam-mini, Zhang et al. 2024, arXiv 2406.16793: Adam with one second moment per row."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -18,27 +18,29 @@ SEARCH_SPACE = {
     "weight_decay": (1e-3, 1.0, "log"),
     "betas": [[0.9, 0.95], [0.9, 0.98], [0.9, 0.999]],
 }
-COST = {"gradient_evaluations": 1, "state_tensors": 2}  # the second one value a block
+COST = {"gradient_evaluations": 1, "state_tensors": 2}  # the second has one value per block
 TESTED_AGAINST = "by hand, plain numpy, pytorch_optimizer"
 
 Block = Literal["row", "matrix"]
 
 
 class AdamMini(FirstOrder):
-    """AdamW whose second moment is one number for each block of a tensor.
+    """AdamW with one second moment per block of a tensor.
 
         m <- beta1 m + (1 - beta1) g,   v_b <- beta2 v_b + (1 - beta2) mean of g^2 over block b
         W <- (1 - lr weight_decay) W - lr m_hat / (sqrt(v_hat_b) + eps)
 
-    Blocks: each row of a matrix and of each matrix of a stack (an output neuron, a token), or with
-    block="matrix" each matrix (the authors' first release); a convolution whole; each entry of a
+    Blocks: each row of a matrix (an output neuron, a token), also in a 3-D stack, or with
+    block="matrix" each matrix (the authors' first release); a whole convolution; each entry of a
     vector, as in Adam.
 
-    Deviation: the authors read the blocks off parameter names, a shape shows less. Their q and k
-    have one value a head: hold them as stacks of heads in a group with `"block": "matrix"`; flat
-    ones keep one a row, which is finer. Their norms have one value a vector, ours one an entry.
+    Deviation: the authors choose blocks by parameter names, this class by shapes. Their query and
+    key weights have one value per head: store them as stacks of heads in a group with `"block":
+    "matrix"`; otherwise they have one value per row, which is finer. Their norm parameters have one
+    value per vector, here one per entry.
 
     Cost: 1 gradient evaluation per step, 1 state tensor per parameter and one value per block.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(self, params: Iterable, lr: float = 1e-3,
@@ -54,7 +56,7 @@ class AdamMini(FirstOrder):
         """Apply the update of the class docstring in place."""
         exp_avgs = self.buffers(params, "exp_avg")
         grads = [g.to(m.dtype) for g, m in zip(grads_of(params), exp_avgs, strict=True)]
-        # Squares that overflow become the largest number: in `lerp`, infinity would leave NaN.
+        # Clamp squares that overflow to the largest number: with infinity, `lerp` would give NaN.
         means = [block_means(g.square(), group["block"]).clamp_max_(torch.finfo(g.dtype).max)
                  for g in grads]
         for p, mean in zip(params, means, strict=True):
@@ -72,8 +74,9 @@ class AdamMini(FirstOrder):
 
 
 def block_means(tensor: Tensor, block: str) -> Tensor:
-    """The mean over each block, in a shape that broadcasts against `tensor`: (m, n) gives (m, 1),
-    or for block "matrix" (1, 1); more than three dimensions give all ones; a vector itself."""
+    """Return the mean over each block, in a shape that broadcasts against `tensor`: (m, 1) for
+    (m, n), or (1, 1) with block "matrix"; (1, ..., 1) for more than three dimensions; a vector is
+    returned unchanged."""
     if tensor.ndim < 2:
         return tensor
     if tensor.ndim > 3:

@@ -24,17 +24,18 @@ TESTED_AGAINST = "by hand, plain numpy"
 
 
 class AdaMuon(MatrixOptimizer):
-    """Muon on the sign of the momentum, adapted entry by entry, its RMS matched to Adam's.
+    """Muon on the sign of the momentum, with a second moment per entry and an update RMS of 0.2.
 
         M <- momentum M + (1 - momentum) g;  U = Nesterov of M
         O = msign(sign(U)),   v <- momentum v + (1 - momentum) O^2
         O' = O / (sqrt(v) + eps),   O'' = 0.2 sqrt(m n) O' / ||O'||_F
         W <- (1 - lr weight_decay) W - lr O''
 
-    v has no bias correction: the normalization takes it away. Norms are of each matrix; a
-    convolution counts as (out, in * kernel).
+    v needs no bias correction: the normalization cancels the factor. Norms are per matrix (m, n); a
+    convolution is one matrix (out, in * kernel).
 
     Cost: 1 gradient evaluation per step, 2 state tensors per matrix.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(
@@ -65,8 +66,8 @@ class AdaMuon(MatrixOptimizer):
         variances = self.buffers(params, "second_momentum_buffer")
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         for p, o, v in zip(params, polar, variances, strict=True):
-            alike = o.reshape(v.shape)  # as_matrices(v) may be a copy: it is not written to
-            v.mul_(group["momentum"]).addcmul_(alike, alike, value=1 - group["momentum"])
+            reshaped = o.reshape(v.shape)  # as_matrices(v) may be a copy, so update v itself
+            v.mul_(group["momentum"]).addcmul_(reshaped, reshaped, value=1 - group["momentum"])
             adapted = o / (as_matrices(v).sqrt() + group["eps"])
             length = torch.linalg.vector_norm(adapted, dim=(-2, -1), keepdim=True)
             target = 0.2 * (o.shape[-2] * o.shape[-1]) ** 0.5

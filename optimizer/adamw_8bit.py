@@ -1,7 +1,8 @@
-"""8-bit AdamW, Dettmers et al. 2021, arXiv 2110.02861: AdamW with its moments in a byte each.
+"""8-bit AdamW, Dettmers et al. 2021, arXiv 2110.02861: AdamW with one byte per moment.
 
-The kernels are bitsandbytes' (from 0.50 on for the CPU too): `pip install 'bitsandbytes>=0.50'` or
-this project's extra, `uv sync --extra 8bit`. It is imported when an optimizer is made.
+The kernels are those of bitsandbytes (0.50 or later supports the CPU): `pip install
+'bitsandbytes>=0.50'` or this project's extra, `uv sync --extra 8bit`. The library is imported when
+an optimizer is created.
 """
 
 import importlib
@@ -21,23 +22,24 @@ SEARCH_SPACE = {
     "weight_decay": (1e-3, 1.0, "log"),
     "betas": [[0.9, 0.95], [0.9, 0.98], [0.9, 0.999]],
 }
-COST = {"gradient_evaluations": 1, "state_tensors": 2}  # of a byte an entry
+COST = {"gradient_evaluations": 1, "state_tensors": 2}  # of one byte per entry
 TESTED_AGAINST = "torch.optim.AdamW"
 REQUIRES = "bitsandbytes"
 
 
 class AdamW8bit(FirstOrder):
-    """torch's AdamW, its two moments quantized in blocks of 256 entries after every step.
+    """torch's AdamW with both moments quantized in blocks of 256 entries after every step.
 
         m <- beta1 m + (1 - beta1) g,   v <- beta2 v + (1 - beta2) g^2
         W <- (1 - lr weight_decay) W - lr m_hat / (sqrt(v_hat) + eps)
         m, v <- the nearest of 256 values of a dynamic code, times the block's largest entry
 
-    Tensors of fewer than min_8bit_size entries keep float32 moments: there it is AdamW. The change
-    of float64 parameters is computed in float32 as well.
+    Tensors with fewer than min_8bit_size entries keep float32 moments, which is plain AdamW. The
+    update of float64 parameters is computed in float32 and added in float64.
 
-    Cost: 1 gradient evaluation per step, 2 state tensors per parameter, of one byte an entry.
-    Raises ImportError where bitsandbytes is not installed.
+    Cost: 1 gradient evaluation per step, 2 state tensors per parameter, of one byte per entry.
+    Raises ImportError if bitsandbytes is not installed, ValueError for an invalid argument, a
+    sparse gradient or a complex parameter.
     """
 
     def __init__(self, params: Iterable, lr: float = 1e-3,
@@ -58,15 +60,15 @@ class AdamW8bit(FirstOrder):
         self._share()
 
     def has_own_dtype(self, key: str) -> bool:
-        """All of it: bitsandbytes keeps bytes and float32."""
+        """Return True for every entry: bitsandbytes stores bytes and float32."""
         return True
 
     def __getstate__(self) -> dict:
-        """Everything but the kernels, which a copy builds anew."""
+        """Return all attributes except the kernels, which a copy rebuilds."""
         return {key: value for key, value in super().__getstate__().items() if key != "kernels"}
 
     def __setstate__(self, state: dict) -> None:
-        """Restore attributes, or groups and state alone, as torch's loading does."""
+        """Restore all attributes, or only groups and state, as torch's loading does."""
         super().__setstate__(state)
         if "kernels" not in self.__dict__:
             self._build_kernels()
@@ -75,7 +77,7 @@ class AdamW8bit(FirstOrder):
         self.kernels.param_groups, self.kernels.state = self.param_groups, self.state
 
     def update(self) -> None:
-        """The update of the class docstring, in place, by bitsandbytes."""
+        """Apply the update of the class docstring in place, with bitsandbytes' kernels."""
         params = [p for group in self.param_groups for p in self.with_gradient(group)]
         doubles = [p for p in params if p.dtype == torch.float64]
         before = [p.clone() for p in doubles]
@@ -84,13 +86,13 @@ class AdamW8bit(FirstOrder):
             p.copy_(old + (p - old.float()))
 
     def after_loading(self) -> None:
-        """Share groups and state with the kernels again."""
+        """Share the loaded groups and state with the kernels again."""
         super().after_loading()
         self._share()
 
 
 def bitsandbytes() -> ModuleType:
-    """The library. Raises ImportError that says how to get it where it is not installed."""
+    """Import and return the library. Raises ImportError with install commands if it is missing."""
     try:
         return importlib.import_module(REQUIRES)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""ARS (dmf-archive/ARS, before ARS2-Neo): AdaRMSuon + SAM; the paper's "ARS (Old)" and 80.94."""
+"""ARS (dmf-archive/ARS, before ARS2-Neo): AdaRMSuon + SAM; "ARS (Old)" and 80.94 in the paper."""
 
 from collections.abc import Iterable
 
@@ -29,15 +29,17 @@ TESTED_AGAINST = "plain numpy, ARS2-Neo"
 class ARS(ARS2Neo):
     """ARS2-Neo's sync and lazy modes with the older second moment and optional |W| scaling.
 
-    Differs from ARS2Neo in three points:
-    - on a lazy step v uses the raw gradient and only m the one with the shear force;
-    - for that both tracks are updated here, without torch's AdamW (which uses one gradient for
-      both moments); on sync steps the two agree;
-    - bias corrections count the steps of the optimizer, not those of the tensor.
+    Differences from ARS2Neo:
+    - in a lazy step v averages the raw gradient; only m averages the one with the shear force;
+    - therefore this class also updates the AdamW track, since torch's AdamW uses one gradient for
+      both moments; in sync steps the two agree;
+    - bias corrections use the step count of the optimizer, not of the tensor.
 
     `adaptive` scales the perturbation by |W|. Steps 1, k + 1, 2k + 1 ... are sync steps.
 
     Cost: gradient evaluations per step 1 + 1/k; state tensors per parameter 2, 3 for k > 1.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter, and for a
+    sync step without a closure or `first_step`.
     """
 
     def __init__(
@@ -87,6 +89,6 @@ class ARS(ARS2Neo):
         self.raw_gradients.clear()
 
     def inject_shear(self, alpha: float) -> None:
-        """Inject the shear forces, and keep the raw gradients for v."""
+        """Inject the shear forces and store the raw gradients for v."""
         self.raw_gradients.update({p: grad_of(p) for p in self.sheared()})
         super().inject_shear(alpha)

@@ -32,34 +32,39 @@ TESTED_AGAINST = "plain numpy, upstream's classes"
 
 
 class ARS2Neo(ThreePaths, CurvatureAware, AdaRMSuon):
-    """AdaRMSuon on a sharpness-aware gradient; k selects the mode.
+    """AdaRMSuon with a sharpness-aware gradient; k and adaptive_sync select the mode.
 
-    Base, k = 0: the gradient itself; this is AdaRMSuon.
-    Sync, k = 1: every step is a sync step with the gradient g2 at the perturbed weights:
+    Base, k = 0: the plain gradient; this is AdaRMSuon.
+    Sync, k = 1: every step is a sync step, which uses the gradient g2 at the perturbed weights W':
         q = |W| g1 / (sqrt(v_hat) + eps),   W' = W + rho q / ||q||,   g2 = gradient at W'
         (v_hat of the previous steps, so the first perturbation is not whitened).
-    Lazy, k > 1: steps 1, k + 1, 2k + 1 ... are sync steps and store the shear force
+    Lazy, k > 1: steps 1, k + 1, 2k + 1 ... are sync steps, which store the shear force
         f = g2 - (<g2, g1> / ||g1||^2) g1; the others inject it: g <- g + alpha (||g||/||f||) f.
-    AGA, adaptive_sync: as lazy, but a step syncs when the gradient turns against f,
-        phi = cos(g, f) < -adaptive_lambda sqrt(var),   var an average of phi^2 with decay
-        adaptive_beta (not updated on the first step after a sync),
-        or k > 1 steps after the last sync; alpha_t = alpha (1 + max(0, phi))^adaptive_gamma.
+    AGA, adaptive_sync: lazy, but a step is a sync step if the gradient turns against f,
+        phi = cos(g, f) < -adaptive_lambda sqrt(var),   var: a moving average of phi^2 with decay
+        adaptive_beta (not updated in the first step after a sync step),
+        or if k > 1 and the last was k steps ago; alpha_t = alpha (1 + max(0, phi))^adaptive_gamma.
 
     The shear force and its reuse are LookSAM's (arXiv 2203.02714), not GSAM's as the paper says.
-    All parameters are perturbed, those on the AdamW track too, except entries that are 0.
-    `perturb_norm="global"` takes one norm over all tensors (the paper's notation, and SAM's);
-    `elementwise_scale` "none" (the paper's text) or "asam" replaces |W| (the released code).
-    `whiten`, `orthogonalizer` and `energy_norm` are AdaRMSuon's and affect the update only: the
-    perturbation is always whitened. `rho_schedule` "lr" and "gap" (target loss rise `rho_gap`):
-    parts/radius.py. Upstream's variants (addb47c): `a_gsam` is its later name of adaptive_sync,
-    `ns_passes=2` ARS2D, `beta_rule` "element" ARS2C and "scalar" its Scaler (parts/beta_rule.py),
-    `rho_rule="curvature"` AR-GSAM's radius per matrix (parts/curvature.py). The latter three learn
-    in sync steps; "element" keeps two more state tensors, one with rho_rule="curvature".
-    `sharpness_paths="agam"` is AGAM, up to 3 evaluations in a sync step (parts/three_paths.py).
+    Norms and f are per tensor, cosines over all parameters. All parameters are perturbed, also on
+    the AdamW track, except entries equal to 0.
+
+    Options: `perturb_norm="global"` uses one norm over all tensors (the paper's notation, and
+    SAM's). `elementwise_scale` "none" (the paper's text) or "asam" replaces |W| (the released
+    code). `whiten`, `orthogonalizer` and `energy_norm` are AdaRMSuon's and change the update only:
+    the perturbation is always whitened. `rho_schedule` "lr" and "gap" (target loss rise
+    `rho_gap`): parts/radius.py. Variants of the released code (addb47c): `a_gsam` is its later name
+    of adaptive_sync; `ns_passes=2` is ARS2D; `beta_rule` "element" is ARS2C, "scalar" its Scaler
+    (parts/beta_rule.py); `rho_rule="curvature"` is AR-GSAM's radius per matrix
+    (parts/curvature.py); these three adapt in sync steps. `sharpness_paths="agam"` is AGAM, with up
+    to 3 gradient evaluations in a sync step (parts/three_paths.py).
 
     Cost: gradient evaluations per step 1 (Base), 2 (Sync), 1 + 1/k (Lazy), 1 + 1/effective_k
-    (AGA); state tensors per parameter 2, and the shear force as a third in Lazy and AGA;
-    `shear_storage` "bf16" or "8bit" (blocks) makes that half or a quarter of one.
+    (AGA); state tensors per parameter 2, and the shear force as a third in Lazy and AGA, in half or
+    a quarter of the bytes with `shear_storage` "bf16" or "8bit" (blocks). beta_rule "element" adds
+    two state tensors, or one with rho_rule="curvature".
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter, and for a
+    sync step without a closure or `first_step`.
     """
 
     def __init__(
@@ -103,7 +108,7 @@ class ARS2Neo(ThreePaths, CurvatureAware, AdaRMSuon):
 
     @property
     def diagnostics(self) -> dict[str, float]:
-        """phi, its spread, threshold, alpha_t, effective_k (steps per sync step); none in Base."""
+        """phi, sqrt(var), threshold, alpha_t, effective_k (steps per sync step); empty in Base."""
         s = self.scalars
         if self.k == 0 and not self.adaptive_sync:
             return {}
@@ -112,7 +117,7 @@ class ARS2Neo(ThreePaths, CurvatureAware, AdaRMSuon):
                 "threshold": s["threshold"], "alpha_t": s["alpha_t"], "effective_k": effective_k}
 
     def ascend(self, params: list[Tensor]) -> tuple[list[Tensor] | None, list[Tensor]]:
-        """The offsets of a sync step; otherwise inject the shear force."""
+        """Return the offsets of a sync step; in other steps inject the shear force."""
         self.scalars["step"] += 1
         if self.k == 0 and not self.adaptive_sync:
             return None, []
@@ -127,11 +132,11 @@ class ARS2Neo(ThreePaths, CurvatureAware, AdaRMSuon):
                                                           group, self.scalars["step"])]
         offsets = perturbation(params, directions, self.radii(params, self.radius),
                                self.perturb_norm, self.elementwise_scale)
-        keeps = self._injects or self.sees_curvature or self.paths != "one"
-        return offsets, grads_of(params) if keeps else []
+        needs_base = self._injects or self.sees_curvature or self.paths != "one"
+        return offsets, grads_of(params) if needs_base else []
 
     def combine(self, params: list[Tensor], base: list[Tensor]) -> None:
-        """Keep what later steps need of both gradients; the second one is used as it is."""
+        """Store the shear force and the curvature where needed; the second gradient stays."""
         if self._injects:
             self.keep_shear(params, base)
         if self.sees_curvature:

@@ -1,4 +1,4 @@
-"""ASAM, Kwon et al. 2021, arXiv 2102.11600, Algorithm 1: SAM with a radius that scales with W."""
+"""ASAM, Kwon et al. 2021, arXiv 2102.11600, Algorithm 1: SAM with a perturbation scaled by |W|."""
 
 import torch
 from torch import Tensor
@@ -18,15 +18,16 @@ TESTED_AGAINST = "by hand, plain numpy"
 
 
 class ASAM(SharpnessWrapper):
-    """Gives `base` the gradient at W + rho T^2 g / ||T g||: rescaling a layer changes nothing.
+    """Gives `base` the gradient at W + rho T^2 g / ||T g||, invariant to the scale of a layer.
 
         T = |W| + eta for tensors of two or more dimensions, 1 for vectors
 
-    (the authors' code checks whether the parameter's name contains "weight", which includes the
-    gains of norms). One norm over all parameters.
+    The norm is over all parameters. Deviation: the authors' code uses |W| + eta for every parameter
+    with "weight" in its name, which includes the gains of norms.
     `rho_schedule` "lr" and "gap" (target loss rise `rho_gap`): parts/radius.py.
 
     Cost: 2 gradient evaluations per gradient of `base`; no state.
+    Raises ValueError for an invalid argument, and in a step without a closure or `first_step`.
     """
 
     def __init__(self, base: Optimizer, rho: float = 0.5, eta: float = 0.01,
@@ -36,7 +37,7 @@ class ASAM(SharpnessWrapper):
         self.eta = eta
 
     def ascend(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The offsets of the class docstring; the second gradient is used as it is."""
+        """Return the offsets of the class docstring; the second gradient is used unchanged."""
         scales = [p.abs() + self.eta if p.ndim > 1 else torch.ones_like(p) for p in params]
         scaled = [t * g for t, g in zip(scales, grads_of(params), strict=True)]
         norm = norm_of_all(scaled)

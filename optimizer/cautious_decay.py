@@ -1,4 +1,4 @@
-"""Cautious weight decay, 2025, arXiv 2510.12402: only entries that the update shrinks already."""
+"""Cautious weight decay, 2025, arXiv 2510.12402: decay only entries that the update shrinks."""
 
 from typing import Literal
 
@@ -20,15 +20,18 @@ Mask = Literal["cautious", "strict", "none"]
 
 
 class CautiousDecay(Delta):
-    """After the step of `base`, with W and the direction u of before it, element by element:
+    """Decays the weights after the step of `base`, per entry, where the update has their sign:
 
-        W_after <- W_after - lr weight_decay k W,   k = 1 where u W >= 0 and else 0
+        W_after <- W_after - lr weight_decay k W,   k = 1 where u W >= 0, else 0
 
-    mask: "strict" has u W > 0 (an entry with u = 0 does not decay); "none" k = 1: plain decoupled
-    decay, for rules whose other hooks want none inside. Around a hook that puts the norm back
-    (Hyperball, RadialBrake) u is the direction that this hook was given.
+    W are the weights before the step and u is the direction of `base`. mask: "cautious" as above;
+    "strict" k = 1 where u W > 0 (an entry with u = 0 does not decay); "none" k = 1 everywhere:
+    plain decoupled decay, for a `base` whose wrappers do not accept a weight decay inside. Around a
+    wrapper that resets the norm (Hyperball, RadialBrake) u is the direction before that wrapper.
 
-    Cost: no gradient evaluation of its own, no state.
+    Cost: no additional gradient evaluation, no state.
+    Raises ValueError for an invalid argument, and if `base` has a weight decay or complex
+    parameters.
     """
 
     stage = "decay"
@@ -41,12 +44,12 @@ class CautiousDecay(Delta):
         self.weight_decay, self.mask = weight_decay, mask
         self.directions: dict[Tensor, Tensor] = {}
         for hook in wrappers_of(base):
-            if isinstance(hook, Delta) and hook.pins:  # the innermost one counts
+            if isinstance(hook, Delta) and hook.pins:  # with several, the outermost one is used
                 hook.handed = self.directions
 
     def move(self, p: Tensor, w: Tensor, u: Tensor, group: dict) -> Tensor:
-        """The decay of the class docstring."""
+        """Return the decayed weights of the class docstring."""
         u = self.directions.pop(p, u)
-        agreement = u.sign() * w.sign()  # no product that underflows
+        agreement = u.sign() * w.sign()  # the product u w could underflow
         k = {"cautious": agreement >= 0, "strict": agreement > 0, "none": w == w}[self.mask]
         return matrices(p.detach()) - group["lr"] * self.weight_decay * torch.where(k, w, 0)

@@ -1,4 +1,4 @@
-"""Cautious updates, Liang et al. 2024, arXiv 2411.16085: entries that agree with the gradient."""
+"""Cautious updates, Liang et al. 2024, arXiv 2411.16085: mask entries that oppose the gradient."""
 
 from typing import Literal
 
@@ -19,16 +19,20 @@ Scale = Literal["mean", "count"]
 
 
 class CautiousUpdate(Delta):
-    """W <- W - lr s k u, with k = 1 where u g > 0 and else 0, element by element.
+    """Keeps only entries of the direction u of `base` that have the sign of the gradient g:
 
-    scale: "mean" s = 1 / max(mean k, 1e-3), the authors' code; "count" s = d / (sum k + 1) over the
-    d entries of a tensor, the paper: 25 % less on a vector of three, the same on large tensors.
+        W <- W - lr s k u,   k = 1 where u g > 0, else 0
 
-    g is the gradient that `base` leaves in `p.grad`: after filters, and of sharpness-aware rules
+    scale: "mean" s = 1 / max(mean k, 1e-3), as in the authors' code; "count" s = d / (sum k + 1)
+    over the d entries of a tensor, as in the paper: 25 % less on a vector of three, the same on
+    large tensors.
+
+    g is the gradient that `base` leaves in `p.grad`: after filters, and for sharpness-aware rules
     the final one. Around Muon the update is no longer orthogonal.
-    Raises ValueError for a rule that frees or overwrites its gradients.
 
-    Cost: no gradient evaluation of its own, no state.
+    Cost: no additional gradient evaluation, no state.
+    Raises ValueError for an invalid argument, a rule that frees or overwrites its gradients, and if
+    `base` has a weight decay or complex parameters.
     """
 
     stage = "update mask"
@@ -40,17 +44,17 @@ class CautiousUpdate(Delta):
         self.versions: dict[Tensor, tuple[Tensor, int]] = {}
 
     def after_gradient(self) -> None:
-        """Note the weights, and in which state the gradients are."""
+        """Copy the weights, and record the version counters of the gradients."""
         super().after_gradient()
         self.versions = {p: (p.grad, p.grad._version) for p in self.before if p.grad is not None}
 
     def after_step(self) -> None:
-        """The update of the class docstring."""
+        """Apply the update of the class docstring."""
         super().after_step()
         self.versions = {}
 
     def move(self, p: Tensor, w: Tensor, u: Tensor, group: dict) -> Tensor:
-        """The update of the class docstring."""
+        """Return the updated weights. Raises ValueError if the gradient is gone or changed."""
         g, version = self.versions.get(p, (None, 0))
         if p.grad is None or (p.grad is g and g._version != version):
             raise ValueError(f"CautiousUpdate needs the gradient, which {type(self.base).__name__} "

@@ -1,6 +1,6 @@
-"""Celo2, arXiv 2602.19142: a learned rule; 347 numbers turn statistics into a direction for Muon.
+"""Celo2, arXiv 2602.19142: a learned rule; a network of 347 weights computes Muon's direction.
 
-The numbers are ours, in celo2.json beside this file (exp/papers/survey/meta_train.py makes them).
+The weights are our own: celo2.json beside this file, written by exp/papers/survey/meta_train.py.
 """
 
 import json
@@ -19,20 +19,20 @@ from .parts.polar import NsDtype, Orthogonalizer, as_matrices, msign, polar_opti
 __all__ = ["Celo2"]
 
 SEARCH_SPACE = {"lr": (1e-4, 1e-2, "log"), "weight_decay": (1e-3, 1.0, "log")}
-# Three averages in one; squares; row and column means of squares at three decays each.
+# Three averages of g in one tensor, one of g^2; row and column means are smaller.
 COST = {"gradient_evaluations": 1, "state_tensors": 4}
 TESTED_AGAINST = "the authors' class"
 
 WEIGHTS = Path(__file__).with_suffix(".json")
 SHAPES = ((8, 30), (8,), (8, 8), (8,), (3, 8), (3,))  # weight (out, in) and bias of three layers
 DECAYS, SQUARE_DECAY = (0.9, 0.99, 0.999), 0.95
-CLIP, NARROW = 1000.0, 0.1  # of the gradient, and of the second feature
+CLIP, NARROW = 1000.0, 0.1  # clipping bounds of the gradient and of the second feature
 FLOOR, EPS, TINY = 1e-9, 1e-8, 1e-30
 Weights = Literal["trained", "start"]
 
 
 class Celo2(MatrixOptimizer):
-    """A small network looks at 30 features of each entry of a matrix and gives its direction:
+    """A small network computes the direction of each entry of a matrix from 30 features:
 
         g clipped to +-1000;   m_k <- d_k m_k + (1 - d_k) g,   d = 0.9, 0.99, 0.999
         r <- 0.95 r + 0.05 g^2
@@ -41,22 +41,23 @@ class Celo2(MatrixOptimizer):
         O = msign(D)                          (Newton-Schulz, ns_steps)
         W <- (1 - lr weight_decay) (W - lr O / RMS(O))
 
-    `features` names the 30 in order; the network is 30 -> 8 -> 8 -> 3 with ReLU, of whose outputs
-    only the first is used (the second multiplies a magnitude by exp(0), the third nothing). A
-    step has RMS lr, as Adam's, and the AdamW track has betas (0.9, 0.95) unless its group says
-    otherwise. No moment is corrected for its start at zero.
+    The function `features` lists the 30 in order. The network is 30 -> 8 -> 8 -> 3 with ReLU; only
+    its first output has an effect (the second is multiplied by 0 in the authors' code, the third is
+    unused). A step has RMS lr, as Adam's. The AdamW track has betas (0.9, 0.95) unless its group
+    sets others. Moments have no bias correction.
 
-    weights: "trained" are those of celo2.json, with where and how they were made; "start" those
-    that the training began with, which make D = m_1: Muon without Nesterov, at RMS lr. The
-    authors' own numbers have no clear licence. `network`, 347 numbers in float64 as SHAPES has
-    them, may be replaced; no checkpoint keeps it.
+    weights: "trained" are those of celo2.json, which also records how they were trained; "start"
+    are the initial weights of that training, which give D = m_1: Muon without Nesterov, at RMS lr.
+    The authors' own weights have no clear license. The attribute `network` (347 float64 numbers in
+    the layout of SHAPES) may be replaced; it is not part of checkpoints.
 
-    Deviation: a matrix all of whose gradients were zero stays but for decay; the network alone
-    would move it, by its biases and W. A matrix of a stack is seen by itself, a convolution as one
-    matrix (out, in * kernel).
+    Deviation: a matrix whose gradients have all been zero changes by decay only; the network alone
+    would move it, because of its biases and W. Matrices of a stack are updated separately, a
+    convolution as one matrix (out, in * kernel).
 
     Cost: 1 gradient evaluation per step; 4 state tensors per matrix and 3 numbers per row and
-    column; about 70 tensors like the largest matrix while it is updated.
+    column; temporary memory of about 70 tensors of the size of the largest matrix.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(
@@ -91,9 +92,9 @@ class Celo2(MatrixOptimizer):
             update_statistics(entry, grads)
             direction = mlp(features(weights.mT if tall else weights, grads, entry),
                             self.network.to(grads.device, grads.dtype))
-            # 1, but 0 where no gradient was ever other than 0.
-            moved = entry["exp_avg"][-1].abs().amax((-2, -1), keepdim=True).sign()
-            direction = direction * moved
+            # 0 for a matrix whose gradients have all been zero, otherwise 1.
+            has_gradient = entry["exp_avg"][-1].abs().amax((-2, -1), keepdim=True).sign()
+            direction = direction * has_gradient
             directions.append(direction.mT if tall else direction)
         for p, o in zip(params, msign(directions, group), strict=True):
             step = o * (o.square().mean((-2, -1), keepdim=True) + FLOOR).rsqrt()
@@ -102,7 +103,7 @@ class Celo2(MatrixOptimizer):
 
 
 def update_statistics(entry: dict, grads: Tensor) -> None:
-    """Advance, or make, the averages of one parameter; grads (stack, m, n) with m <= n."""
+    """Create or update the moving averages of one parameter; grads (stack, m, n) with m <= n."""
     if "exp_avg" not in entry:
         several = grads.new_zeros(len(DECAYS), *grads.shape)
         entry.update(exp_avg=several, exp_avg_sq=torch.zeros_like(grads),
@@ -116,7 +117,7 @@ def update_statistics(entry: dict, grads: Tensor) -> None:
 
 
 def features(weights: Tensor, grads: Tensor, entry: dict) -> Tensor:
-    """The 30 features of each entry, (30, stack, m, n), each of RMS 1 over its matrix (m, n)."""
+    """Return 30 features of each entry, (30, stack, m, n), each of RMS 1 over its matrix (m, n)."""
     averages, squares, row, column = (entry[key] for key in ("exp_avg", "exp_avg_sq", "row",
                                                              "column"))
     scale = (squares + EPS).rsqrt()
@@ -132,7 +133,7 @@ def features(weights: Tensor, grads: Tensor, entry: dict) -> Tensor:
 
 
 def mlp(inputs: Tensor, numbers: Tensor) -> Tensor:
-    """First output of the network with these 347 numbers; inputs (30, ...), output (...)."""
+    """Return the network's first output, (...), for inputs (30, ...); numbers: its 347 weights."""
     parts = numbers.split([torch.Size(shape).numel() for shape in SHAPES])
     w1, b1, w2, b2, w3, b3 = (part.view(shape) for part, shape in zip(parts, SHAPES, strict=True))
     hidden = torch.addmm(b1[:, None], w1, inputs.flatten(1)).relu_()

@@ -1,4 +1,4 @@
-"""DiLoCo, Douillard et al. 2023, arXiv 2311.08105 (LocalSGD: 1805.09767): rare averages."""
+"""DiLoCo, Douillard et al. 2023, arXiv 2311.08105 (LocalSGD: 1805.09767): infrequent averaging."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,24 +20,27 @@ TESTED_AGAINST = "by hand, plain torch in one process, Lookahead"
 
 
 class DiLoCo(TwoWeights, Lookahead):
-    """k steps of `base` in each process, by the gradients of its own part of the batches; then one
-    step of SGD with Nesterov momentum mu by the mean of the processes' moves, from where all go on:
+    """Each process takes k steps of `base` with the gradients of its own part of the batches. Then
+    one step of SGD with Nesterov momentum mu, on the mean of all processes' changes, follows:
 
         d = mean of slow - fast,   v <- mu v + d,   slow <- slow - alpha (d + mu v),   fast <- slow
 
-    LocalSGD has alpha = 1 and mu = 0. The state of `base` stays with its process. The slow weights
-    are those that `eval()` puts into the model; batch norms still take their statistics over all
-    processes. With one process it is `Lookahead` with an outer momentum.
+    fast are the weights of a process; all processes continue from slow. LocalSGD is alpha = 1 and
+    mu = 0. The state of `base` stays in its process. `eval()` puts the slow weights into the model;
+    batch norms still compute their statistics over all processes. With one process this is
+    `Lookahead` with an outer momentum.
 
-    The closure must accept `synchronize=False`, which leaves each process its own gradient; a
-    state_dict holds what every process has, and is complete on process 0. Another number of
-    processes goes on from the slow weights, with the state that process 0 had.
+    The closure must accept `synchronize=False`, which leaves each process its own gradient. The
+    state_dict of process 0 contains the state and weights of every process. Loaded by another
+    number of processes, training continues from the slow weights with the state of process 0.
 
-    Cost: no gradient evaluation of its own, 2 state tensors per parameter; every k steps one
-    all-reduce of the weights (`diagnostics` counts its bytes) in the place of k of gradients.
+    Cost: no additional gradient evaluation, 2 state tensors per parameter; every k steps one
+    all-reduce of the weights (`diagnostics` counts its bytes) instead of k of gradients.
+    Raises ValueError for an invalid argument, a `base` with its own weights for evaluation, and a
+    step in eval mode.
     """
 
-    local = True  # takes each process's own gradients
+    local = True  # uses each process's own gradients
     counters = {"steps": 0, "evaluating": 0, "bytes": 0}
 
     def __init__(self, base: Optimizer, k: int = 500, alpha: float = 0.7,
@@ -46,17 +49,17 @@ class DiLoCo(TwoWeights, Lookahead):
 
     @property
     def diagnostics(self) -> dict[str, float]:
-        """Those of `base`, and the bytes of weights that this process has given to be averaged."""
+        """Diagnostics of `base`, and the bytes of weights this process has sent for averaging."""
         return {**super().diagnostics, "outer_bytes": self.scalars["bytes"]}
 
     def inner_closure(self, closure: Callable[[], Tensor] | None) -> Callable[[], Tensor] | None:
-        """The closure without communication. Raises ValueError in eval mode."""
+        """Return the closure without gradient communication. Raises ValueError in eval mode."""
         closure = super().inner_closure(closure)
         return closure if closure is None or processes() == 1 else partial(closure,
                                                                            synchronize=False)
 
     def evaluated(self, p: Tensor) -> Tensor | None:
-        """The slow weight."""
+        """Return the slow weight."""
         return self.state[p].get("slow_weight")
 
     def _step_back(self, slow: list[Tensor], fast: list[Tensor]) -> None:
@@ -65,17 +68,19 @@ class DiLoCo(TwoWeights, Lookahead):
         super()._step_back(slow, fast)
 
     def packed(self) -> dict:
-        """The state_dict of `base`; on process 0 also that and the weights of every process."""
-        mine = super().packed()
+        """Return the state_dict of `base`; on process 0 with the state_dict and weights of each
+        process under "processes"."""
+        state_dict = super().packed()
         if processes() == 1:
-            return mine
+            return state_dict
         parts = [None] * processes() if dist.get_rank() == 0 else None
-        dist.gather_object(on_cpu((mine, [p.detach() for p in self.parameters])), parts)
-        return mine if parts is None else {**mine, "processes": parts}
+        dist.gather_object(on_cpu((state_dict, [p.detach() for p in self.parameters])), parts)
+        return state_dict if parts is None else {**state_dict, "processes": parts}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restore this process's part, with the weights that it had."""
+        """Restore this process's state and weights; with another number of processes the state of
+        process 0 and the slow weights."""
         parts = state_dict.get("processes", [])
         weights = None
         if parts and len(parts) == processes():
@@ -91,19 +96,19 @@ class DiLoCo(TwoWeights, Lookahead):
 
 
 def processes() -> int:
-    """World size; 1 without a process group."""
+    """Return the world size; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def average(tensors: Sequence[Tensor]) -> int:
-    """Replace tensors by their means over the processes; the bytes of what was sent."""
+    """Replace `tensors` in place by their means over the processes; return the bytes sent."""
     sent = 0
     for dtype in dict.fromkeys(t.dtype for t in tensors):
-        alike = [t for t in tensors if t.dtype == dtype]
-        flat = torch.cat([t.flatten() for t in alike])
+        members = [t for t in tensors if t.dtype == dtype]
+        flat = torch.cat([t.flatten() for t in members])
         dist.all_reduce(flat)
         flat /= processes()
         sent += flat.numel() * flat.element_size()
-        for t, mean in zip(alike, flat.split([t.numel() for t in alike]), strict=True):
+        for t, mean in zip(members, flat.split([t.numel() for t in members]), strict=True):
             t.copy_(mean.view_as(t))
     return sent

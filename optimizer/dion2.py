@@ -1,4 +1,4 @@
-"""Dion2, Microsoft 2025, after Dion, arXiv 2504.05295: Muon on a part of the rows."""
+"""Dion2, Microsoft 2025, after Dion, arXiv 2504.05295: Muon on a fraction of the rows."""
 
 import math
 from collections.abc import Iterable
@@ -24,16 +24,18 @@ TESTED_AGAINST = "plain numpy"
 
 
 class Dion2(MatrixOptimizer):
-    """Per step only the rows with the largest momentum move (columns where m > n).
+    """Updates only the rows with the largest momentum in each step (columns if m > n).
 
-        M <- M + g;   chosen: ceil(fraction side) rows of M of the largest L1 norm
+        M <- M + g;   chosen: the ceil(fraction m) rows of M with the largest L1 norm
         W <- (1 - lr weight_decay) W,   W_chosen <- W_chosen - lr sqrt(m / n) msign(M_chosen)
         M_chosen <- ef_decay M_chosen
 
-    The rest waits in M, a sum, and counts later: error feedback. Of equal rows the first is chosen.
-    Newton-Schulz of a quarter of the rows costs a sixteenth of its square products.
+    The other rows accumulate in the sum M and are used in later steps (error feedback). Of rows
+    with equal norms the first is chosen. With a quarter of the rows, the square products of
+    Newton-Schulz cost a sixteenth. Formulas as in the authors' code (microsoft/dion, dion2).
 
     Cost: 1 gradient evaluation per step, 1 state tensor per matrix.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(
@@ -65,16 +67,18 @@ class Dion2(MatrixOptimizer):
         polar = msign([part for _, _, part in chosen], group)
         for p, momentum, (dim, index, part), o in zip(params, momenta, chosen, polar, strict=True):
             whole = as_matrices(momentum)
-            kept = whole.scatter(dim, index, group["ef_decay"] * part)
-            momentum.copy_(kept.reshape(momentum.shape))
+            decayed = whole.scatter(dim, index, group["ef_decay"] * part)
+            momentum.copy_(decayed.reshape(momentum.shape))
             update = torch.zeros_like(whole).scatter(dim, index, o)
             scale = (whole.shape[-2] / whole.shape[-1]) ** 0.5
             p.add_(update.reshape(p.shape), alpha=-group["lr"] * scale)
 
 
 def choose(matrices: Tensor, fraction: float) -> tuple[int, Tensor, Tensor]:
-    """Of each matrix of a stack (stack, m, n) the rows, or where m > n columns, of the largest L1
-    norm: their dimension, their index, expanded to their shape, and they themselves."""
+    """Choose the rows (columns if m > n) with the largest L1 norm of each matrix (stack, m, n).
+
+    Return their dimension, -2 or -1, their index (expanded for scatter) and their entries, both
+    (stack, count, n) or (stack, m, count)."""
     dim = -2 if matrices.shape[-2] <= matrices.shape[-1] else -1
     norms = matrices.abs().sum(-3 - dim, keepdim=True)
     count = math.ceil(fraction * matrices.shape[dim])

@@ -1,4 +1,4 @@
-"""DynMuon, arXiv 2605.17109: a power of the momentum's singular values that falls during a run."""
+"""DynMuon, arXiv 2605.17109: Muon with a scheduled power of the momentum's singular values."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -27,25 +27,27 @@ Method = Literal["svd", "taylor"]
 
 
 class DynMuon(MatrixOptimizer):
-    """Muon's momentum X = U S V^T with S^p in the place of S^0.
+    """Updates by U S^p V^T, where Muon's momentum is X = U S V^T; Muon is p = 0.
 
         X as in Muon (nesterov),   Y = X / ||X||_F,   O = U S_Y^p V^T
         W <- (1 - lr weight_decay) W - lr sqrt(max(1, m / n)) O
         p = power_end + (power_start - power_end) / (1 + exp((t / total_steps - center) / width))
 
-    p = 1 is the normalized momentum, 0 Muon, -1 the pseudoinverse. At t = 0 p is below power_start:
-    0.1155 with the defaults, those of the record. Singular values of zero are dropped.
+    p = 1 is the normalized momentum, 0 Muon, -1 the transposed pseudoinverse. At t = 0, p is below
+    power_start: 0.1155 with the defaults, which are those of the modded-nanogpt record. Zero
+    singular values are dropped.
 
-    method "taylor" (the record's): with A = Y Y^T, E = A - I and d = p / 2
+    method "taylor" (as in the record): with A = Y Y^T, E = A - I and d = p / 2
         O = (I + d E + d (d - 1) / 2 E^2) msign(Y),
-    five Newton-Schulz steps and two products. It expands about the singular value 1, and for small
-    ones is far off: of diag(1, 0.01) at p = -0.25 it makes 1.2 of 3.2.
+    five Newton-Schulz steps and two products. It is an expansion about the singular value 1 and is
+    inaccurate for small ones: for diag(1, 0.01) at p = -0.25 it gives 1.2 instead of 3.2.
 
-    Deviations: the authors keep the factor ||X||_F^p, by which a step depends on the gradient's
-    scale (their record divides it by the batch size first); their repository switches between raw
-    momentum, Muon and the polynomial at p = 0.25 and 0.
+    Deviations: the authors keep the factor ||X||_F^p, which makes a step depend on the gradient's
+    scale (their record first divides the gradient by the batch size); their repository switches
+    between raw momentum, Muon and the polynomial at p = 0.25 and 0.
 
-    Cost: 1 gradient evaluation per step, 1 state tensor per matrix; "svd" an SVD per step.
+    Cost: 1 gradient evaluation per step, 1 state tensor per matrix; with "svd" an SVD per step.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(
@@ -95,15 +97,15 @@ class DynMuon(MatrixOptimizer):
 
 
 def power_at(step: Tensor, group: dict) -> Tensor:
-    """p of the step, counted from 0; a tensor, since torch.compile would have a graph for every
-    number."""
+    """Return p of a step, counted from 0, as a 0-d tensor: for Python numbers torch.compile would
+    build one graph per value."""
     progress = (step / group["total_steps"] - group["center"]) / group["width"]
     rise = group["power_start"] - group["power_end"]
     return group["power_end"] + rise * torch.sigmoid(-progress)
 
 
 def powered(x: Tensor, power: float | Tensor, method: str, ns_dtype: str = "auto") -> Tensor:
-    """U S^power V^T of each X / ||X||_F of a stack (stack, m, n); zero stays zero."""
+    """Return U S^power V^T of X / ||X||_F for each matrix X of (stack, m, n); zero stays zero."""
     tiny = torch.finfo(x.dtype).tiny ** 0.5
     y = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(tiny)
     if method == "svd":

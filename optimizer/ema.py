@@ -1,4 +1,7 @@
-"""EMA of the weights, Polyak & Juditsky 1992 with a horizon, for evaluation; tail EMA: track 3."""
+"""EMA of the weights, after Polyak & Juditsky 1992: evaluate a moving average of the weights.
+
+Tail EMA: modded-nanogpt, track 3.
+"""
 
 import torch
 from torch import Tensor
@@ -15,15 +18,18 @@ TESTED_AGAINST = "plain numpy"
 
 
 class EMA(Averaged):
-    """From step `start` on, where the average A begins as the weights W, after each step of `base`
+    """Evaluates a mixture of the weights W and their moving average A, which begins at `start`:
 
         A <- A + (W - A) / horizon,   evaluated: (1 - share) W + share A
 
-    horizon in steps. A tail EMA begins late, at least five horizons before the end, with a share of
-    0.5 to 0.6; its horizon is about the time that the learning rate has left. With share 1 and
-    start 0 it is the EMA that most codes have. An average lags behind where weights still travel.
+    horizon is in steps; A = W at step `start`. share 1 and start 0 is the usual EMA. A tail EMA
+    starts late, at least five horizons before the end, with a share of 0.5 to 0.6 and a horizon of
+    about the remaining decay time of the learning rate. While the weights still move fast, the
+    average lags behind them.
 
-    Cost: no gradient evaluation of its own; 1 state tensor per parameter, 2 while evaluating.
+    Cost: no additional gradient evaluation; 1 state tensor per parameter, 2 while evaluating.
+    Raises ValueError for an invalid argument, a `base` with its own weights for evaluation, and a
+    step in eval mode.
     """
 
     def __init__(self, base: Optimizer, horizon: float = 150.0, start: int = 0, share: float = 1.0
@@ -38,11 +44,11 @@ class EMA(Averaged):
 
     @property
     def has_average(self) -> bool:
-        """Whether the average has begun."""
+        """Whether the average has started."""
         return self.scalars["steps"] > max(self.start, 1)
 
     def collect(self, p: Tensor, state: dict) -> None:
-        """The average of the class docstring."""
+        """Update the average of the class docstring."""
         if "average" not in state:
             state["average"] = wide(p)
         elif self.scalars["steps"] <= self.start:
@@ -51,6 +57,6 @@ class EMA(Averaged):
             state["average"].lerp_(p.to(state["average"].dtype), 1 / self.horizon)
 
     def evaluated(self, p: Tensor) -> Tensor | None:
-        """The mixture of the class docstring."""
+        """Return the mixture of the class docstring; None before the first step."""
         average = self.state[p].get("average")
         return None if average is None else torch.lerp(p.to(average.dtype), average, self.share)

@@ -1,4 +1,4 @@
-"""EMA-Nesterov, 2026, arXiv 2605.25395: the gradient is taken ahead, along the average move."""
+"""EMA-Nesterov, 2026, arXiv 2605.25395: the gradient at weights extrapolated by an average step."""
 
 
 from typing import Any
@@ -18,18 +18,17 @@ TESTED_AGAINST = "plain numpy"
 
 
 class EMANesterov(Delta):
-    """Before the gradient W <- W + b m, then the step of `base` from there, and with the weights
-    W_0 before and W_1 after the step
+    """Moves the weights W_0 along their average step m before the gradient and the step of `base`:
 
+        W <- W_0 + b m,   W_1 = the step of `base` from W, with the gradient at W
         m <- gamma m + (1 - gamma) (W_1 - W_0),   b = beta lr / initial lr of the group
 
-    b is 0 in the first `prefill` steps, in which m is averaged already, and from step `rest` on (0:
-    never). Between steps the model has the weights themselves, no look-ahead: evaluation needs no
-    switch. Clipping and decay inside act ahead. All parameters take part.
+    b is 0 in the first `prefill` steps, which already update m, and from step `rest` on (0: never).
+    Between steps the model holds W_1 without look-ahead, so evaluation needs no switch. Gradient
+    clipping and weight decay of `base` act at W. All parameters take part.
 
-    A step needs its closure, which takes the gradient ahead: raises ValueError without.
-
-    Cost: no gradient evaluation of its own; 1 state tensor per parameter.
+    Cost: no additional gradient evaluation; 1 state tensor per parameter.
+    Raises ValueError for an invalid argument and for a step without a closure.
     """
 
     stage, accepts_decay = "outer step", True
@@ -46,20 +45,20 @@ class EMANesterov(Delta):
 
     @torch.compiler.disable(recursive=False)
     def step(self, closure: Closure | None = None) -> Any:
-        """One step of `base` from the weights ahead; what `base` returns."""
+        """Take one step of `base` from the extrapolated weights; return what `base` returns."""
         if closure is None and any(float(group["lr"]) for group in self.param_groups):
             raise ValueError("EMANesterov takes the gradient ahead of the weights: step(closure)")
         self.look_ahead()
         return super().step(closure)
 
     def first_step(self, zero_grad: bool = False) -> bool:
-        """Raises ValueError: the gradient at hand is that of the weights themselves."""
+        """Raise ValueError: existing gradients are not those at the extrapolated weights."""
         raise ValueError("EMANesterov takes the gradient ahead of the weights: step(closure)")
 
     @torch.compiler.disable
     @torch.no_grad()
     def look_ahead(self) -> None:
-        """Note the weights that have a velocity, and move them along it."""
+        """Copy the weights that have an average step m, and move them by b m."""
         step = self.scalars["steps"]
         ahead = step >= self.prefill and (step < self.rest or not self.rest)
         for group in self.param_groups if ahead else ():
@@ -71,7 +70,7 @@ class EMANesterov(Delta):
 
     @torch.compiler.disable
     def after_step(self) -> None:
-        """Average the moves; a weight without a gradient goes back to where it was."""
+        """Update m; a weight without a gradient returns to its copy."""
         for p, start in self.before.items():
             if p.grad is None:
                 p.copy_(start)

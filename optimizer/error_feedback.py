@@ -1,5 +1,5 @@
-"""EF-signSGD, Karimireddy et al. 2019, arXiv 1901.09847, Algorithm 1: what compression leaves out
-of an update is added to the next one. Top-k: Stich et al. 2018, arXiv 1809.07599."""
+"""EF-signSGD, Karimireddy et al. 2019, arXiv 1901.09847, Algorithm 1: add the compression error of
+an update to the next one. Top-k: Stich et al. 2018, arXiv 1809.07599."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -25,19 +25,20 @@ Compressor = Literal["sign", "none", "topk"]
 
 
 class ErrorFeedback(FirstOrder):
-    """What compression leaves out of an update is added to the next one.
+    """SGD with compressed updates; the compression error e is added to the next update.
 
         m <- momentum m + g,   p = lr m + e
         d = compressed p,   W <- (1 - lr weight_decay) W - d,   e <- p - d
 
-    compressor, tensor by tensor: "sign" (||p||_1 / size) sign(p), one bit a weight and one number;
-    "topk" the `ratio` of entries that are largest in magnitude, at least one, of equal ones the
-    first; "none" d = p, which is SGD. Without momentum and decay W = W_0 - sum lr g + e holds at
-    all times: nothing of a gradient is lost. The rate is in e as it was at the time.
+    compressor, per tensor: "sign" d = (||p||_1 / size) sign(p), one bit per weight and one number;
+    "topk" the fraction `ratio` of entries with the largest magnitude, at least one (the first of
+    equal ones); "none" d = p, which is SGD. Without momentum and decay W = W_0 - sum lr g + e holds
+    in every step, so no part of a gradient is lost. Each term of e keeps the lr of its own step.
 
-    One process, whose arithmetic this is: the bits are counted, not sent.
+    This class computes the arithmetic in one process; nothing is communicated.
 
     Cost: 1 gradient evaluation per step, 1 state tensor per parameter, 2 with momentum.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(self, params: Iterable, lr: float = 0.1, momentum: float = 0.0,
@@ -69,7 +70,7 @@ class ErrorFeedback(FirstOrder):
 
 
 def compressed(p: Tensor, compressor: str, ratio: float) -> Tensor:
-    """What is sent of `p`, of its shape."""
+    """Return the compressed form of `p`, decoded to its shape."""
     if compressor == "sign":
         return p.abs().mean() * p.sign()
     if compressor == "none":

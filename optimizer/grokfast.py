@@ -1,4 +1,4 @@
-"""GrokFast, Lee et al. 2024, arXiv 2405.20233: the slow part of the gradient is amplified."""
+"""GrokFast, Lee et al. 2024, arXiv 2405.20233: amplify the slow component of the gradient."""
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -14,14 +14,15 @@ TESTED_AGAINST = "plain numpy"
 
 
 class GrokFast(FilterWrapper):
-    """GrokFast-EMA: gives `base` the gradient g + lamb e of the average e, which begins as g:
+    """GrokFast-EMA: gives `base` the gradient g + lamb e, with a moving average e that starts as g:
 
         e <- alpha e + (1 - alpha) g
 
-    The first gradient is 1 + lamb times as long: nothing to Adam, a longer step to SGD. The rate is
-    not divided by that, as pytorch_optimizer's GrokFastAdamW does unless told otherwise.
+    The first gradient is multiplied by 1 + lamb, which has no effect on Adam and lengthens SGD's
+    step. Deviation: pytorch_optimizer's GrokFastAdamW divides lr by 1 + lamb by default.
 
-    Cost: no gradient evaluation of its own; 1 state tensor per parameter.
+    Cost: no additional gradient evaluation; 1 state tensor per parameter.
+    Raises ValueError for an invalid argument, or a `base` that compares gradients with losses.
     """
 
     memory = "average_gradient"
@@ -33,6 +34,6 @@ class GrokFast(FilterWrapper):
         super().__init__(base)
 
     def filtered(self, g: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The sum of the class docstring."""
+        """Return g + lamb e, and e as the new memory."""
         average = g if memory is None else memory.lerp(g, 1 - self.alpha)
         return g + self.lamb * average, average

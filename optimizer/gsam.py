@@ -1,4 +1,4 @@
-"""GSAM, Zhuang et al. 2022, arXiv 2203.08065, Algorithm 1: SAM that also reduces the gap."""
+"""GSAM, Zhuang et al. 2022, arXiv 2203.08065, Algorithm 1: SAM that reduces the surrogate gap."""
 
 import torch
 from torch import Tensor
@@ -19,17 +19,18 @@ TESTED_AGAINST = "by hand, plain numpy, pytorch_optimizer"
 
 
 class GSAM(SharpnessWrapper):
-    """Gives `base` SAM's gradient minus a share of the base gradient's part orthogonal to it.
+    """Gives `base` SAM's gradient g2 minus alpha times the component of g1 orthogonal to g2.
 
         g2 = gradient at W + rho_t g1 / ||g1||
-        vert = g1 - (<g1, g2> / ||g2||^2) g2           (g1 orthogonal to g2)
+        vert = g1 - (<g1, g2> / ||g2||^2) g2
         g = g2 - alpha vert
 
-    All inner products run over all parameters together. rho_t = rho lr / initial lr follows the
-    learning-rate schedule, as in the authors' code, where groups have an `initial_lr`;
-    `rho_schedule` "constant" and "gap" (target loss rise `rho_gap`): parts/radius.py.
+    Inner products and norms are over all parameters. If groups have an `initial_lr`, rho_t =
+    rho lr / initial lr follows the learning-rate schedule, as in the authors' code; `rho_schedule`
+    "constant" and "gap" (target loss rise `rho_gap`): parts/radius.py.
 
     Cost: 2 gradient evaluations per gradient of `base`; no state.
+    Raises ValueError for an invalid argument, and in a step without a closure or `first_step`.
     """
 
     def __init__(self, base: Optimizer, rho: float = 0.05, alpha: float = 0.2,
@@ -39,12 +40,12 @@ class GSAM(SharpnessWrapper):
         self.alpha = alpha
 
     def ascend(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """SAM's offsets; `combine` needs the base gradients."""
+        """Return SAM's offsets, and the gradients at the weights for `combine`."""
         base = grads_of(params)
         return perturbation(params, base, self.radius, "global", "none"), base
 
     def combine(self, params: list[Tensor], base: list[Tensor]) -> None:
-        """g of the class docstring, as new tensors."""
+        """Replace `p.grad` by g of the class docstring, as new tensors."""
         pairs = [(p, g) for p, g in zip(params, base, strict=True) if p.grad is not None]
         product = total(sum(((g * grad_of(p)).sum() for p, g in pairs), torch.zeros(())))
         square = total(sum((grad_of(p).square().sum() for p, _ in pairs), torch.zeros(())))

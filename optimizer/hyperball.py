@@ -1,4 +1,4 @@
-"""Hyperball, arXiv 2606.16899 (AdamH, MuonH, SOAP-H): matrices of constant norm, lr an angle."""
+"""Hyperball, arXiv 2606.16899 (AdamH, MuonH, SOAP-H): matrices of constant norm; lr is an angle."""
 
 from collections.abc import Mapping
 
@@ -16,21 +16,21 @@ TESTED_AGAINST = "plain numpy"
 
 
 class Hyperball(Delta):
-    """Keeps each matrix at the norm R that it has at its first step; of `base` only the direction
-    u counts:
+    """Keeps each matrix at its initial Frobenius norm R and uses only the direction u of `base`:
 
         X = W - lr R u / ||u||,   W <- R X / ||X||
 
-    So lr is about the angle of a step in radians: start from sqrt(lr weight_decay) of the tuned
-    rule with decay, and let it fall to 0. Rules of the same direction coincide: warm-up, clipping,
-    and scales such as Muon's c(m, n) have no effect. Norms are those of each matrix of a stack.
-    Give embeddings, head and vectors, which share lr otherwise, their own [optimizer.adamw] lr; a
-    rule without routing has all tensors of two or more dimensions on the ball.
+    lr is approximately the angle of a step in radians: start from sqrt(lr weight_decay) of the
+    tuned rule with decay, and decay it to 0. The norm of u has no effect, and neither have gradient
+    clipping and scales such as Muon's c(m, n). Norms are per matrix (m, n) of a stack.
+    Give embeddings, head and vectors their own [optimizer.adamw] lr, since they cannot share an
+    angle. Without routing, all tensors of two or more dimensions have constant norm.
 
-    R is kept in float32 at least (the current norm would drift in bfloat16). A matrix of zeros
-    would never move. Raises ValueError for one, by `names` (parameter -> name) if given.
+    R is stored in float32 or wider (recomputing it would drift in bfloat16).
 
-    Cost: no gradient evaluation of its own; one number per matrix.
+    Cost: no additional gradient evaluation; one number per matrix.
+    Raises ValueError for a matrix of zeros, which could never move (named by `names`, parameter ->
+    name, if given), and if `base` has a weight decay or complex parameters.
     """
 
     stage, pins = "projection", True
@@ -47,7 +47,7 @@ class Hyperball(Delta):
                              "initialize it with random numbers")
 
     def move(self, p: Tensor, w: Tensor, u: Tensor, group: dict) -> Tensor:
-        """The update of the class docstring."""
+        """Return the updated matrices of the class docstring."""
         if "radius" not in self.state[p]:
             self.state[p]["radius"] = norm(w)
         radius = self.state[p]["radius"]
@@ -56,6 +56,6 @@ class Hyperball(Delta):
 
 
 def are_nonzero(params: list[Tensor]) -> list[bool]:
-    """Whether each has a number other than 0, empty ones included; one wait for the device."""
+    """Whether each tensor has a nonzero entry or is empty; one host synchronization."""
     return torch.stack([p.detach().any() | (p.numel() == 0) for p in params]).tolist() \
         if params else []

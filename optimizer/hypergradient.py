@@ -1,4 +1,4 @@
-"""Hypergradient descent, Baydin et al. 2017, arXiv 1703.04782: a rate that follows its gradient."""
+"""Hypergradient descent, Baydin et al. 2017, arXiv 1703.04782: gradient descent on lr itself."""
 
 from typing import Any, Literal
 
@@ -21,16 +21,19 @@ Kind = Literal["multiplicative", "additive"]
 
 
 class Hypergradient(Delta):
-    """Before the step of `base`, with h = <g, u> of the gradient at the weights and the direction
-    u of the last step, over all parameters of a group:
+    """Multiplies each group's lr by a factor r >= 0, initially 1, updated before each step:
 
         r <- r (1 + beta h / (||g|| ||u||))    multiplicative (eq. 9)
         r <- r + beta h / lr                   additive (eq. 6): lr r grows by beta h
 
-    and the rate of the step is lr r, with the group's lr as the schedule sets it and r >= 0, 1 at
-    first. Deviation: the authors' Adam changes the rate once per tensor within a step.
+    h = <g, u> is the inner product of the gradient and the direction u of the last step, over all
+    parameters of a group. The step uses lr r, where the schedule sets lr. Deviation: the authors'
+    Adam changes the rate once per tensor within a step.
 
-    Cost: no gradient evaluation of its own; 1 state tensor per parameter; the host waits.
+    Cost: no additional gradient evaluation; 1 state tensor per parameter; one host synchronization
+    per group and step.
+    Raises ValueError for an invalid argument, and if `base` has a weight decay or complex
+    parameters.
     """
 
     stage = "learning rate"
@@ -40,17 +43,17 @@ class Hypergradient(Delta):
         checks.choice(Kind, kind=kind)
         super().__init__(base, "all")
         self.beta, self.kind = beta, kind
-        self.rates: list = []  # those of the groups, while lr r stands there
+        self.rates: list = []  # the groups' lr, saved while lr r replaces them during a step
         self.keep_scalars(**{f"factor_{index}": 1.0 for index in range(len(self.param_groups))})
 
     @property
     def diagnostics(self) -> dict[str, float]:
-        """The factor of the rate of each group."""
+        """Diagnostics of `base`, and the factor r of each group."""
         return {**super().diagnostics, **self.scalars}
 
     @torch.compiler.disable(recursive=False)
     def step(self, closure: Closure | None = None) -> Any:
-        """One step of `base` at the adapted rate; what `base` returns."""
+        """Take one step of `base` at the adapted rate; return what `base` returns."""
         try:
             return super().step(closure)
         finally:
@@ -59,7 +62,7 @@ class Hypergradient(Delta):
             self.rates = []
 
     def after_gradient(self) -> None:
-        """Note the weights, and adapt the rate by the first gradient of the step."""
+        """Copy the weights, and adapt the rate at the first gradient of the step."""
         super().after_gradient()
         if not self.rates:
             self.rates = [group["lr"] for group in self.param_groups]
@@ -68,15 +71,15 @@ class Hypergradient(Delta):
     @torch.compiler.disable
     @torch.no_grad()
     def adapt(self) -> None:
-        """Put lr r in the place of each group's lr."""
+        """Update r and replace each group's lr by lr r."""
         for index, group in enumerate(self.param_groups):
             pairs = [(matrices(p.grad).double(), self.state[p]["direction"].double())
-                     for p in group["params"]  # squares of float32 overflow
+                     for p in group["params"]  # in float64, since squares overflow in float32
                      if p in self.before and "direction" in self.state.get(p, {})]
             products = [torch.stack([(a * b).sum(), a.square().sum(), b.square().sum()])
                         for a, b in pairs]
-            none = torch.zeros(3, dtype=torch.float64, device=group["params"][0].device)
-            h, gg, uu = total(torch.stack(products).sum(0) if products else none).tolist()
+            zeros = torch.zeros(3, dtype=torch.float64, device=group["params"][0].device)
+            h, gg, uu = total(torch.stack(products).sum(0) if products else zeros).tolist()
             key, lr = f"factor_{index}", float(group["lr"])
             r = self.scalars.setdefault(key, 1.0)
             if self.kind == "multiplicative":
@@ -87,6 +90,6 @@ class Hypergradient(Delta):
             group["lr"] = group["lr"] * self.scalars[key]
 
     def move(self, p: Tensor, w: Tensor, u: Tensor, group: dict) -> Tensor:
-        """The weights as `base` has moved them; u is kept."""
+        """Store u; return the weights of `base` unchanged."""
         self.state[p]["direction"] = u
         return matrices(p.detach())

@@ -1,4 +1,4 @@
-"""K-FAC, Martens & Grosse 2015, arXiv 1503.05671: natural gradient, Kronecker-factored by layer.
+"""K-FAC, Martens & Grosse 2015, arXiv 1503.05671: Kronecker-factored natural gradient per layer.
 
 Convolutions: Grosse & Martens 2016, arXiv 1602.01407. KL clip: Ba et al. 2017 (ICLR).
 """
@@ -24,7 +24,7 @@ SEARCH_SPACE = {
     "weight_decay": (1e-5, 1e-2, "log"),
     "adamw.lr": (1e-4, 1e-2, "log"),
 }
-# Momentum, and of each of two factors: itself, its eigenvectors, its eigenvalues.
+# Momentum, and two factors with their eigenvectors and eigenvalues.
 COST = {"gradient_evaluations": 1, "state_tensors": 7}
 TESTED_AGAINST = "by hand, exact natural gradient, plain numpy"
 
@@ -35,31 +35,34 @@ ConvNorm = Literal["kfc", "kfac_pytorch"]
 class KFAC(LayerOptimizer):
     """Natural gradient with the Fisher matrix of each Linear and Conv2d approximated as A (x) G.
 
-        A <- stat_decay A + (1 - stat_decay) mean of a a^T    a (in [+ 1]) inputs, 1 for the bias
-        G <- stat_decay G + (1 - stat_decay) mean of d d^T    d (out) gradient of a sample's loss
+        A <- stat_decay A + (1 - stat_decay) mean of a a^T    a (in [+ 1]): inputs, 1 for the bias
+        G <- stat_decay G + (1 - stat_decay) mean of d d^T    d (out): gradient of a sample's loss
         V = [dW | db] (out, in [+ 1]);   A = Qa diag(da) Qa^T,   G = Qg diag(dg) Qg^T
         P = Qg ((Qg^T V Qa) / (dg da^T + damping)) Qa^T
-        nu = min(1, sqrt(kl_clip / sum of lr^2 <P, V>))       the sum over all layers
+        nu = min(1, sqrt(kl_clip / sum of lr^2 <P, V>))       (sum over all layers)
         M <- momentum M + nu P + weight_decay W,   W <- W - lr M
 
     Hooks on `model`, which holds the parameters, record a and d every `factor_interval` steps
-    (TCov); eigenvectors are computed every `inverse_interval` (TInv). An eigenvalue <= 1e-10
-    counts as zero; damping 0 is the pseudo-inverse, an infinite kl_clip disables the clip.
+    (TCov); eigenvectors are computed every `inverse_interval` steps (TInv). Eigenvalues <= 1e-10
+    are set to zero; damping 0 gives the pseudoinverse, an infinite kl_clip disables the clip.
     tikhonov="factored": denominator (dg + sqrt(damping) / pi) (da + pi sqrt(damping))^T, with
     pi^2 = (tr A / dim A) / (tr G / dim G).
 
-    On this track: weight and bias of each Linear and Conv2d whose weight is routed to the
-    matrices. Everything else takes AdamW whatever its group says: embeddings, norms, raw
-    parameters (GrokkingTransformer has nothing else), shared weights, convolutions with groups or
-    padding modes, subclasses of both layers. The loss must be a mean over samples: images, or for
-    a Linear all rows of its input (tokens). The labels are the true ones: the empirical Fisher.
-    Which passes count, and `conv_norm`: parts/layers.py, Recorder.
+    The matrix track has the weight and bias of each Linear and Conv2d whose weight is routed to it.
+    All other parameters take AdamW, whatever track their group names: embeddings, norms, parameters
+    outside these layers (all of GrokkingTransformer's), shared weights, convolutions with groups or
+    padding modes, subclasses of both layers. The loss must be a mean over samples: images, or for a
+    Linear all rows of its input (tokens). d is computed with the true labels, which makes this the
+    empirical Fisher. parts/layers.py, Recorder, says which passes count and defines `conv_norm`.
 
-    Deviations from alecwangcq/KFAC-Pytorch: weight_decay from the first step on (there after 20
-    TCov), AdamW for the other parameters (there this SGD), `p.grad` is not changed.
-    Cost: 1 gradient evaluation per step; momentum, and for each side of a layer its factor, the
-    eigenvectors and the eigenvalues; two eigendecompositions per layer every `inverse_interval`,
-    in float32 (float64 for float64 parameters, or for damping 0), one call for each shape.
+    Deviations from alecwangcq/KFAC-Pytorch: weight_decay applies from the first step on (theirs:
+    after 20 TCov), the other parameters take AdamW (theirs: the same SGD), `p.grad` is not changed.
+
+    Cost: 1 gradient evaluation per step; momentum, and per side of a layer a factor, eigenvectors
+    and eigenvalues; two eigendecompositions per layer every `inverse_interval` steps, in float32
+    (float64 for float64 parameters, or for damping 0), one call per shape.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter, and for a
+    layer with a gradient but no recorded pass.
     """
 
     def __init__(
@@ -93,15 +96,15 @@ class KFAC(LayerOptimizer):
 
     @property
     def diagnostics(self) -> dict[str, float]:
-        """nu of the last step, the layers on this track, AdamW's share of all elements."""
+        """nu of the last step, number of layers on the matrix track, AdamW's share of elements."""
         sizes = {track: sum(p.numel() for group in self.param_groups if group["track"] == track
                             for p in group["params"]) for track in ("matrix", "adamw")}
         return {"kl_scale": float(self.kl_scale), "layers": float(len(self.recorders)),
                 "adamw_share": sizes["adamw"] / sum(sizes.values())}
 
-    @torch.compiler.disable  # it would lose the directions
+    @torch.compiler.disable  # a compiled graph would lose self.updates
     def update(self) -> None:
-        """Apply the gradients in `p.grad`, each track by its rule."""
+        """Apply the gradients in `p.grad`: K-FAC on the matrix track, then AdamW."""
         for group in self.param_groups:
             layers = [p for p in self.with_gradient(group) if p in self.recorders]
             self._update_statistics(layers, group)
@@ -118,9 +121,9 @@ class KFAC(LayerOptimizer):
         self.record(self.scalars["steps"] % self.factor_interval == 0)
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
-        """Momentum over nu P + weight_decay W, in place."""
+        """Apply the last line of the class docstring's formulas in place."""
         params = [p for p in params if p in self.updates]
-        if not params:  # biases alone, whose weights have no gradient
+        if not params:  # a group of biases whose weights have no gradient
             return
         buffers = self.buffers(params, "momentum_buffer")
         torch._foreach_mul_(buffers, group["momentum"])
@@ -129,9 +132,10 @@ class KFAC(LayerOptimizer):
         torch._foreach_add_(params, buffers, alpha=-group["lr"])
 
     def _update_statistics(self, weights: list[Tensor], group: dict) -> None:
-        """Factors from what the hooks of these layers recorded; eigenvectors where due.
+        """Update the layers' factors from their recorded passes, and the eigenvectors if due.
 
-        Without damping the null space counts, which float32 does not resolve."""
+        Eigenvectors are computed in float64 without damping, since then the null space has an
+        effect, which float32 does not resolve."""
         for weight in weights:
             self._update_factors(weight)
         due = self.scalars["steps"] % self.inverse_interval == 0
@@ -140,6 +144,9 @@ class KFAC(LayerOptimizer):
             fisher.update_eigenvectors(states, torch.float32 if group["damping"] else torch.float64)
 
     def _update_factors(self, weight: Tensor) -> None:
+        """Update a layer's factors from its recorded passes.
+
+        Raises ValueError if the layer has a gradient but no recorded pass."""
         state, recorder = self.state[weight], self.recorders[weight]
         if recorder.rows:
             fisher.update_factors(state, recorder, self.conv_norm, self.stat_decay)

@@ -1,6 +1,6 @@
-"""KL-SOAP and KL-Shampoo, Lin et al. 2025, arXiv 2509.03378: factors that whiten each other.
+"""KL-SOAP and KL-Shampoo, Lin et al. 2025, arXiv 2509.03378: jointly whitened Kronecker factors.
 
-Each Kronecker factor is the covariance of the gradient after the other side has been whitened: the
+Each Kronecker factor is the covariance of the gradient after whitening the other side: the
 fixed point that minimizes the Kullback-Leibler divergence from the gradients' covariance.
 """
 
@@ -29,32 +29,33 @@ LEAST, MOST = 10, 4000  # bounds of an inverse root: the side's length between t
 
 
 class KLSOAP(MatrixOptimizer):
-    """KL-SOAP, and without a second moment KL-Shampoo (the authors' best), for an (m, n) matrix.
+    """KL-SOAP, or KL-Shampoo (the authors' best) with second_moment=False, for a matrix (m, n).
 
-    State beside M and V: factors S_a (m, m) and S_b (n, n), bases Q_a and Q_b, inverse roots of
-    eigenvalues r_a (m) and r_b (n). With b = shampoo_beta, all old values on the right:
+    State besides M and V: factors S_a (m, m) and S_b (n, n), bases Q_a and Q_b, inverse square
+    roots of the eigenvalues r_a (m) and r_b (n). With b = shampoo_beta and old values on the right:
 
         Y = Q_a^T G Q_b,   M <- beta1 M + (1 - beta1) G,   V <- beta2 V + (1 - beta2) Y^2
-        U = Q_a (Q_a^T M Q_b / (sqrt(V) + eps)) Q_b^T                      second_moment
-        U = Q_a (Q_a^T M Q_b s / (1 + eps s)) Q_b^T,  s = r_a r_b^T        without
+        U = Q_a (Q_a^T M Q_b / (sqrt(V) + eps)) Q_b^T                      KL-SOAP
+        U = Q_a (Q_a^T M Q_b s / (1 + eps s)) Q_b^T,  s = r_a r_b^T        KL-Shampoo
         S_a <- b S_a + (1 - b) G Q_b diag(r_b^2) Q_b^T G^T / n,   S_b likewise, / m
         r_a^-2 <- b r_a^-2 + (1 - b) row means of (Y r_b)^2,      r_b likewise, over columns
         every precondition_frequency steps: Q_a <- qr(S_a Q_a), Q_b likewise
         W <- (1 - lr weight_decay) (W - lr U)
 
-    In the authors' order, without bias correction, with decay after the update. The first step
-    only makes the factors, (1 - b) G G^T / n, their eigenvectors and r = init_factor^(-1/2). Bases
-    are not sorted, so that V and r need no reordering; r is at most the side's length, between 10
-    and 4000, which a row without gradient reaches. A side longer than max_precond_dim is left
-    alone, with Q = I and r = 1.
+    The order is the authors': no bias correction, decay after the update. The first step only
+    computes the factors, (1 - b) G G^T / n, their eigenvectors and r = init_factor^(-1/2), and does
+    not change the weights. Bases are not sorted, so V and r need no reordering. r is clamped to the
+    length of the side, itself clamped to [10, 4000]; a row without gradient reaches this limit. A
+    side longer than max_precond_dim has Q = I and r = 1.
 
-    Deviations from the authors' kl_opt.py: float32 throughout (theirs bfloat16 but for QR and
-    eigh); vectors take AdamW; defaults are their docstring's (code: lr 1e-4, betas (0.9, 0.98));
-    shampoo_beta is its own number (theirs follows betas[1]).
+    Deviations from the authors' kl_opt.py: float32 throughout (theirs: bfloat16 except for QR and
+    eigh); vectors take AdamW; defaults are those of their docstring (their code: lr 1e-4, betas
+    (0.9, 0.98)); shampoo_beta is independent of betas (theirs is betas[1]).
 
     Cost: 1 gradient evaluation per step, 2 + 2 (m^2 + n^2) / (m n) state tensors per matrix and
-    m + n numbers (1 less without a second moment), products of 5 m n (m + n) a step, and at a
-    refresh SOAP's QR.
+    m + n numbers (1 tensor less for KL-Shampoo), products of 5 m n (m + n) per step, and SOAP's QR
+    at a refresh. Raises ValueError for an invalid argument, a sparse gradient or a complex
+    parameter.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class KLSOAP(MatrixOptimizer):
 
 
 def start(entry: dict, grads: Tensor, group: dict) -> None:
-    """Factors and bases from the first gradients (stack, m, n), and empty moments."""
+    """Initialize the state: factors and bases from the first gradients (stack, m, n), moments 0."""
     entry.update(step=0, exp_avg=torch.zeros_like(grads))
     if group["second_moment"]:
         entry["exp_avg_sq"] = torch.zeros_like(grads)
@@ -113,7 +114,8 @@ def start(entry: dict, grads: Tensor, group: dict) -> None:
 
 
 def direction(entry: dict, grads: Tensor, seen: Tensor, group: dict) -> Tensor:
-    """U; advances the moments. seen: Y."""
+    """Update the moments and return U; grads, seen (Y of the class docstring) and U have the shape
+    (stack, m, n)."""
     beta1, beta2 = group["betas"]
     entry["exp_avg"].lerp_(grads, 1 - beta1)
     momentum = rotated(entry["exp_avg"], entry)
@@ -125,7 +127,7 @@ def direction(entry: dict, grads: Tensor, seen: Tensor, group: dict) -> Tensor:
 
 
 def update_factors(entry: dict, grads: Tensor, seen: Tensor, group: dict) -> None:
-    """Advance S, r and, where it is time, Q of both sides."""
+    """Update S and r of both sides, and Q every precondition_frequency steps; seen is Y."""
     beta, refresh = group["shampoo_beta"], entry["step"] % group["precondition_frequency"] == 0
     roots = {side: entry.get(f"{side}_root", 1.0) for side in ("left", "right")}
     half = {"left": grads @ entry["right_basis"] if "right_basis" in entry else grads,

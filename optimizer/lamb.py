@@ -1,4 +1,4 @@
-"""LAMB, You et al. 2019, arXiv 1904.00962, Algorithm 2: Adam with a trust ratio for each tensor."""
+"""LAMB, You et al. 2019, arXiv 1904.00962, Algorithm 2: Adam with a trust ratio per tensor."""
 
 from collections.abc import Iterable
 
@@ -22,15 +22,16 @@ TESTED_AGAINST = "by hand, plain numpy"
 
 
 class LAMB(FirstOrder):
-    """Adam's direction, decay included, made as long as lr times the weights.
+    """Adam's direction, weight decay included, scaled to lr times the norm of the weights.
 
         u = m_hat / (sqrt(v_hat) + eps) + weight_decay W
-        W <- W - lr (||W|| / ||u||) u        (ratio 1 where a norm is 0)
+        W <- W - lr (||W|| / ||u||) u        (norms per tensor; ratio 1 if one of them is 0)
 
-    Bias-corrected as in timm; the paper's phi is the identity. Tensors of a group without decay
-    keep ratio 1 unless `always_adapt` (timm's rule, for biases and gains).
+    Moments are bias-corrected as in timm; the paper's phi is the identity. In groups without weight
+    decay the ratio is 1, unless `always_adapt` (timm's rule, for biases and gains).
 
     Cost: 1 gradient evaluation per step, 2 state tensors per parameter.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(self, params: Iterable, lr: float = 1e-3,
@@ -55,7 +56,7 @@ class LAMB(FirstOrder):
 
 
 def trust_ratio(weight: Tensor, update: Tensor) -> Tensor:
-    """||weight|| / ||update||, 1 where either is 0; a scalar on the device."""
+    """Return ||weight|| / ||update||, 1 if either is 0, as a 0-d tensor on the device."""
     norms = [torch.linalg.vector_norm(t, dtype=update.dtype) for t in (weight, update)]
     ratio = norms[0] / norms[1]
     return torch.where((norms[0] > 0) & (norms[1] > 0), ratio, torch.ones_like(ratio))

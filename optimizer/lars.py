@@ -1,4 +1,4 @@
-"""LARS, You et al. 2017, arXiv 1708.03888, Algorithm 1: SGD with a trust ratio for each tensor."""
+"""LARS, You et al. 2017, arXiv 1708.03888, Algorithm 1: SGD with a trust ratio per tensor."""
 
 from collections.abc import Iterable
 
@@ -23,17 +23,18 @@ TESTED_AGAINST = "by hand, torch.optim.SGD, pytorch_optimizer"
 
 
 class LARS(FirstOrder):
-    """Momentum on a gradient made trust_coeff times as long as the weights.
+    """SGD with momentum on a gradient scaled to trust_coeff times the norm of the weights.
 
-        r = trust_coeff ||W|| / (||g|| + weight_decay ||W|| + eps)     (1 where a norm is 0)
+        r = trust_coeff ||W|| / (||g|| + weight_decay ||W|| + eps)     (1 if ||W|| or ||g|| is 0)
         b <- momentum b + r (g + weight_decay W)
         W <- W - lr b                        (nesterov: r (g + weight_decay W) + momentum b)
 
-    As in timm the rate is outside the buffer (the paper has it inside: the two differ when lr
-    changes). `always_adapt=False` is timm's rule: r = 1 for tensors of a group without decay.
-    Deviation from timm: the default momentum is the paper's 0.9, there 0.
+    Norms are per tensor. As in timm, lr is outside the buffer b (in the paper inside: the two
+    differ when lr changes). `always_adapt=False` is timm's rule: r = 1 in groups without weight
+    decay. Deviation from timm: momentum is 0.9 by default, as in the paper (timm: 0).
 
     Cost: 1 gradient evaluation per step, 1 state tensor per parameter.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(self, params: Iterable, lr: float = 1.0, momentum: float = 0.9,
@@ -59,7 +60,7 @@ class LARS(FirstOrder):
 
 
 def trust_ratio(weight: Tensor, grad: Tensor, decay: float, coeff: float, eps: float) -> Tensor:
-    """coeff ||W|| / (||g|| + decay ||W|| + eps), 1 where a norm is 0; a scalar on the device."""
+    """Return coeff ||W|| / (||g|| + decay ||W|| + eps), 1 if a norm is 0, as a 0-d tensor."""
     w, g = torch.linalg.vector_norm(weight), torch.linalg.vector_norm(grad)
     ratio = coeff * w / (g + decay * w + eps)
     return torch.where((w > 0) & (g > 0), ratio, torch.ones_like(ratio))

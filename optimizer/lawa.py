@@ -15,14 +15,16 @@ TESTED_AGAINST = "plain numpy"
 
 
 class LAWA(Averaged):
-    """Evaluates the mean of the last k snapshots (fewer at first), one every `every` steps; before
-    the first one the weights themselves.
+    """Evaluates the mean of the last k snapshots (fewer at first), one per `every` steps; before
+    the first snapshot the weights themselves.
 
-    Cost: no gradient evaluation of its own; k state tensors per parameter, k + 1 while evaluating.
+    Cost: no additional gradient evaluation; k state tensors per parameter, k + 1 while evaluating.
+    Raises ValueError for an invalid argument, a `base` with its own weights for evaluation, and a
+    step in eval mode.
     """
 
     def __init__(self, base: Optimizer, k: int = 6, every: int = 10) -> None:
-        checks.iterations(k=k)  # each is a copy of the weights
+        checks.iterations(k=k)  # an upper limit, since each snapshot is a copy of the weights
         checks.at_least(1, every=every)
         super().__init__(base)
         self.k, self.every = k, every
@@ -34,7 +36,7 @@ class LAWA(Averaged):
         return self.scalars["snapshots"] > 0
 
     def collect(self, p: Tensor, state: dict) -> None:
-        """Replace the oldest of the snapshots, (k, *shape)."""
+        """Replace the oldest snapshot; the state tensor is (k, *shape)."""
         if "snapshots" not in state:
             state["snapshots"] = torch.stack([wide(p)] * self.k)
         if self.scalars["steps"] % self.every == 0:
@@ -45,7 +47,7 @@ class LAWA(Averaged):
         self.scalars["snapshots"] += self.scalars["steps"] % self.every == 0
 
     def evaluated(self, p: Tensor) -> Tensor | None:
-        """The mean of the snapshots there are."""
+        """Return the mean of the existing snapshots; None if there is none."""
         count = min(self.k, self.scalars["snapshots"])
         return self.state[p]["snapshots"][:count].mean(0) \
             if count and "snapshots" in self.state[p] else None

@@ -21,19 +21,20 @@ TESTED_AGAINST = "by hand, pytorch_optimizer"
 
 
 class Lion(FirstOrder):
-    """Every entry moves by lr, in the direction of its interpolated momentum.
+    """Moves every entry by lr against the sign of its interpolated momentum.
 
         W <- (1 - lr weight_decay) W
         c = beta1 m + (1 - beta1) g
         W <- W - lr sign(c)            (soft: c / (tau RMS(c) + |c|), RMS over the tensor)
         m <- beta2 m + (1 - beta2) g
 
-    tau = 0 is Lion; tau > 0 softens the sign near zero without losing scale invariance. As a rule
-    of thumb lr is 3 to 10 times smaller and weight_decay as much larger than AdamW's. A decay that
-    rises along a cosine (dmf-archive/ARS, optimizer summary 4.4) must know how long the run is: it
-    is `weight_decay = "cosine"` of the [schedule] table, for any optimizer.
+    tau = 0 is Lion; tau > 0 smooths the sign near zero and keeps the scale invariance. Rule of
+    thumb: lr 3 to 10 times smaller and weight_decay 3 to 10 times larger than AdamW's. A weight
+    decay that rises along a cosine (dmf-archive/ARS, optimizer summary 4.4) depends on the length
+    of the run: use `weight_decay = "cosine"` in the [schedule] table, for any optimizer.
 
     Cost: 1 gradient evaluation per step, 1 state tensor per parameter.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(self, params: Iterable, lr: float = 1e-4,
@@ -58,7 +59,7 @@ class Lion(FirstOrder):
 
 
 def soft_sign(c: Tensor, tau: float) -> Tensor:
-    """sign(c) for tau = 0, else c / (tau RMS(c) + |c|); 0 stays 0."""
+    """Return sign(c) for tau = 0, else c / (tau RMS(c) + |c|), in the shape of c; 0 stays 0."""
     if tau == 0:
         return c.sign()
     scale = tau * c.square().mean().sqrt() + c.abs()

@@ -1,6 +1,6 @@
 """Lookahead, Zhang et al. 2019, arXiv 1907.08610, Algorithm 1: k steps forward, one step back.
 
-Outer momentum: that of DiLoCo with one worker; SNOO, arXiv 2510.15830.
+Outer momentum: DiLoCo with one worker; SNOO, arXiv 2510.15830.
 """
 
 
@@ -22,18 +22,20 @@ TESTED_AGAINST = "by hand, pytorch_optimizer"
 
 
 class Lookahead(Wrapper):
-    """Every k steps of `base`: slow <- slow + alpha (fast - slow), fast <- slow.
+    """After every k steps of `base`: slow <- slow + alpha (fast - slow), fast <- slow.
 
-    The slow weights start as the weights at the first step (as in the paper; timm takes those of
-    the first synchronization). The state of `base` is kept as it is.
+    fast are the model's weights. The slow weights start as the weights before the first step (as in
+    the paper; timm uses those of the first synchronization). The state of `base` is not changed.
 
-    With an outer momentum mu the step back is one of SGD with Nesterov, alpha its rate:
+    With outer_momentum mu the update of the slow weights is SGD with Nesterov momentum and rate
+    alpha:
 
         d = slow - fast,   v <- mu v + d,   slow <- slow - alpha (d + mu v)
 
-    Between several processes it is `DiLoCo`.
+    `DiLoCo` is the version for several processes.
 
-    Cost: no gradient evaluation of its own; 1 state tensor per parameter, 2 with a momentum.
+    Cost: no additional gradient evaluation; 1 state tensor per parameter, 2 with momentum.
+    Raises ValueError for an invalid argument.
     """
 
     stage = "outer step"
@@ -49,20 +51,21 @@ class Lookahead(Wrapper):
             raise ValueError(f"alpha must be <= 1, got {alpha!r}")
         super().__init__(base)
         self.k, self.alpha, self.outer_momentum = k, alpha, outer_momentum
-        self.start: dict[Tensor, Tensor] = {}  # of weights that have no slow weight yet
+        self.start: dict[Tensor, Tensor] = {}  # initial values of weights without a slow weight
         self.keep_scalars(**self.counters)
 
     def step(self, closure: Closure | None = None) -> Any:
-        """One step of `base`, and every k-th time the step back; what `base` returns."""
+        """Take one step of `base`, update the slow weights every k-th time, and return what `base`
+        returns."""
         self._note_starts()
         return super().step(closure)
 
     def first_step(self, zero_grad: bool = False) -> bool:
-        """`first_step` of the sharpness-aware optimizer inside."""
+        """Copy initial weights and call `first_step` of the sharpness-aware optimizer inside."""
         self._note_starts()
         return super().first_step(zero_grad)
 
-    @torch.compiler.disable  # it would lose what is kept by tensor
+    @torch.compiler.disable  # a compiled graph would lose dictionaries keyed by tensors
     @torch.no_grad()
     def _note_starts(self) -> None:
         for p in self.parameters:
@@ -71,9 +74,9 @@ class Lookahead(Wrapper):
 
     @torch.compiler.disable
     def after_step(self) -> None:
-        """Keep the slow weight of what has moved, and every k-th time step back to it."""
+        """Store slow weights of parameters with a gradient; every k-th time update them."""
         for p in [p for p in self.start if p.grad is not None]:
-            # Not before `base` has its own state: torch takes any state for an initialized one.
+            # After the step of `base`: torch's rules skip initialization if there is any state.
             self.state[p]["slow_weight"] = self.start.pop(p)
             if self.outer_momentum:
                 self.state[p]["outer_velocity"] = torch.zeros_like(p)
@@ -97,5 +100,5 @@ class Lookahead(Wrapper):
         torch._foreach_sub_(slow, step, alpha=self.alpha)
 
     def after_loading(self) -> None:
-        """Weights without a slow weight start from what they are at the next step."""
+        """Forget initial copies: weights without a slow weight start from the next step."""
         self.start.clear()

@@ -19,15 +19,16 @@ TESTED_AGAINST = "by hand, plain numpy"
 
 
 class LookSAM(SharpnessWrapper):
-    """Gives `base` SAM's gradient g2 on steps 1, k + 1, 2k + 1 ..., and on the others
+    """Gives `base` SAM's gradient g2 in steps 1, k + 1, 2k + 1 ..., and in the others
 
-        g + alpha (||g|| / ||f||) f,   f = g2 - (<g2, g1> / ||g1||^2) g1 of the last such step.
+        g + alpha (||g|| / ||f||) f,   f = g2 - (<g2, g1> / ||g1||^2) g1 of the last SAM step.
 
-    The perturbation has one norm over all parameters, the shear force f is computed tensor by
-    tensor. A step here is one gradient that `base` asks for.
+    The perturbation is normalized over all parameters; the shear force f and its norms are per
+    tensor. One call of the closure by `base` counts as one step.
     `rho_schedule` "lr" and "gap" (target loss rise `rho_gap`): parts/radius.py.
 
     Cost: 1 + 1/k gradient evaluations per gradient of `base`; 1 state tensor per parameter.
+    Raises ValueError for an invalid argument, and in a SAM step without a closure or `first_step`.
     """
 
     def __init__(self, base: Optimizer, rho: float = 0.1, k: int = 10, alpha: float = 0.7,
@@ -37,13 +38,13 @@ class LookSAM(SharpnessWrapper):
         super().__init__(base, rho, rho_schedule, rho_gap, steps=0)
         self.k, self.alpha = k, alpha
 
-    @torch.compiler.disable  # it would lose the step count and the shear forces
+    @torch.compiler.disable  # a compiled graph would lose the step count and the shear forces
     def gradient(self, closure: Closure | None) -> Tensor | None:
-        """Leave in p.grad the gradient of the class docstring; the loss at the weights."""
+        """Leave the gradient of the class docstring in `p.grad`; return the loss at the weights."""
         return super().gradient(closure)
 
     def ascend(self, params: list[Tensor]) -> tuple[list[Tensor] | None, list[Tensor]]:
-        """SAM's offsets every k steps; on the others the shear force is injected here."""
+        """Return SAM's offsets every k steps; in the other steps inject the shear force."""
         step, self.scalars["steps"] = self.scalars["steps"], self.scalars["steps"] + 1
         if step % self.k:
             self.inject_shear(self.alpha)
@@ -52,5 +53,5 @@ class LookSAM(SharpnessWrapper):
         return perturbation(params, base, self.radius, "global", "none"), base
 
     def combine(self, params: list[Tensor], base: list[Tensor]) -> None:
-        """Keep the shear force; the second gradient is used as it is."""
+        """Store the shear force; the second gradient is used unchanged."""
         self.keep_shear(params, base)

@@ -1,7 +1,7 @@
 """LowRankMuon (dmf-archive/ARS, optimizer summary 4.5): Muon in the k leading directions.
 
-The directions are found by a randomized range finder with one power iteration, Halko et al. 2011,
-arXiv 0909.4061, Algorithm 4.4, started from those of the step before.
+A randomized range finder with one power iteration (Halko et al. 2011, arXiv 0909.4061, Algorithm
+4.4) computes the directions, starting from those of the previous step.
 """
 
 from collections.abc import Iterable
@@ -24,25 +24,27 @@ SEARCH_SPACE = {
     "k": [8, 32, 128],
     "adamw.lr": (1e-4, 1e-2, "log"),
 }
-COST = {"gradient_evaluations": 1, "state_tensors": 2}  # the second k columns
+COST = {"gradient_evaluations": 1, "state_tensors": 2}  # the second has k columns
 TESTED_AGAINST = "plain numpy, exact SVD"
 
-OVERSAMPLING = 8  # columns beyond k, drawn at random: Halko et al., section 4.2
+OVERSAMPLING = 8  # number of random columns beyond k: Halko et al., section 4.2
 
 
 class LowRankMuon(MatrixOptimizer):
-    """Muon whose orthogonal factor has rank k: the smaller singular directions are left out.
+    """Muon with an orthogonal factor of rank k: the smaller singular directions are dropped.
 
-        M <- momentum M + (1 - momentum) g;  U = Nesterov of M, turned so that m <= n
-        B = qr([P, U Omega]),  B = qr(U U^T B)        (P from the step before, Omega Gaussian)
-        P S Q^T = the k leading singular triples of U, found as those of B^T U
+        M <- momentum M + (1 - momentum) g;  U = Nesterov of M, transposed if m > n
+        B = qr([P, U Omega]),  B = qr(U U^T B)        (P of the previous step, Omega Gaussian)
+        P S Q^T = the k leading singular triples of U, computed from those of B^T U
         W <- (1 - lr weight_decay) W - lr c(m, n) P Q^T                    (c as in Muon)
 
-    With k >= rank this is Muon with exact msign. The update is sqrt(k) long, not
-    sqrt(min(m, n)): a small k wants a larger lr. Omega is the same at every step and in every run.
+    For k >= rank this is Muon with exact msign. The update has Frobenius norm lr c sqrt(k) instead
+    of lr c sqrt(min(m, n)), so a small k needs a larger lr. Omega is the same in every step and
+    run.
 
     Cost: 1 gradient evaluation per step, 1 state tensor per matrix and min(k, m, n) columns;
     products of m n (k + 8) where Newton-Schulz has m^2 n.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(
@@ -81,10 +83,11 @@ class LowRankMuon(MatrixOptimizer):
 
 
 def low_rank_polar(matrices: Tensor, basis: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
-    """(P Q^T, P) of the k leading singular triples of each matrix of a stack (stack, m, n), m <= n.
+    """Return P Q^T (stack, m, n) and P (stack, m, min(k, m)) of the k leading singular triples of
+    each matrix (stack, m, n), m <= n.
 
-    basis: (stack, m, min(k, m)), about the P sought; None the first time. Singular values
-    <= n * eps * max(S) count as zero and are dropped from P Q^T.
+    basis: an approximation of P to start from, or None. Singular values <= n * eps * max(S) are
+    dropped from P Q^T as zero.
     """
     stack, m, n = matrices.shape
     norms = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
@@ -101,6 +104,6 @@ def low_rank_polar(matrices: Tensor, basis: Tensor | None, k: int) -> tuple[Tens
 
 @torch.compiler.disable  # torch 2.11 warns that it cannot trace a generator
 def gaussian(rows: int, columns: int, like: Tensor) -> Tensor:
-    """A fixed standard normal matrix (rows, columns); no global random state is used."""
+    """Return a fixed standard normal matrix (rows, columns); global random state is not used."""
     generator = torch.Generator(like.device).manual_seed(0)
     return torch.randn(rows, columns, generator=generator, dtype=like.dtype, device=like.device)

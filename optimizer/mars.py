@@ -1,4 +1,4 @@
-"""MARS, Yuan et al. 2024, arXiv 2411.10438: gradients corrected by their change, for any rule."""
+"""MARS, Yuan et al. 2024, arXiv 2411.10438: variance-reduced gradients for any rule."""
 
 import torch
 from torch import Tensor
@@ -16,16 +16,17 @@ TESTED_AGAINST = "plain numpy"
 
 
 class MARS(FilterWrapper):
-    """Gives `base` the gradient c / max(1, ||c||), tensor by tensor, where
+    """Gives `base` the gradient c / max(1, ||c||) per tensor, where
 
         c = g + gamma beta1 / (1 - beta1) (g - g_prev)
 
-    and g_prev, 0 at first, is the gradient of the step before: the authors' approximation of the
-    last weights' gradient on this batch. The norm is bounded by 1 whatever the scale of the loss,
-    so the method depends on it. MARS-AdamW has betas (0.95, 0.99) and lr 3e-3. scope: "matrix"
-    leaves vectors and the AdamW track alone.
+    and g_prev is the gradient of the previous step, 0 at first: the authors' approximation of the
+    gradient at the previous weights on this batch. The bound 1 is absolute, so the result depends
+    on the scale of the loss. MARS-AdamW uses betas (0.95, 0.99) and lr 3e-3. scope: "matrix" does
+    not change vectors and the AdamW track, "all" changes every gradient.
 
-    Cost: no gradient evaluation of its own; 1 state tensor per parameter in its scope.
+    Cost: no additional gradient evaluation; 1 state tensor per parameter in its scope.
+    Raises ValueError for an invalid argument, or a `base` that compares gradients with losses.
     """
 
     memory = "last_gradient"
@@ -39,7 +40,7 @@ class MARS(FilterWrapper):
         super().__init__(base)
 
     def filtered(self, g: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The correction of the class docstring."""
+        """Return the corrected gradient of the class docstring, and g as the new memory."""
         change = g if memory is None else g - memory
         c = g + self.gamma * self.beta1 / (1 - self.beta1) * change
         return c / torch.linalg.vector_norm(c).clamp_min(1), g

@@ -27,7 +27,7 @@ SEARCH_SPACE = {
 COST = {"gradient_evaluations": 1, "state_tensors": 1}
 TESTED_AGAINST = "by hand, plain numpy; equilibrate: the authors' class"
 
-EPS = 1e-8  # MuonEq's, in squared lengths
+EPS = 1e-8  # MuonEq's, added to squared norms
 Scale = Literal["keller", "moonlight"]
 ConvScale = Literal["flattened", "keller"]
 
@@ -35,17 +35,19 @@ ConvScale = Literal["flattened", "keller"]
 def momentum_direction(
     grads: list[Tensor], buffers: list[Tensor], momentum: float, nesterov: bool
 ) -> list[Tensor]:
-    """M <- momentum M + (1 - momentum) g in place; M, or with Nesterov
-    momentum M + (1 - momentum) g of the new M. A list of tensors of any shape."""
+    """Update M <- momentum M + (1 - momentum) g in place; return M, or with Nesterov
+    momentum M + (1 - momentum) g of the new M. Works on lists of tensors of any shape."""
     grads = [g.to(m.dtype) for g, m in zip(grads, buffers, strict=True)]
     torch._foreach_lerp_(buffers, grads, 1 - momentum)
     return list(torch._foreach_lerp(grads, buffers, momentum)) if nesterov else buffers
 
 
 def step_scale(shape: torch.Size, scale: str, conv_scale: str) -> float:
-    """c(m, n) of a tensor of this shape: "keller" sqrt(max(1, m/n)), "moonlight" 0.2 sqrt(max).
+    """Return c(m, n) for a tensor's shape: "keller" sqrt(max(1, m/n)), "moonlight"
+    0.2 sqrt(max(m, n)).
 
-    A convolution (out, in, kh, kw) counts as (out, in kh kw), or as Keller's code has it, (kh, kw).
+    (m, n) of a convolution (out, in, kh, kw) is (out, in * kh * kw) for conv_scale "flattened", and
+    (kh, kw) for "keller", as in Keller's code.
     """
     m, n = as_matrices(torch.empty(shape, device="meta")).shape[-2:]
     if len(shape) > 3 and conv_scale == "keller":
@@ -54,24 +56,28 @@ def step_scale(shape: torch.Size, scale: str, conv_scale: str) -> float:
 
 
 class Muon(MatrixOptimizer):
-    """Steepest descent under a spectral-norm ball for matrices, AdamW for everything else.
+    """Steepest descent in the spectral norm for matrices W (m, n), AdamW for everything else.
 
         M <- momentum M + (1 - momentum) g
         U = momentum M + (1 - momentum) g   (nesterov; else U = M)
         O = msign(U)                        (Newton-Schulz, ns_steps)
         W <- (1 - lr weight_decay) W - lr c(m, n) O
+        c = sqrt(max(1, m / n))             (scale "keller")
+        c = 0.2 sqrt(max(m, n))             ("moonlight")
 
-    A 3-D tensor is a stack of matrices, a convolution one matrix (out, in * kernel). The AdamW
-    track takes lr and weight_decay from here unless its group has its own: with Keller's scale
-    lr is an order of magnitude above AdamW's, so give the group its own.
+    A 3-D tensor is a stack of matrices, a convolution one matrix (out, in * kernel). An AdamW group
+    uses this lr and weight_decay unless it has its own. With Keller's scale lr is an order of
+    magnitude larger than AdamW's, so give that group its own lr.
 
-    `equilibrate` makes rows or columns of U equally long before msign: MuonEq and Aurora,
+    `equilibrate` scales rows or columns of U to equal norms before msign: MuonEq and Aurora,
     parts/equilibrate.py.
 
-    Deviations: the momentum is an average (Keller's code, torch), not Moonlight's sum; the two
-    differ by a factor that msign removes. `conv_scale="keller"` is the reference's quirk.
+    Deviations: the momentum is a moving average (as in Keller's code and torch), not Moonlight's
+    sum; the two differ by a positive factor, to which msign is invariant. `conv_scale="keller"`
+    computes c from the sides (kh, kw) of a convolution's kernel, as Keller's code does.
 
     Cost: 1 gradient evaluation per step, 1 state tensor per matrix.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(
@@ -107,7 +113,7 @@ class Muon(MatrixOptimizer):
             group["momentum"], group["nesterov"])
         if group["equilibrate"] == "none":
             polar = msign(directions, group)
-        else:  # their eps is for a momentum that is a sum
+        else:  # MuonEq's eps is for a momentum that is a sum: rescale it for the average
             eps = EPS * (1 - group["momentum"]) ** 2
             polar = equilibrated_polar(directions, group["equilibrate"], eps,
                                        partial(msign, group=group))

@@ -1,4 +1,4 @@
-"""Muon^2, Liu et al. 2026, arXiv 2604.09967: whiten by a second moment, then orthogonalize."""
+"""Muon^2, Liu et al. 2026, arXiv 2604.09967: whiten by the second moment, then orthogonalize."""
 
 from collections.abc import Iterable
 
@@ -24,7 +24,7 @@ TESTED_AGAINST = "plain numpy, Muon"
 
 
 class MuonSquared(MatrixOptimizer):
-    """Muon of the whitened momentum: AdaRMSuon without bias correction and without energy.
+    """Orthogonalizes the whitened momentum: AdaRMSuon without bias correction and energy.
 
         M <- momentum M + (1 - momentum) g;  U = Nesterov of M
         v <- beta2 v + (1 - beta2) g^2
@@ -32,6 +32,7 @@ class MuonSquared(MatrixOptimizer):
         W <- (1 - lr weight_decay) W - lr c(m, n) O        (c as in Muon)
 
     Cost: 1 gradient evaluation per step, 2 state tensors per matrix.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class MuonSquared(MatrixOptimizer):
         directions = momentum_direction(grads, self.buffers(params, "momentum_buffer"),
                                         group["momentum"], group["nesterov"])
         variances = self.buffers(params, "exp_avg_sq")
-        # Squares that overflow become the largest number: in `lerp`, infinity would leave NaN.
+        # Clamp squares that overflow to the largest number: with infinity, `lerp` would give NaN.
         squares = [g.to(v.dtype).square().clamp_max_(torch.finfo(v.dtype).max)
                    for g, v in zip(grads, variances, strict=True)]
         torch._foreach_lerp_(variances, squares, 1 - group["beta2"])

@@ -1,4 +1,4 @@
-"""Muown, arXiv 2605.10797: Muon on the directions of a matrix's rows, Adam on their lengths."""
+"""Muown, arXiv 2605.10797: Muon on the directions of a matrix's rows, Adam on their norms."""
 
 from collections.abc import Iterable
 
@@ -18,32 +18,33 @@ SEARCH_SPACE = {
     "weight_decay": (1e-3, 1.0, "log"),
     "momentum": [0.9, 0.95, 0.98],
 }
-COST = {"gradient_evaluations": 1, "state_tensors": 5}  # one like the matrix, 4 of a number a row
+COST = {"gradient_evaluations": 1, "state_tensors": 5}  # one (m, n), four of one number per row
 TESTED_AGAINST = "the authors' class"
 
-FLOOR = 1e-12  # of a row's length
+FLOOR = 1e-12  # lower limit of a row's norm
 
 
 class Muown(MatrixOptimizer):
-    """A matrix (m, n) as W = diag(gain) V / ||V_i||: rows of weight normalization.
+    """Weight normalization of the rows of a matrix (m, n): W_i = gain_i V_i / ||V_i||.
 
-        U = W / gain,   V = v U                            v: the length of each row of V
+        U = W / gain,   V = v U                            v (m, 1): the norm of each row of V
         g_gain = row sums of G * U,   g_V = (gain / v) (G - U g_gain)
         X = Muon's momentum of g_V (nesterov)
         V <- V - lr 0.2 sqrt(max(m, n)) msign(X),   gain <- gain - lr Adam(g_gain)
         v <- ||V_i||,   W <- gain V / v - lr weight_decay W_old
 
-    At first gain = v = ||W_i||. v is never reset and grows, so that the angle of a step shrinks. A
-    gain may overshoot zero: its row then points the other way, and the gain stays negative.
+    Initially gain = v = ||W_i||. v is never reset and grows, so the angle of a step shrinks. If a
+    gain crosses zero, its row points the other way and the gain stays negative.
 
-    Deviations from the authors' muown.py: gains are taken from the weights in each step, with the
-    sign that they have, so that whoever else changes a weight (averages, projections, a checkpoint)
-    is respected; a row of zeros counts as 1e-12 long (there a division by 0); a tensor of 3 n rows
-    is one matrix (there always three, as q, k, v: store them as a stack). Without Nesterov and
-    decay this is NVIDIA's Emerging-Optimizers' form with its extra factor at 0.2. A row of the
-    gradient that is parallel to its weight has g_V of rounding noise, which msign blows up.
+    Deviations from the authors' muown.py: gains are recomputed from the weights in each step, with
+    their current sign, so other changes of a weight (averages, projections, a checkpoint) take
+    effect; a row of zeros has norm 1e-12 (theirs divides by 0); a tensor with 3 n rows is one
+    matrix (theirs splits it into q, k, v: store them as a stack). Without Nesterov and decay this
+    is the form of NVIDIA's Emerging-Optimizers with its extra factor at 0.2. If a row of the
+    gradient is parallel to its weight, g_V is rounding noise, which msign amplifies.
 
     Cost: 1 gradient evaluation per step, 1 state tensor per matrix and 4 numbers per row.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(
@@ -81,18 +82,19 @@ class Muown(MatrixOptimizer):
             rows = before - rate * o
             entry["gain"] = gain - group["lr"] * adam(entry, gain_grad, group)
             entry["row_norm"] = row_norms(rows)
-            # The change: a step of zero then leaves the weights to the bit.
+            # Add the difference, so that a zero step leaves the weights bitwise unchanged.
             new, old = entry["gain"] * rows / entry["row_norm"], gain * before / row_norms(before)
             p.mul_(1 - group["lr"] * group["weight_decay"]).add_((new - old).reshape(p.shape))
 
 
 def row_norms(matrices: Tensor) -> Tensor:
-    """Length of each row (stack, m, 1), at least FLOOR."""
+    """Return the norm of each row, (stack, m, 1), at least FLOOR."""
     return torch.linalg.vector_norm(matrices, dim=-1, keepdim=True).clamp_min(FLOOR)
 
 
 def split(entry: dict, p: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(U, gain, g_gain, g_V) of one parameter as stacks; makes its state."""
+    """Return (U, gain, g_gain, g_V) of one parameter, matrices (stack, m, n) and row values
+    (stack, m, 1); create its state in the first step."""
     grads = matrix_gradient(p)
     weights = as_matrices(p).to(grads.dtype)
     norms = row_norms(weights)
@@ -107,7 +109,7 @@ def split(entry: dict, p: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def adam(entry: dict, grads: Tensor, group: dict) -> Tensor:
-    """Adam's direction for the gains; advances its moments."""
+    """Update the moments of the gains and return Adam's direction, (stack, m, 1)."""
     beta1, beta2 = group["betas"]
     entry["step"] += 1
     entry["gain_avg"].lerp_(grads, 1 - beta1)

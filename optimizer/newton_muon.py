@@ -1,4 +1,4 @@
-"""Newton-Muon, arXiv 2604.01472: Muon on the gradient times the inverse covariance of inputs."""
+"""Newton-Muon, arXiv 2604.01472: Muon on the gradient times the inverse input covariance."""
 
 from collections.abc import Iterable
 
@@ -19,30 +19,32 @@ SEARCH_SPACE = {
     "damping": (0.02, 2.0, "log"),
     "adamw.lr": (1e-4, 1e-2, "log"),
 }
-# Momentum; K and the sum of inputs, and from the first refresh on its inverse.
+# Momentum; K and the sum of z z^T; from the first refresh on also P. (n, n) all but the first.
 COST = {"gradient_evaluations": 1, "state_tensors": 3}
 TESTED_AGAINST = "plain numpy, Muon"
 
-START, FLOOR = 1e-3, 1e-8  # K at first, over the identity; added to gamma
+START, FLOOR = 1e-3, 1e-8  # initial K / identity; constant in gamma
 
 
 class NewtonMuon(LayerOptimizer):
-    """Muon that whitens the inputs z (n) of each Linear and Conv2d first, for a weight (m, n):
+    """Muon on gradients (m, n) whitened by the inputs z (n) of each Linear and Conv2d:
 
         every refresh_interval steps:  K <- stat_decay K + (1 - stat_decay) mean of z z^T
                                        P = (K + gamma I)^-1,  gamma = damping tr(K) / n + 1e-8
         G <- G P (from the first refresh on), then Muon: average, Nesterov, msign, scale, decay
 
-    K starts as I / 1000; the mean runs over all rows (tokens, positions of a patch) since the last
-    refresh. Of P only the direction survives msign, but the momentum mixes gradients under
-    different P around a refresh. Where the Cholesky factor fails P is the identity.
+    K starts as I / 1000. The mean is over all rows (tokens, or positions of patches) since the last
+    refresh. msign is invariant to the scale of P; after a refresh the momentum mixes gradients
+    whitened by different P. If the Cholesky factorization fails, P is the identity.
 
-    On this track: the weights of the layers that K-FAC would take (see there); biases, and all
-    else, take AdamW. Which passes count: parts/layers.py, Recorder. The record cuts one wide layer
-    into four blocks, and layers of one input share K there: neither is done here.
+    The matrix track has the weights of the layers that K-FAC supports (see there); biases and all
+    other parameters take AdamW. parts/layers.py, Recorder, says which passes count. Deviation: the
+    modded-nanogpt record splits one wide layer into four blocks and shares K between layers with
+    the same input.
 
-    Cost: 1 gradient evaluation per step; momentum and three matrices (n, n) per layer; a product of
-    the inputs each step, and every refresh_interval steps a Cholesky inverse.
+    Cost: 1 gradient evaluation per step; momentum and three matrices (n, n) per layer; a product
+    z z^T per step, and every refresh_interval steps a Cholesky inverse.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     weights_only = True
@@ -72,7 +74,7 @@ class NewtonMuon(LayerOptimizer):
             "scale": scale, **polar_options(ns_steps, orthogonalizer, ns_dtype),
             "damping": damping, "stat_decay": stat_decay, "refresh_interval": refresh_interval})
 
-    @torch.compiler.disable  # it would lose what the hooks recorded
+    @torch.compiler.disable  # a compiled graph would lose the recorded statistics
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """Apply the update of the class docstring in place."""
         grads = [self._whitened(p, group) for p in params]
@@ -85,7 +87,7 @@ class NewtonMuon(LayerOptimizer):
             p.add_(o.reshape(p.shape), alpha=-group["lr"] * c)
 
     def _whitened(self, p: Tensor, group: dict) -> Tensor:
-        """G P, shaped as `p`; gathers what the hook recorded and refreshes P where due."""
+        """Return G P in the shape of `p`; add the recorded inputs to K and refresh P if due."""
         state, recorder, grad = self.state[p], self.recorders[p], matrix_gradient(p)
         if "step" not in state:
             identity = torch.eye(grad.shape[-1], dtype=grad.dtype, device=grad.device)
@@ -107,7 +109,7 @@ class NewtonMuon(LayerOptimizer):
 
 
 def damped_inverse(covariance: Tensor, damping: float) -> Tensor:
-    """(K + gamma I)^-1, the identity where its Cholesky factor fails."""
+    """Return (K + gamma I)^-1, (n, n), or the identity if its Cholesky factorization fails."""
     n = len(covariance)
     identity = torch.eye(n, dtype=covariance.dtype, device=covariance.device)
     gamma = damping * covariance.trace() / n + FLOOR

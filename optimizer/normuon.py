@@ -1,4 +1,4 @@
-"""NorMuon, Li et al. 2025, arXiv 2510.05491: Muon with the norms of its rows evened out."""
+"""NorMuon, Li et al. 2025, arXiv 2510.05491: Muon with normalized rows of the update."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -20,26 +20,26 @@ SEARCH_SPACE = {
     "momentum": [0.9, 0.95, 0.98],
     "adamw.lr": (1e-4, 1e-2, "log"),
 }
-COST = {"gradient_evaluations": 1, "state_tensors": 2}  # the second one value a row
+COST = {"gradient_evaluations": 1, "state_tensors": 2}  # the second has one value per row
 TESTED_AGAINST = "plain numpy, Muon"
 
-EPS = 1e-10  # the authors' code
+EPS = 1e-10  # as in the authors' code
 NormScale = Literal["official", "paper"]
 
 
 class NorMuon(MatrixOptimizer):
-    """Muon whose rows (neurons) are divided by a running RMS, the whole norm kept.
+    """Muon with each row (neuron) of the update divided by its running RMS, at the same norm.
 
         M <- momentum M + (1 - momentum) g;  U = Nesterov of M;  O = msign(U)
-        v <- beta2 v + (1 - beta2) mean of O^2 over each row        (one value a row)
+        v <- beta2 v + (1 - beta2) mean of O^2 over each row        (m, 1)
         O' = O / sqrt(v),   O'' = O' ||O||_F / ||O'||_F
         W <- (1 - lr weight_decay) W - lr sqrt(max(1, m/n)) O''
 
-    scale="paper" has 0.2 sqrt(m n) O' / ||O'||_F instead of the last factor. Deviation: rows are
-    those of the flattened (out, in * kernel) matrix; the authors' code takes a convolution's
-    kernel rows.
+    scale="paper" uses the update lr 0.2 sqrt(m n) O' / ||O'||_F instead. Deviation: the rows of a
+    convolution are those of the matrix (out, in * kernel); the authors' code uses kernel rows.
 
     Cost: 1 gradient evaluation per step, 1 state tensor per matrix and one value per row.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class NorMuon(MatrixOptimizer):
                 state["second_momentum_buffer"] = torch.zeros_like(o[..., :1])
             v = state["second_momentum_buffer"]
             v.lerp_(o.square().mean(-1, keepdim=True), 1 - group["beta2"])
-            evened = o / (v.sqrt() + EPS)
-            length = torch.linalg.vector_norm(evened, dim=(-2, -1), keepdim=True) + EPS
+            scaled = o / (v.sqrt() + EPS)
+            length = torch.linalg.vector_norm(scaled, dim=(-2, -1), keepdim=True) + EPS
             if group["scale"] == "official":
-                kept = torch.linalg.vector_norm(o, dim=(-2, -1), keepdim=True)
-                update = evened * (kept / length) * step_scale(p.shape, "keller", "flattened")
+                original = torch.linalg.vector_norm(o, dim=(-2, -1), keepdim=True)
+                update = scaled * (original / length) * step_scale(p.shape, "keller", "flattened")
             else:
-                update = evened * (0.2 * (o.shape[-2] * o.shape[-1]) ** 0.5 / length)
+                update = scaled * (0.2 * (o.shape[-2] * o.shape[-1]) ** 0.5 / length)
             p.add_(update.reshape(p.shape), alpha=-group["lr"])

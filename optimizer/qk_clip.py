@@ -1,6 +1,6 @@
-"""QK-Clip, Kimi Team 2025, arXiv 2507.20534 (MuonClip): W_Q and W_K of heads whose logits explode.
+"""QK-Clip, Kimi Team 2025, arXiv 2507.20534 (MuonClip): rescale W_Q and W_K of large logits.
 
-Su 2025, "QK-Clip" (kexue.fm 11126), gives the reasoning.
+Derivation: Su 2025, "QK-Clip" (kexue.fm 11126).
 """
 
 from typing import Protocol
@@ -21,32 +21,33 @@ TESTED_AGAINST = "by hand"
 
 
 class AttentionLayer(Protocol):
-    """What QKClip needs of an attention layer, whose projections have no bias."""
+    """The interface QKClip requires of an attention layer, whose projections have no bias."""
 
     W_Q: Tensor  # (heads, d_head, d_model)
     W_K: Tensor  # (key heads, d_head, d_model)
-    max_logits: Tensor | None  # (heads,), raised by training passes to the largest logits
+    max_logits: Tensor | None  # (heads,), running maximum updated by training passes
 
 
 class QKClip(Wrapper):
-    """After each step of `base`, per head, with S the largest logit q.k / sqrt(d_head) of the
-    forward passes of that step (before the softmax, causal entries only, signed):
+    """Rescales W_Q and W_K of each attention head with large logits after each step of `base`:
 
         gamma = min(1, tau / S)
         W_Q <- sqrt(gamma) W_Q,   W_K <- sqrt(gamma) W_K
 
-    or W_Q <- gamma W_Q alone where query heads share a key head. Every logit of the head shrinks
-    by gamma; heads with S <= tau, the gradient and the state of `base` are not changed.
+    where S is the head's largest logit q.k / sqrt(d_head) (signed, before the softmax, causal
+    entries only) in the forward passes of the step. If query heads share a key head, only
+    W_Q <- gamma W_Q. All logits of the head shrink by gamma. Heads with S <= tau, gradients and the
+    state of `base` are not changed.
 
-    `model` exposes its logits by a method `attention_layers()`, a list of `AttentionLayer`s, whose
-    max_logits is None, and nothing is recorded, until a QKClip is built. Raises ValueError for
-    another model: one with QK-norm (Qwen3) has no such method, since its logits do not scale with
-    W_Q.
+    `model` must have a method `attention_layers()` that returns a list of `AttentionLayer`s. Their
+    max_logits is None, which records nothing, until a QKClip is built. Models with QK-norm (Qwen3)
+    have no such method, since their logits do not scale with W_Q.
 
-    With gradient accumulation and sharpness-aware passes S is the maximum over all passes, with
+    With gradient accumulation and sharpness-aware passes S is the maximum over all passes, and with
     torch.distributed over all processes.
 
-    Cost: no gradient evaluation of its own, no state; a maximum over the logits of each pass.
+    Cost: no additional gradient evaluation, no state; a maximum over the logits of each pass.
+    Raises ValueError for an invalid argument or a model without `attention_layers`.
     """
 
     def __init__(self, base: Optimizer, model: nn.Module, tau: float = 100.0) -> None:
@@ -69,9 +70,9 @@ class QKClip(Wrapper):
         return {**super().diagnostics, "max_logit": float(self.largest),
                 "clipped_heads": float(self.clipped)}
 
-    @torch.compiler.disable  # it would lose the attributes
+    @torch.compiler.disable  # a compiled graph would lose the attributes set here
     def after_step(self) -> None:
-        """Clip each head by the largest logit of the step, and start recording again."""
+        """Rescale each head by its largest logit of the step and reset the recorded maxima."""
         recorded = [layer.max_logits for layer in self.layers if layer.max_logits is not None]
         for layer, largest in zip(self.layers, recorded, strict=True):
             if dist.is_initialized():

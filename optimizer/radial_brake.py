@@ -1,4 +1,4 @@
-"""Radial brake, NVIDIA 2026 (Emerging-Optimizers), and track 3 of modded-nanogpt: less growth."""
+"""Radial brake, NVIDIA 2026 (Emerging-Optimizers) and modded-nanogpt, track 3: damp norm growth."""
 
 from typing import Literal
 
@@ -19,17 +19,19 @@ Kind = Literal["pin", "norm"]
 
 
 class RadialBrake(Delta):
-    """Scales the radial part of each matrix's step by s: `outward` if it grows, else `inward`.
+    """Scales the radial part of each matrix's step by s: `outward` if its norm grows, or `inward`.
 
-    kind "pin", with the radial part r = (<u, W> / ||W||^2) W of u, which grows if <u, W> < 0:
+    kind "pin": r = (<u, W> / ||W||^2) W is the radial part of u; the norm grows if <u, W> < 0.
 
         u <- u - r + s r,   X = W - lr u,   W <- X (||W|| - lr <u, W> / ||W||) / ||X||
 
-    so that a tangential step does not grow at all. kind "norm" is NVIDIA's, by the norms n0 and n1
-    before and after the step of `base`: W <- W_base (n0 + s (n1 - n0)) / n1, which keeps s times
-    the second-order growth of a tangential step.
+    A tangential step then does not change the norm. kind "norm" is NVIDIA's, with the norms n0 and
+    n1 before and after the step of `base`: W <- W_base (n0 + s (n1 - n0)) / n1, which keeps s times
+    the second-order growth of a tangential step. Norms are Frobenius norms per matrix (m, n).
 
-    Cost: no gradient evaluation of its own, no state.
+    Cost: no additional gradient evaluation, no state.
+    Raises ValueError for an invalid argument, and if `base` has a weight decay or complex
+    parameters.
     """
 
     stage, pins = "update length", True
@@ -42,7 +44,7 @@ class RadialBrake(Delta):
         self.outward, self.inward, self.kind = outward, inward, kind
 
     def move(self, p: Tensor, w: Tensor, u: Tensor, group: dict) -> Tensor:
-        """The step of the class docstring."""
+        """Return the weights after the step of the class docstring."""
         n0, lr = norm(w), group["lr"]
         if self.kind == "norm":
             x = w - lr * u
@@ -54,5 +56,5 @@ class RadialBrake(Delta):
         s = torch.where(growth > 0, torch.full_like(growth, self.outward), self.inward)
         if self.kind == "pin":
             x = w - lr * (u + (s - 1) * radial * unit)
-        # A matrix of zeros has no radius to keep.
+        # A matrix of zeros has no radial direction.
         return torch.where(n0 > 0, over(n0 + s * growth, norm(x)) * x, x)

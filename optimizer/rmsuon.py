@@ -1,4 +1,4 @@
-"""RMSuon (dmf-archive/ARS): the orthogonalized momentum, made as long as Adam's step."""
+"""RMSuon (dmf-archive/ARS): the orthogonalized momentum, scaled to the norm of Adam's step."""
 
 from collections.abc import Iterable
 
@@ -24,17 +24,18 @@ TESTED_AGAINST = "by hand, plain numpy"
 
 
 class RMSuon(MatrixOptimizer):
-    """Muon's direction with Adam's length for matrices, AdamW for everything else.
+    """Muon's direction with the norm of Adam's step for matrices, AdamW for everything else.
 
         m <- beta1 m + (1 - beta1) g,   v <- beta2 v + (1 - beta2) g^2
-        E = || m_hat / (sqrt(v_hat) + eps) ||_F        (the energy: the length of Adam's step)
+        E = || m_hat / (sqrt(v_hat) + eps) ||_F        (the energy: norm of Adam's direction)
         O = msign(m_hat)
         W <- (1 - lr weight_decay) W - lr E O / ||O||_F
 
-    so ||dW||_F = lr E exactly. Of a 3-D stack each matrix has its own energy
-    (`energy_scope="tensor"`: one for the whole stack, as the released code has it).
+    so ||dW||_F = lr E exactly. Each matrix of a 3-D stack has its own energy
+    (`energy_scope="tensor"`: one for the whole stack, as in the released code).
 
     Cost: 1 gradient evaluation per step, 2 state tensors per matrix.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(
@@ -66,12 +67,12 @@ class RMSuon(MatrixOptimizer):
 
 
 def rmsuon_updates(state: dict, params: list[Tensor], group: dict) -> list[Tensor]:
-    """E O / ||O||_F of each matrix, in its shape; the moments are advanced."""
+    """Update the moments; return E O / ||O||_F of each parameter, in its shape."""
     exp_avgs, exp_avg_sqs, steps = moments(state, params)
     grads = grads_of(params)
     update_moments(exp_avgs, exp_avg_sqs, grads, grads, group["betas"])
     u = whitened(exp_avgs, exp_avg_sqs, steps, group["betas"], group["eps"])
-    # msign does not see the positive factor by which m_hat and m differ.
+    # m_hat and m differ by a positive factor, to which msign is invariant.
     polar = msign(exp_avgs, group)
     return [with_energy(o, as_matrices(direction), "frobenius", group["energy_scope"])
             .reshape(p.shape) for p, o, direction in zip(params, polar, u, strict=True)]

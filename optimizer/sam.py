@@ -1,4 +1,4 @@
-"""SAM, Foret et al. 2020, arXiv 2010.01412: descend by the gradient at the worst point nearby."""
+"""SAM, Foret et al. 2020, arXiv 2010.01412: use the gradient at the worst point nearby."""
 
 
 from torch import Tensor
@@ -19,16 +19,17 @@ TESTED_AGAINST = "by hand, plain numpy, pytorch_optimizer"
 class SAM(SharpnessWrapper):
     """Gives `base` the gradient at W + rho g / ||g|| instead of g (Algorithm 1, eq. 2).
 
-    The norm is taken over all parameters together. Each time `base` asks for a gradient it gets
-    the one at the perturbed weights, with the weights restored and the loss at the weights
-    themselves; so SAM wraps any optimizer.
+    The norm is over all parameters. Whenever `base` calls its closure, it gets the gradient at the
+    perturbed weights and the loss at the unperturbed ones, and the weights are restored. SAM can
+    therefore wrap any optimizer.
     `rho_schedule` "lr" and "gap" (target loss rise `rho_gap`): parts/radius.py.
 
-    local: with several processes each one perturbs by the gradient of its own part of the batch
-    (m-sharpness, section 4.1), which is not communicated: half the traffic, a different result.
-    The closure must accept `synchronize=False`.
+    local: with several processes, each perturbs by the gradient of its own part of the batch
+    (m-sharpness, section 4.1) without communicating it: half the traffic, a different result. The
+    closure must then accept `synchronize=False`.
 
     Cost: 2 gradient evaluations per gradient of `base`; no state.
+    Raises ValueError for an invalid argument, and in a step without a closure or `first_step`.
     """
 
     def __init__(self, base: Optimizer, rho: float = 0.05, rho_schedule: RhoSchedule = "constant",
@@ -37,10 +38,10 @@ class SAM(SharpnessWrapper):
         self.local = local
 
     def first_loss(self, closure: Closure) -> Tensor:
-        """Leave the gradient at the weights in `p.grad`, this process's own if `local`."""
+        """Leave the gradient at the unperturbed weights in `p.grad`, not reduced if `local`."""
         return closure(synchronize=False) if self.local else closure()
 
     def ascend(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The offsets of the class docstring; the second gradient is used as it is."""
+        """Return the offsets of the class docstring; the second gradient is used unchanged."""
         grads = grads_of(params)
         return perturbation(params, grads, self.radius, "global", "none"), []

@@ -1,4 +1,4 @@
-"""Schedule-Free, Defazio et al. 2024, arXiv 2405.15682: an average in the place of a schedule."""
+"""Schedule-Free, Defazio et al. 2024, arXiv 2405.15682: averaging instead of a schedule."""
 
 import torch
 from torch import Tensor
@@ -16,20 +16,23 @@ TESTED_AGAINST = "plain numpy"
 
 
 class ScheduleFree(TwoWeights, Delta):
-    """Moves z by the steps that `base` takes at y, and evaluates their average x (eq. 3 to 5):
+    """Applies the updates of `base`, computed at y, to z, and evaluates the average x (eq. 3 to 5):
 
         z <- z - lr (u + weight_decay y)
         x <- (1 - c) x + c z
         y = (1 - momentum) z + momentum x
 
-    with c the share of t^r R^weight_lr_power in its sum over steps t, R the largest rate so far. In
-    training the model holds y; `eval()` puts x there. All parameters take part. momentum is beta_1:
-    `base` should have none of its own (AdamW with betas (0, beta_2) makes it Schedule-Free AdamW of
-    release 1.4). The rate is constant, after a warm-up if wanted: [schedule] refuses any other.
+    u is the direction of `base` at y. c = w_t / (sum of w_s up to t) with the weight w_t =
+    t^r R^weight_lr_power of step t, R the largest lr so far. The model holds y in training;
+    `eval()` replaces it by x. All parameters take part. momentum is beta_1, so `base` should have
+    no momentum: AdamW with betas (0, beta_2) gives Schedule-Free AdamW of release 1.4. lr must be
+    constant, optionally after a warm-up: [schedule] rejects any other.
 
-    Deviation: x and z are both kept; the authors' code recovers x, up to rounding.
+    Deviation: x and z are both stored; the authors' code recomputes x, up to rounding.
 
-    Cost: no gradient evaluation of its own; 2 state tensors per parameter, 3 while evaluating.
+    Cost: no additional gradient evaluation; 2 state tensors per parameter, 3 while evaluating.
+    Raises ValueError for an invalid argument, a `base` with its own weights for evaluation, and a
+    step in eval mode.
     """
 
     stage, accepts_decay = "outer step", True
@@ -46,7 +49,7 @@ class ScheduleFree(TwoWeights, Delta):
 
     @torch.compiler.disable
     def after_step(self) -> None:
-        """The three points of the class docstring."""
+        """Update z and x, and set the model's weights to y, as in the class docstring."""
         c = self._average_rate()
         for group in self.param_groups:
             decay = float(group["lr"]) * self.weight_decay
@@ -58,15 +61,15 @@ class ScheduleFree(TwoWeights, Delta):
                     p.copy_(z.lerp(x.lerp_(z, c), self.momentum))
 
     def _average_rate(self) -> float:
-        """c of this step, counted."""
-        own = self.scalars
-        own["steps"] += 1
+        """Count the step and return its c."""
+        scalars = self.scalars
+        scalars["steps"] += 1
         rate = max(float(group["lr"]) for group in self.param_groups)
-        own["largest_rate"] = max(own["largest_rate"], rate)
-        weight = own["steps"] ** self.r * own["largest_rate"] ** self.weight_lr_power
-        own["weight_sum"] += weight
-        return weight / own["weight_sum"] if weight else 0.0
+        scalars["largest_rate"] = max(scalars["largest_rate"], rate)
+        weight = scalars["steps"] ** self.r * scalars["largest_rate"] ** self.weight_lr_power
+        scalars["weight_sum"] += weight
+        return weight / scalars["weight_sum"] if weight else 0.0
 
     def evaluated(self, p: Tensor) -> Tensor | None:
-        """x."""
+        """Return x."""
         return self.state[p].get("x")

@@ -1,4 +1,4 @@
-"""Shampoo, Gupta et al. 2018, arXiv 1802.09568, Algorithm 1: both sides of the gradient whitened.
+"""Shampoo, Gupta et al. 2018, arXiv 1802.09568, Algorithm 1: two-sided matrix preconditioning.
 
 Moving averages, filtering, grafting: Shi et al. 2023, arXiv 2309.06497 (Distributed Shampoo).
 """
@@ -21,7 +21,7 @@ SEARCH_SPACE = {
     "beta2": [0.95, 0.99, 1.0],
     "graft": ["none", "adam"],
 }
-COST = {"gradient_evaluations": 1, "state_tensors": 5}  # one like the matrix, four square
+COST = {"gradient_evaluations": 1, "state_tensors": 5}  # one of shape (m, n), four square
 TESTED_AGAINST = "by hand, plain numpy, pytorch_optimizer"
 
 GRAFT_EPS = 1e-8  # added to Adam's denominator
@@ -29,7 +29,7 @@ Graft = Literal["none", "sgd", "adam"]
 
 
 class Shampoo(MatrixOptimizer):
-    """The momentum between inverse roots of the Kronecker statistics of the gradient.
+    """Preconditions the momentum (m, n) by inverse roots of Kronecker statistics L and R.
 
         L <- beta2 L + (1 - beta2) G G^T,   R <- beta2 R + (1 - beta2) G^T G
         M <- momentum M + (1 - momentum) G
@@ -37,25 +37,27 @@ class Shampoo(MatrixOptimizer):
         graft: P <- P ||D|| / ||P||   with D = M_hat ("sgd") or Adam's direction ("adam")
         W <- (1 - lr weight_decay) W - lr P
 
-    L_hat = L / (1 - beta2^t), R_hat and M_hat likewise. beta2 = 1 sums, as in the paper (and
-    makes "adam" AdaGrad). The first step of full rank is Muon's: P = msign(G) for exponent 1/4
-    and eps 0. A side longer than max_precond_dim is left alone and the other takes twice the
-    exponent; with both left alone (0) this is SGD with momentum.
+    L_hat = L / (1 - beta2^t), R_hat and M_hat likewise. With beta2 = 1, L and R are sums, as in the
+    paper (and graft "adam" is AdaGrad). If G has full rank the first step is Muon's: P = msign(G)
+    for exponent 1/4 and eps 0. A side longer than max_precond_dim is not preconditioned, and the
+    other side uses twice the exponent; max_precond_dim = 0 is SGD with momentum.
 
-    Roots are computed by eigh in the first precondition_frequency steps and then every so many:
-    early statistics are of low rank, and a root of them would multiply what comes new by
-    eps^(-exponent). For more than 1, and on real problems, take beta2 < 1 and graft = "adam".
+    Roots are computed by eigh in each of the first precondition_frequency steps and then every
+    precondition_frequency steps: early statistics have low rank, and an old root would multiply new
+    gradient directions by eps^(-exponent). For precondition_frequency > 1, and on real problems,
+    use beta2 < 1 and graft = "adam".
 
-    Deviations: a convolution is one matrix (out, in * kernel) with exponent 1/4 a side, a 3-D
-    tensor a stack of matrices; the paper (and pytorch_optimizer.Shampoo) has 1 / (2 order) for
-    every axis of a tensor of that order. eps enters where the root is taken, not as L_0 = eps I:
-    the same for beta2 = 1, while an average would forget it (pytorch_optimizer.ScalableShampoo,
-    which also leaves out the bias correction: a factor sqrt(1 - beta2^t) of P). Released ports
-    with exponent 1/order exist (moskomule): exponent = 0.5; Algorithm 1 decides for 1/4.
+    Deviations: a convolution is one matrix (out, in * kernel) with exponent 1/4 per side, a 3-D
+    tensor a stack of matrices; the paper (and pytorch_optimizer.Shampoo) uses 1 / (2 order) for
+    every axis of a tensor of that order. eps is added when the root is computed, not as L_0 =
+    eps I: the same for beta2 = 1, while a moving average would decay L_0 (pytorch_optimizer's
+    ScalableShampoo, which also omits the bias correction: a factor sqrt(1 - beta2^t) of P). Other
+    ports use 1/order (moskomule), which is exponent = 0.5; Algorithm 1 has 1/4.
 
     Cost: 1 gradient evaluation per step, 1 + 2 (m^2 + n^2) / (m n) state tensors per matrix (1 more
     for graft = "adam"), products of 2 m n (m + n), and every precondition_frequency steps an eigh
-    a side, of order 10 (m^3 + n^3).
+    per side, of order 10 (m^3 + n^3).
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Shampoo(MatrixOptimizer):
             p.add_(direction.reshape(p.shape), alpha=-group["lr"])
 
     def _direction(self, entry: dict, grads: Tensor, group: dict) -> Tensor:
-        """P of one stack of gradients (stack, m, n); advances its state."""
+        """Update the state and return P for one stack of gradients, both (stack, m, n)."""
         if "step" not in entry:
             entry.update(step=0, exp_avg=torch.zeros_like(grads))
         entry["step"] += 1
@@ -111,24 +113,25 @@ class Shampoo(MatrixOptimizer):
 
 
 def correction(beta2: float, step: int) -> float:
-    """By which an average of `step` terms falls short: 1 - beta2^step; 1 for the sum, beta2 = 1."""
+    """Return the divisor for bias correction after `step` terms, 1 - beta2^step; 1 for a sum."""
     return 1 - beta2**step if beta2 < 1 else 1.0
 
 
 def update_roots(entry: dict, grads: Tensor, group: dict) -> None:
-    """Advance the statistics of a state entry and, where it is time, their inverse roots."""
+    """Update the statistics of a state entry and, if due in this step, their inverse roots."""
     step, frequency = entry["step"], group["precondition_frequency"]
-    kept = sides(grads.shape, group["max_precond_dim"])
-    for side in kept:
+    preconditioned = sides(grads.shape, group["max_precond_dim"])
+    for side in preconditioned:
         statistic = accumulate(entry, side, grads, group["beta2"])
         if step <= frequency or step % frequency == 0:
-            exponent = group["exponent"] * 2 / len(kept)
+            exponent = group["exponent"] * 2 / len(preconditioned)
             entry[f"{side}_root"] = inverse_root(
                 statistic / correction(group["beta2"], step), exponent, group["eps"])
 
 
 def adam_direction(entry: dict, momentum: Tensor, grads: Tensor, beta2: float) -> Tensor:
-    """momentum / (sqrt(v_hat) + GRAFT_EPS), v the average of squares, or their sum if beta2 = 1."""
+    """Update v, the average of squares (their sum if beta2 = 1), and return momentum / (sqrt(v_hat)
+    + GRAFT_EPS)."""
     if "exp_avg_sq" not in entry:
         entry["exp_avg_sq"] = torch.zeros_like(grads)
     weight = 1 - beta2 if beta2 < 1 else 1.0
@@ -138,6 +141,6 @@ def adam_direction(entry: dict, momentum: Tensor, grads: Tensor, beta2: float) -
 
 
 def with_length_of(direction: Tensor, other: Tensor) -> Tensor:
-    """Each matrix of `direction` scaled to the Frobenius norm of its partner in `other`."""
+    """Scale each matrix of `direction` to the Frobenius norm of the same matrix of `other`."""
     lengths = [torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) for x in (direction, other)]
     return direction * (lengths[1] / lengths[0].clamp_min(torch.finfo(direction.dtype).tiny))

@@ -21,14 +21,16 @@ TESTED_AGAINST = "by hand, pytorch_optimizer"
 
 
 class Signum(FirstOrder):
-    """Every entry moves by lr, in the direction of its momentum; momentum = 0 is signSGD.
+    """Moves every entry by lr against the sign of its momentum; momentum = 0 is signSGD.
 
         m <- momentum m + (1 - momentum) g      (l2: g <- g + weight_decay W first)
         W <- (1 - lr weight_decay) W - lr sign(m)
 
-    The authors' text has the decay decoupled, their code adds it to the gradient: `l2=True`.
+    The weight decay is decoupled in the paper and added to the gradient in the authors' code
+    (`l2=True`).
 
     Cost: 1 gradient evaluation per step, 1 state tensor per parameter.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(self, params: Iterable, lr: float = 1e-4, momentum: float = 0.9,

@@ -17,7 +17,7 @@ SEARCH_SPACE = {
     "betas": [[0.9, 0.95], [0.95, 0.95], [0.95, 0.99]],
     "precondition_frequency": [1, 10, 100],
 }
-COST = {"gradient_evaluations": 1, "state_tensors": 6}  # two like the matrix, four square
+COST = {"gradient_evaluations": 1, "state_tensors": 6}  # two of shape (m, n), four square
 TESTED_AGAINST = "plain numpy, torch.optim.AdamW, pytorch_optimizer"
 
 
@@ -31,22 +31,24 @@ class SOAP(MatrixOptimizer):
         L <- shampoo_beta L + (1 - shampoo_beta) G G^T,     R likewise with G^T G
         every precondition_frequency steps: Q_L <- qr(L Q_L), Q_R likewise
 
-    The first step only makes the bases, by eigh, and leaves the weights (authors' code). A side
-    longer than max_precond_dim is not rotated; with neither side rotated (0) this is Adam. While
-    statistics are of low rank the basis of their null space is arbitrary, and the update with it:
-    two right implementations then agree only if they start from the same one.
+    The first step only computes the bases, by eigh, and does not change the weights (as in the
+    authors' code). A side longer than max_precond_dim is not rotated; max_precond_dim = 0 rotates
+    neither side and is Adam. While a statistic has low rank, the basis of its null space is
+    arbitrary, and so is the update: two correct implementations then agree only if they start from
+    the same basis.
 
-    Deviations from the authors' soap.py: eps is added to the corrected sqrt(V_hat), as line 8 of
-    Algorithm 3 has it and torch's Adam (there to sqrt(V): eps / sqrt(1 - beta2^t) in effect);
-    decay comes before the update, as in torch's AdamW; a convolution is one matrix (out, in *
-    kernel), their merge_dims, where their default rotates each of its four sides; bases are
+    Deviations from the authors' soap.py: eps is added to the corrected sqrt(V_hat), as in line 8 of
+    Algorithm 3 and in torch's Adam (theirs is added to sqrt(V), in effect eps / sqrt(1 - beta2^t));
+    decay is applied before the update, as in torch's AdamW; a convolution is one matrix (out, in *
+    kernel), their merge_dims, while their default rotates each of its four sides; bases are
     refreshed in the precision of the statistics (pytorch_optimizer: always float32). The options
-    normalize_grads and precondition_1d are left out: vectors take AdamW, as in the paper.
-    `shampoo_beta` stays 0.95 whatever betas are; theirs follows betas[1] by default (-1).
+    normalize_grads and precondition_1d are not implemented: vectors take AdamW, as in the paper.
+    `shampoo_beta` is independent of betas; theirs is betas[1] by default (-1).
 
     Cost: 1 gradient evaluation per step, 2 + 2 (m^2 + n^2) / (m n) state tensors per matrix, matrix
     products of 3 m n (m + n) to rotate and m n (m + n) for the statistics, and every
-    precondition_frequency steps a product and a QR a side, of order m^3 + n^3.
+    precondition_frequency steps a product and a QR per side, of order m^3 + n^3.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(

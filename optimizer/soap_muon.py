@@ -28,30 +28,31 @@ TESTED_AGAINST = "by hand, plain numpy, Muon"
 
 
 class SOAPMuon(MatrixOptimizer):
-    """SOAP's direction, orthogonalized: whitened entry by entry in the eigenbasis, then by msign.
+    """Orthogonalizes SOAP's direction: whitening per entry in the eigenbasis, then msign.
 
         U = Q_L (M'_hat / (sqrt(V_hat) + eps)) Q_R^T        (all as in SOAP)
         W <- (1 - lr weight_decay) W - lr c(m, n) msign(U)        (c as in Muon)
 
-    msign(Q_L N Q_R^T) = Q_L msign(N) Q_R^T: orthogonalizing in the basis or out of it is the
-    same, and the rotation alone adds nothing. What it adds is where V divides: the limit of large
-    eps (a constant V) is Muon, without rotation (max_precond_dim=0) it is Muon^2, and in the
-    eigenbasis a direction is damped by how strong the gradient has been along it, whatever the
-    momentum has left of it.
+    Since msign(Q_L N Q_R^T) = Q_L msign(N) Q_R^T, the rotation alone changes nothing; only the
+    division by sqrt(V) in the eigenbasis does. In the limit of large eps (constant denominator)
+    this is Muon; without rotation (max_precond_dim=0) it is Muon^2. In the eigenbasis a direction
+    is damped by the gradient's past magnitude along it, whatever the momentum along it is.
 
-    As in SOAP the first step only makes the bases. nesterov: the momentum is beta1 M + (1 -
-    beta1) G, as in modded-nanogpt's SOAP-Muon (pull request 278); the authors' v1 has none.
+    As in SOAP, the first step only computes the bases. nesterov: the momentum is beta1 M + (1 -
+    beta1) G, as in modded-nanogpt's SOAP-Muon (pull request 278); the authors' v1 has no Nesterov.
 
-    A trap: a direction the gradient never takes is rounding divided by rounding, and msign makes
-    it as large as the others, where Muon leaves it small. In float32 an eps of a thousandth of
-    the gradient's entries keeps it below a hundredth of them; the authors' 1e-15 does not.
+    Caution: along a direction without any gradient, U is rounding error divided by rounding error,
+    and msign makes it as large as the others, while Muon keeps it small. In float32 an eps of a
+    thousandth of the gradient's entries keeps it below a hundredth of them; the authors' 1e-15
+    does not.
 
-    Deviations: the authors multiply lr by Adam's sqrt(1 - beta2^t) / (1 - beta1^t) although msign
-    has removed what it corrects: not here. v1 orthogonalizes by 10 + 2 Newton-Schulz steps and
-    makes the update's RMS 1, scale="moonlight" makes it 0.2; v2 has Keller's scale and takes the
-    entries' square root in the basis after msign, which no longer is a polar factor: left out.
+    Deviations: the authors multiply lr by Adam's sqrt(1 - beta2^t) / (1 - beta1^t), although msign
+    is invariant to the bias it corrects; this is omitted. v1 uses 10 + 2 Newton-Schulz steps and an
+    update of RMS 1; scale="moonlight" gives 0.2. v2 has Keller's scale and takes the square root of
+    the entries in the basis after msign, so the update is no polar factor; it is not implemented.
 
     Cost: 1 gradient evaluation per step; state and products of SOAP plus Muon's Newton-Schulz.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(

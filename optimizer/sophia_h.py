@@ -1,5 +1,5 @@
-"""Sophia-H, Liu et al. 2023, arXiv 2305.14342, Algorithm 3 with Hutchinson's estimate of curvature,
-here from a difference of gradients."""
+"""Sophia-H, Liu et al. 2023, arXiv 2305.14342, Algorithm 3 with Hutchinson's estimate of the
+Hessian's diagonal, here from a difference of gradients."""
 
 from collections.abc import Iterable
 
@@ -19,28 +19,31 @@ SEARCH_SPACE = {
     "weight_decay": (1e-2, 1.0, "log"),
     "gamma": (1e-3, 1.0, "log"),
 }
-COST = {"gradient_evaluations": 1.1, "state_tensors": 2}  # of gradients 1 + 1 / k
+COST = {"gradient_evaluations": 1.1, "state_tensors": 2}  # 1 + 1 / k gradient evaluations
 TESTED_AGAINST = "by hand"
 
-RADIUS = 1e-3  # of a probe's length, over that of all weights
+RADIUS = 1e-3  # norm of the probe r z over the norm of all weights
 
 
 class SophiaH(SharpnessAware, FirstOrder):
-    """A momentum over the diagonal of the Hessian, each entry clipped to a step of lr.
+    """Momentum divided by an estimate of the Hessian's diagonal, each entry's step clipped to lr.
 
         m <- beta1 m + (1 - beta1) g
         steps 1, k + 1, ...: h <- beta2 h + (1 - beta2) z (g(W + r z) - g) / r,  z of random signs
         W <- (1 - lr weight_decay) W - lr clip(m / max(gamma h, eps), -1, 1)
 
-    r z is a thousandth of ||W||; g(W + r z) is the closure's gradient of the same batch. The signs
-    are drawn from a generator of the step's number, so that a resumed run draws the same. Where h
-    is not positive the step is lr sign(m).
+    ||r z|| is a thousandth of ||W||, over all parameters; g(W + r z) is the closure's gradient of
+    the same batch. The generator of the signs is seeded by the step number, so a resumed run draws
+    the same signs. Where h is not positive the step is lr sign(m).
 
-    Deviations: the paper's product H z is exact and needs a graph of the gradient; this one is of
-    the order r off. Sophia-G, whose curvature needs labels drawn from the model, is left out. The
-    released code has rho = 0.04 with the batch size in tokens beside it: another scale of gamma.
+    Deviations: the paper computes the product H z exactly, by differentiating the gradient; the
+    difference here has an error of order r. Sophia-G, which needs labels sampled from the model, is
+    not implemented. In the released code rho = 0.04 is multiplied by the batch size in tokens, so
+    its scale differs from gamma's.
 
     Cost: 1 + 1 / k gradient evaluations per step, 2 state tensors per parameter.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter, and for
+    steps 1, k + 1, ... without a closure or `first_step`.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class SophiaH(SharpnessAware, FirstOrder):
         self.keep_sharpness(0.0, "constant", 0.0, step=0)
 
     def ascend(self, params: list[Tensor]) -> tuple[list[Tensor] | None, list[Tensor]]:
-        """The probe r z of every k-th step."""
+        """Return the offset r z of each parameter in every k-th step, otherwise None."""
         self.scalars["step"] += 1
         if (self.scalars["step"] - 1) % self.k:
             return None, []
@@ -71,7 +74,7 @@ class SophiaH(SharpnessAware, FirstOrder):
         return [z * r for z in signs], grads_of(params)
 
     def combine(self, params: list[Tensor], base: list[Tensor]) -> None:
-        """h from both gradients; the update sees the one at the weights."""
+        """Update h from both gradients; restore the gradient at the weights for the update."""
         signs = self._signs(params)
         r = self._radius(params, signs)
         beta2 = {p: group["betas"][1] for group in self.param_groups for p in group["params"]}
@@ -102,7 +105,7 @@ class SophiaH(SharpnessAware, FirstOrder):
 
 
 def random_signs(like: Tensor, seed: int) -> Tensor:
-    """Independent random signs, shaped as `like`; no global random state is used."""
+    """Return independent random signs in the shape of `like`; global random state is not used."""
     generator = torch.Generator(like.device).manual_seed(seed)
     bits = torch.randint(2, like.shape, generator=generator, device=like.device)
     return (2 * bits - 1).to(like.dtype)

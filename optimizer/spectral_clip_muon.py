@@ -1,6 +1,6 @@
 """SpectralClipMuon (dmf-archive/ARS, optimizer summary 4.5): Muon that clips singular values.
 
-The summary calls it QK-Clip, which is another method. Spectral clipping of updates on its own is
+The summary calls it QK-Clip, which is a different method. Spectral clipping of updates alone:
 Jiang et al. 2026, arXiv 2603.14315.
 """
 
@@ -29,20 +29,22 @@ TESTED_AGAINST = "by hand, plain numpy"
 
 
 class SpectralClipMuon(MatrixOptimizer):
-    """Muon with singular values clipped to a range in the place of all made 1.
+    """Muon with singular values clipped to a range instead of set to 1.
 
         M <- momentum M + (1 - momentum) g;  U = Nesterov of M
         X = U / sigma_max(U) = P S Q^T
         W <- (1 - lr weight_decay) W - lr c(m, n) P clip(S, smin, smax) Q^T       (c as in Muon)
 
-    smin = smax = 1 is Muon with exact msign; smin = 0, smax = 1 momentum of spectral norm 1. The
-    division makes the bounds numbers without unit and the update blind to the gradient's scale
-    (the summary clips the raw momentum). Singular values that are zero stay zero, as in msign.
+    smin = smax = 1 is Muon with exact msign; smin = 0, smax = 1 is momentum of spectral norm 1.
+    Because of the division the bounds have no unit and the update is invariant to the gradient's
+    scale (the summary clips the raw momentum). Zero singular values stay zero, as in msign.
 
-    By SVD: the clip is also a sum of three msigns, but Newton-Schulz is too coarse for it and the
-    sum ill-conditioned where a singular value is near a bound. On a GPU an SVD is slow.
+    The clip is computed by SVD. It can also be written as a sum of three msigns, but Newton-Schulz
+    is too inaccurate for that and the sum is ill-conditioned for singular values near a bound. An
+    SVD is slow on a GPU.
 
     Cost: 1 gradient evaluation per step, 1 state tensor per matrix; an SVD of each matrix.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(
@@ -78,9 +80,9 @@ class SpectralClipMuon(MatrixOptimizer):
 
 
 def spectral_clip(matrices: Tensor, smin: float, smax: float) -> Tensor:
-    """P clip(S / max(S), smin, smax) Q^T of each matrix P S Q^T of a stack (stack, m, n).
+    """Return P clip(S / max(S), smin, smax) Q^T of each matrix P S Q^T of (stack, m, n).
 
-    Singular values <= max(m, n) * eps * max(S) count as zero and stay so.
+    Singular values <= max(m, n) * eps * max(S) are set to zero.
     """
     p, s, qt = torch.linalg.svd(matrices, full_matrices=False)
     largest = s[..., :1]

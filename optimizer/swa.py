@@ -1,4 +1,4 @@
-"""SWA, Izmailov et al. 2018, arXiv 1803.05407: the mean of the weights every so many steps."""
+"""SWA, Izmailov et al. 2018, arXiv 1803.05407: the mean of weights sampled at equal intervals."""
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -14,12 +14,14 @@ TESTED_AGAINST = "plain numpy"
 
 
 class SWA(Averaged):
-    """Evaluates the mean of the weights after the steps start, start + every, start + 2 every ...
-    (with start 0 from `every` on); before the first of them the weights themselves.
+    """Evaluates the mean of the weights after steps start, start + every, start + 2 every ...
+    (with start 0: every, 2 every ...); before the first of these steps the weights themselves.
 
-    Usual: start in the last quarter of a run, `every` an epoch, with a constant rate from there.
+    Usual setting: start in the last quarter of a run, `every` one epoch, a constant lr from start.
 
-    Cost: no gradient evaluation of its own; 1 state tensor per parameter, 2 while evaluating.
+    Cost: no additional gradient evaluation; 1 state tensor per parameter, 2 while evaluating.
+    Raises ValueError for an invalid argument, a `base` with its own weights for evaluation, and a
+    step in eval mode.
     """
 
     def __init__(self, base: Optimizer, every: int = 10, start: int = 0) -> None:
@@ -31,16 +33,16 @@ class SWA(Averaged):
 
     @property
     def has_average(self) -> bool:
-        """Whether there is a mean of more than one."""
+        """Whether the mean is of more than one snapshot."""
         return self.scalars["snapshots"] > 1
 
     def is_due(self) -> bool:
-        """Whether the step that has just been made counts."""
+        """Whether the mean includes the weights after the current step."""
         since = self.scalars["steps"] - self.start
         return since >= 0 and since % self.every == 0
 
     def collect(self, p: Tensor, state: dict) -> None:
-        """The running mean."""
+        """Update the running mean."""
         if "average" not in state:
             state["average"] = wide(p)
         elif not self.scalars["snapshots"]:
@@ -54,5 +56,5 @@ class SWA(Averaged):
         self.scalars["snapshots"] += self.is_due()
 
     def evaluated(self, p: Tensor) -> Tensor | None:
-        """The mean."""
+        """Return the mean; None before the first snapshot."""
         return self.state[p].get("average") if self.scalars["snapshots"] else None

@@ -1,4 +1,4 @@
-"""Tiger, Su 2023 (bojone/tiger): Lion with one decay rate, and steps relative to the weights."""
+"""Tiger, Su 2023 (bojone/tiger): Lion with one decay rate and steps relative to the weights."""
 
 from collections.abc import Iterable
 
@@ -19,22 +19,23 @@ SEARCH_SPACE = {
 COST = {"gradient_evaluations": 1, "state_tensors": 1}
 TESTED_AGAINST = "by hand, plain numpy"
 
-VECTOR_RATE = 0.5  # what lr is multiplied by for biases and gains
+VECTOR_RATE = 0.5  # factor of lr for biases and gains
 
 
 class Tiger(FirstOrder):
-    """The sign of the momentum, at a rate relative to each tensor's size.
+    """Steps along the sign of the momentum, with a rate relative to the RMS of each tensor.
 
         m <- beta m + (1 - beta) g
         W <- W - lr_p (sign(m) + weight_decay W),   lr_p = lr max(rms_floor, RMS(W))
 
-    Vectors (biases, gains) take lr_p = lr / 2 and no decay, as the author's code has them by
-    name. The floor lets a tensor of zeros move at all. Deviations: an embedding has one RMS for the
-    table, not one for each row. Left out are the author's answer to a gradient with NaN, which
-    leaves m and shrinks W by 0.99 (here m keeps the NaN, and its sign is 0), and his accumulation
-    of gradients in m over several steps.
+    Vectors (biases, gains) use lr_p = lr / 2 and no decay; the author's code selects them by name.
+    rms_floor allows a tensor of zeros to move. Deviations: an embedding has one RMS for the whole
+    table, not one per row. Two features of the author's code are not implemented: on a NaN gradient
+    it keeps m and multiplies W by 0.99 (here m becomes NaN, and its sign is 0), and it can
+    accumulate gradients in m over several steps.
 
     Cost: 1 gradient evaluation per step, 1 state tensor per parameter.
+    Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.
     """
 
     def __init__(self, params: Iterable, lr: float = 1e-3, beta: float = 0.965,

@@ -1,4 +1,4 @@
-"""TR-Muon (a proposal of dmf-archive/ARS, worked out here): RMSuon's direction in a trust region.
+"""TR-Muon (proposed in dmf-archive/ARS, designed here): RMSuon's direction with a trust region.
 
 Sources of the rules for the radius: parts/trust_region.py.
 """
@@ -27,9 +27,9 @@ TESTED_AGAINST = "by hand, plain numpy"
 
 
 class TRMuon(TrustRegion):
-    """RMSuon with steps r times as long, r adapted to how well a model of the loss fits.
+    """RMSuon with steps scaled by r, adapted to the agreement of actual and predicted reduction.
 
-        s = -r lr E O / ||O||_F            (RMSuon's step for r = 1, for all matrices together)
+        s = -r lr E O / ||O||_F            (RMSuon's step for r = 1, of all matrices together)
         pred = -<g, s>                     (the reduction predicted by the gradient)
         "ratio"      ared = f(W) - f(W + s) on the same batch,  rho = avg(ared) / avg(pred)
         "curvature"  y = g(W + s) - g(W) on the same batch, rho = 1 - avg(<s, y>) / (2 avg(pred))
@@ -37,21 +37,25 @@ class TRMuon(TrustRegion):
         "gain"       r <- r exp(gain (rho - target))
         "line"       r <- 2 (1 - target) avg(pred / r) / avg(<s, y> / r^2), by at most a factor of 2
 
-    On a quadratic all agree, and rho = 1/2 is the best length along s, rho = 1 far too short;
-    "line" is the length at which rho is the target. r stays in radius_range, multiples of RMSuon's
-    step. "ratio" and "curvature" take one more gradient evaluation on every interval-th step; the
-    noise of the batch cancels in the difference. `accept` > 0 undoes such a step where ared <
-    accept pred, and halves r. "slope" takes none: the gradient of the next step is the one at the
-    end of this step, from a new batch (slightly off for decayed weights); one step in `interval`
-    is used. "secant" takes none either: for each tensor kappa = <s, y> / <s, s> over the last
-    `interval` steps (Barzilai-Borwein's long step; y a difference of averaged gradients), the step
-    no longer than a / kappa with the slope a = <m_hat, O> / ||O||_F. "none" is RMSuon bit for bit.
+    `rule` is one of "ratio", "curvature", "slope", "secant" and "none"; `control` is "gain" or
+    "line". On a quadratic the first three rules agree: rho = 1/2 is the optimal length along s and
+    rho near 1 a step that is much too short. "line" sets the length at which rho is the target. r
+    is clamped to radius_range, in multiples of RMSuon's step; it is one number for all matrices.
 
-    r is one number for all matrices; the AdamW track is RMSuon's. The schedule acts on lr, not r.
+    "ratio" and "curvature" need one more gradient evaluation in every interval-th step, on the same
+    batch, so that its noise cancels in the difference. `accept` > 0 undoes such a step if ared <
+    accept pred, and halves r. "slope" needs none: it uses the gradient of the next step, at the end
+    of this step but on a new batch (weight decay is neglected), once in `interval` steps. "secant"
+    needs none either: per tensor, kappa = <s, y> / <s, s> over the last `interval` steps
+    (Barzilai-Borwein's long step; y is a difference of averaged gradients) limits the step length
+    to a / kappa, with the slope a = <m_hat, O> / ||O||_F. "none" is RMSuon bit for bit.
+
+    The AdamW track is as in RMSuon. Schedules change lr, not r.
 
     Cost: 1 + 1 / interval gradient evaluations per step ("none", "slope", "secant": 1), 2 state
-    tensors per matrix ("slope": 3, "secant": 4), and a copy of the matrices within a step that
-    evaluates. Raises ValueError where an evaluation is due and step was given no closure.
+    tensors per matrix ("slope": 3, "secant": 4), and a copy of the matrices in a step with an
+    additional evaluation. Raises ValueError for an invalid argument, and if an evaluation is due in
+    a step without a closure.
     """
 
     def __init__(
@@ -82,5 +86,5 @@ class TRMuon(TrustRegion):
             rule, interval, gain, target, accept, control, radius_range)
 
     def directions(self, params: list[Tensor], group: dict) -> list[Tensor]:
-        """E O / ||O||_F of each matrix."""
+        """Return E O / ||O||_F of each matrix, in its shape."""
         return rmsuon_updates(self.state, params, group)

@@ -1,6 +1,6 @@
-"""Update floor, arXiv 2606.27715 (Aurora): the least length of an update, in units of the weights.
+"""Update floor, arXiv 2606.27715 (Aurora): a minimum norm of updates, relative to the weights.
 
-Of rows: track 3 of modded-nanogpt. bound "fixed" is the relative update of LARS and LAMB.
+Per row: modded-nanogpt, track 3. bound "fixed" is the relative update of LARS and LAMB.
 """
 
 from typing import Literal
@@ -22,14 +22,19 @@ Bound = Literal["floor", "fixed"]
 
 
 class UpdateFloor(Delta):
-    """W <- W - lr f u with f = max(1, tau ||W|| / ||u||), or of each row by the norms of rows.
+    """Scales the direction u of `base` so that its norm is at least tau ||W||:
 
-    It takes the place of weight decay: a weight that grows slows the rule only down to steps of
-    lr tau times its norm, while lr decays too. With tau far above ||u|| / ||W|| it is nothing but
-    a factor of lr. bound "fixed": f = tau ||W|| / ||u||, so that every step is lr tau ||W|| long,
-    and a matrix of zeros never moves. The pin of the record goes around: RadialBrake.
+        W <- W - lr f u,   f = max(1, tau ||W|| / ||u||)
 
-    Cost: no gradient evaluation of its own, no state.
+    Norms are per matrix (m, n), or with part="row" per row. The floor replaces weight decay: the
+    relative step of a growing weight does not fall below lr tau, and lr decays by its schedule.
+    With tau far above ||u|| / ||W|| only the product lr tau matters. bound "fixed": f = tau ||W|| /
+    ||u||, so every step has norm lr tau ||W||, and a matrix of zeros never moves. Wrap it in
+    RadialBrake for the pinned norm of the modded-nanogpt record.
+
+    Cost: no additional gradient evaluation, no state.
+    Raises ValueError for an invalid argument, and if `base` has a weight decay or complex
+    parameters.
     """
 
     stage = "update length"
@@ -43,7 +48,7 @@ class UpdateFloor(Delta):
         self.tau, self.part, self.bound = tau, part, bound
 
     def move(self, p: Tensor, w: Tensor, u: Tensor, group: dict) -> Tensor:
-        """The update of the class docstring."""
+        """Return the updated weights of the class docstring."""
         dim = (-2, -1) if self.part == "matrix" else (-1,)
         factor = over(self.tau * norm(w, dim), norm(u, dim))
         return w - group["lr"] * (factor.clamp_min(1) if self.bound == "floor" else factor) * u
