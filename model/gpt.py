@@ -37,7 +37,7 @@ class GPT(nn.Module):
         if min(vocab_size, width, layers, head_width) < 1 or width % head_width or head_width % 4:
             raise ValueError("sizes must be >= 1, width a multiple of head_width and head_width of "
                              f"4, got {vocab_size}, {width}, {layers}, {head_width}")
-        if not (hidden_gain >= 0 and projection_gain >= 0):  # nor nan
+        if not (hidden_gain >= 0 and projection_gain >= 0):  # false for nan too
             raise ValueError(f"gains must be >= 0, got {hidden_gain}, {projection_gain}")
         self.head_width = head_width
         self.embed = nn.Embedding(vocab_size, width)

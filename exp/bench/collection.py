@@ -40,9 +40,9 @@ WRAPPED = "adamw"
 
 def collection() -> list[str]:
     """Names of every optimizer of optimizer/ and of BESIDE."""
-    own = [name for name in available_optimizers()
-           if optimizer_class(name).__module__.startswith("optimizer.")]
-    return [*own, *BESIDE]
+    ours = [name for name in available_optimizers()
+            if optimizer_class(name).__module__.startswith("optimizer.")]
+    return [*ours, *BESIDE]
 
 
 def settings_of(name: str) -> dict:

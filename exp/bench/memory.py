@@ -1,4 +1,4 @@
-"""Peak transient memory of a call: what is allocated at its worst moment and not kept."""
+"""Peak transient memory of a call: allocated at its peak and freed before its end."""
 
 import gc
 from collections.abc import Callable

@@ -1,1 +1,1 @@
-"""Modular-addition grokking."""
+"""Grokking of modular arithmetic."""

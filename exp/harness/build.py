@@ -173,7 +173,8 @@ def _require_many_processes(optimizer: Optimizer, experiment: dict) -> None:
 
 
 def over_processes(optimizer: Optimizer, sharding: str, shards: dict) -> Optimizer:
-    """Return the optimizer that shards its work ("optimizer") or gathers a sharded model ("model").
+    """Wrap the optimizer to shard its work (sharding "optimizer") or to gather the gradients and
+    parameters of a sharded model ("model"); with "none" return it as it is.
 
     shards: full parameter -> this process's shard. Raises ConfigError if it cannot be sharded.
     """

@@ -55,7 +55,7 @@ class Checkpoints:
         self.instruments, self.device = instruments, built.device
         self.saved_at = time.perf_counter()
         self.wanted = built.settings["experiment"]["checkpoints"]
-        self.best_weights: dict | None = None  # where best.pt does not hold them yet
+        self.best_weights: dict | None = None  # by name, while best.pt does not hold them
 
     def is_due(self) -> bool:
         """Whether the last save is over CHECKPOINT_SECONDS ago; the same on every process."""
@@ -73,7 +73,7 @@ class Checkpoints:
         return from_main(lambda: self.folder.load_checkpoint("best.pt")["model"])
 
     def save(self, at: Position, stopped: bool, wall_seconds: float) -> None:
-        """Write latest.pt, and best.pt if the best weights are new."""
+        """Write latest.pt, and best.pt if the best weights have changed since the last save."""
         if not self.wanted:
             return
         self.save_best(at)
@@ -89,7 +89,7 @@ class Checkpoints:
         self.saved_at = time.perf_counter()
 
     def save_best(self, at: Position) -> None:
-        """Write only best.pt, if the best weights are new."""
+        """Write only best.pt, if the best weights have changed since the last save."""
         if self.wanted and self.best_weights is not None:
             best = whole(self.best_weights)
             if is_main():

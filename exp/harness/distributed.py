@@ -144,7 +144,7 @@ def from_main(make: Callable[[], Any]) -> Any:
 
 
 def from_all(value: Any) -> list[Any]:
-    """The values of all processes, by rank, on all of them."""
+    """Gather the values of all processes, in order of rank, on every process."""
     if size() == 1:
         return [value]
     values = [None] * size()
@@ -153,7 +153,7 @@ def from_all(value: Any) -> list[Any]:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process; all of them wait for each other."""
+    """Whether the flag is set in any process; every process must call it."""
     if size() == 1:
         return flag
     value = torch.tensor(int(flag))
@@ -162,7 +162,7 @@ def any_process(flag: bool) -> bool:
 
 
 class DelayedMax:
-    """An asynchronous all-reduce (max) per step, so that every process decides alike.
+    """An asynchronous all-reduce (max) per step, so that all processes decide alike.
 
     The result of one step is returned at the next; with one process, at once.
     """
@@ -189,8 +189,8 @@ class DelayedMax:
 
 
 def my_batches(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """This process's part of tensors of equal length, in batches of at most `rows`; every process
-    gets the same number of batches, which the collectives of a sharded model need."""
+    """Yield this process's shard of tensors of equal length in batches of at most `rows`. Every
+    process gets the same number of batches, as the collectives of a sharded model require."""
     if size() == 1:
         return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
     largest = -(-len(tensors[0]) // size())
@@ -220,7 +220,7 @@ def _targets(targets: Tensor) -> Tensor:
 
 
 def all_sum(tensor: Tensor) -> Tensor:
-    """The sum over all processes, in place."""
+    """Sum a tensor over all processes, in place, and return it."""
     if size() > 1:
         dist.all_reduce(tensor)
     return tensor
@@ -237,7 +237,7 @@ class Applied(nn.Module):
         self.model = model
 
     def forward(self, function: Callable, *inputs: Tensor) -> Any:
-        """function(model, *inputs)."""
+        """Return function(model, *inputs)."""
         return function(self.model, *inputs)
 
 

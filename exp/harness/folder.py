@@ -61,8 +61,8 @@ class RunFolder:
                               " resume from; --overwrite starts it anew")
 
     def summary(self) -> dict | None:
-        """Return summary.json, None if there is none because the run has not ended, and
-        {"status": "damaged"} if it cannot be read."""
+        """Return summary.json, None while the run has not ended, {"status": "damaged"} if the file
+        cannot be read."""
         path = self.path / "summary.json"
         return read_object(path) or {"status": DAMAGED} if path.exists() else None
 

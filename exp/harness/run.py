@@ -176,7 +176,7 @@ class Run:
                 signal = signal if math.isfinite(loss) else NOT_FINITE
             self._act_on(self.signals.all_max(signal))
         set_mode(self.optimizer, "eval")
-        if evaluated_weights(self.optimizer) is not None:  # not the trained ones
+        if evaluated_weights(self.optimizer) is not None:  # an average, say
             self.objective.average_statistics(train.epoch(self.at.epoch))
         wait_for(self.device)
         self.at.seconds = time.perf_counter() - started - self.instruments.seconds

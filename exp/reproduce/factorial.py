@@ -42,13 +42,13 @@ def factorial(table: Table, by: Yardstick, runs: dict[str, Runs]) -> list[str]:
     and a row has two complete seeds. runs: row label -> its runs by seed and levels."""
     if len(table.grid) < 2 or any(len(levels) != 2 for levels in table.grid.values()):
         return []
-    of_rows = {row: found for row, group in runs.items() if (found := effects(table, by, group))}
+    of_rows = {row: named for row, group in runs.items() if (named := effects(table, by, group))}
     if not of_rows:
         return []
-    adjusted = iter(holm([effect.p for found in of_rows.values() for effect in found.values()]))
+    adjusted = iter(holm([effect.p for named in of_rows.values() for effect in named.values()]))
     cells = {row: {name: f"{effect.bound}{interval(effect.ratio)}"
                          f"{' *' * (next(adjusted) <= ALPHA and not effect.bound)}"
-                   for name, effect in found.items()} for row, found in of_rows.items()}
+                   for name, effect in named.items()} for row, named in of_rows.items()}
     lines = [("", *cells), *((name, *(of_row[name] for of_row in cells.values()))
                              for name in next(iter(cells.values())))]
     explanation = EXPLANATION.format(milestone=table.milestone, cells=2 ** len(table.grid))
@@ -80,11 +80,11 @@ def effects(table: Table, by: Yardstick, runs: Runs) -> dict[str, Effect]:
         return Effect(Estimate(value, low, high, len(seeds)), float(p), bound)
 
     names = [list(levels)[1] for levels in table.grid.values()]
-    found = {name: effect(sign, 2, _bound(missed[sign > 0].any(), missed[sign < 0].any()))
+    named = {name: effect(sign, 2, _bound(missed[sign > 0].any(), missed[sign < 0].any()))
              for name, sign in zip(names, signs, strict=True)}
     for (first, one), (second, other) in combinations(zip(names, signs, strict=True), 2):
-        found[f"{first} and {second}"] = effect(one * other, 4, "? " * bool(missed.any()))
-    return found
+        named[f"{first} and {second}"] = effect(one * other, 4, "? " * bool(missed.any()))
+    return named
 
 
 def _bound(with_it: bool, without: bool) -> str:

@@ -140,7 +140,7 @@ def _delay(c: Comparison) -> Evidence:
 
 
 def _lead(c: Comparison) -> Evidence:
-    """Paired differences of the best epochs, positive where our row is the better one."""
+    """Paired differences of the best epochs' values, positive where our row is better."""
     sign = c.scale * (1 if c.by.metric.mode == "max" else -1)
     ours, other = ([-math.inf if math.isnan(best := c.by.best(run)) else sign * best
                     for run in runs.values()] for runs in shared(c.ours, c.other))

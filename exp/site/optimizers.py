@@ -20,11 +20,11 @@ def pages(boards: Mapping[str, dict]) -> dict[str, str]:
     boards: name -> a board of schema ars-arena/1.
     """
     classes = {name: optimizer_class(name) for name in available_optimizers()}
-    own = {name: cls for name, cls in classes.items() if cls.__module__.startswith("optimizer.")}
-    texts = {f"{name}.md": optimizer_page(name, cls, boards) for name, cls in own.items()}
+    ours = {name: cls for name, cls in classes.items() if cls.__module__.startswith("optimizer.")}
+    texts = {f"{name}.md": optimizer_page(name, cls, boards) for name, cls in ours.items()}
     lines = [("optimizer", "what it is", "evaluations a step"), *(
         (f"[{name}]({name}.md)", _first_line(module := _module(cls)), _cost(module)[0])
-        for name, cls in own.items())]
+        for name, cls in ours.items())]
     return texts | {"README.md": page("# Optimizers", MADE, markdown(lines))}
 
 
