@@ -49,13 +49,14 @@ PAPERS = Path(__file__).parents[1] / "papers"
 
 
 HOW = (
-    "How it is judged: each seed gives one value, and their mean is tested one-sided at 5 % "
-    "(Student's t where nothing else is said; `exp/report/judgement.py`). A part of a rule holds "
-    "if the value is surely beyond the threshold. It does not hold if the value is surely short of "
-    "it, or surely beyond it by less than the least effect worth naming. Anything else is "
-    "inconclusive: the seeds needed would decide with a chance of 80 % if the truth were what was "
-    "measured. All parts of a rule must hold. That one part fails, or that one of several "
-    "alternatives holds, is corrected for their number (Holm).")
+    "How it is judged: each seed gives one value. One-sided tests at 5 % compare their mean with "
+    "the threshold (Student's t unless stated otherwise; `exp/report/judgement.py`). A part of a "
+    "rule holds if the mean is significantly beyond the threshold. It does not hold if the mean is "
+    "significantly short of the threshold, or beyond it by significantly less than the least "
+    "effect worth naming. Otherwise it is inconclusive; the page then states the number of seeds "
+    "that would decide with 80 % power if the true mean were the measured one. A rule holds if all "
+    "of its parts hold. Holm's correction applies where one of several parts decides: one failing "
+    "part, or one alternative that holds.")
 EXACT = "Nothing here is random: the numbers are exact, and no test is needed."
 
 
@@ -188,9 +189,13 @@ def summary(folder: Path) -> str:
         if path.exists() and hasattr(statement(name), "judge"):
             rows, _ = read_rows(path)
             verdict = judged(statement(name), rows)
-            lines.append(f"| {says(name)} | {verdict.in_words(rows)} | {verdict.numbers} | "
+            claim = says(name).replace("|", "\\|")
+            lines.append(f"| {claim} | {verdict.in_words(rows)} | {verdict.numbers} | "
                          f"[{name}](../{folder.as_posix()}/{name}.md) |")
-    return page("# The paper's theory, tested",
-                "Each statement is an experiment and a rule; the page of each has both. The "
-                "thresholds were written before the runs, the tests on them afterwards, the same "
-                "for all.", HOW, "\n".join(lines))
+    return page("# Statements of papers, tested",
+                "A statement is what a paper says about training or geometry. Each one is tested "
+                "by a small experiment with a decision rule; its page has both. `python -m "
+                "exp.theory --list` names the statements, `python -m exp.theory NAME` runs one.",
+                "The thresholds of the rules were written before the runs. The statistical tests "
+                "were chosen afterwards and are the same for all statements.",
+                HOW, "\n".join(lines))

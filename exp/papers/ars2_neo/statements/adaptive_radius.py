@@ -37,8 +37,9 @@ def judge(rows: Rows) -> Verdict:
     helped = [judge_any([sam.judge_better(task, schedules[name][1], schedules["constant"][1])
                          for name in ("lr", "gap")]) for task, schedules in best.items()]
     return Verdict(judge_all(helped), "; ".join(
-        f"{task} {sam.METRIC[task]} " + ", ".join(
-            f"{schedule} {number(average(values))}" for schedule, (_, values) in schedules.items())
+        f"{task}, {sam.METRIC[task]}: " + ", ".join(
+            f"{number(average(values))} ({schedule})"
+            for schedule, (_, values) in schedules.items())
         for task, schedules in best.items()))
 
 

@@ -57,7 +57,7 @@ def judge(rows: Rows) -> Verdict:
     for linear, constant in map(tests, trees.values()):
         parts.append(judge_any([judge_all([*linear[:n], *constant[n:n + 1]])
                                 for n in range(1, len(linear) + 1)]))
-    return Verdict(judge_all(parts), "a between neighbouring batch sizes: " + "; ".join(
+    return Verdict(judge_all(parts), "exponent a between neighbouring batch sizes: " + "; ".join(
         f"{name} {', '.join(number(sweeps.average(a)) for a in exponents(by_batch).values())}"
         for name, by_batch in trees.items()))
 

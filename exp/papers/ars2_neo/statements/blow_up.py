@@ -37,8 +37,8 @@ def judge(rows: Rows) -> Verdict:
         return Verdict(Judgement(INCONCLUSIVE, why="K-FAC blew up nowhere"), "nothing blew up")
     return Verdict(
         judge_all([judge_below(proportion(*runs), SURVIVES) for runs in where.values()]),
-        "blown up, of TR-Muon's runs, where K-FAC blows up: "
-        + ", ".join(f"{place} {lost} of {n}" for place, (lost, n) in where.items()))
+        "TR-Muon's runs that blew up, where K-FAC did: "
+        + ", ".join(f"{lost} of {n} ({place})" for place, (lost, n) in where.items()))
 
 
 def tables(rows: Rows) -> dict:

@@ -52,5 +52,5 @@ def judge(rows: Rows) -> Verdict:
     less = {name: sample([a - b for a, b in zip(values, base, strict=True)])
             for name, values in ends.items()}
     return Verdict(judge_all([judge_below(change, 0.0, LEAST) for change in less.values()]),
-                   "cosine less AdamW's: " + ", ".join(
+                   "cosine minus AdamW's: " + ", ".join(
                        f"{interval(change.estimate)} ({name})" for name, change in less.items()))

@@ -73,9 +73,11 @@ def gain(rows: Rows) -> Evidence:
 
 def judge(rows: Rows) -> Verdict:
     """By what the entropy of the weights adds."""
-    return Verdict(judge_above(gain(rows), 0.0), ", ".join(
-        f"{interval(sample(strengths(rows, axis)).estimate)} ({axis})"
-        for axis in (WEIGHTS, CHANGE, LOSS)) + ": rank correlation with the final loss")
+    return Verdict(
+        judge_above(gain(rows), 0.0),
+        "absolute rank correlation with the final held-out loss: " + ", ".join(
+            f"{interval(sample(strengths(rows, axis)).estimate)} ({axis})"
+            for axis in (WEIGHTS, CHANGE, LOSS)))
 
 
 def tables(rows: Rows) -> dict:

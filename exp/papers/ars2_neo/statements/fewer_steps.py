@@ -72,8 +72,8 @@ def judge(rows: Rows) -> Verdict:
         for step, kinds in rows.tree("step", "momentum", "ns_steps").items()}
     return Verdict(
         judge_all([judge_below(ratio, 1.0) for ratio in ratios.values()]),
-        f"distance of the whitened momentum after {FEW} steps over that of the plain one after "
-        f"{STEPS[-1]}: " + ", ".join(f"{interval(ratio.estimate)} at step {step}"
+        f"distance of the whitened momentum after {FEW} steps, divided by that of the plain "
+        f"momentum after {STEPS[-1]}: " + ", ".join(f"{interval(ratio.estimate)} at step {step}"
                                      for step, ratio in ratios.items()))
 
 

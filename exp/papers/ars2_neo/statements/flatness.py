@@ -93,7 +93,7 @@ def judge(rows: Rows) -> Verdict:
     return Verdict(
         judge_all([judge_above(rank, AGREES) for by_key in tests.values()
                    for rank in by_key.values()]),
-        "; ".join(f"{task}: " + ", ".join(
+        "rank correlation with the gap: " + "; ".join(f"{task} " + ", ".join(
             f"{key.replace('_', ' ')} {interval(rank.estimate)}" for key, rank in by_key.items())
             for task, by_key in tests.items()))
 

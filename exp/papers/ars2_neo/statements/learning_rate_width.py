@@ -56,7 +56,7 @@ def judge(rows: Rows) -> Verdict:
               for name, by_width in rows.tree(*KEYS).items() if name.startswith("ARS2")}
     return Verdict(
         judge_number(slopes["literal"], 0.0, (-BOUND, BOUND), runs=math.inf),
-        "lr ~ width^a, a " + ", ".join(f"{interval(a.estimate)} ({name})"
+        "exponent a in lr ~ width^a: " + ", ".join(f"{interval(a.estimate)} ({name})"
                                        for name, a in slopes.items()))
 
 

@@ -41,7 +41,8 @@ def ratio_of(rows: Rows) -> Evidence:
 def judge(rows: Rows) -> Verdict:
     """By the ratio of fluctuations."""
     ratio = ratio_of(rows)
-    return Verdict(judge_above(ratio, TIMES), f"{interval(ratio.estimate)} times AdamW's")
+    return Verdict(judge_above(ratio, TIMES), 
+                   f"Lion's fluctuation is {interval(ratio.estimate)} times AdamW's")
 
 
 def tables(rows: Rows) -> dict:

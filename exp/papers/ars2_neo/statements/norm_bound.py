@@ -50,5 +50,5 @@ def judge(rows: Rows) -> Verdict:
     norms = {name: sample(rows.values(optimizer=name, axis="lambda ||W||"))
              for name in rows.levels("optimizer")}
     return Verdict(judge_all([judge_below(norms[name], 1.0) for name in JUDGED]),
-                   "lambda times the largest norm: " + ", ".join(
+                   "lambda times the largest spectral norm: " + ", ".join(
                        f"{interval(norm.estimate)} ({name})" for name, norm in norms.items()))

@@ -115,10 +115,10 @@ def judge(rows: Rows) -> Verdict:
               for rule in RULES if rule.startswith("TR-Muon")]
     for task, by_name in trees.items():
         ends = (sorted(means(by_name[name]).values()) for name in ("RMSuon", DEFAULT))
-        parts.append(f"{task}: " + ", ".join(f"{number(low)} to {number(high)}"
-                                             for low, *_, high in ends))
-    return Verdict(judge_any(helped),
-                   f"loss over two decades of lr, RMSuon and {DEFAULT}: " + "; ".join(parts))
+        parts.append(f"{task} " + " against ".join(f"{number(low)} to {number(high)}"
+                                                   for low, *_, high in ends))
+    return Verdict(judge_any(helped), "range of the loss over two decades of lr, RMSuon against "
+                   f"{DEFAULT}: " + "; ".join(parts))
 
 
 def tables(rows: Rows) -> dict:

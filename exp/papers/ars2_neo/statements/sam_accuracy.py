@@ -35,8 +35,8 @@ def judge(rows: Rows) -> Verdict:
     found = {budget: sample(values) for budget, values in gains(rows).items()}
     return Verdict(
         judge_above(found["as many gradients"], POINTS),
-        ", ".join(f"{interval(gain.estimate)} points at {budget}"
-                  for budget, gain in found.items()))
+        "SAM's accuracy minus AdamW's: " + ", ".join(
+            f"{interval(gain.estimate)} points at {budget}" for budget, gain in found.items()))
 
 
 def tables(rows: Rows) -> dict:

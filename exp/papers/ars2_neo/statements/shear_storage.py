@@ -57,7 +57,7 @@ def judge(rows: Rows) -> Verdict:
     places = [f"{task} {mode}" for task in rows.levels("task") for mode in rows.levels("mode")]
     return Verdict(
         judge_all([judge_below(sample(values), BOUND) for values in losses]),
-        "% that the loss is higher in 8 bits: " + ", ".join(
+        "increase of the loss with 8 bits, %: " + ", ".join(
             f"{interval(sweeps.percent(values))} ({place})"
             for place, values in zip(places, losses, strict=True)))
 

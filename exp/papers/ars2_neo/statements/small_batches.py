@@ -51,7 +51,7 @@ def judge(rows: Rows) -> Verdict:
              for batch, grids in by_batch.items() if batch < LIMIT}
     return Verdict(
         judge_all([judge_above(more, 0.0, WORTH_NAMING * loss) for more, loss in small.values()]),
-        "Muon's loss less AdamW's: " + ", ".join(
+        "Muon's loss minus AdamW's (nats): " + ", ".join(
             f"{interval(more.estimate)} ({task}, batch {batch})"
             for (task, batch), (more, _) in small.items()))
 

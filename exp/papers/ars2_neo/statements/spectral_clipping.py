@@ -35,10 +35,10 @@ def judge(rows: Rows) -> Verdict:
     return Verdict(
         judge_any([judge_all([judge_above(ratio, SLOWER), judge_steady(grids[name], plain)])
                    for name, ratio in ratios.items()]),
-        "Muon needs more steps by: " + ", ".join(
+        "additional steps that Muon needs: " + ", ".join(
             f"{interval(sweeps.percent_more(ratio))} % ({name})"
             for name, ratio in ratios.items())
-        + "; no rate of the grids was too high" * all(
+        + "; even the highest rates of the grids train" * all(
             map(math.isinf, itertools.chain.from_iterable(map(headroom, grids.values())))))
 
 

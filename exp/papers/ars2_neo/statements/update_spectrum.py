@@ -76,7 +76,7 @@ def judge(rows: Rows) -> Verdict:
     least, most = ends["ARS2-Neo Base"]
     return Verdict(
         judge_exact(least >= 1 - TOLERANCE and most <= 1 + TOLERANCE),
-        "singular values over lr norm(g_nat): " + ", ".join(
+        "singular values divided by lr norm(g_nat): " + ", ".join(
             f"{number(low)} to {number(high)} ({name})" for name, (low, high) in ends.items()))
 
 

@@ -44,7 +44,7 @@ def judge(rows: Rows) -> Verdict:
     found = {name: sample(costs(by)) for name, by in rows.tree(*KEYS).items()}
     return Verdict(
         judge_all([judge_above(cost, WORSE) for cost in found.values()]),
-        "nats that doing without costs: " + ", ".join(
+        "loss without warm-up minus loss with it (nats): " + ", ".join(
             f"{interval(cost.estimate)} ({name})" for name, cost in found.items()))
 
 

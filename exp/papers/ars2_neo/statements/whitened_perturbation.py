@@ -114,8 +114,8 @@ def judge(rows: Rows) -> Verdict:
 
     rises, shares = above(lambda entry: entry["rise"]), above(per_divergence)
     return Verdict(judge_all([*rises, *shares]),
-                   f"whitened above the gradient: by length {tally(rises)}; by divergence "
-                   f"{tally(shares)}")
+                   "loss increase along the whitened direction above that along the gradient: "
+                   f"per length, {tally(rises)}; per divergence, {tally(shares)}")
 
 
 def tables(rows: Rows) -> dict:

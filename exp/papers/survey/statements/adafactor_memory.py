@@ -41,5 +41,5 @@ def judge(rows: Rows) -> Verdict:
     """By the shares."""
     shares = {task: values[0] for task, values in rows.where(axis="share").tree("task").items()}
     return Verdict(judge_exact(all(LOW <= share <= HIGH for share in shares.values())),
-                   "of AdamW's state: " + ", ".join(f"{100 * share:.3g} % ({task})"
-                                                    for task, share in shares.items()))
+                   "Adafactor's state as a share of AdamW's: " + ", ".join(
+                       f"{100 * share:.3g} % ({task})" for task, share in shares.items()))

@@ -34,5 +34,6 @@ def judge(rows: Rows) -> Verdict:
     ends = {rate: value for rate, (value,) in rows.tree("rate").items()}
     grows = all(value > 1 for rate, value in ends.items() if rate > 1)
     shrinks = all(value < 1 for rate, value in ends.items() if rate < 1)
-    return Verdict(judge_exact(grows and shrinks and ends[1.0] == 1), ", ".join(
-        f"{value:.3g} at {rate:g}" for rate, value in ends.items()))
+    return Verdict(judge_exact(grows and shrinks and ends[1.0] == 1),
+                   "final size of w, by rate in units of 2 / L: " + ", ".join(
+                       f"{value:.3g} at {rate:g}" for rate, value in ends.items()))

@@ -43,9 +43,10 @@ def difference(rows: Rows) -> Evidence:
 
 def judge(rows: Rows) -> Verdict:
     """By the difference of the costs."""
-    return Verdict(judge_below(difference(rows), 0.0, LEAST), "nats that the large batch costs: "
-                   + ", ".join(f"{interval(sample(cost).estimate)} ({name})"
-                               for name, cost in costs(rows).items())
+    return Verdict(judge_below(difference(rows), 0.0, LEAST),
+                   "loss increase with the large batch (nats): " + ", ".join(
+                       f"{interval(sample(cost).estimate)} ({name})"
+                       for name, cost in costs(rows).items())
                    + f"; difference {interval(difference(rows).estimate)}")
 
 

@@ -45,8 +45,9 @@ def judge(rows: Rows) -> Verdict:
     """By the ratios to AdamW and to the start, on the task that was held out."""
     ratios = {other: ratio(rows, HELD_OUT, other) for other in ("AdamW", START)}
     return Verdict(judge_all([judge_below(found, 1.0, LEAST) for found in ratios.values()]),
-                   ", ".join(f"{interval(found.estimate)} times the loss of {name}"
-                             for name, found in ratios.items()))
+                   "Celo2's loss: " + ", ".join(
+                       f"{interval(found.estimate)} times that of {name}"
+                       for name, found in ratios.items()))
 
 
 def tables(rows: Rows) -> dict:

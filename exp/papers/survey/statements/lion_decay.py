@@ -49,7 +49,7 @@ def judge(rows: Rows) -> Verdict:
     """By the ratio of the best decays."""
     found = ratio(rows)
     return Verdict(judge_all([judge_above(found, LOW), judge_below(found, HIGH)]),
-                   f"{interval(found.estimate)} times AdamW's")
+                   f"Lion's best decay is {interval(found.estimate)} times AdamW's")
 
 
 def tables(rows: Rows) -> dict:

@@ -92,6 +92,7 @@ def judge(rows: Rows) -> Verdict:
     below = [all(point["Nesterov"][0] <= point["bound"][0]
                  and point["Nesterov"][0] < point["descent"][0] for point in by.values())
              for by in tree.values()]
-    return Verdict(judge_exact(all(below)), f"after {POINTS[-1]} steps " + ", ".join(
+    return Verdict(judge_exact(all(below)), (
+        f"error after {POINTS[-1]} steps, Nesterov against gradient descent: ") + ", ".join(
         f"{end['Nesterov']:.3g} against {end['descent']:.3g} ({problem})"
         for problem, end in ends.items()))

@@ -57,5 +57,5 @@ def judge(rows: Rows) -> Verdict:
     fails = first["SGD"] > 0 > first["signSGD"] and last["signSGD"] >= loss(
         torch.ones(2, dtype=torch.float64)) - 1e-9
     mended = last["EF-signSGD"] < 1e-12
-    return Verdict(judge_exact(fails and mended), "loss " + ", ".join(
+    return Verdict(judge_exact(fails and mended), "loss of the second example: " + ", ".join(
         f"{value:.3g} ({name})" for name, value in last.items()))

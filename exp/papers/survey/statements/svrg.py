@@ -46,4 +46,4 @@ def judge(rows: Rows) -> Verdict:
     """By the distances."""
     (svrg,), (sgd,) = (rows.tree("optimizer")[name] for name in GRID["optimizer"])
     return Verdict(judge_exact(svrg < 1e-12 and sgd > 0.01),
-                   f"distance {svrg:.2g} (SVRG), {sgd:.2g} (SGD)")
+                   f"distance from the solution {svrg:.2g} (SVRG), {sgd:.2g} (SGD)")
