@@ -232,7 +232,7 @@ def race_table(rows: Rows) -> list[tuple]:
     """Best rates, losses and speed-ups over the first optimizer."""
     grids, curves = grids_of(rows), curves_of(rows)
     base, *_ = grids
-    return [("rule", "best lr", "lowest loss", f"steps that {base} needs more, %"),
+    return [("rule", "best lr", "lowest loss", f"additional steps of {base}, %"),
             *((name, best_of_grid(grid), [min(losses) for losses in curves[name]],
                None if name == base else percent_more(slowdown(curves[base], curves[name])))
               for name, grid in grids.items())]

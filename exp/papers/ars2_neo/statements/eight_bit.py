@@ -34,7 +34,7 @@ def differences(rows: Rows) -> list[float]:
 def judge(rows: Rows) -> Verdict:
     """By the difference of the pairs."""
     loss = sample(differences(rows))
-    return Verdict(judge_below(loss, BOUND), f"loss higher by {interval(loss.estimate)} %")
+    return Verdict(judge_below(loss, BOUND), f"loss changes by {interval(loss.estimate)} %")
 
 
 def tables(rows: Rows) -> dict:

@@ -22,7 +22,7 @@ from exp.theory.sweeps import average
 from optimizer import build_optimizer
 from optimizer.parts.polar import orthogonalize
 
-WITHDRAWN = "README 1.2 now calls it a hypothesis to be tested, no identity"
+WITHDRAWN = "README 1.2 now calls it a hypothesis to be tested, not an identity"
 POINTS = (10, 50, 200, 600)  # steps
 EXAMPLES, BATCH, WIDTH = 2000, 100, 20
 DAMPINGS = (0.01, 0.1, 1.0)  # over the mean eigenvalue

@@ -83,7 +83,7 @@ def judge(rows: Rows) -> Verdict:
                if name.startswith("momentum")]
     parts = [judge_below(change, 0.0, LEAST) for change in changes]
     means = [change.value for change in changes]
-    return Verdict(judge_all(parts), "entropy of real momentum changes by "
+    return Verdict(judge_all(parts), "sign changes the entropy of real momentum by "
                    f"{min(means):+.2f} to {max(means):+.2f}; {tally(parts)}")
 
 

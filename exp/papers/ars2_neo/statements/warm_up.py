@@ -50,7 +50,7 @@ def judge(rows: Rows) -> Verdict:
 
 def tables(rows: Rows) -> dict:
     """Best rates and losses with and without."""
-    lines = [("rule", "best lr without", "with", "loss without", "with", "what it costs")]
+    lines = [("rule", "best lr without", "with", "loss without", "with", "difference")]
     for name, by in rows.tree(*KEYS).items():
         losses = [sweeps.best_losses(by[which]) for which in CONDITIONS]
         lines.append((name, *(sweeps.best_of_grid(by[which]) for which in CONDITIONS), *losses,
