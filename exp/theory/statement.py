@@ -196,8 +196,9 @@ def summary(folder: Path) -> str:
                 "A statement is what a paper says about training or geometry. Each one is tested "
                 "by a small experiment with a decision rule; its page has both. `python -m "
                 "exp.theory --list` names the statements, `python -m exp.theory NAME` runs one. On "
-                "the pages, \"paper\" is the paper on ARS2-Neo, \"paper 002\" the survey of optimizers "
-                "by its authors, and \"paper 003\" their proposal of TR-Muon (dmf-archive/ARS).",
+                'the pages, "paper" is the paper on ARS2-Neo, "paper 002" the survey of '
+                'optimizers by its authors, and "paper 003" their proposal of TR-Muon '
+                "(dmf-archive/ARS).",
                 "The thresholds of the rules were written before the runs. The statistical tests "
                 "were chosen afterwards and are the same for all statements.",
                 HOW, "\n".join(lines))
