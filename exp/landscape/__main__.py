@@ -1,4 +1,4 @@
-"""Paths of optimizers over functions of two coordinates: pictures, animations and numbers.
+"""Plot trajectories of optimizers on test functions: figures, animations and tables.
 
 python -m exp.landscape [--optimizers a,b] [--function rosenbrock|beale|himmelblau|quadratic|matrix]
                         [--render | --dry-run] [--steps N] [--output DIR]
@@ -26,13 +26,13 @@ from exp.report.jsonfile import require_json, write_json
 from exp.report.tables import older_code, page, table
 from optimizer import optimizer_class
 
-SECONDS = 0.01  # an optimizer and step, on one CPU core
-DIGITS = 4  # of the numbers that are kept
+SECONDS = 0.01  # per optimizer and step, over all rates, on one CPU core
+DIGITS = 4  # significant digits of stored numbers
 PAGE = Path(__file__).with_name("page.md")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status: 0, or 2 for bad arguments or damaged files."""
+    """Run the command line; return the exit status: 0, or 2 for bad arguments or damaged files."""
     options = parse(arguments)
     names = walkers() if options.optimizers == "all" else options.optimizers.split(",")
     unknown = [name for name in names if name not in walkers()]
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(name: str, optimizers: Sequence[str], steps: int) -> dict:
-    """The best walk of every optimizer, and that at the common rate."""
+    """Return, as JSON, the best trajectory of every optimizer and that at the common rate."""
     function = FUNCTIONS[name]
     modules = {optimizer_class(rule).__module__ for rule in (WRAPPED, *optimizers)}
     return {"function": name, "steps": steps,
@@ -74,14 +74,14 @@ def measure(name: str, optimizers: Sequence[str], steps: int) -> dict:
 
 
 def record(path: Walk) -> dict:
-    """A walk as it is kept; None for what is not a number or did not happen."""
+    """Return a trajectory as JSON; None for numbers that are not finite, and for no arrival."""
     return {"optimizer": path.optimizer, "lr": _rounded(path.lr), "final": _rounded(path.final),
             "arrival": path.arrival, "evaluations": path.evaluations,
             "points": [[_rounded(x), _rounded(y)] for x, y in path.points]}
 
 
 def render(folder: Path, name: str) -> None:
-    """The page, the picture and the animation from <name>.json.
+    """Write the page, the figure and the animation from <name>.json.
 
     Raises ValueError for a missing or damaged file.
     """
@@ -95,7 +95,7 @@ def render(folder: Path, name: str) -> None:
 
 
 def page_of(content: dict) -> str:
-    """The page of one function."""
+    """Return the page of one function as Markdown."""
     name = content["function"]
     lines = [("", "best lr", "f at the end", "arrived at step", "gradient evaluations",
               f"f at the end, lr {COMMON_RATE:.3g}")]

@@ -1,4 +1,4 @@
-"""Functions of a matrix with known minima, and the plane in which each is looked at."""
+"""Test functions of a matrix with known minima, and the plane in which each is plotted."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +11,12 @@ DOUBLE = torch.float64
 
 @dataclass(frozen=True)
 class Function:
-    """f of a weight W, float64, of the shape of `start`.
+    """A function f of a float64 weight W in the shape of `start`.
 
-    point: two coordinates (x, y), each a tensor of any shape -> the weight at that point of the
-    plane, with that shape in front; coordinates: W -> its (x, y) in the plane. minima: (x, y) of
-    each. box: (x from, x to, y from, y to) of the picture.
+    point: maps coordinates x and y, tensors of one shape, to the weights at those points of the
+    plane, of that shape + the shape of W. coordinates: maps W to (x, y), its projection on the
+    plane. minima: (x, y) of each minimum. box: (x from, x to, y from, y to) of the picture. note:
+    the formula, for pages and figures.
     """
 
     name: str
@@ -69,7 +70,7 @@ def _matrix_quadratic() -> Function:
     left, right = basis(), basis()
     a, b = ((q * eigenvalues) @ q.T for q in (left, right))
     target = torch.randn(SIZE, SIZE, generator=generator, dtype=DOUBLE)
-    # The steepest direction and one CONDITION times flatter: the corners of the spectrum.
+    # The steepest direction, and one with 1/2700 of its curvature.
     steep = torch.outer(left[:, 0], right[:, 0])
     flat = torch.outer(left[:, SIZE // 2], right[:, SIZE // 2])
 

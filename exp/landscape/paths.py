@@ -1,4 +1,4 @@
-"""Paths of an optimizer on a function from its start, at every learning rate of a grid."""
+"""Trajectories of an optimizer on a test function, at each learning rate of a grid."""
 
 import inspect
 import math
@@ -10,16 +10,16 @@ from torch import nn
 from exp.landscape.functions import Function
 from optimizer import available_optimizers, is_wrapper, optimizer_class
 
-RATES = tuple(10 ** (exponent / 4) for exponent in range(-16, 3))  # 1e-4 to 3.2, four a decade
+RATES = tuple(10 ** (exponent / 4) for exponent in range(-16, 3))  # 1e-4 to 3.2, four per decade
 COMMON_RATE = 10**-1.5
-CLOSE = 1e-4  # of the value at the start: what "arrived" means
+CLOSE = 1e-4  # a trajectory has arrived when f stays below this fraction of its initial value
 WRAPPED = "sgd"
 
 
 @dataclass(frozen=True)
 class Walk:
-    """One walk: (x, y) of every step with the start in front, and f there. A walk that left the
-    numbers ends where it did."""
+    """One trajectory: (x, y) and f at the start and after each step, up to the first value of f that
+    is not finite."""
 
     optimizer: str
     lr: float
@@ -29,19 +29,20 @@ class Walk:
 
     @property
     def final(self) -> float:
-        """f at the end; infinite if it left the numbers."""
+        """f at the end; infinity if it is not finite."""
         return self.values[-1] if math.isfinite(self.values[-1]) else math.inf
 
     @property
     def arrival(self) -> int | None:
-        """The first step from which f stays within CLOSE of the start's; None if it never does."""
+        """The first step from which f stays below CLOSE times its initial value, or None."""
         threshold = CLOSE * self.values[0]
-        late = [step for step, value in enumerate(self.values) if not value <= threshold]
-        return late[-1] + 1 if late[-1] + 1 < len(self.values) else None
+        above = [step for step, value in enumerate(self.values) if not value <= threshold]
+        return above[-1] + 1 if above[-1] + 1 < len(self.values) else None
 
 
 def walk(function: Function, name: str, lr: float, steps: int) -> Walk:
-    """Take `steps` steps with defaults but the rate; no weight decay where there is a choice."""
+    """Take `steps` steps at rate `lr` with default settings, but without weight decay if it can be
+    set."""
     weight = nn.Parameter(function.start.clone())
     optimizer = build(name, weight, lr)
     evaluations = 0
@@ -69,7 +70,7 @@ def walk(function: Function, name: str, lr: float, steps: int) -> Walk:
 
 
 def build(name: str, weight: nn.Parameter, lr: float) -> torch.optim.Optimizer:
-    """The optimizer `name` for one matrix; a wrapper goes around SGD with momentum."""
+    """Build the optimizer `name` for one matrix; a wrapper wraps SGD with momentum."""
     cls = optimizer_class(name)
     if is_wrapper(cls):
         return cls(build(WRAPPED, weight, lr))
@@ -81,18 +82,18 @@ def build(name: str, weight: nn.Parameter, lr: float) -> torch.optim.Optimizer:
 
 
 def best_walk(function: Function, name: str, steps: int) -> Walk:
-    """The walk of the rate of RATES that ends lowest."""
+    """Return the trajectory, over the rates RATES, with the lowest final value."""
     return min((walk(function, name, lr, steps) for lr in RATES), key=lambda walk: walk.final)
 
 
 def walkers() -> list[str]:
-    """Every optimizer that takes a bare matrix: all but those that must see a model, or sparse or
-    8-bit kernels."""
+    """Return every optimizer that accepts a bare matrix: not those that need a model, sparse
+    gradients or 8-bit kernels."""
     def takes_a_matrix(name: str) -> bool:
         cls = optimizer_class(name)
         return "model" not in inspect.signature(cls).parameters and name not in (
             "sparse_adam", "adamw_8bit", "muon_8bit")
 
-    own = [name for name in available_optimizers() if takes_a_matrix(name)
-           and optimizer_class(name).__module__.startswith("optimizer.")]
-    return [*own, "adamw", "lbfgs", "sgd"]
+    ours = [name for name in available_optimizers() if takes_a_matrix(name)
+            and optimizer_class(name).__module__.startswith("optimizer.")]
+    return [*ours, "adamw", "lbfgs", "sgd"]

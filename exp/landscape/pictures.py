@@ -1,4 +1,4 @@
-"""Trajectories over contours: a picture per function, and an animation."""
+"""Figures of trajectories over contours, one PNG and one GIF per function."""
 
 import textwrap
 from pathlib import Path
@@ -15,24 +15,25 @@ FRAMES, FRAME_MS = 40, 80
 
 
 def draw(path: Path, function: Function, panels: dict[str, list[dict]]) -> None:
-    """A PNG: one panel per title, its walks over the contours, the end of each in the legend."""
+    """Draw a PNG with one panel per title: its trajectories over the contours of the function, with
+    each final value in the legend."""
     title = textwrap.fill(function.note, 90)
     with canvas(path, columns=len(panels), panel=(5.6, 6.2), title=title) as (row,):
         for axes, (name, walks) in zip(row, panels.items(), strict=True):
             _contours(axes, function)
             for walk in walks:
-                points, own = _inside(walk, function), color(walk["optimizer"])
+                points, hue = _inside(walk, function), color(walk["optimizer"])
                 end = "diverged" if walk["final"] is None else f"{walk['final']:.1e}"
-                axes.plot(*points.T, color=own, linewidth=1.5, marker=".", markersize=3,
+                axes.plot(*points.T, color=hue, linewidth=1.5, marker=".", markersize=3,
                           label=f"{display_name(walk['optimizer'])}, lr {walk['lr']:.2g}: {end}")
-                axes.plot(*points[-1], "o", color=own, markersize=6, markeredgecolor="white")
+                axes.plot(*points[-1], "o", color=hue, markersize=6, markeredgecolor="white")
             axes.set_title(name, fontsize=11)
             axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2,
                         frameon=False)
 
 
 def animate(path: Path, function: Function, walks: list[dict]) -> None:
-    """A GIF of the walks, at most FRAMES frames."""
+    """Draw a GIF of the trajectories with at most FRAMES frames."""
     figure, ((axes,),) = blank(1, 1, (6.4, 5.2))
     from matplotlib.animation import FuncAnimation, PillowWriter
 
@@ -43,7 +44,7 @@ def animate(path: Path, function: Function, walks: list[dict]) -> None:
     heads = [axes.plot([], [], "o", color=line.get_color(), markeredgecolor="white")[0]
              for line in lines]
     axes.legend(fontsize=7, loc="upper left")
-    # Dense at first, where the walks differ most.
+    # More frames for early steps, where the trajectories differ most.
     stops = np.unique(np.geomspace(1, max(map(len, traces)), FRAMES).astype(int))
 
     def frame(stop: int) -> list:
@@ -73,7 +74,7 @@ def _contours(axes, function: Function) -> None:
 
 
 def _inside(walk: dict, function: Function) -> np.ndarray:
-    """The points of a walk as far as they can be drawn, (points, 2)."""
+    """Return the points of a trajectory that are finite and near the box, (points, 2)."""
     left, right, bottom, top = function.box
     reach = 10 * max(right - left, top - bottom)
     return np.array([point for point in walk["points"]

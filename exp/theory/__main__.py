@@ -1,4 +1,4 @@
-"""The experiment behind each statement of a paper, and a verdict.
+"""Run the experiments that test papers' statements, and write verdicts.
 
 python -m exp.theory [STATEMENT ...] [--render | --list | --dry-run] [--seeds N] [--output DIR]
 """
@@ -25,7 +25,7 @@ SUMMARY = Path("docs/theory.md")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status: 0, or 2 for bad arguments or damaged files."""
+    """Run the command line; return the exit status: 0, or 2 for bad arguments or damaged files."""
     options = parse(arguments)
     names = options.names or list(statement.statement_files())
     try:
@@ -50,22 +50,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def durations(folder: Path, names: Sequence[str], seeds: int) -> dict[str, float | None]:
-    """Seconds of every statement, from the records there or the published ones; a seed more takes
-    as long as each before."""
-    known = {}
+    """Estimate the seconds of each statement from the records in `folder`, or else the published
+    ones, in proportion to the number of seeds. None without a record."""
+    seconds = {}
     for name in names:
         path = next((path for of in (folder, PUBLISHED) if (path := of / f"{name}.json").exists()),
                     None)
         record = read_rows(path)[1] if path else {}
-        known[name] = (record["seconds"] / len(record["seeds"]) * seeds if "seconds" in record
-                       else None)
-    return known
+        seconds[name] = (record["seconds"] / len(record["seeds"]) * seeds if "seconds" in record
+                         else None)
+    return seconds
 
 
 def measure(folder: Path, names: Sequence[str], seeds: list[int]) -> None:
-    """Measure statements one after the other; each is written as soon as it is done."""
+    """Measure statements one after the other; write each as soon as it is measured."""
     provenance = {"device": device_name(torch.device("cpu")), "torch": version_of("torch"),
-                  "commit": short_commit(),  # of the code that is loaded, whatever happens later
+                  "commit": short_commit(),  # read now: it is the commit of the loaded code
                   "seeds": seeds}
     for name in names:
         for used in training.USED.values():
@@ -79,7 +79,8 @@ def measure(folder: Path, names: Sequence[str], seeds: list[int]) -> None:
 
 
 def render(folder: Path, names: Sequence[str]) -> None:
-    """Pages and figures from the JSON in the folder; of the published ones docs/theory.md too."""
+    """Write pages and figures from the JSON in `folder`, and docs/theory.md for the published
+    folder."""
     for name in names:
         print(f"{name}: {statement.render(folder, name)}, written to {folder / name}.md")
     if folder == PUBLISHED:

@@ -1,4 +1,4 @@
-"""Whitened gradients and shear forces at a point of training, outside the optimizer's step."""
+"""Whitened gradients and shear forces at a point in training, outside the optimizer's step."""
 
 from collections.abc import Sequence
 
@@ -10,17 +10,17 @@ from exp.harness.build import Built
 from optimizer.parts.base import grads_of
 from optimizer.parts.sharpness import gradients_at, perturbation, shear_force
 
-RHO = 0.1  # ARS2-Neo's default, of each tensor
+RHO = 0.1  # ARS2-Neo's default radius per tensor
 
 
 def gradients(run: Built, batch: tuple[Tensor, ...], params: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of a batch; p.grad is left without it."""
+    """Return the gradient of a batch, one tensor per parameter; p.grad becomes None."""
     run.objective.on(batch)()
     return pop_gradients(params)
 
 
 def pop_gradients(params: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of the parameters, whose p.grad becomes None."""
+    """Return the gradients of the parameters and set p.grad to None."""
     gradients = grads_of(params)
     for p in params:
         p.grad = None
@@ -29,7 +29,8 @@ def pop_gradients(params: Sequence[Tensor]) -> list[Tensor]:
 
 def whitened(optimizer: Optimizer, params: Sequence[Tensor],
              gradient: Sequence[Tensor]) -> list[Tensor]:
-    """g / sqrt(v_hat), v as the optimizer keeps it; g itself where it keeps none."""
+    """Return g / (sqrt(v_hat) + eps) per parameter, with v from the optimizer's state; g itself
+    for a parameter without v."""
     result = []
     for p, g in zip(params, gradient, strict=True):
         state = optimizer.state.get(p, {})
@@ -45,9 +46,10 @@ def whitened(optimizer: Optimizer, params: Sequence[Tensor],
 
 def gradient_and_shear(run: Built, batch: tuple[Tensor, ...], params: Sequence[Tensor],
                        rho: float = RHO) -> tuple[Tensor, Tensor]:
-    """(g, f) of a batch as ARS2-Neo has them, flat over `params`: g the gradient, f the part of
-    the gradient at W + rho q / ||q||, q = |W| g / sqrt(v_hat), that is orthogonal to g, both
-    tensor by tensor. Weights and optimizer are left as they were."""
+    """Return (g, f) of a batch as ARS2-Neo defines them, flattened over `params`.
+
+    g is the gradient; f is the component of the gradient at W + rho q / ||q||, q = |W| g /
+    sqrt(v_hat), that is orthogonal to g, per tensor. Weights and optimizer are not changed."""
     closure = run.objective.on(batch)
     closure()
     base = pop_gradients(params)

@@ -1,4 +1,4 @@
-"""A function run by several processes of this machine, as one group: for statements on traffic."""
+"""Run a function in a group of processes on this machine, for statements on communication."""
 
 import multiprocessing
 import os
@@ -13,8 +13,8 @@ from exp.harness.distributed import is_main, joined
 
 
 def in_processes(count: int, function: Callable, *arguments: Any) -> Any:
-    """What function(*arguments) returns on process 0 of `count`, on the CPU with gloo; a single one
-    is this process. Raises RuntimeError where it fails."""
+    """Run function(*arguments) in `count` processes on the CPU with gloo; return the result of
+    process 0. With count = 1 this process runs it. Raises RuntimeError if a process fails."""
     if count == 1:
         return function(*arguments)
     with socket.socket() as free:
@@ -26,7 +26,7 @@ def in_processes(count: int, function: Callable, *arguments: Any) -> Any:
                                                        arguments)) for rank in range(count)]
     for process in processes:
         process.start()
-    sender.close()  # so that `recv` ends where no process is left to send
+    sender.close()  # so that `recv` raises EOFError once all processes have ended
     try:
         return receiver.recv()
     except EOFError as error:

@@ -1,4 +1,4 @@
-"""AdamW, and SAM around it with each kind of radius, on the three tasks made small."""
+"""AdamW and SAM-AdamW with each radius schedule, on the small scale of three tasks."""
 
 from exp.harness.task import Metric, task_named
 from exp.report.evidence import sample
@@ -7,18 +7,18 @@ from exp.theory.sweeps import adamw, average, curve
 
 STEPS = {"cifar": 150, "wikitext2": 150, "grokking": 300}
 METRIC = {"cifar": "accuracy", "wikitext2": "loss", "grokking": "loss"}
-RATES = (1e-3, 3e-3, 1e-2)  # AdamW's best of these, of each task, is everyone's
+RATES = (1e-3, 3e-3, 1e-2)  # all arms of a task use the one that is best for AdamW
 RADII = (0.05, 0.2)
 SCHEDULES = ("constant", "lr", "gap")
 
 
 def final(table: dict, seed: int, task: str, steps: int) -> float:
-    """The held-out metric of a task after `steps` steps at a rate that falls to zero."""
+    """Return a task's held-out metric after `steps` steps with a learning rate that decays to 0."""
     return curve(table, seed, task, count=steps, measure=METRIC[task])[-1]
 
 
 def judge_better(task: str, ours: list[float], theirs: list[float]) -> Judgement:
-    """Whether values of the task's metric are better than others, seed by seed."""
+    """Judge whether `ours` are better values of the task's metric than `theirs`, paired by seed."""
     sign = 1 if _metric(task).mode == "max" else -1
     scale, least = (100, POINTS) if METRIC[task] == "accuracy" else (1, WORTH_NAMING
                                                                      * average(theirs))
@@ -27,7 +27,7 @@ def judge_better(task: str, ours: list[float], theirs: list[float]) -> Judgement
 
 
 def best_key(task: str, values: dict[float, list[float]]) -> float:
-    """The key with the best mean over seeds."""
+    """Return the key with the best mean over seeds."""
     means = {key: average(of_seeds) for key, of_seeds in values.items()}
     return (max if _metric(task).mode == "max" else min)(means, key=lambda key: means[key])
 
@@ -37,8 +37,8 @@ def _metric(task: str) -> Metric:
 
 
 def baseline(task: str, seeds: list[int]) -> tuple[float, dict[str, list[float]]]:
-    """AdamW's best rate, and its values: {"as many steps": one per seed, "as many gradients": the
-    same in twice the steps}."""
+    """Return AdamW's best learning rate and its values per seed: "as many steps" for SAM's number
+    of steps, "as many gradients" for twice as many."""
     by_rate = {lr: [final(adamw(lr), seed, task, STEPS[task]) for seed in seeds] for lr in RATES}
     best = best_key(task, by_rate)
     twice = [final(adamw(best), seed, task, 2 * STEPS[task]) for seed in seeds]
@@ -46,6 +46,6 @@ def baseline(task: str, seeds: list[int]) -> tuple[float, dict[str, list[float]]
 
 
 def with_radius(task: str, lr: float, schedule: str, seeds: list[int]) -> dict[float, list[float]]:
-    """rho -> SAM-AdamW's values, one per seed."""
+    """Map each rho to SAM-AdamW's values, one per seed."""
     return {rho: [final({**adamw(lr), "sam": {"rho": rho, "rho_schedule": schedule}}, seed, task,
                         STEPS[task]) for seed in seeds] for rho in RADII}

@@ -1,23 +1,23 @@
-"""Statements: what a paper says, measured as rows and judged by a rule that was written before.
+"""Statements of papers: measure them as rows and judge them by a rule written before the run.
 
-A statement is one file, exp/papers/<paper>/statements/<name>.py. Its docstring is the page in
-Markdown, or, where <name>.md is beside it, that file is:
+A statement is one file, exp/papers/<paper>/statements/<name>.py. Its page is the Markdown in
+<name>.md beside it, or else in its docstring, in these blocks, separated by empty lines:
 
-    # What is said
-    Source: where it is said
-    Rule: the value of a seed, and the threshold beyond which the statement holds
-    Prose about the method, in which {TABLE} is a table of that name and {NAME} the module's NAME.
+    # The statement
+    Source: where the paper says it
+    Rule: the value per seed, and the threshold beyond which the statement holds
+    Prose about the method; {TABLE} inserts the table of that name, {NAME} the module's constant.
 
-(with an empty line between these). Its code is
+The module defines
 
-    GRID                     column or setting -> levels; `measure` is called for each combination
+    GRID                     column or setting -> levels; `measure` is called per combination
     measure(seeds, **point)  -> rows; the columns and settings of the point are added to them
     judge(rows)              -> Verdict, by the tests of `exp.report.judgement`
-    tables(rows)             name -> table or text; without it one table of all means
-    figure(rows)             keywords of `exp.report.canvas.curves` for <name>.png; may be missing
-    WITHDRAWN                what the authors say now, where they no longer say this
+    tables(rows)             -> name -> table or text; optional, default: one table of all means
+    figure(rows)             -> keywords of `exp.report.canvas.curves` for <name>.png; optional
+    WITHDRAWN                the authors' present wording, if they no longer make the statement
 
-An experiment that settles no claim has neither rule nor `judge`.
+An experiment that tests no claim has neither a rule nor `judge`.
 """
 
 import importlib
@@ -61,7 +61,7 @@ EXACT = "Nothing here is random: the numbers are exact, and no test is needed."
 
 
 class Verdict(NamedTuple):
-    """What the tests of a rule say, and the numbers behind it in a few words."""
+    """The result of a rule's tests, and a short text with the measured numbers."""
 
     judgement: Judgement
     numbers: str
@@ -72,38 +72,38 @@ class Verdict(NamedTuple):
         return self.judgement.word
 
     def in_words(self, rows: Rows) -> str:
-        """The verdict as pages have it, with the seeds that are missing."""
+        """The verdict in the wording of pages, with the number of seeds needed if undecided."""
         return in_words(self.judgement, len(rows.levels("seed")))
 
 
 def agreement_of(ranks: Mapping[str, Evidence], least: float) -> Verdict:
-    """That the rank correlation of every task is above a bound; ranks: task -> correlation."""
+    """Judge whether every task's rank correlation is above `least`; ranks: task -> correlation."""
     return Verdict(judge_all([judge_above(rank, least) for rank in ranks.values()]),
                    "rank correlation " + ", ".join(
                        f"{interval(rank.estimate)} ({task})" for task, rank in ranks.items()))
 
 
 def tally(parts: Sequence[Judgement]) -> str:
-    """How many of these tests hold, fail and are undecided."""
+    """Return how many of these tests hold, fail and are undecided, as text."""
     count = Counter(part.word for part in parts)
     return (f"{count[HOLDS]} of {len(parts)} tests hold, {count[FAILS]} fail, "
             f"{count[INCONCLUSIVE]} undecided")
 
 
 def statement_files() -> dict[str, Path]:
-    """Name -> file of every statement of every paper."""
+    """Map the name of every statement of every paper to its file."""
     files = PAPERS.glob("*/statements/[a-z]*.py")
     return {path.stem: path for path in sorted(files, key=lambda path: path.stem)}
 
 
 def statement(name: str) -> ModuleType:
-    """The module of a statement."""
+    """Import and return the module of a statement."""
     paper = statement_files()[name].parts[-3]
     return importlib.import_module(f"exp.papers.{paper}.statements.{name}")
 
 
 def text(name: str) -> list[str]:
-    """The blocks of a statement's Markdown: "# title", "Source: ...", "Rule: ...", prose."""
+    """Return the blocks of a statement's Markdown: "# title", "Source: ...", "Rule: ...", prose."""
     prose = statement_files()[name].with_suffix(".md")
     if prose.exists():
         return prose.read_text(encoding="utf-8").strip().split("\n\n")
@@ -111,12 +111,12 @@ def text(name: str) -> list[str]:
 
 
 def says(name: str) -> str:
-    """What a statement says, in one line."""
+    """Return the statement itself, the title of its page, in one line."""
     return text(name)[0].removeprefix("# ")
 
 
 def measure(module: ModuleType, seeds: Sequence[int]) -> Iterator[Row]:
-    """All rows of a statement, one combination of its GRID after the other."""
+    """Measure all combinations of a statement's GRID and yield their rows."""
     grid = getattr(module, "GRID", {})
     for levels in itertools.product(*grid.values()):
         point = dict(zip(grid, levels, strict=True))
@@ -127,7 +127,8 @@ def measure(module: ModuleType, seeds: Sequence[int]) -> Iterator[Row]:
 
 
 def render(folder: Path, name: str) -> str:
-    """<name>.md and <name>.png from <name>.json; the verdict, "measured" without a rule.
+    """Write <name>.md and <name>.png from <name>.json; return the verdict, "measured" without a
+    rule.
 
     Raises ValueError for a missing or damaged file.
     """
@@ -140,16 +141,17 @@ def render(folder: Path, name: str) -> str:
 
 
 def judged(module: ModuleType, rows: Rows) -> Verdict:
-    """What `judge` says; of a statement that its authors no longer make "withdrawn upstream"."""
-    found = module.judge(rows)
+    """Return the verdict of `judge`, or "withdrawn upstream" if the authors withdrew the
+    statement."""
+    verdict = module.judge(rows)
     if not hasattr(module, "WITHDRAWN"):
-        return found
+        return verdict
     return Verdict(Judgement("withdrawn upstream", why=module.WITHDRAWN),
-                   f"as first stated it {found.word}: {found.numbers}")
+                   f"as first stated it {verdict.word}: {verdict.numbers}")
 
 
 def page_of(name: str, rows: Rows, provenance: dict) -> str:
-    """The page of one statement."""
+    """Return the page of one statement as Markdown."""
     module = statement(name)
     title, source, *prose = text(name)
     parts = [title, f"{source}. `python -m exp.theory {name}`."]
@@ -163,7 +165,7 @@ def page_of(name: str, rows: Rows, provenance: dict) -> str:
     content = module.tables(rows) if hasattr(module, "tables") else {"means": means_table(rows)}
     texts = {key: part if isinstance(part, str) else table(part) for key, part in content.items()}
     parts += [block.format_map({**vars(module), **texts}) for block in prose]
-    if not any("{" in block for block in prose):  # no table has a place of its own
+    if not any("{" in block for block in prose):  # the prose places no table: append them all
         parts += texts.values()
     torch = f", torch {provenance['torch']}" if "torch" in provenance else ""
     commit = f"commit {provenance['commit']}" if "commit" in provenance else "commit not recorded"
@@ -175,14 +177,14 @@ def page_of(name: str, rows: Rows, provenance: dict) -> str:
 
 
 def means_table(rows: Rows) -> list[tuple]:
-    """A line for each task, optimizer and setting, the mean over seeds of each axis."""
+    """Return a table with one line per task, optimizer and setting: means over seeds per axis."""
     settings = dict.fromkeys(key for row in rows for key in row.settings)
     keys = tuple(key for key in ("task", "optimizer", *settings) if any(row[key] for row in rows))
     return rows.pivot(keys, "axis")
 
 
 def summary(folder: Path) -> str:
-    """The page of all statements that have been measured and judged, one line each."""
+    """Return the page of all measured and judged statements, one line each, as Markdown."""
     lines = ["| statement | verdict | numbers | page |", "|---|---|---|---|"]
     for name in statement_files():
         path = folder / f"{name}.json"

@@ -1,6 +1,6 @@
-"""Learning rates swept on small tasks, and what is read off the losses over a grid of rates.
+"""Learning-rate sweeps on small tasks, and statistics of the resulting grids of losses.
 
-A grid is {learning rate: [loss per seed]}, None where a run diverged, as `Rows.tree` gives it.
+A grid is {learning rate: [loss per seed]}, None for a diverged run, as returned by `Rows.tree`.
 """
 
 import functools
@@ -18,9 +18,9 @@ from exp.report.rows import Row, Rows, rows_of
 from exp.report.statistics import Estimate, mean
 from exp.theory.training import built, steps
 
-FACTOR, LONGEST = 2.0, 16  # of a grid: the ratio of neighbours, and its most points
-STEPS, WARMUP = 150, 0.1
-EVERY = 5  # steps between the points of a curve
+FACTOR, LONGEST = 2.0, 16  # ratio of neighboring rates of a grid, and its largest number of rates
+STEPS, WARMUP = 150, 0.1  # steps of a run, and the fraction of them that warms up
+EVERY = 5  # steps between points of a curve
 HELD_OUT = {"wikitext2": 128, "cifar": 2000, "grokking": 1000}  # sequences, images, pairs
 
 Grid = dict[float, list[float | None]]
@@ -35,22 +35,22 @@ def sgd(lr: float) -> dict:
 
 
 def adamw(lr: float, **keys: object) -> dict:
-    """AdamW as the mini tasks have it."""
+    """AdamW with the settings of the mini tasks."""
     return {"name": "adamw", "lr": lr, "betas": [0.9, 0.95], "weight_decay": 0.1, **keys}
 
 
 def muon(lr: float, **keys: object) -> dict:
-    """Muon, with AdamW at 0.15 of its rate for the rest: one rate for both."""
+    """Muon, with AdamW at 0.15 times its rate for the rest, so that one rate sets both."""
     return {"name": "muon", "lr": lr, "weight_decay": 0.1, "adamw": rest(0.15 * lr), **keys}
 
 
 def lion(lr: float) -> dict:
-    """Lion with the decay that AdamW has at ten times the rate."""
+    """Lion with ten times the decay of `adamw`, for a rate of a tenth."""
     return {"name": "lion", "lr": lr, "weight_decay": 1.0}
 
 
 def rest(lr: float) -> dict:
-    """AdamW for what is no hidden matrix."""
+    """AdamW's settings for parameters that are not hidden matrices."""
     return {"lr": lr, "betas": [0.9, 0.95], "weight_decay": 0.1}
 
 
@@ -60,9 +60,11 @@ def rest(lr: float) -> dict:
 def curve(optimizer: dict, seed: int, task: str = "wikitext2", *, count: int = STEPS,
           batch_size: int | None = None, warmup: float = WARMUP, schedule: ScheduleName = "linear",
           every: int | None = None, measure: str = "loss") -> list[float]:
-    """Held-out losses (nats; measure="accuracy": shares) after each `every` steps, by default after
-    the last alone; infinite from where a run diverged. The rate rises over the share `warmup` of
-    the `count` steps, and falls to zero ("linear") or stays ("constant"). Runs are remembered."""
+    """Return held-out losses in nats (measure="accuracy": accuracies as fractions) after every
+    `every` steps, by default after the last step only; infinity once a run has diverged.
+
+    The rate warms up over the fraction `warmup` of the `count` steps, then decays to zero
+    ("linear") or is constant ("constant"). Runs are cached."""
     batch_size = batch_size or task_named(task).scales["small"]["data"]["batch_size"]
     run = (json.dumps(optimizer, sort_keys=True), seed, task, count, batch_size, warmup, schedule,
            every or count)
@@ -86,16 +88,16 @@ def _points(optimizer: str, seed: int, task: str, count: int, batch_size: int, w
             if not math.isfinite(loss):
                 break
             points.append({"loss": float(loss), **{k: float(v) for k, v in means.items()}})
-    lost = {"loss": math.inf, "accuracy": -math.inf}
-    return [*points, *[lost] * (count // every - len(points))]
+    diverged = {"loss": math.inf, "accuracy": -math.inf}
+    return [*points, *[diverged] * (count // every - len(points))]
 
 
 # --- grids
 
 
 def sweep(losses_at: Callable[[float], list[float]], start: float) -> Grid:
-    """lr -> losses_at(lr), one value per seed: from three points around `start` on, until the best
-    mean has two neighbours on either side."""
+    """Return the grid of losses_at(lr), one value per seed. It starts with three rates around
+    `start` and grows until the best mean has two neighbors on each side, or to LONGEST rates."""
     losses = {start * FACTOR**n: losses_at(start * FACTOR**n) for n in (-1, 0, 1)}
     while True:
         best = min(losses, key=lambda lr: sum(losses[lr]))
@@ -108,17 +110,18 @@ def sweep(losses_at: Callable[[float], list[float]], start: float) -> Grid:
 
 def curve_sweep(rule: Callable[[float], dict], start: float, seeds: Sequence[int],
                 **options: Any) -> Grid:
-    """The grid of final losses of rule(lr), an [optimizer] table, around `start`."""
+    """Return the grid of final losses of rule(lr), an [optimizer] table, around `start`."""
     return sweep(lambda lr: [curve(rule(lr), seed, **options)[-1] for seed in seeds], start)
 
 
 def grid_rows(grid: Grid, seeds: Sequence[int], **shared: object) -> Rows:
-    """A grid as rows with axis "loss"."""
+    """Return a grid as rows with axis "loss"."""
     return rows_of(grid, ("lr",), seeds, axis="loss", **shared)
 
 
 def best_rate(rates: list[float], losses: list[float]) -> float:
-    """Where the parabola through the lowest loss and its neighbours, over log lr, is lowest."""
+    """Return the minimum of the parabola, over log lr, through the lowest loss and its neighbors;
+    the rate of the lowest loss at an end of the grid or beside a diverged run."""
     at = min(range(len(rates)), key=lambda i: losses[i])
     if at in (0, len(rates) - 1) or not all(map(math.isfinite, losses[at - 1:at + 2])):
         return rates[at]
@@ -129,35 +132,35 @@ def best_rate(rates: list[float], losses: list[float]) -> float:
 
 
 def best_rates(grid: Grid) -> list[float]:
-    """The best learning rate of each seed, interpolated on the grid."""
+    """Return the best learning rate per seed, see `best_rate`."""
     values = [[math.inf if v is None else v for v in row] for row in grid.values()]
     return [best_rate(list(grid), list(losses)) for losses in zip(*values, strict=True)]
 
 
 def finite(grid: Grid) -> dict[float, list[float]]:
-    """The rates of the grid at which no seed diverged."""
+    """Return the part of the grid at whose rates no seed diverged."""
     return {lr: [value for value in values if value is not None]
             for lr, values in grid.items() if None not in values}
 
 
 def best_of_grid(grid: Grid) -> float:
-    """The rate of the grid with the lowest mean loss."""
+    """Return the rate of the grid with the lowest mean loss."""
     losses = finite(grid)
     return min(losses, key=lambda lr: sum(losses[lr]))
 
 
 def best_losses(grid: Grid) -> list[float]:
-    """One loss per seed, all at the rate with the lowest mean."""
+    """Return the loss per seed at the rate with the lowest mean loss."""
     return finite(grid)[best_of_grid(grid)]
 
 
 def lowest(grid: Grid) -> float:
-    """The lowest mean loss of any rate."""
+    """Return the lowest mean loss over the rates."""
     return average(best_losses(grid))
 
 
 def exponent(sizes: Sequence[float], rates: Sequence[float]) -> float:
-    """The least-squares slope a of log lr over log size: lr ~ size^a."""
+    """Return the least-squares slope a of log lr over log size: lr ~ size^a."""
     x, y = ([math.log(value) for value in values] for values in (sizes, rates))
     middle, height = average(x), average(y)
     return (sum((a - middle) * (b - height) for a, b in zip(x, y, strict=True))
@@ -166,8 +169,9 @@ def exponent(sizes: Sequence[float], rates: Sequence[float]) -> float:
 
 def grids_figure(tree: dict[str, dict[object, Grid]], label: str, ylabel: str, **axes: object
                  ) -> dict:
-    """Mean loss over learning rate for `canvas.curves`: tree is panel -> condition -> grid;
-    label: of a condition, which {} stands for."""
+    """Return keywords of `canvas.curves` for mean loss over learning rate.
+
+    tree: panel -> condition -> grid; label: legend text, in which {} is the condition."""
     def points(grid: Grid) -> tuple[list, list]:
         means = {lr: average(values) for lr, values in finite(grid).items()}
         return list(means), list(means.values())
@@ -183,8 +187,8 @@ def grids_figure(tree: dict[str, dict[object, Grid]], label: str, ylabel: str, *
 
 def race(rule: Callable[[float], dict], start: float, seeds: Sequence[int], every: int = EVERY
          ) -> Iterator[Row]:
-    """An optimizer's grid at a constant rate (axis "loss"), and at its best rate the losses of all
-    seeds after each `every` steps (axis "curve")."""
+    """Yield an optimizer's grid with a constant schedule (axis "loss"), and the losses of all seeds
+    at its best rate after every `every` steps (axis "curve")."""
     grid = curve_sweep(rule, start, seeds, schedule="constant", every=every)
     yield from grid_rows(grid, seeds)
     for seed in seeds:
@@ -194,19 +198,20 @@ def race(rule: Callable[[float], dict], start: float, seeds: Sequence[int], ever
 
 
 def grids_of(rows: Rows) -> dict[str, Grid]:
-    """Optimizer -> its grid."""
+    """Map each optimizer to its grid."""
     return rows.where(axis="loss").tree("optimizer", "lr")
 
 
 def curves_of(rows: Rows) -> dict[str, list[list[float]]]:
-    """Optimizer -> the losses along each seed's run, infinite where it diverged."""
+    """Map each optimizer to the losses along each seed's run, infinity where it diverged."""
     trees = rows.where(axis="curve").tree("optimizer", "seed")
     return {name: [[math.inf if loss is None else loss for loss in losses]
                    for losses in by_seed.values()] for name, by_seed in trees.items()}
 
 
 def arrival(losses: Sequence[float], level: float) -> float:
-    """Steps until a curve first is at `level`, linearly between its points; infinite if never."""
+    """Return the steps until a curve first reaches `level`, interpolated linearly; infinity if it
+    never does."""
     for at, loss in enumerate(losses):
         if loss <= level:
             before = losses[at - 1] if at else None
@@ -216,20 +221,20 @@ def arrival(losses: Sequence[float], level: float) -> float:
 
 
 def slowdown(base: list[list[float]], other: list[list[float]]) -> Evidence:
-    """How many times the steps of the other the base needs to the higher of the two lowest losses,
-    seed by seed."""
+    """Return the ratio of steps, base over other, to the higher of their two lowest losses, paired
+    by seed."""
     levels = [max(min(one), min(two)) for one, two in zip(base, other, strict=True)]
     return sample([arrival(one, level) / arrival(two, level)
                    for one, two, level in zip(base, other, levels, strict=True)], log=True)
 
 
 def percent_more(ratio: Evidence) -> Estimate:
-    """By how many percent a ratio is above one."""
+    """Return by how many percent a ratio exceeds one."""
     return ratio.mapped(lambda value: 100 * (value - 1)).estimate
 
 
 def race_table(rows: Rows) -> list[tuple]:
-    """Best rates, losses and speed-ups over the first optimizer."""
+    """Return a table of best rates, losses and speed-ups over the first optimizer."""
     grids, curves = grids_of(rows), curves_of(rows)
     base, *_ = grids
     return [("rule", "best lr", "lowest loss", f"additional steps of {base}, %"),
@@ -239,10 +244,10 @@ def race_table(rows: Rows) -> list[tuple]:
 
 
 def average(values: Sequence[float]) -> float:
-    """The arithmetic mean."""
+    """Return the arithmetic mean."""
     return sum(values) / len(values)
 
 
 def percent(shares: Sequence[float]) -> Estimate:
-    """The mean of shares, in percent."""
+    """Return the mean of fractions, in percent."""
     return mean([100 * share for share in shares])

@@ -1,4 +1,4 @@
-"""Real tensors for the experiments: a model of one of the tasks, trained for a few steps."""
+"""Models of the tasks, trained for a few steps, for the experiments on statements."""
 
 import math
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ from exp.harness.toml import read_toml
 from exp.jobs.finished import data_digest
 from optimizer.parts.roles import roles_of
 
-# What `built` has used: task -> digest of its data, and module -> RECIPE.
+# Provenance recorded by `built`: task -> digest of its data, and module -> RECIPE.
 USED: dict[str, dict] = {"data": {}, "recipes": {}}
 
 
 def built(optimizer: dict, seed: int, task: str = "grokking", scale: str = "full",
           **changes: dict) -> Built:
-    """The baseline config of a task at a scale of it, with another `[optimizer]` table, at a
-    constant rate, on the CPU. changes: table -> keys that replace the config's."""
+    """Build a task's baseline config at one of its scales on the CPU, with another `[optimizer]`
+    table and a constant learning rate. changes: table -> keys that replace the config's."""
     of_task = task_named(task)
     settings = read_toml(of_task.config)
     settings["experiment"] |= {"seed": seed, "device": "cpu"}
@@ -40,19 +40,19 @@ def built(optimizer: dict, seed: int, task: str = "grokking", scale: str = "full
 
 
 def examples(run: Built, count: int | None = None) -> tuple[Tensor, Tensor]:
-    """The first `count` training examples, or all, as the model takes them, not augmented:
-    (inputs, targets)."""
+    """Return (inputs, targets) of the first `count` training examples, default all, in the form of
+    the model's input and without augmentation."""
     inputs, targets = (tensor[:count] for tensor in run.data.train.tensors)
     return (normalize(inputs) if inputs.dtype == torch.uint8 else inputs), targets
 
 
 def evaluate(run: Built, inputs: Tensor, targets: Tensor) -> dict[str, float]:
-    """The metrics of the run's task on these examples, where it is a classification task."""
+    """Return the metrics of the run's task on these examples; for classification tasks only."""
     return run.task.evaluate(run.objective, SimpleNamespace(eval=(inputs, targets)))
 
 
 def batches(run: Built) -> Iterator[tuple[Tensor, ...]]:
-    """The training batches, epoch after epoch."""
+    """Yield training batches, epoch after epoch, without end."""
     epoch = 0
     while True:
         yield from run.data.train.epoch(epoch)
@@ -60,14 +60,15 @@ def batches(run: Built) -> Iterator[tuple[Tensor, ...]]:
 
 
 def steps(run: Built, count: int) -> Iterator[int]:
-    """Train; yield the number of each step after it is done."""
+    """Train for `count` steps; yield the number of each step (from 1) after it."""
     for done, batch in zip(range(1, count + 1), batches(run), strict=False):
         run.optimizer.step(run.objective.on(batch))
         yield done
 
 
 def training_loss(run: Built, count: int) -> float:
-    """Mean loss (nats) over all training examples after `count` steps; infinite if it diverged."""
+    """Train for `count` steps; return the mean loss (nats) over all training examples, infinity if
+    it diverged."""
     for _ in steps(run, count):
         pass
     with torch.no_grad():
@@ -76,7 +77,7 @@ def training_loss(run: Built, count: int) -> float:
 
 
 def matrices(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The hidden matrices and stacks of a model, by name."""
+    """Return the hidden matrices and stacks of a model by parameter name."""
     roles = roles_of(model)
     return {name: p for name, p in model.named_parameters()
             if roles[name].role == "hidden" and p.ndim >= 2}

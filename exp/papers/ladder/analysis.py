@@ -1,10 +1,10 @@
-"""The ladder's results: finished runs into rows, rows into the page, as preregistered.
+"""The ladder's results: collect finished runs as rows, and write the preregistered page from them.
 
 python -m exp.papers.ladder.analysis [--collect FOLDER]
 
 FOLDER/<rung>/<part>/<arm>/<name>/ are the run folders of exp.tune.path: rung S, M, L, G10 or G30,
-part "repeats", "tuning", "scoring" or "horizons". Without --collect the page is made again from the
-rows.
+part "repeats", "tuning", "scoring" or "horizons". Without --collect the page is rewritten from the
+stored rows.
 """
 
 import hashlib
@@ -36,18 +36,17 @@ from exp.report.tables import Lines, interval, number, page, table
 PLAN = Path(__file__).parent / "preregistration.toml"
 METRIC = "eval_bits_per_byte"
 PARTS = ("repeats", "tuning", "scoring", "horizons")
-AUXILIARY = "auxiliary"  # begins the name of a run that tunes the rates of embedding and head
+AUXILIARY = "auxiliary"  # prefix of runs that tune the learning rates of embedding and head
 RUNGS = ("S", "M", "L", "G10", "G30")
 LIMITS = {"deviation": 0.008, "mean": 2.2, "ratio": 4}  # of the go / no-go
 RHO, RUNGS_RHO, MARIN_RHO, PAIRS = 0.8, 0.9, 0.7, 0.85  # H1 and H2, H3, H4, H5
-FEWEST = 12  # arms
+FEWEST = 12  # minimum number of arms for H1, H2 and H5
 CLUSTER = {"spectral_descent", "adamw", "adamh", "shampoo"}  # far from the others on track 3
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The preregistration: primary and secondary arms, the references of those that have one,
-    marin's losses, SHA-256 of the file."""
+    """The preregistration: primary and secondary arms, marin's losses, SHA-256 of the file."""
 
     arms: dict[str, dict]
     secondary: dict[str, dict]
@@ -56,25 +55,25 @@ class Plan:
 
     @cached_property
     def references(self) -> dict[str, Reference]:
-        """Primary arm -> its row of track 3."""
+        """Primary arms with a row in track 3, and that row."""
         return references(self.arms)
 
 
 def references(arms: dict[str, dict]) -> dict[str, Reference]:
-    """Arm -> its row of track 3, of those that have one."""
+    """Map each arm that has a row in track 3 to that row."""
     return {name: Reference(**{key: arm["reference"][key] for key in ("steps", "loss", "n")})
             for name, arm in arms.items() if "reference" in arm}
 
 
 def preregistration(path: Path = PLAN) -> Plan:
-    """Read the plan."""
+    """Read the preregistration from its TOML file."""
     content = read_toml(path)
     return Plan(content["arms"], content["secondary"], content["marin"],
                 hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def collect(folder: Path) -> tuple[Rows, dict]:
-    """(rows, provenance) of the finished runs under a folder; diverged ones have no value."""
+    """Return (rows, provenance) of the finished runs in `folder`; diverged runs have value None."""
     rows = Rows()
     provenance: dict = {}
     for path in sorted(file.parent for file in folder.glob("*/*/*/*/summary.json")):
@@ -96,16 +95,16 @@ def collect(folder: Path) -> tuple[Rows, dict]:
 
 
 def scores(rows: Rows, rung: str, part: str) -> dict[str, dict[int, float]]:
-    """Arm -> seed -> bits per byte of the runs of a part; diverged ones are left out."""
-    found: dict[str, dict[int, float]] = {}
+    """Map arm -> seed -> bits per byte of the runs of a part; diverged runs are left out."""
+    by_arm: dict[str, dict[int, float]] = {}
     for row in rows.where(axis=METRIC, rung=rung, part=part):
         if row.value is not None:
-            found.setdefault(row.optimizer, {})[row.seed] = row.value
-    return found
+            by_arm.setdefault(row.optimizer, {})[row.seed] = row.value
+    return by_arm
 
 
 def go(repeats: dict[str, dict[int, float]]) -> str:
-    """The go / no-go of a rung in one sentence."""
+    """Return the go / no-go decision of a rung as one sentence."""
     adamw, muon = (list(repeats.get(arm, {}).values()) for arm in ("adamw", "muon"))
     if min(len(adamw), len(muon)) < 2:
         return "Go or no-go: not decided, it needs repeats of AdamW and Muon."
@@ -122,21 +121,21 @@ def go(repeats: dict[str, dict[int, float]]) -> str:
 
 
 def noise_floor(repeats: dict[str, dict[int, float]], n: int = 4, difference: float = 0.005) -> str:
-    """What two means of n seeds of one arm differ by, and the seeds that resolve a difference (bits
-    per byte), from each arm's repeats."""
-    known = {arm: list(seeds.values()) for arm, seeds in repeats.items() if len(seeds) > 1}
-    if not known:
+    """Return a table, from each arm's repeats, of the band of a difference between two means of n
+    seeds, and the number of seeds that detect `difference` (bits per byte)."""
+    repeated = {arm: list(seeds.values()) for arm, seeds in repeats.items() if len(seeds) > 1}
+    if not repeated:
         return ""
     lines: Lines = [("arm", f"95 % band of a difference of two means of {n} seeds",
                      f"seeds that detect {difference:g} at 90 % power")]
     lines += [(arm, f"{ranking.noise_band(values, n):.4f}",
                number(ranking.seeds_needed(difference, deviation(values))))
-              for arm, values in known.items()]
+              for arm, values in repeated.items()]
     return f"Noise floor:\n\n{table(lines)}"
 
 
 def agreement(ours: dict[str, dict[int, float]], plan: Plan) -> list[tuple]:
-    """Lines of the table of hypotheses H1 (or H2), H4 and H5 at one rung."""
+    """Return the table lines of hypotheses H1 (or H2), H4 and H5 at one rung."""
     primary = {arm: list(seeds.values()) for arm, seeds in ours.items() if arm in plan.arms}
     means = {arm: float(np.mean(values)) for arm, values in primary.items()}
     lines: list[tuple] = []
@@ -165,7 +164,7 @@ def agreement(ours: dict[str, dict[int, float]], plan: Plan) -> list[tuple]:
 
 
 def sensitivity(ours: dict[str, dict[int, float]], plan: Plan) -> list[tuple]:
-    """Lines of the table of the order of track 3 on other terms, of which none counts; nothing
+    """Return the table of H1 or H2 under alternative choices, which do not count as tests; empty
     unless H1 or H2 is tested."""
     means = {arm: float(np.mean(list(seeds.values()))) for arm, seeds in ours.items()}
     primary, others = plan.references, references(plan.secondary)
@@ -189,7 +188,7 @@ def sensitivity(ours: dict[str, dict[int, float]], plan: Plan) -> list[tuple]:
 
 
 def render(rows: Rows, provenance: dict, plan: Plan, figures: Sequence[str] = ()) -> str:
-    """The page of results as Markdown; figures: files beside it."""
+    """Return the page of results as Markdown; figures: names of image files beside it."""
     parts = ["# The ladder: results",
              "Bits per byte of 512 KiB held out, at the last step of one pass; less is better. "
              "Preregistered in `exp/papers/ladder/preregistration.toml`, SHA-256 "
@@ -224,18 +223,18 @@ def render(rows: Rows, provenance: dict, plan: Plan, figures: Sequence[str] = ()
 
 
 def speed_ups(rows: Rows, rung: str) -> dict[str, tuple[str, Estimate]]:
-    """Arm -> its speed-up over AdamW at a rung, in words and as a number; empty without AdamW at
-    other numbers of steps."""
+    """Map each arm to its speed-up over AdamW at a rung, as text and as a number; empty without
+    AdamW at enough numbers of steps (see `Horizons.of`)."""
     horizons, scored = Horizons.of(rows.where(rung=rung)), scores(rows, rung, "scoring")
     if horizons is None:
         return {}
-    found = {arm: horizons.speed_up(seeds, scored["adamw"]) for arm, seeds in scored.items()
-             if arm != "adamw"}
-    return {arm: (horizons.in_words(value), value) for arm, value in found.items()}
+    speeds = {arm: horizons.speed_up(seeds, scored["adamw"]) for arm, seeds in scored.items()
+              if arm != "adamw"}
+    return {arm: (horizons.in_words(value), value) for arm, value in speeds.items()}
 
 
 def _scores(rows: Rows, runs: dict[str, dict[int, float]], speeds: dict[str, str]) -> str:
-    """The table of one part of a rung, best arm first."""
+    """Return the table of one part of a rung, best arm first."""
     lines: Lines = [("arm", "bits per byte", "s.d.", "seeds", "speed-up over AdamW",
                      "minutes of wall time a run", "MiB")]
     for arm, seeds in sorted(runs.items(), key=lambda item: np.mean(list(item[1].values()))):
@@ -247,7 +246,7 @@ def _scores(rows: Rows, runs: dict[str, dict[int, float]], speeds: dict[str, str
 
 
 def _small_and_middle(rows: Rows, plan: Plan) -> tuple[str, ...]:
-    """The line of H3."""
+    """Return the table line of H3."""
     small, middle = (scores(rows, rung, "scoring") for rung in ("S", "M"))
     both = [arm for arm in small if arm in middle and arm in plan.arms]
     name, declared = "H3: S and M agree", f"rho >= {RUNGS_RHO}"
@@ -259,7 +258,7 @@ def _small_and_middle(rows: Rows, plan: Plan) -> tuple[str, ...]:
 
 
 def write_page(folder: Path, rows: Rows, provenance: dict) -> None:
-    """ladder.md and its figures."""
+    """Write ladder.md and its figures."""
     sizes: dict[str, dict[int, Estimate]] = {}
     for rung in RUNGS:
         for arm, (_, value) in speed_ups(rows, rung).items():
@@ -273,14 +272,14 @@ def write_page(folder: Path, rows: Rows, provenance: dict) -> None:
 
 
 def four_decimals(values: Sequence[float]) -> str:
-    """The mean over seeds and its 95 % interval."""
+    """Return the mean over seeds and its 95 % interval as text."""
     estimate = mean(values)
     ends = f" [{estimate.low:.4f}, {estimate.high:.4f}]" if len(values) > 1 else ""
     return f"{estimate.value:.4f}{ends}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status: 0, 2 where there is nothing to show."""
+    """Run the command line; return the exit status: 0, or 2 without any finished run."""
     options = parse(arguments)
     path = options.output / "rows.json"
     try:

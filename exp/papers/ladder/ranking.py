@@ -1,7 +1,7 @@
-"""The statistics of the ladder's preregistration: two orders of optimizers compared.
+"""The statistics of the ladder's preregistration: comparison of two rankings of optimizers.
 
-Every function is declared in preregistration.toml beside this file. Orders are by a number of which
-less is better: bits per byte here, steps or loss in a reference.
+Every function is declared in preregistration.toml beside this file. Rankings are by a number of
+which less is better: bits per byte here, steps or loss in a reference.
 """
 
 import math
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from exp.report.statistics import LEVEL, RESAMPLES, Estimate, deviation, paired
 
-TARGET_LOSS = 3.28  # of track 3
+TARGET_LOSS = 3.28  # nats: track 3's target
 SIGMA = 0.0013  # nats: track 3's assumed deviation between seeds
 SLOPE = 0.145  # nats per factor e of steps near the end: measured on track 3's logs
 LOSS_PER_STEP = 0.0045 / 100  # the same per step near 3,225 steps
@@ -33,7 +33,7 @@ class Reference:
 
     @property
     def normalized(self) -> float:
-        """The steps that would have reached 3.28 exactly."""
+        """Estimated number of steps to a loss of exactly 3.28."""
         return self.steps * math.exp(-(TARGET_LOSS - self.loss) / SLOPE)
 
     @property
@@ -42,18 +42,18 @@ class Reference:
         return SIGMA / math.sqrt(self.n) / SLOPE
 
     def is_better(self, other: "Reference") -> bool:
-        """Whether track 3's own rule separates the two, this one ahead."""
+        """Whether this row is better by track 3's own significance rule."""
         lead = other.loss - self.loss + (other.steps - self.steps) * LOSS_PER_STEP
         return lead / math.sqrt(1 / self.n + 1 / other.n) >= SEPARATED
 
 
 def spearman(ours: ArrayLike, theirs: ArrayLike) -> float:
-    """Spearman's rho with midranks for ties; nan where all of one side are equal."""
+    """Return Spearman's rho with midranks for ties; nan if all values of one side are equal."""
     return float(_rhos(np.array([ours]), np.array([theirs]))[0])
 
 
 def _rhos(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """`spearman` of each row, (rows, arms) both."""
+    """Return `spearman` of each row, (rows,), for two arrays (rows, arms)."""
     a, b = (scipy.stats.rankdata(values, axis=1) for values in (ours, theirs))
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     with np.errstate(invalid="ignore"):
@@ -61,7 +61,8 @@ def _rhos(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 
 def permutation_p(ours: Sequence[float], theirs: Sequence[float], draws: int = 99_999) -> float:
-    """One-sided p value of `spearman`: the share of random orders that agree at least as well."""
+    """Return the one-sided p value of `spearman`: the share of random permutations with at least
+    the same rho."""
     rng = np.random.default_rng(0)
     a, b = (scipy.stats.rankdata(values) for values in (ours, theirs))
     agreement = rng.permuted(np.tile(a, (draws, 1)), axis=1) @ b
@@ -70,8 +71,9 @@ def permutation_p(ours: Sequence[float], theirs: Sequence[float], draws: int = 9
 
 def bootstrap_rho(ours: Mapping[str, Sequence[float]], reference: Mapping[str, Reference]
                   ) -> Estimate:
-    """`spearman` of the arms' means over seeds and the normalized steps, with the 95 % interval of
-    resampled seeds and of references redrawn within their errors. Arms: those of `ours`."""
+    """Return `spearman` of the arms' means over seeds and the normalized steps, with a bootstrap
+    95 % interval: seeds are resampled, references redrawn within their errors. Arms: all of
+    `ours`."""
     rng = np.random.default_rng(0)
     arms = list(ours)
     steps = np.array([reference[arm].normalized for arm in arms])
@@ -86,7 +88,7 @@ def bootstrap_rho(ours: Mapping[str, Sequence[float]], reference: Mapping[str, R
 
 def agreeing_pairs(ours: Mapping[str, float], reference: Mapping[str, Reference]
                    ) -> tuple[int, int]:
-    """(pairs that point the same way here, pairs that track 3 separates)."""
+    """Return (number of pairs ordered alike here, number of pairs that track 3 separates)."""
     separated = [(a, b) for pair in combinations(ours, 2) for a, b in (pair, pair[::-1])
                  if reference[a].is_better(reference[b])]
     return sum(ours[a] < ours[b] for a, b in separated), len(separated)
@@ -94,8 +96,8 @@ def agreeing_pairs(ours: Mapping[str, float], reference: Mapping[str, Reference]
 
 def chance(reference: Mapping[str, Reference], error: float, target: float = 0.8,
            draws: int = 2000) -> tuple[float, float]:
-    """(median rho, chance of rho >= target) if ln(steps) here were the reference's plus a normal
-    error of this deviation: the power of the test of the order."""
+    """Return (median rho, probability of rho >= target) if ln(steps) here were the reference's plus
+    a normal error with this standard deviation: the power of the test of the ranking."""
     rng = np.random.default_rng(0)
     logs = np.log([row.normalized for row in reference.values()])
     noise = error * rng.standard_normal((draws, len(logs)))
@@ -104,28 +106,29 @@ def chance(reference: Mapping[str, Reference], error: float, target: float = 0.8
 
 
 def seeds_needed(difference: float, sigma: float) -> float:
-    """Seeds per arm that detect a difference of two means at 95 % with 90 % power, unpaired;
-    infinite for none."""
+    """Return the seeds per arm that detect a difference of two means at the 95 % level with 90 %
+    power, unpaired; infinity for a difference of 0."""
     quantile = scipy.stats.norm.ppf
     z = quantile((1 + LEVEL) / 2) + quantile(POWER)
     return math.ceil(2 * z**2 * (sigma / difference) ** 2) if difference else math.inf
 
 
 def noise_band(repeats: Sequence[float], n: int) -> float:
-    """The 95 % band of the difference of two means of n seeds of the same arm, from its repeats."""
+    """Return the 95 % band of the difference of two means of n seeds of one arm, estimated from its
+    repeats."""
     t = scipy.stats.t.ppf((1 + LEVEL) / 2, len(repeats) - 1)
     return float(t * deviation(repeats) * math.sqrt(2 / n))
 
 
 def is_better(ours: Mapping[int, float], other: Mapping[int, float], band: float) -> bool:
-    """Whether an arm is ahead at one rung: seed -> bits per byte of both. The paired interval
-    excludes 0 and the difference is at least the band. A verdict needs a second rung."""
+    """Whether an arm is better at one rung: the paired interval excludes 0 and the difference is at
+    least the band. A verdict needs a second rung. ours, other: seed -> bits per byte."""
     difference, _ = paired(dict(ours), dict(other))
     return difference.high < 0 and -difference.value >= band
 
 
 def fit_horizons(steps: Sequence[float], losses: Sequence[float]) -> tuple[float, float, float]:
-    """(a, b, c) of losses = a + b steps^-c by least squares, from at least four horizons."""
+    """Fit losses = a + b steps^-c by least squares to at least four points; return (a, b, c)."""
     scale = float(np.mean(steps))
     x = np.asarray(steps, dtype=float) / scale
     start = (0.8 * min(losses), 0.2 * min(losses), 0.5)
@@ -135,6 +138,6 @@ def fit_horizons(steps: Sequence[float], losses: Sequence[float]) -> tuple[float
 
 
 def steps_equivalent(loss: float, curve: tuple[float, float, float]) -> float:
-    """The steps in which the fitted arm gets to a loss; infinite below its asymptote."""
+    """Return the steps at which the fitted curve reaches a loss; infinity below its asymptote."""
     a, b, c = curve
     return (b / (loss - a)) ** (1 / c) if loss > a else math.inf

@@ -1,8 +1,8 @@
-"""Speed-ups over AdamW: the steps that its winner needs for another arm's loss, and two figures.
+"""Speed-ups over AdamW: the steps that tuned AdamW needs for another arm's loss, and two figures.
 
-AdamW's winner at several numbers of steps gives a curve, a + b steps^-c. An arm's loss is AdamW's
-mean plus the mean of the paired differences, whose 95 % interval is carried through the curve; the
-curve itself counts as known.
+Tuned AdamW at several numbers of steps gives a curve, a + b steps^-c. An arm's loss is AdamW's mean
+plus the mean of the paired differences, whose 95 % interval is mapped through the curve. The
+uncertainty of the curve itself is ignored.
 """
 
 import math
@@ -26,7 +26,8 @@ Scores = Mapping[int, float]  # seed -> bits per byte
 
 @dataclass(frozen=True)
 class Horizons:
-    """AdamW at one rung. curve: (a, b, c); steps: those of the scores; least, most: the curve's."""
+    """AdamW at one rung. curve: (a, b, c); steps: of the scoring runs; least, most: range of steps
+    to which the curve was fitted."""
 
     curve: tuple[float, float, float]
     steps: int
@@ -35,7 +36,7 @@ class Horizons:
 
     @classmethod
     def of(cls, rows: Rows) -> "Horizons | None":
-        """From a rung's rows; None with fewer than four numbers of steps."""
+        """Fit the curve to a rung's rows; None with fewer than four numbers of steps."""
         points: dict[int, list[float]] = {}
         for row in rows.where(optimizer="adamw"):
             if row["part"] in ("scoring", "horizons") and row.value is not None:
@@ -47,42 +48,43 @@ class Horizons:
         return cls(curve, steps, min(points), max(points))
 
     def speed_up(self, ours: Scores, adamw: Scores) -> Estimate:
-        """The steps that AdamW needs for the arm's loss over the arm's own."""
+        """Return the steps that AdamW needs for the arm's loss, divided by the arm's steps."""
         difference, _ = paired(dict(ours), dict(adamw))
-        home = float(np.mean(list(adamw.values())))
+        baseline = float(np.mean(list(adamw.values())))
         value, low, high = (
             math.nan if math.isnan(d) else
-            ranking.steps_equivalent(home + d, self.curve) / self.steps
+            ranking.steps_equivalent(baseline + d, self.curve) / self.steps
             for d in (difference.value, difference.high, difference.low))
         return Estimate(value, low, high, difference.n)
 
     def in_words(self, speed: Estimate) -> str:
-        """The speed-up; marked where AdamW was never run for so few or so many steps."""
+        """Return the speed-up as text, marked if it is outside the range of AdamW's steps."""
         outside = not self.least <= speed.value * self.steps <= self.most
         return interval(speed) + " (extrapolated)" * outside
 
 
 def muons_speed(speeds: Mapping[str, Estimate]) -> list[tuple]:
-    """Lines of the table of hypotheses: H6 and H7, from Muon's speed-up by rung, smallest first."""
+    """Return the table lines of H6 and H7 from Muon's speed-up per rung, smallest rung first."""
     low, high = LIKELY
     values = [speed.value for speed in speeds.values()]
-    found = ", ".join(f"{rung} {interval(speed)}" for rung, speed in speeds.items())
+    by_rung = ", ".join(f"{rung} {interval(speed)}" for rung, speed in speeds.items())
     likely = all(low <= value <= high for value in values)
     lines = [("H6: Muon's speed-up over AdamW at every size", f"in [{low}, {high}]",
-              f"{verdict(likely)}: {found}" if values else "not tested: no horizons of AdamW")]
+              f"{verdict(likely)}: {by_rung}" if values else "not tested: no horizons of AdamW")]
     falls = all(a > b for a, b in zip(values, values[1:], strict=False))
     return [*lines, ("H7: it falls with size", "falls",
-                     f"{verdict(falls)}: {found}" if len(values) > 1 else
+                     f"{verdict(falls)}: {by_rung}" if len(values) > 1 else
                      f"not tested: {len(values)} of at least 2 sizes")]
 
 
 def verdict(holds: bool) -> str:
-    """A hypothesis in one word."""
+    """Return "holds" or "fails"."""
     return "holds" if holds else "fails"
 
 
 def draw_speeds(path: Path, speeds: Mapping[str, Mapping[int, Estimate]]) -> bool:
-    """The speed-ups over the size; speeds: arm -> parameters -> speed-up. False without any."""
+    """Draw speed-ups over model size; speeds: arm -> parameters -> speed-up. Return whether there
+    was anything to draw."""
     if not speeds:
         return False
     style = styles(speeds)
@@ -98,14 +100,14 @@ def draw_speeds(path: Path, speeds: Mapping[str, Mapping[int, Estimate]]) -> boo
 
 
 def draw_rates(path: Path, rows: Rows) -> bool:
-    """Learning-rate sensitivity: of each arm's tuning the best score at every rate, a panel a rung.
-    False without any."""
+    """Draw the learning-rate sensitivity, each arm's best tuning score per rate, with one panel per
+    rung. Return whether there was anything to draw."""
     panels: dict[str, dict[str, tuple]] = {}
     for rung, arms in rows.where(part="tuning").tree("rung", "optimizer", "rate").items():
         for arm, rates in arms.items():
-            kept = {rate: min(v for v in values if v is not None)
+            best = {rate: min(v for v in values if v is not None)
                     for rate, values in sorted(rates.items()) if any(v is not None for v in values)}
-            panels.setdefault(rung, {})[arm] = (list(kept), list(kept.values()))
+            panels.setdefault(rung, {})[arm] = (list(best), list(best.values()))
     if panels:
         curves(path, panels, xlabel="learning rate of the matrices", ylabel="bits per byte",
                xscale="log", title="The best run of the tuning at every rate")

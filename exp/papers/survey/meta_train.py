@@ -1,23 +1,23 @@
-"""Celo2's 347 numbers, trained by antithetic evolution strategies on two tiny tasks.
+"""Train Celo2's 347 weights by antithetic evolution strategies on two tiny tasks.
 
 python -m exp.papers.survey.meta_train [--minutes N] [--output FILE]
 
-A generation draws PAIRS directions of 347 normal numbers and trains a small model with the mean
-plus and minus SIGMA times each, all on one task and one seed, at that task's rate; tasks alternate.
-The fitness of a member is the log of AdamW's loss at the end over its own. Its utility is its rank
-among the members, from -1/2 (worst) to 1/2 (the reference does not change ranks: it is for the
-log); the mean moves by
+A generation draws PAIRS random directions of 347 standard normal numbers and trains a small model
+with the mean plus and minus SIGMA times each direction, all on one task, with one seed and that
+task's learning rate. Tasks alternate between generations. A member's utility is the rank of its
+final loss among the members, from -1/2 (worst) to 1/2. The mean moves by
 
     RATE / (2 PAIRS SIGMA)  sum over members of  utility * (its direction)
 
-(Salimans et al. 2017, arXiv 1703.03864, without Adam: the mean is all there is to remember.)
+(Salimans et al. 2017, arXiv 1703.03864, but without Adam, so the mean is the only state). AdamW's
+final loss is measured for the log only, which stores the mean log ratio.
 
-It begins where the rule is Muon without Nesterov at RMS lr: two units of each layer carry both
-signs of the average of gradients at 0.9, the others see random mixtures of the features and go
-nowhere yet. CIFAR-10 takes no part, so that it can show whether what was learned carries over.
+The initial weights make the rule Muon without Nesterov at RMS lr: two units of each layer carry the
+positive and negative parts of the gradient average at 0.9. The other units get random mixtures of
+the features and do not affect the output yet. CIFAR-10 is held out to test generalization.
 
-Directions and seeds are functions of seed and generation alone: a run that was killed goes on from
-the file, to the bit. The file is what `optimizer/celo2.json` is.
+Directions and seeds depend on seed and generation only, so an interrupted run continues from its
+file bit for bit. The file has the format of `optimizer/celo2.json`.
 """
 
 import math
@@ -44,15 +44,15 @@ from exp.theory.training import built, examples, steps
 from optimizer.celo2 import SHAPES, Celo2
 
 PAIRS, SIGMA, RATE = 4, 0.03, 0.005
-STEPS, EXAMPLES = 50, 128  # of a training; that its loss is measured on
-FIRST_SEED = 1000  # of the trainings: 1, 2, ... are for measurements
-# Task -> the rates of Celo2 and of AdamW: the best of a grid in factors of 2, Celo2 at its start.
+STEPS, EXAMPLES = 50, 128  # steps of a training run; examples on which its loss is measured
+FIRST_SEED = 1000  # of the training runs; seeds 1, 2, ... are for measurements
+# Task -> rates of Celo2 (with its initial weights) and AdamW, the best of a grid in factors of 2.
 TASKS = {"grokking": (2**-6, 2**-5), "wikitext2": (2**-6, 2**-6)}
-MOMENTUM = 3  # which of the features is the average at 0.9
+MOMENTUM = 3  # index of the feature that is the gradient average at 0.9
 
 
 def start(seed: int) -> list[float]:
-    """The numbers that make the rule Muon."""
+    """Return the 347 initial weights, with which the rule is Muon."""
     generator = torch.Generator().manual_seed(seed)
     w1, w2, w3 = (torch.randn(shape, generator=generator, dtype=torch.float64) / shape[1] ** 0.5
                   for shape in SHAPES[::2])
@@ -64,13 +64,14 @@ def start(seed: int) -> list[float]:
 
 
 def celo2(lr: float, **keys: object) -> dict:
-    """Celo2, one rate and one decay for matrices and the rest."""
+    """Celo2 with one learning rate and one weight decay for all parameters."""
     return {"name": "celo2", "lr": lr, "weight_decay": 0.1, **keys}
 
 
 def final_loss(table: dict, task: str, seed: int, network: Tensor | None = None) -> float:
-    """Mean loss (nats) over EXAMPLES training examples after STEPS steps on the task's small scale,
-    the rate falling to zero; infinite if it diverged. network: numbers for Celo2."""
+    """Return the mean loss (nats) over EXAMPLES training examples after STEPS steps at the task's
+    small scale, with a rate that decays to zero; infinity if the run diverged. network: weights for
+    Celo2, (347,)."""
     run = built(table, seed, task, "small")
     if network is not None:
         assert isinstance(run.optimizer, Celo2)
@@ -85,7 +86,7 @@ def final_loss(table: dict, task: str, seed: int, network: Tensor | None = None)
 
 
 def advanced(state: dict) -> dict:
-    """The state one generation later."""
+    """Return the state after one more generation."""
     number, mean = state["generation"], torch.tensor(state["trained"], dtype=torch.float64)
     task = list(TASKS)[number % len(TASKS)]
     lr, adamw_lr = TASKS[task]
@@ -102,14 +103,14 @@ def advanced(state: dict) -> dict:
 
 
 def utilities(losses: Sequence[float]) -> Tensor:
-    """The rank of each loss, from -1/2 for the highest to 1/2 for the lowest."""
+    """Return the rank of each loss, scaled from -1/2 for the highest to 1/2 for the lowest."""
     order = torch.tensor(losses, dtype=torch.float64).argsort(descending=True, stable=True)
     return order.argsort().double() / (len(losses) - 1) - 0.5
 
 
 def read(path: Path, seed: int) -> dict:
-    """The state in a file, or that before the first generation. Raises ValueError for a damaged
-    file, or one of another seed."""
+    """Read the state from a file, or return the initial state if there is none. Raises ValueError
+    for a damaged file or one of another seed."""
     numbers = start(seed)
     state = read_json(path) or {"seed": seed, "generation": 0, "seconds": 0.0, "log_ratios": [],
                                 "start": numbers, "trained": numbers}
@@ -119,7 +120,7 @@ def read(path: Path, seed: int) -> dict:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status: 0, 2 for a file that is damaged or of another seed."""
+    """Run the command line; return the exit status: 0, or 2 for a damaged file or another seed."""
     options = parse(arguments)
     try:
         state = read(options.output, options.seed)
@@ -132,12 +133,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         count = f"about {seconds / each:.0f} generations" if each else "generations"
         print(forecast({f"{count} after {state['generation']}": seconds}))
         return COMPLETED
-    made = {"device": device_name(torch.device("cpu")), "torch": version_of("torch"),
-            "commit": short_commit()}
+    provenance = {"device": device_name(torch.device("cpu")), "torch": version_of("torch"),
+                  "commit": short_commit()}
     started = time.perf_counter()
     while time.perf_counter() - started < seconds:
         begun = time.perf_counter()
-        state = {**advanced(state), **made}
+        state = {**advanced(state), **provenance}
         state["seconds"] = round(state["seconds"] + time.perf_counter() - begun, 1)
         write_json(options.output, state, depth=1)
         print(f"generation {state['generation']}: log ratio to AdamW {state['log_ratios'][-1]}",
