@@ -18,8 +18,8 @@ WRAPPED = "sgd"
 
 @dataclass(frozen=True)
 class Walk:
-    """One trajectory: (x, y) and f at the start and after each step, up to the first value of f that
-    is not finite."""
+    """One trajectory: (x, y) and f at the start and after each step. It ends at the first f that is
+    not finite."""
 
     optimizer: str
     lr: float

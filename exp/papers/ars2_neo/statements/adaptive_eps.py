@@ -14,13 +14,13 @@ GRID = {"optimizer": ("AdamW", "AdaEps")}
 
 
 def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
-    """The race of exp.theory.sweeps."""
+    """Return the rows of `race` in exp.theory.sweeps."""
     name = {"AdamW": "adamw", "AdaEps": "ada_eps"}[optimizer]
     return sweeps.race(lambda lr: {**sweeps.adamw(lr), "name": name}, START, seeds)
 
 
 def judge(rows: Rows) -> Verdict:
-    """By how many steps more AdamW needs."""
+    """Judge by the percentage of additional steps that AdamW needs."""
     curves = sweeps.curves_of(rows)
     ratio = sweeps.slowdown(curves["AdamW"], curves["AdaEps"])
     return Verdict(judge_above(ratio, SLOWER),
@@ -28,5 +28,5 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """Rates, losses and the speed-up."""
+    """Return a table of rates, losses and the speed-up."""
     return {"race": sweeps.race_table(rows)}

@@ -14,7 +14,7 @@ GRID = {"task": sam.STEPS}
 
 
 def measure(seeds: list[int], task: str) -> Iterable[Row]:
-    """AdamW at its best rate, and SAM around it with every radius and schedule."""
+    """Yield AdamW at its best rate, and SAM-AdamW with every radius and radius schedule."""
     lr, plain = sam.baseline(task, seeds)
     shared = {"axis": sam.METRIC[task], "lr": lr}
     yield from rows_of(plain["as many steps"], (), seeds, optimizer="AdamW", **shared)
@@ -24,7 +24,7 @@ def measure(seeds: list[int], task: str) -> Iterable[Row]:
 
 
 def at_best(rows: Rows) -> dict[str, dict[str, tuple[float, list[float]]]]:
-    """Task -> schedule -> (the best radius, its values)."""
+    """Map task -> radius schedule -> (best radius, its values per seed)."""
     trees = rows.where(optimizer="SAM-AdamW").tree("task", "schedule", "rho")
     return {task: {schedule: (rho := sam.best_key(task, by_radius), by_radius[rho])
                    for schedule, by_radius in schedules.items()}
@@ -32,7 +32,7 @@ def at_best(rows: Rows) -> dict[str, dict[str, tuple[float, list[float]]]]:
 
 
 def judge(rows: Rows) -> Verdict:
-    """Whether the rate or the gap beats the constant radius, task by task."""
+    """Judge per task whether the schedule "lr" or "gap" beats the constant radius."""
     best = at_best(rows)
     helped = [judge_any([sam.judge_better(task, schedules[name][1], schedules["constant"][1])
                          for name in ("lr", "gap")]) for task, schedules in best.items()]
@@ -44,7 +44,7 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """The best radius of every schedule, and the value there."""
+    """Return a table of the best radius of every schedule and its value."""
     plain = rows.where(optimizer="AdamW")
     titles = (f"{schedule}: best rho, value" for schedule in sam.SCHEDULES)
     lines: Lines = [("task, metric", "AdamW", *titles)]

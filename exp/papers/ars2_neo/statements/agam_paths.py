@@ -15,7 +15,7 @@ GRID = {"k": (10, 1)}
 
 
 def measure(seeds: list[int], k: int) -> Iterable[Row]:
-    """The shares of the paths in sync steps, and gradient evaluations per step."""
+    """Yield the share of each path in sync steps, and the gradient evaluations per step."""
     table = {"name": "ars2_neo", "lr": 1e-3, "betas": [0.9, 0.98], "weight_decay": 1.0, "k": k,
              "adaptive_sync": True, "adaptive_lambda": 0.1, "energy_scope": "tensor",
              "sharpness_paths": "agam", "routing": "shape"}
@@ -30,7 +30,7 @@ def measure(seeds: list[int], k: int) -> Iterable[Row]:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the share of the SAM path, for both k."""
+    """Judge by the share of the SAM path, for both k."""
     shares = {k: sample(values) for k, values in rows.where(axis="sam path").tree("k").items()}
     return Verdict(judge_all([judge_above(share, ALL) for share in shares.values()]),
                    "share of the SAM path " + ", ".join(

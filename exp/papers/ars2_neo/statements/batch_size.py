@@ -28,7 +28,7 @@ KEYS = ("optimizer", "batch", "lr")
 
 
 def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
-    """A grid for every batch size, from the best rate of the one before on."""
+    """Yield a grid per batch size, each started at the best rate of the previous one."""
     rule, start = RULES[optimizer]
     for batch in BATCHES:
         grid = sweeps.curve_sweep(rule, start, seeds, batch_size=batch)
@@ -37,7 +37,7 @@ def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
 
 
 def exponents(by_batch: dict[int, sweeps.Grid]) -> dict[tuple[int, int], list[float]]:
-    """Neighbouring batch sizes -> a of each seed."""
+    """Map pairs of neighboring batch sizes to the exponent a per seed: lr ~ batch^a."""
     rates = {batch: sweeps.best_rates(grid) for batch, grid in by_batch.items()}
     return {(one, two): [sweeps.exponent((one, two), pair)
                          for pair in zip(rates[one], rates[two], strict=True)]
@@ -45,13 +45,14 @@ def exponents(by_batch: dict[int, sweeps.Grid]) -> dict[tuple[int, int], list[fl
 
 
 def tests(by_batch: dict[int, sweeps.Grid]) -> tuple[list[Judgement], list[Judgement]]:
-    """Of each pair of neighbours whether the rate grows linearly, and whether it is constant."""
+    """Test per pair of neighboring sizes whether the rate grows linearly and whether it is
+    constant."""
     slopes = list(map(sample, exponents(by_batch).values()))
     return ([judge_above(a, LINEAR) for a in slopes], [judge_below(a, CONSTANT) for a in slopes])
 
 
 def judge(rows: Rows) -> Verdict:
-    """Whether rates grow linearly up to one pair or another and are constant at the next."""
+    """Judge whether rates grow linearly up to some pair of sizes and are constant at the next."""
     trees = rows.tree(*KEYS)
     parts = []
     for linear, constant in map(tests, trees.values()):
@@ -63,14 +64,14 @@ def judge(rows: Rows) -> Verdict:
 
 
 def laws(by_batch: dict[int, sweeps.Grid]) -> list[str]:
-    """What the tests say of each pair of neighbours."""
+    """Return the test results of each pair of neighboring sizes, as text."""
     return ["linear" if linear.word == HOLDS else "constant" if constant.word == HOLDS
             else "between" if linear.word == constant.word == FAILS else "undecided"
             for linear, constant in zip(*tests(by_batch), strict=True)]
 
 
 def tables(rows: Rows) -> dict:
-    """Best rates, then the exponents between neighbours."""
+    """Return tables of best rates, and of the exponents between neighboring sizes."""
     batches = rows.levels("batch")
     rates: Lines = [("best lr at a batch of", *map(str, batches), *(f"loss, {b}" for b in batches))]
     slopes: Lines = [("a", *(f"{one} to {two}" for one, two in itertools.pairwise(batches)), "law")]
@@ -82,5 +83,5 @@ def tables(rows: Rows) -> dict:
 
 
 def figure(rows: Rows) -> dict:
-    """Mean loss over learning rate, a panel for each optimizer, a line for each batch size."""
+    """Return mean loss over learning rate: one panel per optimizer, one line per batch size."""
     return sweeps.grids_figure(rows.tree(*KEYS), "batch {}", "held-out loss (nats)")

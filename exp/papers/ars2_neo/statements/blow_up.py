@@ -19,17 +19,17 @@ GRID = {"task": GUESSING, "optimizer": LABELS, "factor": (10, 100, 1000)}
 
 
 def measure(seeds: list[int], task: str, optimizer: str, factor: float) -> Iterable[Row]:
-    """Losses at a multiple of the optimizer's rate."""
+    """Return losses at a multiple of the optimizer's rate."""
     return radius_sweep.final_losses(seeds, task, optimizer, factor)
 
 
 def blown_up(task: str, losses: list[float | None]) -> int:
-    """How many of these runs diverged or ended above the loss of guessing."""
+    """Return how many runs diverged or ended above the loss of uniform guessing."""
     return sum(loss is None or loss > GUESSING[task] for loss in losses)
 
 
 def judge(rows: Rows) -> Verdict:
-    """By how many of TR-Muon's runs blew up wherever K-FAC did."""
+    """Judge by the share of TR-Muon's runs that blew up at rates where K-FAC's did."""
     where = {f"{task} x {factor}": (blown_up(task, losses[OURS]), len(losses[OURS]))
              for task, by_factor in rows.tree("task", "factor", "optimizer").items()
              for factor, losses in by_factor.items() if blown_up(task, losses[FRAGILE])}
@@ -42,7 +42,7 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """Mean losses of the runs that did not diverge, and how many blew up."""
+    """Return a table of mean losses of the runs that did not diverge, and of blown-up runs."""
     def shown(task, losses):
         finite = [loss for loss in losses if loss is not None]
         value = number(average(finite)) if finite else "–"

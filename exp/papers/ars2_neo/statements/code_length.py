@@ -20,14 +20,14 @@ from exp.report.tables import interval
 from exp.theory.statement import Verdict, agreement_of, means_table
 from exp.theory.training import examples
 
-PARTS = (8, 4, 2, 1)  # the first block is an eighth of the set, each further one as all before
+PARTS = (8, 4, 2, 1)  # blocks end at 1/8, 1/4, 1/2 and all of the training set
 ENDS = ", ".join(f"1/{part}" for part in PARTS[:-1])
 CODE, SHARP = "code length (bits per label)", "top eigenvalue"
 GRID = {"task": TASKS, "optimizer": RULES}
 
 
 def measure(seeds: list[int], task: str, optimizer: str) -> Iterable[Row]:
-    """Code length, and curvature of the model that is trained on everything."""
+    """Yield the code length, and the curvature of the model trained on all examples."""
     for seed in seeds:
         run, _, loss = trained(RULES[optimizer], task, seed)
         batch = tuple(tensor[:EXAMPLES] for tensor in examples(run))
@@ -38,7 +38,7 @@ def measure(seeds: list[int], task: str, optimizer: str) -> Iterable[Row]:
 
 
 def code_length(optimizer: str, task: str, seed: int) -> float:
-    """Bits per training label."""
+    """Return the prequential code length in bits per training label."""
     run, *_ = trained(RULES[optimizer], task, seed, most=0)
     count = len(run.data.train.tensors[0])
     with torch.no_grad():
@@ -54,18 +54,18 @@ def code_length(optimizer: str, task: str, seed: int) -> float:
 
 
 def agreement(rows: Rows) -> dict:
-    """Task -> the rank correlation of each seed."""
+    """Map each task to the rank correlation per seed."""
     return {task: sample(correlations(by_name, SHARP, CODE))
             for task, by_name in rows.tree("task", "optimizer", "axis").items()}
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the rank correlations."""
+    """Judge by the rank correlations."""
     return agreement_of(agreement(rows), AGREES)
 
 
 def tables(rows: Rows) -> dict:
-    """Correlations of the code length, then all numbers."""
+    """Return tables of the correlations with code length, and of all measurements."""
     lines = [("rank correlation of the code length with", "the top eigenvalue")]
     lines += [(task, interval(rank.estimate)) for task, rank in agreement(rows).items()]
     return {"correlations": lines, "means": means_table(rows)}

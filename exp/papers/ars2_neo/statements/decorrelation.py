@@ -28,7 +28,8 @@ GRID = {"optimizer": RULES}
 
 
 def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
-    """The mean absolute cosine between rows, mean over matrices, at the start and at the end."""
+    """Yield the mean absolute cosine between rows, averaged over matrices, before and after
+    training."""
     for seed in seeds:
         for axis, most in (("at the start", 0), ("at the end", None)):
             run, _, loss = trained(RULES[optimizer], "grokking", seed, most)
@@ -38,7 +39,7 @@ def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
 
 
 def likeness(tensor: torch.Tensor) -> float:
-    """The mean |cos| of different rows of a matrix, over all matrices of a stack."""
+    """Return the mean |cos| of different rows of a matrix, over all matrices of a stack."""
     rows = torch.nn.functional.normalize(as_matrices(tensor).double(), dim=-1)
     cosines = (rows @ rows.mT).abs()
     m = cosines.shape[-1]
@@ -46,7 +47,7 @@ def likeness(tensor: torch.Tensor) -> float:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the differences from AdamW."""
+    """Judge by the differences from AdamW."""
     ends = rows.where(axis="at the end").tree("optimizer")
     base = ends.pop("AdamW")
     less = {name: sample([a - b for a, b in zip(values, base, strict=True)])

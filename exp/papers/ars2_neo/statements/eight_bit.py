@@ -10,12 +10,13 @@ from exp.theory import sweeps
 from exp.theory.statement import Verdict
 
 BOUND = 0.1  # percent
-PAIRS = 4  # runs for each seed asked for: differences are small
-EIGHT_BIT = {"name": "adamw_8bit", "min_8bit_size": 0}  # no tensor is too small
+PAIRS = 4  # pairs of runs per seed, since differences are small
+EIGHT_BIT = {"name": "adamw_8bit", "min_8bit_size": 0}  # quantize all tensors
 
 
 def measure(seeds: list[int]) -> Iterable[Row]:
-    """AdamW's grid (axis "loss"), then both at its best rate (axis "paired")."""
+    """Yield AdamW's grid (axis "loss"), then AdamW and 8-bit AdamW at its best rate (axis
+    "paired")."""
     grid = sweeps.curve_sweep(sweeps.adamw, 2**-7, seeds)
     yield from sweeps.grid_rows(grid, seeds, optimizer="AdamW")
     table = sweeps.adamw(sweeps.best_of_grid(grid))
@@ -26,19 +27,19 @@ def measure(seeds: list[int]) -> Iterable[Row]:
 
 
 def differences(rows: Rows) -> list[float]:
-    """(8-bit - AdamW) / AdamW in percent, of each pair."""
+    """Return (8-bit - AdamW) / AdamW in percent for each pair."""
     theirs, ours = rows.where(axis="paired").tree("optimizer").values()
     return [100 * (a / b - 1) for a, b in zip(ours, theirs, strict=True)]
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the difference of the pairs."""
+    """Judge by the differences of the pairs."""
     loss = sample(differences(rows))
     return Verdict(judge_below(loss, BOUND), f"loss changes by {interval(loss.estimate)} %")
 
 
 def tables(rows: Rows) -> dict:
-    """Losses and their difference."""
+    """Return a table of losses and their difference."""
     losses = rows.where(axis="paired").tree("optimizer")
     return {"lr": number(sweeps.best_of_grid(sweeps.grids_of(rows)["AdamW"])),
             "pairs": f"{len(losses['AdamW'])}",

@@ -24,7 +24,7 @@ GRID = {"optimizer": RULES, "factor": FACTORS}
 
 
 def measure(seeds: list[int], optimizer: str, factor: float) -> Iterable[Row]:
-    """Entropies and held-out loss after EARLY epochs, held-out loss after LATE."""
+    """Yield entropies and held-out loss after EARLY epochs, and held-out loss after LATE epochs."""
     for seed in seeds:
         rule: dict = RULES[optimizer]
         table = {**rule, "lr": factor * rule["lr"]}
@@ -42,19 +42,19 @@ def measure(seeds: list[int], optimizer: str, factor: float) -> Iterable[Row]:
 
 
 def held_out(run: Built) -> float:
-    """Held-out loss (nats)."""
+    """Return the held-out loss (nats)."""
     loss = evaluate(run, *(tensor[:HELD_OUT] for tensor in run.data.eval))["eval_loss"]
     run.model.train()
     return loss
 
 
 def entropy(tensors: list[torch.Tensor]) -> float:
-    """Mean spectral entropy, 1 where all singular values are equal."""
+    """Return the mean normalized spectral entropy, 1 if all singular values are equal."""
     return sum(spectrum(tensor)["entropy"] for tensor in tensors) / len(tensors)
 
 
 def strengths(rows: Rows, axis: str) -> list[float]:
-    """|Spearman's correlation| of each seed with the final loss, over all runs."""
+    """Return |Spearman's correlation| of `axis` with the final loss over all runs, per seed."""
     found = []
     for seed in rows.levels("seed"):
         here = rows.where(seed=seed)
@@ -66,13 +66,14 @@ def strengths(rows: Rows, axis: str) -> list[float]:
 
 
 def gain(rows: Rows) -> Evidence:
-    """By how much the entropy of the weights foretells more than the loss does."""
+    """Return how much stronger the weights' entropy correlates with the final loss than the early
+    loss does."""
     return sample([a - b for a, b in zip(strengths(rows, WEIGHTS), strengths(rows, LOSS),
                                          strict=True)])
 
 
 def judge(rows: Rows) -> Verdict:
-    """By what the entropy of the weights adds."""
+    """Judge by the gain of the entropy of the weights over the early loss."""
     return Verdict(
         judge_above(gain(rows), 0.0),
         "absolute rank correlation with the final held-out loss: " + ", ".join(
@@ -81,7 +82,7 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """The correlations, then all numbers."""
+    """Return tables of the correlations, and of all measurements."""
     lines = [("|rank correlation| with the final held-out loss", "")]
     lines += [(axis, interval(sample(strengths(rows, axis)).estimate))
               for axis in (WEIGHTS, CHANGE, LOSS)]

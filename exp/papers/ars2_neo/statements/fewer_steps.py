@@ -24,7 +24,8 @@ RULES = {"ARS2-Neo Base": {**OPTIMIZER, "betas": [0.9, 0.98]},
 
 
 def distance(tensor: Tensor, count: int) -> float:
-    """||O - msign(X)||_F / ||msign(X)||_F after `count` steps, mean over a stack; float64."""
+    """Return ||O - msign(X)||_F / ||msign(X)||_F after `count` steps in float64, the mean over a
+    stack."""
     stack = as_matrices(tensor).double()
     stack = stack.mT if stack.shape[-2] > stack.shape[-1] else stack
     exact = exact_polar(stack)
@@ -33,7 +34,8 @@ def distance(tensor: Tensor, count: int) -> float:
 
 
 def measure(seeds: list[int]) -> Iterable[Row]:
-    """Distances from the polar factor on the way (axis "distance"), then the ends of short runs."""
+    """Yield distances from the polar factor during training (axis "distance"), then final losses of
+    short runs."""
     for seed in seeds:
         run = built(OPTIMIZER, seed)
         for step in steps(run, max(POINTS)):
@@ -49,7 +51,7 @@ def measure(seeds: list[int]) -> Iterable[Row]:
 
 
 def momenta(optimizer: Optimizer, params: dict[str, Tensor]) -> dict[str, list[Tensor]]:
-    """The momentum of each matrix, plain and whitened, as Adam keeps them."""
+    """Return the momentum of each matrix from Adam's state, plain and whitened."""
     entries = [optimizer.state[p] for p in params.values()]
     return {"plain": [entry["exp_avg"] for entry in entries],
             "whitened": [entry["exp_avg"] / (entry["exp_avg_sq"].sqrt() + OPTIMIZER.get(
@@ -57,7 +59,7 @@ def momenta(optimizer: Optimizer, params: dict[str, Tensor]) -> dict[str, list[T
 
 
 def short_run(optimizer: dict, seed: int) -> dict[str, float]:
-    """Losses over all training and held-out pairs at the end."""
+    """Return the final losses over all training and all held-out pairs."""
     run = built(optimizer, seed)
     for _ in steps(run, RUN_STEPS):
         pass
@@ -66,7 +68,7 @@ def short_run(optimizer: dict, seed: int) -> dict[str, float]:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the ratio of distances at every point."""
+    """Judge by the ratio of distances at every point."""
     ratios = {step: sample([ours / plain for ours, plain in zip(
         kinds["whitened"][FEW], kinds["plain"][STEPS[-1]], strict=True)], log=True)
         for step, kinds in rows.tree("step", "momentum", "ns_steps").items()}
@@ -78,7 +80,7 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """Distances, then what fewer steps do to training."""
+    """Return tables of distances, and of the losses with fewer steps."""
     near = rows.where(axis="distance").pivot(("step", "momentum"), "ns_steps",
                                              ("after steps", "momentum"))
     runs = Rows(row for row in rows if row.optimizer)

@@ -59,7 +59,8 @@ def fisher_diagonals(model: nn.Module, inputs: Tensor, labels: Tensor,
 
 
 def agreement(second_moment: Tensor, diagonal: Tensor) -> dict[str, float]:
-    """Rank correlation, cosine, and the relative error ||c v - F|| / ||F|| at the best scale c."""
+    """Return rank correlation, cosine, and relative error ||c v - F|| / ||F|| at the best scale
+    c."""
     v, f = second_moment.double(), diagonal.double()
     product = v @ f
     cosine = product / (v.norm() * f.norm())
@@ -68,7 +69,7 @@ def agreement(second_moment: Tensor, diagonal: Tensor) -> dict[str, float]:
 
 
 def measure(seeds: list[int], task: str) -> Iterable[Row]:
-    """AdamW on the task: at each point the agreement with both diagonals."""
+    """Train by AdamW and yield its agreement with both diagonals at each point."""
     points, count, scale = TASKS[task]
     for seed in seeds:
         run = built(OPTIMIZER, seed, task, scale)
@@ -85,13 +86,13 @@ def measure(seeds: list[int], task: str) -> Iterable[Row]:
 
 
 def points(rows: Rows, axis: str) -> list[list[float]]:
-    """The values of the seeds at every point, against the true Fisher diagonal."""
+    """Map each point to the values per seed, against the true Fisher diagonal."""
     trees = rows.where(against="Fisher", axis=axis).tree("task", "step")
     return [values for by_step in trees.values() for values in by_step.values()]
 
 
 def judge(rows: Rows) -> Verdict:
-    """By rank correlation and error at every point."""
+    """Judge by rank correlation and error at every point."""
     ranks, errors = points(rows, "rank_correlation"), points(rows, "error")
     parts = [*(judge_above(sample(values), RANK) for values in ranks),
              *(judge_below(sample(values), ERROR) for values in errors)]
@@ -102,7 +103,7 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """Agreement at every point."""
+    """Return a table of the agreement at every point."""
     trees = rows.tree("task", "step", "against", "axis")
     return {"agreement": [
         ("AdamW at", *(f"{name}: {axis.replace('_', ' ')}" for name in AGAINST for axis in AXES)),

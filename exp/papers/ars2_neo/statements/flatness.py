@@ -40,7 +40,7 @@ AGREES = 0.5
 
 
 def measure(seeds: list[int], task: str, optimizer: str) -> Iterable[Row]:
-    """Losses, gap, epochs and curvature at the end point of each seed."""
+    """Yield losses, gap, epochs and curvature at the end point of each seed."""
     for seed in seeds:
         for axis, value in end_point(optimizer, task, seed).items():
             yield Row(axis, seed, value)
@@ -66,7 +66,7 @@ def trained(optimizer: dict, task: str, seed: int, most: int | None = None,
 
 
 def end_point(rule: str, task: str, seed: int) -> dict[str, float]:
-    """Losses, gap, epochs and curvature where a run ends."""
+    """Return losses, gap, epochs and curvature at the end of a run."""
     run, epochs, train = trained(RULES[rule], task, seed)
     held_out = evaluate(run, *(t[:HELD_OUT] for t in run.data.eval))["eval_loss"]
     run.model.train()
@@ -77,8 +77,8 @@ def end_point(rule: str, task: str, seed: int) -> dict[str, float]:
 
 
 def correlations(by_name: dict, key: str, of: str = "gap") -> list[float]:
-    """Spearman's rank correlation over the optimizers, of each seed; zero where one of the two
-    does not vary."""
+    """Return Spearman's correlation over the optimizers per seed; 0 if one of the two is
+    constant."""
     seeds = zip(*([zip(entry[key], entry[of], strict=True) for entry in by_name.values()]),
                 strict=True)
     pairs = (tuple(zip(*of_seed, strict=True)) for of_seed in seeds)
@@ -87,7 +87,7 @@ def correlations(by_name: dict, key: str, of: str = "gap") -> list[float]:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the rank correlations with the gap."""
+    """Judge by the rank correlations with the gap."""
     tests = {task: {key: sample(correlations(by_name, key)) for key in MEASURES}
              for task, by_name in rows.tree(*KEYS).items()}
     return Verdict(
@@ -99,7 +99,7 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """The correlations, then the end points of each task."""
+    """Return tables of the correlations, and of the end points of each task."""
     titles = [key.replace("_", " ") for key in COLUMNS]
     lines: Lines = [("rank correlation with the gap", *titles[3:], "epochs", "training loss")]
     content: dict[str, Lines | str] = {"correlations": lines}
@@ -115,7 +115,7 @@ def tables(rows: Rows) -> dict:
 
 
 def figure(rows: Rows) -> dict:
-    """Gap over each measure, a panel for each task and measure."""
+    """Return the gap over each measure: one panel per task and measure."""
     return {"panels": {f"{task}: {key.replace('_', ' ')}": {
                 name: (axes[key], axes["gap"]) for name, axes in by_name.items()}
                 for task, by_name in rows.tree(*KEYS).items() for key in MEASURES},

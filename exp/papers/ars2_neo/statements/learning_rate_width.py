@@ -30,14 +30,14 @@ KEYS = ("optimizer", "width", "lr")
 
 
 def measure(seeds: list[int], optimizer: str, width: int) -> Iterable[Row]:
-    """The grid of one optimizer at one width."""
+    """Return the grid of one optimizer at one width."""
     settings, start = RULES[optimizer]
     grid = sweeps.sweep(lambda lr: [final_loss(settings, width, lr, seed) for seed in seeds], start)
     return sweeps.grid_rows(grid, seeds)
 
 
 def final_loss(settings: dict, width: int, lr: float, seed: int) -> float:
-    """Mean loss over the training pairs after STEPS steps; infinite if it diverged."""
+    """Return the mean loss over the training pairs after STEPS steps; infinity if it diverged."""
     return training_loss(built(
         {**settings, "lr": lr, "weight_decay": 0.0, "adamw": REST}, seed,
         data={"p": P, "fraction": FRACTION, "batch_size": BATCH},
@@ -45,13 +45,14 @@ def final_loss(settings: dict, width: int, lr: float, seed: int) -> float:
 
 
 def exponents(by_width: dict[int, sweeps.Grid]) -> list[float]:
-    """a of each seed."""
+    """Return the exponent a per seed: lr ~ width^a."""
     return [sweeps.exponent(list(by_width), rates)
             for rates in zip(*map(sweeps.best_rates, by_width.values()), strict=True)]
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the exponent of ARS as released; those of the other energy norms are shown beside it."""
+    """Judge by the exponent of ARS as released; the text also gives those of the other energy
+    norms."""
     slopes = {name.rsplit(", ", 1)[-1]: sample(exponents(by_width))
               for name, by_width in rows.tree(*KEYS).items() if name.startswith("ARS2")}
     return Verdict(
@@ -61,7 +62,7 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """The best rates, beside the losses there."""
+    """Return a table of best rates and their losses."""
     widths = rows.levels("width")
     return {"rates": [
         ("rule", *(f"best lr, width {w}" for w in widths), "exponent a",
@@ -71,5 +72,5 @@ def tables(rows: Rows) -> dict:
 
 
 def figure(rows: Rows) -> dict:
-    """Mean loss over learning rate, a panel for each optimizer, a line for each width."""
+    """Return mean loss over learning rate: one panel per optimizer, one line per width."""
     return sweeps.grids_figure(rows.tree(*KEYS), "width {}", "training loss (nats)", ylim=(0, 5))

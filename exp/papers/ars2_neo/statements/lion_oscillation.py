@@ -17,36 +17,36 @@ TIMES = 2.0
 
 
 def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
-    """The grid, and the fixed batch's loss after every step at its best rate."""
+    """Return the grid, and the loss of a fixed batch after every step at the best rate."""
     return sweeps.race(*RULES[optimizer], seeds, every=1)
 
 
 def fluctuation(losses: list[float]) -> float:
-    """Root mean square change from point to point over the second half, nats."""
+    """Return the root mean square change between points over the second half (nats)."""
     changes = [b - a for a, b in itertools.pairwise(losses[len(losses) // 2:])]
     return math.sqrt(sum(change**2 for change in changes) / len(changes))
 
 
 def fluctuations(rows: Rows) -> dict[str, list[float]]:
-    """Optimizer -> fluctuation of each seed."""
+    """Map each optimizer to the fluctuation per seed."""
     return {name: list(map(fluctuation, curves)) for name, curves in sweeps.curves_of(rows).items()}
 
 
 def ratio_of(rows: Rows) -> Evidence:
-    """Lion's fluctuation over AdamW's, seed by seed."""
+    """Return Lion's fluctuation over AdamW's, paired by seed."""
     by_name = fluctuations(rows)
     return sample([a / b for a, b in zip(by_name["Lion"], by_name["AdamW"], strict=True)], log=True)
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the ratio of fluctuations."""
+    """Judge by the ratio of fluctuations."""
     ratio = ratio_of(rows)
     return Verdict(judge_above(ratio, TIMES), 
                    f"Lion's fluctuation is {interval(ratio.estimate)} times AdamW's")
 
 
 def tables(rows: Rows) -> dict:
-    """Rates, losses and fluctuations."""
+    """Return a table of rates, losses and fluctuations."""
     curves, grids = sweeps.curves_of(rows), sweeps.grids_of(rows)
     return {"ratio": interval(ratio_of(rows).estimate), "fluctuations": [
         ("rule", "best lr", "final loss", "fluctuation (nats)"),

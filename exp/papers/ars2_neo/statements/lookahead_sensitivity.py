@@ -20,7 +20,7 @@ KEYS = ("optimizer", "lookahead", "lr")
 
 
 def measure(seeds: list[int], optimizer: str, lookahead: str) -> Iterable[Row]:
-    """The grid of one optimizer, with Lookahead around it or without."""
+    """Return the grid of one optimizer, with or without Lookahead."""
     rule, start = RULES[optimizer]
     losses: sweeps.Grid = {
         lr: [sweeps.curve({**rule(lr), **WITH[lookahead]}, seed)[-1] for seed in seeds]
@@ -29,8 +29,8 @@ def measure(seeds: list[int], optimizer: str, lookahead: str) -> Iterable[Row]:
 
 
 def doublings(rates: list[float], losses: Sequence[float], level: float) -> float:
-    """How long the stretches of log2(lr) are on which the loss, linear between points, is at most
-    `level`; beside an infinite point no stretch counts."""
+    """Return the total length in log2(lr) of intervals with a loss of at most `level`, interpolated
+    linearly; intervals beside an infinite loss do not count."""
     length = 0.0
     for i in range(len(rates) - 1):
         low, high = sorted((losses[i], losses[i + 1]))
@@ -42,7 +42,7 @@ def doublings(rates: list[float], losses: Sequence[float], level: float) -> floa
 
 
 def widths(grids: dict[str, sweeps.Grid]) -> dict[str, list[float]]:
-    """"without" and "with" -> doublings of each seed."""
+    """Map "without" and "with" to the doublings per seed."""
     by_seed = {name: list(zip(*([math.inf if v is None else v for v in row]
                                 for row in grid.values()), strict=True))
                for name, grid in grids.items()}
@@ -53,7 +53,7 @@ def widths(grids: dict[str, sweeps.Grid]) -> dict[str, list[float]]:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By how many doublings more there are with Lookahead, optimizer by optimizer."""
+    """Judge per optimizer by the additional doublings with Lookahead."""
     more = {name: sample([a - b for a, b in zip(by["with"], by["without"], strict=True)])
             for name, by in ((name, widths(grids)) for name, grids in rows.tree(*KEYS).items())}
     return Verdict(
@@ -63,7 +63,7 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """Widths, best rates and losses."""
+    """Return a table of widths, best rates and losses."""
     return {"widths": [
         ("rule", "Lookahead", "doublings within 0.1 nats", "best lr", "loss there"),
         *((name, which, values, sweeps.best_of_grid(grids[which]), sweeps.lowest(grids[which]))
@@ -71,5 +71,5 @@ def tables(rows: Rows) -> dict:
 
 
 def figure(rows: Rows) -> dict:
-    """Mean loss over learning rate, a panel for each optimizer, with and without."""
+    """Return mean loss over learning rate, with and without Lookahead: one panel per optimizer."""
     return sweeps.grids_figure(rows.tree(*KEYS), "{} Lookahead", "held-out loss (nats)")

@@ -28,7 +28,7 @@ EXAMPLES, BATCH, WIDTH = 2000, 100, 20
 DAMPINGS = (0.01, 0.1, 1.0)  # over the mean eigenvalue
 DECIDES, NEARLY = 0.1, 0.9
 CHUNK = 250
-DRIVER = "Adam"  # makes the path; all the others see its gradients at its weights
+DRIVER = "Adam"  # its weights form the trajectory; all rules take their steps at these weights
 BETAS = [0.9, 0.99]
 RULES: dict[str, dict] = {
     "SGD": {"name": "sgd", "momentum": 0.9, "dampening": 0.9},
@@ -42,8 +42,8 @@ RULES: dict[str, dict] = {
              "precondition_frequency": 5, "weight_decay": 0.0},
 }
 LR = 1e-3
-# Operators on the exact gradient g and the exact Fisher F, damped: no averages, no noise. d is the
-# diagonal of F.
+# Operators on the exact gradient g and the exact, damped Fisher matrix F, without averaging or
+# noise. d is the diagonal of F.
 IDEALS = {
     "g": lambda g, matrix, net: g,
     "g / d": lambda g, matrix, net: g / matrix.diagonal(),
@@ -68,7 +68,7 @@ class Net(nn.Sequential):
 
 
 def pooled(images: Tensor) -> Tensor:
-    """(n, 3, 32, 32) -> (n, 49): means over 8 x 8 pixels, and a one."""
+    """Pool images (n, 3, 32, 32) to (n, 49): means over 8 x 8 pixels, and a constant 1."""
     return F.pad(F.avg_pool2d(images, 8).flatten(1), (0, 1), value=1.0)
 
 
@@ -95,13 +95,13 @@ def fisher(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def damped(matrix: Tensor, share: float) -> Tensor:
-    """F + lambda I in float64, lambda = share * tr F / P."""
+    """Return F + lambda I in float64, lambda = share * tr F / P."""
     matrix = matrix.double()
     return matrix + share * matrix.diagonal().mean() * torch.eye(len(matrix)).double()
 
 
 def by_layer(gradient: Tensor, matrix: Tensor, net: nn.Module) -> Tensor:
-    """F^-1 g with all blocks of F between two parameters set to zero."""
+    """Return F^-1 g with all blocks of F between two different parameters set to zero."""
     at, parts = 0, []
     for size in (p.numel() for p in net.parameters()):
         block = slice(at, at + size)
@@ -111,7 +111,8 @@ def by_layer(gradient: Tensor, matrix: Tensor, net: nn.Module) -> Tensor:
 
 
 def by_matrix(flat: Tensor, net: nn.Module, energy: bool = False) -> Tensor:
-    """Exact msign of each parameter's part of a flat vector, times that part's norm if asked."""
+    """Return the exact msign of each parameter's part of a flat vector, times the norm of that part
+    if `energy`."""
     parts = flat.split([p.numel() for p in net.parameters()])
     shaped = [part.view_as(p) for part, p in zip(parts, net.parameters(), strict=True)]
     polar = [o.flatten() * (s.norm() if energy else 1.0)
@@ -120,14 +121,14 @@ def by_matrix(flat: Tensor, net: nn.Module, energy: bool = False) -> Tensor:
 
 
 def flat_gradient(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-    """The gradient of the mean cross entropy, flat."""
+    """Return the gradient of the mean cross entropy as a flat vector."""
     loss = F.cross_entropy(model(inputs), labels)
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
 
 
 def shadow_update(model: nn.Module, optimizer: torch.optim.Optimizer, weights: dict,
                   inputs: Tensor, labels: Tensor) -> Tensor:
-    """The step, flat, that a rule takes at the given weights; its own are set to them first."""
+    """Set a rule's weights to `weights` and return the step it takes there, as a flat vector."""
     model.load_state_dict(weights)
 
     def closure() -> Any:
@@ -142,8 +143,8 @@ def shadow_update(model: nn.Module, optimizer: torch.optim.Optimizer, weights: d
 
 
 def measure(seeds: list[int]) -> Iterable[Row]:
-    """At each point: the cosine of every optimizer's step and of every operator's result with the
-    natural gradient, the loss, and the mean eigenvalue of the Fisher."""
+    """Yield, at each point, the cosine of every optimizer's step and every operator's result with
+    the natural gradient, the loss, and the mean eigenvalue of the Fisher matrix."""
     for seed in seeds:
         inputs, labels = examples(seed)
         torch.manual_seed(seed)
@@ -165,7 +166,7 @@ def measure(seeds: list[int]) -> Iterable[Row]:
 
 def measure_at(net: nn.Module, inputs: Tensor, labels: Tensor, updates: dict[str, Tensor]
                ) -> Iterator[tuple[str, float, dict]]:
-    """(axis, value, settings) at one point."""
+    """Yield (axis, value, settings) at one point."""
     gradient = flat_gradient(net, inputs, labels).double()
     matrix = fisher(net, inputs)
     for share in DAMPINGS:
@@ -183,7 +184,7 @@ def measure_at(net: nn.Module, inputs: Tensor, labels: Tensor, updates: dict[str
 
 
 def examples(seed: int) -> tuple[Tensor, Tensor]:
-    """Training images of CIFAR-10, pooled, and their labels."""
+    """Return pooled training images of CIFAR-10 and their labels."""
     train = cifar10(EXAMPLES, crop=0, flip=False, cutout=0, seed=seed,
                     device=torch.device("cpu")).train
     images, labels = next(train.epoch(0))
@@ -191,7 +192,7 @@ def examples(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By AdaRMSuon's cosines over training; those of SGD and Adam are shown beside them."""
+    """Judge by AdaRMSuon's cosines during training; the text also gives those of SGD and Adam."""
     trees = rows.where(kind="rules", damping=DECIDES).tree("name", "step")
     means = {rule: list(map(average, trees[rule].values()))
              for rule in ("SGD", "Adam", "AdaRMSuon")}
@@ -203,7 +204,8 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """Cosines at the deciding damping, of the rules and of the operators, then all dampings."""
+    """Return tables of cosines at the deciding damping, for rules and operators, and at all
+    dampings."""
     head = [f"step {step} (loss {mean(losses).value:.2f})"
             for step, losses in rows.where(axis="loss").tree("step").items()]
     trees = rows.tree("kind", "damping", "name", "step")

@@ -22,7 +22,7 @@ GRID = {"optimizer": RULES}
 
 
 def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
-    """Largest spectral norms at the end, of weights and of the last update."""
+    """Yield the largest spectral norms of the final weights and of the last update."""
     for seed in seeds:
         rest = {"adamw": {"lr": 3e-3}, "routing": "role"}
         run = built({**RULES[optimizer], "lr": LR, "weight_decay": DECAY, **rest}, seed,
@@ -41,12 +41,12 @@ def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
 
 
 def largest(tensor: torch.Tensor) -> float:
-    """The largest singular value of any matrix of a stack."""
+    """Return the largest singular value over all matrices of a stack."""
     return float(torch.linalg.matrix_norm(as_matrices(tensor), 2).max())
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the norms of Muon's and of ARS2-Neo's weights."""
+    """Judge by the norms of Muon's and of ARS2-Neo's weights."""
     norms = {name: sample(rows.values(optimizer=name, axis="lambda ||W||"))
              for name in rows.levels("optimizer")}
     return Verdict(judge_all([judge_below(norms[name], 1.0) for name in JUDGED]),

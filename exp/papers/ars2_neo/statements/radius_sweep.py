@@ -42,26 +42,26 @@ TASKS: dict[str, tuple[str, dict]] = {
 GRID = {"task": TASKS, "optimizer": RULES, "factor": FACTORS}
 KEYS = ("task", "optimizer", "factor")
 EVALUATIONS, EXAMPLES = 100, 128
-UNSEEN = 10**6  # an epoch whose order and augmentation no run has met
+UNSEEN = 10**6  # an epoch number beyond all runs: new order and augmentation
 
 
 def measure(seeds: list[int], task: str, optimizer: str, factor: float) -> Iterable[Row]:
-    """Losses at a multiple of the optimizer's rate. The grokking transformer's matrices are no
-    modules, which K-FAC needs: all would be AdamW's."""
+    """Return losses at a multiple of the optimizer's rate. K-FAC has no rows for grokking, whose
+    matrices are not in modules, so that all would take AdamW."""
     if task == "grokking" and RULES[optimizer]["name"] == "kfac":
         return []
     return final_losses(seeds, task, optimizer, factor)
 
 
 def final_losses(seeds: list[int], task: str, optimizer: str, factor: float) -> list[Row]:
-    """The row of each seed, axis "loss"."""
+    """Return the row of each seed, axis "loss"."""
     settings = {**RULES[optimizer], "lr": RULES[optimizer]["lr"] * factor}
     return [Row("loss", seed, final_loss(task, settings, seed)) for seed in seeds]
 
 
 def final_loss(task: str, settings: dict, seed: int) -> float:
-    """Mean training loss, nats, over batches of EXAMPLES examples in all (rows of text) once
-    EVALUATIONS gradients are taken; infinite if it diverged."""
+    """Return the mean training loss (nats) over EXAMPLES examples (rows of text) in batches, after
+    EVALUATIONS gradient evaluations; infinity if it diverged."""
     scale, data = TASKS[task]
     run = built({**settings, "weight_decay": 0.0}, seed, task, scale, data=data)
     for batch in batches(run):
@@ -79,13 +79,13 @@ def final_loss(task: str, settings: dict, seed: int) -> float:
 
 
 def means(by_factor: dict[float, list]) -> dict[float, float]:
-    """Mean loss at each rate; infinite if a seed diverged."""
+    """Return the mean loss at each rate; infinity if a seed diverged."""
     return {factor: math.inf if None in losses else average(losses)
             for factor, losses in by_factor.items()}
 
 
 def near_best(by_factor: dict[float, list]) -> list[int]:
-    """How many rates have a loss within NEAR of the lowest, of each seed."""
+    """Return per seed the number of rates with a loss within NEAR of the lowest."""
     seeds = zip(*([math.inf if loss is None else loss for loss in losses]
                   for losses in by_factor.values()), strict=True)
     return [sum(loss <= NEAR * min(losses) for loss in losses if loss < math.inf)
@@ -93,14 +93,14 @@ def near_best(by_factor: dict[float, list]) -> list[int]:
 
 
 def lowest(by_factor: dict[float, list]) -> list[float]:
-    """The losses of the seeds at the rate with the lowest mean."""
+    """Return the losses per seed at the rate with the lowest mean."""
     losses = means(by_factor)
     best = min(losses, key=lambda factor: losses[factor])
     return [math.inf if loss is None else loss for loss in by_factor[best]]
 
 
 def tests(by_name: dict, rule: str) -> list[Judgement]:
-    """Whether a rule has more rates near its best than RMSuon, and a lowest loss as low."""
+    """Test whether a rule has more rates near its best than RMSuon, and a lowest loss as low."""
     more = [a - b for a, b in zip(*(near_best(by_name[name]) for name in (rule, "RMSuon")),
                                   strict=True)]
     ratios = [a / b for a, b in zip(*(lowest(by_name[name]) for name in (rule, "RMSuon")),
@@ -109,7 +109,8 @@ def tests(by_name: dict, rule: str) -> list[Judgement]:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By each rule of TR-Muon beside RMSuon; the numbers are the range of losses over the rates."""
+    """Judge each rule of TR-Muon against RMSuon; the text gives the range of losses over the
+    rates."""
     trees, parts = rows.tree(*KEYS), []
     helped = [judge_all([part for by_name in trees.values() for part in tests(by_name, rule)])
               for rule in RULES if rule.startswith("TR-Muon")]
@@ -122,7 +123,8 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """Losses over the grid, the lowest, the rates near it, diverged runs, for each task."""
+    """Return tables per task of losses over the grid, the lowest, the rates near it, and diverged
+    runs."""
     def line(name, by_factor):
         losses = means(by_factor)
         finite = {factor: loss for factor, loss in losses.items() if math.isfinite(loss)}
@@ -137,7 +139,7 @@ def tables(rows: Rows) -> dict:
 
 
 def figure(rows: Rows) -> dict:
-    """Loss over learning rate, a panel for each task."""
+    """Return loss over learning rate: one panel per task."""
     return {"panels": {task: {name: (list(by_factor), list(means(by_factor).values()))
                               for name, by_factor in by_name.items()}
                        for task, by_name in rows.tree(*KEYS).items()},

@@ -15,7 +15,7 @@ GRID = {"task": ("cifar",)}
 
 
 def measure(seeds: list[int], task: str) -> Iterable[Row]:
-    """Accuracies (shares) of AdamW at its best rate, and of SAM around it at every radius."""
+    """Yield accuracies (fractions) of AdamW at its best rate, and of SAM-AdamW at every radius."""
     lr, plain = sam.baseline(task, seeds)
     yield from rows_of(plain, ("budget",), seeds, axis="accuracy", optimizer="AdamW", lr=lr)
     yield from rows_of(sam.with_radius(task, lr, "constant", seeds), ("rho",), seeds,
@@ -23,7 +23,8 @@ def measure(seeds: list[int], task: str) -> Iterable[Row]:
 
 
 def gains(rows: Rows) -> dict[str, list[float]]:
-    """SAM's accuracy less AdamW's, in points, at as many steps and at as many gradients."""
+    """Return SAM's accuracy minus AdamW's in points, at equal steps and at equal gradient
+    evaluations."""
     by_radius = rows.tree("rho")
     ours = by_radius[sam.best_key("cifar", by_radius)]
     return {budget: [100 * (a - b) for a, b in zip(ours, values, strict=True)]
@@ -31,7 +32,7 @@ def gains(rows: Rows) -> dict[str, list[float]]:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the gain at as many gradients; that at as many steps is shown beside it."""
+    """Judge by the gain at equal gradient evaluations; the text also gives that at equal steps."""
     found = {budget: sample(values) for budget, values in gains(rows).items()}
     return Verdict(
         judge_above(found["as many gradients"], POINTS),
@@ -40,7 +41,7 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """Accuracies and the difference."""
+    """Return a table of accuracies and their difference."""
     return {"lr": f"{rows[0]['lr']:g}", "accuracy": [
         ("", "accuracy, %", "SAM's best less this, points"),
         *((f"AdamW, {budget}", percent(values), gains(rows)[budget])

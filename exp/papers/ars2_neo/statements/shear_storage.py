@@ -15,18 +15,20 @@ BOUND = 0.005
 STORAGES = ("full", "bf16", "8bit")
 MODES = {"Lazy k=5": {"k": 5}, "AGA": {"k": 10, "adaptive_sync": True}}
 START = 2**-9
-# Modular addition does not generalize in so few steps.
+# Not grokking: modular addition does not generalize in so few steps.
 GRID = {"task": ("wikitext2", "cifar"), "mode": MODES}
 
 
 def table(mode: str, storage: str, lr: float) -> dict:
-    """ARS2-Neo's [optimizer] table, with AdamW at the same rate for what is no hidden matrix."""
+    """Return ARS2-Neo's [optimizer] table, with AdamW at the same rate for parameters off the
+    matrix track."""
     return {"name": "ars2_neo", "lr": lr, "betas": [0.9, 0.95], "weight_decay": 0.1, **MODES[mode],
             "shear_storage": storage, "routing": "role", "adamw": sweeps.rest(lr)}
 
 
 def measure(seeds: list[int], task: str, mode: str) -> Iterable[Row]:
-    """Losses of all storages at the best rate of the full tensor, and their state."""
+    """Yield losses of all storages at the best rate of the full tensor, and the size of their
+    state."""
     grid = sweeps.curve_sweep(lambda lr: table(mode, "full", lr), START, seeds[:1], task=task)
     rate = sweeps.best_of_grid(grid)
     for storage in STORAGES:
@@ -37,22 +39,22 @@ def measure(seeds: list[int], task: str, mode: str) -> Iterable[Row]:
 
 
 def state(task: str, optimizer: dict) -> float:
-    """Bytes of state over bytes of weights after a step that leaves a shear force behind."""
+    """Return bytes of state over bytes of weights after a step that stores a shear force."""
     run = built(optimizer, 1, task, "small")
     list(steps(run, 1))
     return state_per_weight(run.optimizer)
 
 
 def differences(rows: Rows, storage: str) -> list[list[float]]:
-    """(loss - loss with the full tensor) / loss with the full tensor: those of the seeds, for each
-    task and mode."""
+    """Return per seed (loss - loss with the full tensor) / loss with the full tensor, for each task
+    and mode."""
     trees = rows.where(axis="loss").tree("task", "mode", "storage")
     return [[ours / full - 1 for ours, full in zip(losses[storage], losses["full"], strict=True)]
             for modes in trees.values() for losses in modes.values()]
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the losses in 8 bits, mode by mode and task by task."""
+    """Judge by the losses with 8 bits, per mode and task."""
     losses = differences(rows, "8bit")
     places = [f"{task} {mode}" for task in rows.levels("task") for mode in rows.levels("mode")]
     return Verdict(
@@ -63,7 +65,7 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """Loss, difference and state of every storage, task by task."""
+    """Return a table of loss, difference and state of every storage per task."""
     lines: Lines = [("task, mode", "lr", "shear in", "state / weight", "loss", "difference, %")]
     for task in rows.levels("task"):
         for mode in rows.levels("mode"):

@@ -29,8 +29,8 @@ AFTER_POINTS = (1, 40)
 
 
 def measure(seeds: list[int]) -> Iterable[Row]:
-    """Entropy before and after: of sign on Gaussian and low-rank matrices and on AdamW's momentum
-    on each task (mean over its hidden matrices), and of whole rules."""
+    """Yield entropies before and after sign, for Gaussian and low-rank matrices and for AdamW's
+    momentum on each task (means over hidden matrices), and before and after whole rules."""
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         gaussian = torch.randn(SIZE, SIZE, generator=generator)
@@ -55,14 +55,14 @@ def measure(seeds: list[int]) -> Iterable[Row]:
 
 def entropies(seed: int, before: list[Tensor], after: list[Tensor], **settings: str
               ) -> Iterator[Row]:
-    """Two rows: the mean entropy of the singular values of the matrices before and after."""
+    """Yield two rows: the mean entropy of the singular values of the matrices before and after."""
     for axis, tensors in (("before", before), ("after", after)):
         yield Row(axis, seed, average([spectrum(t)["entropy"] for t in tensors]),
                   settings=settings)
 
 
 def momenta_and_updates(rule: str, seed: int) -> dict[int, tuple[list[Tensor], list[Tensor]]]:
-    """Step -> the momenta and the updates of all hidden matrices, without decay."""
+    """Map each step to the momenta and the updates (without decay) of all hidden matrices."""
     settings, key = AFTER[rule]
     run = built({**settings, "lr": 1e-3, "weight_decay": 0.0}, seed)
     hidden = list(matrices(run.model).values())
@@ -77,7 +77,7 @@ def momenta_and_updates(rule: str, seed: int) -> dict[int, tuple[list[Tensor], l
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the change over real momenta."""
+    """Judge by the change for real momenta."""
     changes = [sample([b - a for a, b in zip(entry["before"], entry["after"], strict=True)])
                for name, entry in rows.tree("matrix", "axis").items()
                if name.startswith("momentum")]
@@ -88,7 +88,7 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """The change by sign, and by whole rules."""
+    """Return tables of the change by sign, and by whole rules."""
     def changes(setting, head):
         return [head, *((name, before, after, [b - a for a, b in zip(before, after, strict=True)])
                         for name, entry in rows.tree(setting, "axis").items()

@@ -27,13 +27,15 @@ RUN_STEPS = 160
 
 
 def autocorrelation(series: Tensor, lags: tuple[int, ...]) -> list[float]:
-    """Mean cosine of two rows of `series` (steps, size) that are `lag` apart, of each lag."""
+    """Return, per lag, the mean cosine of two rows of `series` (steps, size) that are `lag`
+    apart."""
     unit = F.normalize(series, dim=1)
     return [float((unit[:-lag] * unit[lag:]).sum(1).mean()) for lag in lags]
 
 
 def measure(seeds: list[int]) -> Iterable[Row]:
-    """Autocorrelations (axis "cosine") in every window, then the ends of runs with each period."""
+    """Yield autocorrelations (axis "cosine") in every window, then final losses of runs with each
+    period."""
     for seed in seeds:
         for task in WINDOWS:
             for window, series in windows(task, seed).items():
@@ -48,7 +50,7 @@ def measure(seeds: list[int]) -> Iterable[Row]:
 
 
 def windows(task: str, seed: int) -> dict[str, dict[tuple[str, str], list[Tensor]]]:
-    """Window -> (batches, kind) -> the vectors of its steps, on the way of ARS2-Neo Sync."""
+    """Map window -> (batches, kind) -> the vectors of its steps, along a run of ARS2-Neo Sync."""
     starts, length, scale = WINDOWS[task]
     run = built(OPTIMIZER, seed, task, scale)
     params = list(run.model.parameters())
@@ -67,7 +69,8 @@ def windows(task: str, seed: int) -> dict[str, dict[tuple[str, str], list[Tensor
 
 
 def short_run(k: int, seed: int) -> dict[str, float]:
-    """Losses over all training and held-out pairs, and gradient evaluations, at the end."""
+    """Return the final losses over all training and all held-out pairs, and the gradient
+    evaluations."""
     run = built({**OPTIMIZER, "k": k}, seed)
     for _ in steps(run, RUN_STEPS):
         pass
@@ -77,14 +80,14 @@ def short_run(k: int, seed: int) -> dict[str, float]:
 
 
 def trees(rows: Rows) -> dict[tuple, dict]:
-    """(task, window, batches) -> kind -> lag -> cosines."""
+    """Map (task, window, batches) -> kind -> lag -> cosines."""
     by_task = rows.where(axis="cosine").tree("task", "window", "batches", "kind", "lag")
     return {(task, window, which): kinds for task, windows in by_task.items()
             for window, batches in windows.items() for which, kinds in batches.items()}
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the autocorrelations at every lag; the numbers are those at the middle lag on the
+    """Judge by the autocorrelations at every lag; the text gives those at the middle lag on
     training batches, over the windows."""
     every, lag = trees(rows), LAGS[len(LAGS) // 2]
     above = [judge_above(sample([a - b for a, b in zip(kinds["shear force"][at], cosines,
@@ -100,7 +103,7 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """Autocorrelations, then runs."""
+    """Return tables of autocorrelations, and of the runs."""
     keys = ("training loss", "held-out loss", "evaluations")
     return {
         "cosines": [("mean cosine at lag", "", *map(str, LAGS)),
@@ -111,7 +114,7 @@ def tables(rows: Rows) -> dict:
 
 
 def figure(rows: Rows) -> dict:
-    """Autocorrelation over lag, a panel for each window."""
+    """Return autocorrelation over lag: one panel per window."""
     panels: dict = {}
     for (task, window, which), kinds in trees(rows).items():
         panels.setdefault(f"{task}, {window}", {}).update({

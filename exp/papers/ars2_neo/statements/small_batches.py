@@ -19,7 +19,7 @@ KEYS = ("task", "batch", "optimizer", "lr")
 
 
 def measure(seeds: list[int], task: str, optimizer: str) -> Iterable[Row]:
-    """A grid for every batch size, from the best rate of the one before on."""
+    """Yield a grid per batch size, each started at the best rate of the previous one."""
     table, start = RULES[optimizer]
     for batch in BATCHES[task]:
         if task == "wikitext2":
@@ -34,18 +34,18 @@ def measure(seeds: list[int], task: str, optimizer: str) -> Iterable[Row]:
 
 
 def pair_loss(optimizer: dict, batch: int, seed: int) -> float:
-    """Training loss (nats) of modular addition after PAIR_STEPS steps."""
+    """Return the training loss (nats) of modular addition after PAIR_STEPS steps."""
     return training_loss(built(optimizer, seed, data={"batch_size": batch}), PAIR_STEPS)
 
 
 def differences(grids: dict[str, sweeps.Grid]) -> list[float]:
-    """Muon's loss less AdamW's, each at its best rate, seed by seed."""
+    """Return Muon's loss minus AdamW's, each at its best rate, paired by seed."""
     losses = [sweeps.best_losses(grids[name]) for name in ("Muon", "AdamW")]
     return [ours - theirs for ours, theirs in zip(*losses, strict=True)]
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the difference at every small batch size of each task."""
+    """Judge by the difference at every small batch size of each task."""
     small = {(task, batch): (sample(differences(grids)), sweeps.lowest(grids["AdamW"]))
              for task, by_batch in rows.tree(*KEYS).items()
              for batch, grids in by_batch.items() if batch < LIMIT}
@@ -57,7 +57,7 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """Best rates, losses and their difference at every batch size."""
+    """Return a table of best rates, losses and their difference at every batch size."""
     lines = [("task", "batch", "AdamW: best lr", "loss", "Muon: best lr", "loss",
               "Muon less AdamW")]
     for task, by_batch in rows.tree(*KEYS).items():

@@ -22,13 +22,13 @@ GRID = {"optimizer": RULES}
 
 
 def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
-    """The race of exp.theory.sweeps."""
+    """Return the rows of `race` in exp.theory.sweeps."""
     keys, start = RULES[optimizer]
     return sweeps.race(lambda lr: {**sweeps.muon(lr), **keys}, start, seeds)
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the speed and the steadiness of each clip beside Muon's."""
+    """Judge by the speed and the headroom of each clip compared with Muon."""
     curves, grids = sweeps.curves_of(rows), sweeps.grids_of(rows)
     base, plain = curves.pop("Muon"), grids["Muon"]
     ratios = {name: sweeps.slowdown(base, losses) for name, losses in curves.items()}
@@ -43,7 +43,7 @@ def judge(rows: Rows) -> Verdict:
 
 
 def judge_steady(grid: sweeps.Grid, plain: sweeps.Grid) -> Judgement:
-    """Whether a grid has as much headroom as the plain one."""
+    """Judge whether a grid has as much headroom as the plain one."""
     verdict = judge_above(sample([a - b for a, b in zip(headroom(grid), headroom(plain),
                                                         strict=True)]), -LOWER)
     if verdict.word == INCONCLUSIVE and math.inf in headroom(grid) and math.inf in headroom(plain):
@@ -52,8 +52,8 @@ def judge_steady(grid: sweeps.Grid, plain: sweeps.Grid) -> Judgement:
 
 
 def headroom(grid: sweeps.Grid) -> list[float]:
-    """Doublings from the best rate of a grid to the highest that trains, of each seed; infinite
-    where the highest of all does."""
+    """Return per seed the doublings from the grid's best rate to its highest that trains; infinity
+    if that is the highest rate of the grid."""
     top, best = max(grid), sweeps.best_of_grid(grid)
     highest = [max((lr for lr, loss in zip(grid, losses, strict=True)
                     if loss is not None and loss < GUESS), default=best)
@@ -62,5 +62,5 @@ def headroom(grid: sweeps.Grid) -> list[float]:
 
 
 def tables(rows: Rows) -> dict:
-    """Rates, losses and the speed-up."""
+    """Return a table of rates, losses and the speed-up."""
     return {"race": sweeps.race_table(rows)}

@@ -36,7 +36,7 @@ CONTENDERS: dict[str, tuple[str, dict]] = {
 
 
 def measure(seeds: list[int]) -> Iterable[Row]:
-    """What each rule sees of the curvature, and the loss of each contender at every rate."""
+    """Yield the curvature estimates of each rule, and the loss of each contender at every rate."""
     for seed in seeds:
         for problem in problems(seed):
             shared = {"problem": problem.name, "evaluations": EVALUATIONS}
@@ -45,7 +45,7 @@ def measure(seeds: list[int]) -> Iterable[Row]:
                         problem, rule, EVALUATIONS, seed), strict=True):
                     yield Row(axis, seed, value, settings={**shared, "rule": rule})
             for label, (name, settings) in CONTENDERS.items():
-                # Equal gradient evaluations: rules that look take fewer steps.
+                # Equal gradient evaluations: rules that take additional ones take fewer steps.
                 share = 0.8 if settings.get("rule") in ("ratio", "curvature") else 1.0
                 for lr in RATES:
                     loss = final_loss(problem, name, round(share * EVALUATIONS), seed, lr=lr,
@@ -55,8 +55,8 @@ def measure(seeds: list[int]) -> Iterable[Row]:
 
 @dataclass(frozen=True)
 class Problem:
-    """A loss of one matrix. draw(generator) -> the noise or rows of one step; value(W, drawn): the
-    loss that the step sees; true(W): the loss without noise; product(W, S): its Hessian times S."""
+    """A loss of one matrix. draw(generator) returns the noise or rows of one step; value(W, drawn)
+    the loss in the step; true(W) the loss without noise; product(W, S) the Hessian times S."""
 
     name: str
     start: Tensor
@@ -67,8 +67,8 @@ class Problem:
 
 
 def noisy_quadratic(noise: float, seed: int) -> Problem:
-    """tr((W - T)^T A (W - T) B) / 2 plus <N, W>, N fresh at every step, of norm about `noise`
-    times that of the first gradient; A and B have condition 30."""
+    """tr((W - T)^T A (W - T) B) / 2 plus <N, W>, with N redrawn in every step and of norm about
+    `noise` times that of the first gradient; A and B have condition number 30."""
     generator = torch.Generator().manual_seed(seed)
 
     def spd(size: int) -> Tensor:
@@ -89,7 +89,7 @@ def noisy_quadratic(noise: float, seed: int) -> Problem:
 
 
 def softmax_regression(batch: int, seed: int) -> Problem:
-    """Cross entropy of one layer against a noisy linear teacher, `batch` examples per step."""
+    """Cross entropy of one layer on labels of a noisy linear teacher, `batch` examples per step."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(EXAMPLES, COLUMNS, generator=generator, dtype=DOUBLE)
     x = x * torch.logspace(0, -1, COLUMNS, dtype=DOUBLE)
@@ -113,15 +113,15 @@ def softmax_regression(batch: int, seed: int) -> Problem:
 
 
 def problems(seed: int) -> list[Problem]:
-    """All problems at all noise levels."""
+    """Return all problems at all noise levels."""
     return [*(noisy_quadratic(noise, seed) for noise in NOISES),
             *(softmax_regression(batch, seed) for batch in BATCHES)]
 
 
 def estimates(problem: Problem, rule: str, steps: int, seed: int, lr: float = 0.03
               ) -> tuple[float, float]:
-    """(error, correlation) over the steps of a run of a rule: the median relative error of its
-    curvature, and the correlation with the true one; NaN where it saw none."""
+    """Return (error, correlation) over the steps of one run: the median relative error of a rule's
+    curvature estimate, and its correlation with the true curvature; NaN without estimates."""
     pairs = []
     for optimizer, w, before in walk(problem, "tr_muon", steps, seed, lr=lr, rule=rule,
                                      interval=1 if rule != "secant" else 10):
@@ -158,7 +158,7 @@ def walk(problem: Problem, name: str, steps: int, seed: int, **settings: object)
 
 
 def final_loss(problem: Problem, name: str, steps: int, seed: int, **settings) -> float:
-    """The loss without noise after `steps` steps; infinite if it left the numbers."""
+    """Return the loss without noise after `steps` steps; infinity if it is not finite."""
     for _, w, _ in walk(problem, name, steps, seed, **settings):
         if not torch.isfinite(w).all():
             return math.inf
@@ -166,7 +166,7 @@ def final_loss(problem: Problem, name: str, steps: int, seed: int, **settings) -
 
 
 def tables(rows: Rows) -> dict:
-    """Errors and correlations, then the losses of each problem over the rates."""
+    """Return tables of errors and correlations, and of each problem's losses over the rates."""
     seen = rows.tree("problem", "rule", "axis")
     lines: Lines = [("problem", *(f"{rule}: {axis}" for rule in RULES
                                   for axis in ("error", "correlation")))]
@@ -183,7 +183,7 @@ def tables(rows: Rows) -> dict:
 
 
 def _over_rates(by_rate: Grid) -> tuple:
-    """Cells: the loss at each rate, the best, and the worst over it."""
+    """Return table cells: the loss at each rate, the best, and the worst relative to the best."""
     whole = finite(by_rate)
     means = [average(whole[lr]) if lr in whole else math.inf for lr in by_rate]
     best, worst = min(means), max(means)

@@ -30,8 +30,8 @@ MEASURES = ("condition", "entropy", "orthogonality_error")
 
 
 def measure(seeds: list[int], task: str, optimizer: str) -> Iterable[Row]:
-    """Of the STEPS-th update: measures of `spectrum`, means over matrices, and for ARS the extreme
-    singular values over lr ||g_nat||."""
+    """Yield measures of the spectrum of the STEPS-th update, means over matrices, and for ARS the
+    extreme singular values over lr ||g_nat||."""
     for seed in seeds:
         run = built({**RULES[optimizer], "lr": LR, "weight_decay": 0.0}, seed, task, TASKS[task])
         for axis, value in measures(run).items():
@@ -39,7 +39,7 @@ def measure(seeds: list[int], task: str, optimizer: str) -> Iterable[Row]:
 
 
 def measures(run: Built) -> dict[str, float]:
-    """Of the STEPS-th update of a run, see `measure`."""
+    """Return the measures of a run's STEPS-th update, see `measure`."""
     before: dict = {}
     for step in steps(run, STEPS):
         if step == STEPS - 1:
@@ -55,8 +55,8 @@ def measures(run: Built) -> dict[str, float]:
 
 
 def extremes(run: Built, p: torch.Tensor, update: torch.Tensor) -> tuple[float, float]:
-    """Smallest and largest singular value of an ARS update over lr ||g_nat||_F, of a stack over
-    all its matrices, each with its own norm."""
+    """Return the smallest and largest singular value of an ARS update over lr ||g_nat||_F, over all
+    matrices of a stack, each with its own norm."""
     state = run.optimizer.state[p]
     group = next(g for g in run.optimizer.param_groups if any(q is p for q in g["params"]))
     beta1, beta2 = group["betas"]
@@ -68,7 +68,7 @@ def extremes(run: Built, p: torch.Tensor, update: torch.Tensor) -> tuple[float, 
 
 
 def judge(rows: Rows) -> Verdict:
-    """By ARS's extreme singular values: of an identity one counterexample is enough."""
+    """Judge by ARS's extreme singular values: one counterexample refutes an identity."""
     ends = {}
     for name in ("ARS2-Neo Base", "ARS2-Neo Base, exact msign"):
         ours = rows.where(optimizer=name)
@@ -81,7 +81,7 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """One for each task."""
+    """Return one table per task."""
     def ends(axes):
         if "smallest" not in axes:
             return ""

@@ -13,7 +13,7 @@ WORSE = 0.05
 
 
 def base(lr: float) -> dict:
-    """ARS2-Neo Base, one rate for all its weights."""
+    """ARS2-Neo Base with one learning rate for all parameters."""
     return {"name": "ars2_neo", "k": 0, "lr": lr, "betas": [0.9, 0.95], "weight_decay": 0.1,
             "energy_norm": "frobenius", "adamw": sweeps.rest(lr)}
 
@@ -28,19 +28,19 @@ KEYS = ("optimizer", "warm_up", "lr")
 
 
 def measure(seeds: list[int], optimizer: str, warm_up: str) -> Iterable[Row]:
-    """The grid of one optimizer under one condition."""
+    """Return the grid of one optimizer under one condition."""
     grid = sweeps.curve_sweep(*RULES[optimizer], seeds, warmup=CONDITIONS[warm_up])
     return sweeps.grid_rows(grid, seeds)
 
 
 def costs(by: dict[str, sweeps.Grid]) -> list[float]:
-    """Nats that doing without warm-up costs, each at its best rate, seed by seed."""
+    """Return the loss increase (nats) without warm-up, each at its best rate, paired by seed."""
     losses = [sweeps.best_losses(by[which]) for which in CONDITIONS]
     return [one - two for one, two in zip(*losses, strict=True)]
 
 
 def judge(rows: Rows) -> Verdict:
-    """By what doing without costs."""
+    """Judge by the loss increase without warm-up."""
     found = {name: sample(costs(by)) for name, by in rows.tree(*KEYS).items()}
     return Verdict(
         judge_all([judge_above(cost, WORSE) for cost in found.values()]),
@@ -49,7 +49,7 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """Best rates and losses with and without."""
+    """Return a table of best rates and losses with and without warm-up."""
     lines = [("rule", "best lr without", "with", "loss without", "with", "difference")]
     for name, by in rows.tree(*KEYS).items():
         losses = [sweeps.best_losses(by[which]) for which in CONDITIONS]
@@ -59,5 +59,5 @@ def tables(rows: Rows) -> dict:
 
 
 def figure(rows: Rows) -> dict:
-    """Mean loss over learning rate, a panel for each optimizer, with and without."""
+    """Return mean loss over learning rate, with and without warm-up: one panel per optimizer."""
     return sweeps.grids_figure(rows.tree(*KEYS), "{} warm-up", "held-out loss (nats)")

@@ -32,7 +32,8 @@ GRID = {"task": TASKS}
 
 def directions(run: Built, params: list[Tensor], gradient: list[Tensor],
                generator: torch.Generator) -> dict[str, list[tuple[list[Tensor], str]]]:
-    """Name -> directions, one tensor per parameter, each with the `scale` of `perturbation`."""
+    """Map each name to directions, one tensor per parameter, each with the `scale` of
+    `perturbation`."""
     white = whitened(run.optimizer, params, gradient)
     draws = [([torch.randn(p.shape, generator=generator) for p in params], "none")
              for _ in range(RANDOM)]
@@ -41,9 +42,9 @@ def directions(run: Built, params: list[Tensor], gradient: list[Tensor],
 
 
 def rise(before: Tensor, after: Tensor, targets: Tensor) -> tuple[float, float]:
-    """By how much the mean loss rises (nats) from the log probabilities `before` to those `after`
-    (predictions, classes), and the mean KL divergence of the predictions `after` from those
-    before. Targets of -100 are left out."""
+    """Return the rise of the mean loss (nats) from the log probabilities `before` to those `after`
+    (predictions, classes), and the mean KL divergence of `after` from `before`. Targets of -100 are
+    ignored."""
     kept = targets != -100
     before, after, targets = before[kept], after[kept], targets[kept]
     loss = F.nll_loss(after, targets) - F.nll_loss(before, targets)
@@ -52,14 +53,14 @@ def rise(before: Tensor, after: Tensor, targets: Tensor) -> tuple[float, float]:
 
 
 def log_probabilities(run: Built, params: list[Tensor], offsets: list[Tensor]) -> Tensor:
-    """Of the last batch at params + offsets, (predictions, classes) in float64: differences are
-    small."""
+    """Return log probabilities of the last batch at params + offsets, (predictions, classes), in
+    float64 because differences are small."""
     with torch.no_grad(), frozen_statistics(run.objective.norms), perturbed(params, offsets):
         return run.model(run.objective.batch[0]).flatten(0, -2).double().log_softmax(-1)
 
 
 def measure(seeds: list[int], task: str) -> Iterable[Row]:
-    """Rises and divergences at every point of AdamW's way."""
+    """Yield rises and divergences at every point of AdamW's trajectory."""
     for seed in seeds:
         run = built(ADAMW, seed, task, data={"batch_size": BATCH[task]})
         for step in steps(run, TASKS[task][-1]):
@@ -69,8 +70,8 @@ def measure(seeds: list[int], task: str) -> Iterable[Row]:
 
 
 def measure_at(run: Built, seed: int) -> Iterator[tuple[tuple[str, float], dict]]:
-    """((axis, value), settings) at one point, on the batch of the last step; of several random
-    directions the mean."""
+    """Yield ((axis, value), settings) at one point, on the batch of the last step; for random
+    directions the mean of several."""
     batch = run.objective.batch
     params: list[Tensor] = [p for p in run.model.parameters() if p.requires_grad]
     with frozen_statistics(run.objective.norms):
@@ -90,21 +91,21 @@ def measure_at(run: Built, seed: int) -> Iterator[tuple[tuple[str, float], dict]
 
 
 def points(rows: Rows) -> dict[str, dict]:
-    """"task, step n" -> norm -> direction -> length -> axis -> values."""
+    """Map "task, step n" -> norm -> direction -> length -> axis -> values."""
     trees = rows.tree("task", "step", "norm", "direction", "length", "axis")
     return {f"{task}, step {step}": by_norm for task, by_step in trees.items()
             for step, by_norm in by_step.items()}
 
 
 def per_divergence(entry: dict[str, list[float]]) -> list[float]:
-    """Rise over sqrt(2 KL) of each seed: for small steps g d / sqrt(d F d), whatever the length."""
+    """Return the rise over sqrt(2 KL) per seed: g d / sqrt(d F d) for small steps of any length."""
     return [rise / max(2 * kl, 1e-30) ** 0.5
             for rise, kl in zip(entry["rise"], entry["divergence"], strict=True)]
 
 
 def judge(rows: Rows) -> Verdict:
-    """By whether the whitened direction raises the loss more than the gradient, per length and per
-    divergence, at each point."""
+    """Judge by whether the whitened direction raises the loss more than the gradient, per length
+    and per divergence, at each point."""
     pairs = [[by_norm["global"][name][DECIDES] for name in ("whitened", "gradient")]
              for by_norm in points(rows).values()]
 
@@ -119,7 +120,8 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """Rises at the deciding length, then rises per root of the KL divergence."""
+    """Return tables of rises at the deciding length, and of rises over the root of the KL
+    divergence."""
     head = ("at", *(f"{name}: {norm}" for norm in NORMS for name in DIRECTIONS))
 
     def of(values):
@@ -131,7 +133,7 @@ def tables(rows: Rows) -> dict:
 
 
 def figure(rows: Rows) -> dict:
-    """Rise over length, a panel for each point."""
+    """Return rise over length: one panel per point."""
     return {"panels": {point: {f"{name}: {norm}": (
                 LENGTHS, [mean(entry["rise"]).value for entry in by_norm[norm][name].values()])
                 for name in DIRECTIONS for norm in NORMS}

@@ -19,7 +19,8 @@ GRID = {"task": MODELS}
 
 
 def measure(seeds: list[int], task: str) -> Iterable[Row]:
-    """State over weights, in bytes, of both; the share; and the share with a first moment."""
+    """Yield both rules' state over weights in bytes, their ratio, and the ratio with a first
+    moment."""
     model = build_model(dict(MODELS[task]))
     adamw, adafactor = (state(model, rule) for rule in RULES.values())
     yield Row("AdamW, of the weights", 0, adamw)
@@ -29,7 +30,7 @@ def measure(seeds: list[int], task: str) -> Iterable[Row]:
 
 
 def state(model: nn.Module, rule: type) -> float:
-    """Bytes of state over bytes of weights after a step."""
+    """Return bytes of state over bytes of weights after one step."""
     optimizer = rule(model.parameters(), lr=1e-3)
     for p in model.parameters():
         p.grad = torch.ones_like(p)
@@ -38,7 +39,7 @@ def state(model: nn.Module, rule: type) -> float:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the shares."""
+    """Judge by the ratios."""
     shares = {task: values[0] for task, values in rows.where(axis="share").tree("task").items()}
     return Verdict(judge_exact(all(LOW <= share <= HIGH for share in shares.values())),
                    "Adafactor's state as a share of AdamW's: " + ", ".join(

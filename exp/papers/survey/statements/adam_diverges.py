@@ -13,7 +13,7 @@ GRID = {"optimizer": ("Adam", "AMSGrad")}
 
 
 def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
-    """x and the mean regret after some numbers of steps; nothing is random."""
+    """Yield x and the mean regret after several numbers of steps; nothing is random."""
     regret = 0.0
     for step, (x, gradient, before) in enumerate(iterates(optimizer == "AMSGrad"), 1):
         regret += gradient * (before + 1)
@@ -26,7 +26,7 @@ def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
 
 
 def iterates(amsgrad: bool) -> Iterator[tuple[float, float, float]]:
-    """(x after, gradient at, x before) each step."""
+    """Yield (x after the step, gradient, x before the step) without end."""
     beta2 = 1 / (1 + C**2)
     rate = 1 / (2 * C * math.sqrt(1 - beta2))
     x, v, largest, step = 1.0, 0.0, 0.0, 0
@@ -41,7 +41,7 @@ def iterates(amsgrad: bool) -> Iterator[tuple[float, float, float]]:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the mean regrets at the end."""
+    """Judge by the final mean regrets."""
     (adam,), (amsgrad,) = (rows.tree("optimizer", "axis", "steps")[name]["mean regret"][STEPS[-1]]
                            for name in GRID["optimizer"])
     return Verdict(judge_exact(adam >= 1 and amsgrad < 0.01),

@@ -14,13 +14,13 @@ RATES = (0.5, 0.9, 0.99, 1.0, 1.01, 1.1)  # of 2 / L
 
 
 def measure(seeds: list[int]) -> Iterable[Row]:
-    """|w| after STEPS steps at each rate; nothing is random."""
+    """Yield |w| after STEPS steps at each rate; nothing is random."""
     for rate in RATES:
         yield Row("|w|", 0, abs(descend(rate)), settings={"rate": rate})
 
 
 def descend(rate: float) -> float:
-    """w after STEPS steps at `rate` times 2 / L."""
+    """Return w after STEPS steps at `rate` times 2 / L."""
     w = nn.Parameter(torch.ones(1, dtype=torch.float64))
     optimizer = torch.optim.SGD([w], lr=rate * 2 / H)
     for _ in range(STEPS):
@@ -30,7 +30,7 @@ def descend(rate: float) -> float:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the sizes at the end."""
+    """Judge by the final |w|."""
     ends = {rate: value for rate, (value,) in rows.tree("rate").items()}
     grows = all(value > 1 for rate, value in ends.items() if rate > 1)
     shrinks = all(value < 1 for rate, value in ends.items() if rate < 1)

@@ -21,7 +21,7 @@ KEYS = ("optimizer", "batch", "lr")
 
 
 def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
-    """A grid at both batch sizes."""
+    """Yield a grid at both batch sizes."""
     rule, start = RULES[optimizer]
     for batch in (SMALL, LARGE):
         grid = sweeps.curve_sweep(rule, start, seeds, batch_size=batch, count=EXAMPLES // batch)
@@ -30,19 +30,19 @@ def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
 
 
 def costs(rows: Rows) -> dict[str, list[float]]:
-    """Optimizer -> nats that the large batch costs, seed by seed."""
+    """Map each optimizer to the loss increase (nats) with the large batch, paired by seed."""
     return {name: [b - a for a, b in zip(*map(sweeps.best_losses, by_batch.values()), strict=True)]
             for name, by_batch in rows.tree(*KEYS).items()}
 
 
 def difference(rows: Rows) -> Evidence:
-    """What it costs LAMB less what it costs AdamW."""
+    """Return LAMB's loss increase minus AdamW's."""
     found = costs(rows)
     return sample([a - b for a, b in zip(found["LAMB"], found["AdamW"], strict=True)])
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the difference of the costs."""
+    """Judge by the difference of the loss increases."""
     return Verdict(judge_below(difference(rows), 0.0, LEAST),
                    "loss increase with the large batch (nats): " + ", ".join(
                        f"{interval(sample(cost).estimate)} ({name})"
@@ -51,7 +51,7 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """Best rates and losses."""
+    """Return a table of best rates and losses."""
     lines = [("rule", "batch", "best lr", "loss")]
     return {"losses": [*lines, *((name, str(batch), sweeps.best_of_grid(grid),
                                   sweeps.best_losses(grid))

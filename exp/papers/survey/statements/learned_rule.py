@@ -24,7 +24,7 @@ GRID = {"task": (*meta_train.TASKS, HELD_OUT), "optimizer": RULES}
 
 
 def measure(seeds: list[int], task: str, optimizer: str) -> Iterable[Row]:
-    """Losses of all seeds at the rate that is best on a seed of its own."""
+    """Return the losses of all seeds at the rate that is best for a separate tuning seed."""
     rule, start = RULES[optimizer]
     tuning = meta_train.FIRST_SEED - 1
     lr = sweeps.best_of_grid(sweeps.sweep(lambda lr: [final_loss(rule(lr), task, tuning)], start))
@@ -33,8 +33,8 @@ def measure(seeds: list[int], task: str, optimizer: str) -> Iterable[Row]:
 
 
 def ratio(rows: Rows, task: str, other: str) -> Evidence:
-    """The trained rule's loss over another's, seed by seed; a run that diverged has an infinite
-    one."""
+    """Return the trained rule's loss over another's, paired by seed; infinity for a diverged run's
+    loss."""
     by_rule = rows.where(task=task).tree("optimizer")
     ours, theirs = ([math.inf if loss is None else loss for loss in by_rule[name]]
                     for name in ("Celo2", other))
@@ -42,7 +42,7 @@ def ratio(rows: Rows, task: str, other: str) -> Evidence:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the ratios to AdamW and to the start, on the task that was held out."""
+    """Judge by the ratios to AdamW and to the initial weights on the held-out task."""
     ratios = {other: ratio(rows, HELD_OUT, other) for other in ("AdamW", START)}
     return Verdict(judge_all([judge_below(found, 1.0, LEAST) for found in ratios.values()]),
                    "Celo2's loss: " + ", ".join(

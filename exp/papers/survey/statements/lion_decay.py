@@ -18,13 +18,13 @@ KEYS = ("optimizer", "lr", "decay")
 
 
 def table(optimizer: str, lr: float, decay: float) -> dict:
-    """The [optimizer] table."""
+    """Return the [optimizer] table."""
     return {"name": optimizer.lower(), "lr": lr, "weight_decay": decay,
             "betas": [0.9, 0.95] if optimizer == "AdamW" else [0.9, 0.99]}
 
 
 def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
-    """Losses over decays at the best rate."""
+    """Yield losses over weight decays at the best rate."""
     rates = sweeps.curve_sweep(lambda lr: table(optimizer, lr, START), RULES[optimizer], seeds[:1])
     lr = sweeps.best_of_grid(rates)
     grid = {decay: [sweeps.curve(table(optimizer, lr, decay), seed)[-1] for seed in seeds]
@@ -35,25 +35,25 @@ def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
 
 
 def grids(rows: Rows) -> dict[str, tuple[float, sweeps.Grid]]:
-    """Optimizer -> its rate, and decay -> losses."""
+    """Map each optimizer to its rate, and to decay -> losses."""
     return {name: next(iter(by_rate.items())) for name, by_rate in rows.tree(*KEYS).items()}
 
 
 def ratio(rows: Rows) -> Evidence:
-    """Lion's best decay over AdamW's, seed by seed."""
+    """Return Lion's best decay over AdamW's, paired by seed."""
     best = {name: sweeps.best_rates(grid) for name, (_, grid) in grids(rows).items()}
     return sample([a / b for a, b in zip(best["Lion"], best["AdamW"], strict=True)], log=True)
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the ratio of the best decays."""
+    """Judge by the ratio of the best decays."""
     found = ratio(rows)
     return Verdict(judge_all([judge_above(found, LOW), judge_below(found, HIGH)]),
                    f"Lion's best decay is {interval(found.estimate)} times AdamW's")
 
 
 def tables(rows: Rows) -> dict:
-    """Losses over decays, and the best decays."""
+    """Return tables of losses over decays, and of the best decays."""
     lines = [("rule", "lr", *(f"decay {d:g}" for d in DECAYS), "best decay")]
     return {"losses": [*lines, *((name, f"{lr:g}", *grid.values(), sweeps.best_rates(grid))
                                  for name, (lr, grid) in grids(rows).items())]}

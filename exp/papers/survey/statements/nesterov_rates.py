@@ -24,12 +24,12 @@ def chain_slope(x: Vector) -> Vector:
 
 
 def chain(x: Vector) -> float:
-    """The chain itself, 0 at 0."""
+    """Nesterov's chain function, 0 at x = 0."""
     return float((x[0] ** 2 + ((x[1:] - x[:-1]) ** 2).sum() + x[-1] ** 2) / 8 - x[0] / 4)
 
 
 def solution() -> Vector:
-    """Where the chain is least."""
+    """Return the minimizer of the chain function."""
     return 1 - np.arange(1, N + 1) / (N + 1)
 
 
@@ -39,12 +39,12 @@ def bowl(x: Vector) -> float:
 
 
 def bowl_slope(x: Vector) -> Vector:
-    """Its gradient."""
+    """Return the gradient of `bowl`."""
     return np.array([1.0, KAPPA]) * x
 
 
 def descent(slope: Callable[[Vector], Vector], x: Vector, rate: float, steps: int) -> list[Vector]:
-    """The iterates of gradient descent."""
+    """Return the iterates of gradient descent."""
     path = [x]
     for _ in range(steps):
         path.append(path[-1] - rate * slope(path[-1]))
@@ -53,7 +53,8 @@ def descent(slope: Callable[[Vector], Vector], x: Vector, rate: float, steps: in
 
 def nesterov(slope: Callable[[Vector], Vector], x: Vector, rate: float, steps: int,
              momentum: float | None = None) -> list[Vector]:
-    """The iterates of Nesterov's method; without a momentum the one for convex functions."""
+    """Return the iterates of Nesterov's method; without `momentum` the version for convex
+    functions."""
     path, ahead, t = [x], x, 1.0
     for _ in range(steps):
         path.append(ahead - rate * slope(ahead))
@@ -64,7 +65,7 @@ def nesterov(slope: Callable[[Vector], Vector], x: Vector, rate: float, steps: i
 
 
 def measure(seeds: list[int]) -> Iterable[Row]:
-    """Errors and bounds after some numbers of steps; nothing is random."""
+    """Yield errors and bounds after several numbers of steps; nothing is random."""
     least, root = chain(solution()), math.sqrt(KAPPA)
     zero, one = np.zeros(N), np.ones(2)
     errors = {
@@ -85,7 +86,7 @@ def measure(seeds: list[int]) -> Iterable[Row]:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the bounds and descent's errors."""
+    """Judge by the bounds and gradient descent's errors."""
     tree = rows.tree("problem", "steps", "axis")
     ends = {problem: {axis: value for axis, (value,) in by[POINTS[-1]].items()}
             for problem, by in tree.items()}

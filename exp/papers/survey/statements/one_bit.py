@@ -13,7 +13,7 @@ BOUND = 1.0  # percent
 
 
 def compressed(lr: float, compressor: str) -> dict:
-    """SGD with momentum 0.9 through a compressor."""
+    """SGD with momentum 0.9 and compressed updates."""
     return {"name": "error_feedback", "lr": lr, "momentum": 0.9, "compressor": compressor}
 
 
@@ -26,12 +26,12 @@ GRID = {"optimizer": RULES}
 
 
 def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
-    """The grid of final losses of one rule."""
+    """Return the grid of final losses of one rule."""
     return sweeps.grid_rows(sweeps.curve_sweep(*RULES[optimizer], seeds), seeds)
 
 
 def costs(rows: Rows) -> dict[str, Evidence]:
-    """Rule -> by how many percent its loss is above SGD's, each at its best rate, seed by seed."""
+    """Map each rule to its loss above SGD's in percent, each at its best rate, paired by seed."""
     best = {name: sweeps.best_losses(grid) for name, grid in sweeps.grids_of(rows).items()}
     base = best.pop("SGD")
     return {name: sample([100 * (a / b - 1) for a, b in zip(losses, base, strict=True)])
@@ -39,14 +39,14 @@ def costs(rows: Rows) -> dict[str, Evidence]:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the cost of one bit; what the others cost is shown beside it."""
+    """Judge by the loss increase with one bit; the text also gives the others'."""
     found = costs(rows)
     return Verdict(judge_below(found["EF-signSGD"], BOUND), "loss above SGD's: " + ", ".join(
         f"{interval(cost.estimate)} % ({name})" for name, cost in found.items()))
 
 
 def tables(rows: Rows) -> dict:
-    """Best rates and losses."""
+    """Return a table of best rates and losses."""
     lines = [("rule", "best lr", "loss")]
     return {"losses": [*lines, *((name, sweeps.best_of_grid(grid), sweeps.best_losses(grid))
                                  for name, grid in sweeps.grids_of(rows).items())]}

@@ -12,12 +12,12 @@ GRID_POINTS, HALVINGS = 20_000, 60
 
 
 def f(x: float) -> float:
-    """The function."""
+    """x^2 + 3 sin^2 x."""
     return x**2 + 3 * math.sin(x) ** 2
 
 
 def slope(x: float) -> float:
-    """Its derivative."""
+    """The derivative of `f`."""
     return 2 * x + 3 * math.sin(2 * x)
 
 
@@ -27,7 +27,8 @@ def ratio(x: float) -> float:
 
 
 def sharp_constant() -> tuple[float, float]:
-    """The least ratio on (0, 20], and where: a grid, then ternary search around its best point."""
+    """Return the smallest ratio on (0, 20] and its x: a grid, then ternary search around its best
+    point."""
     spacing = 20 / GRID_POINTS
     x = min((spacing * (i + 1) for i in range(GRID_POINTS)), key=ratio)
     low, high = x - spacing, x + spacing
@@ -39,7 +40,7 @@ def sharp_constant() -> tuple[float, float]:
 
 
 def measure(seeds: list[int]) -> Iterable[Row]:
-    """The constant, and f at every step; nothing is random."""
+    """Yield the constant, and f after every step; nothing is random."""
     mu, x = sharp_constant()
     yield Row("sharp mu", 0, mu)
     yield Row("at |x|", 0, x)
@@ -50,7 +51,7 @@ def measure(seeds: list[int]) -> Iterable[Row]:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the bound at every step."""
+    """Judge by the bound after every step."""
     values = [value for (value,) in rows.where(axis="f").tree("step").values()]
     mu = rows.values(axis="sharp mu")[0]
     below = all(value <= values[0] * (1 - mu / L) ** k * (1 + 1e-12)

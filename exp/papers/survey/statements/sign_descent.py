@@ -19,7 +19,8 @@ RULES: dict[str, tuple[str, dict]] = {
 
 
 def measure(seeds: list[int]) -> Iterable[Row]:
-    """Mean gradient and mean sign of the first example, losses of the second; nothing is random."""
+    """Yield the first example's mean gradient and mean sign, and the second's losses; nothing is
+    random."""
     chances = (CHANCE, 1 - CHANCE)
     mean = sum(p * slope for p, slope in zip(chances, SLOPES, strict=True))
     sign = sum(p * (1 if slope > 0 else -1) for p, slope in zip(chances, SLOPES, strict=True))
@@ -32,12 +33,12 @@ def measure(seeds: list[int]) -> Iterable[Row]:
 
 
 def loss(x: torch.Tensor) -> float:
-    """Both terms of the second example."""
+    """Return the loss of the second example, the sum of both terms."""
     return float(sum((torch.tensor(p, dtype=x.dtype) @ x) ** 2 for p in DIRECTIONS))
 
 
 def descend(name: str, steps: int) -> torch.Tensor:
-    """x after some steps of a rule on the second example."""
+    """Return x after `steps` steps of a rule on the second example."""
     stem, settings = RULES[name]
     x = nn.Parameter(torch.ones(2, dtype=torch.float64))
     optimizer = optimizer_class(stem)([x], lr=RATE, weight_decay=0.0, **settings)
@@ -49,7 +50,7 @@ def descend(name: str, steps: int) -> torch.Tensor:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the mean step and the losses."""
+    """Judge by the mean step and the losses."""
     first = {name: values[0] for name, values
              in rows.where(axis="first example").tree("optimizer").items()}
     last = {name: values[0] for name, values

@@ -20,12 +20,12 @@ def slope(x: Vector, i: int) -> Vector:
 
 
 def full_slope(x: Vector) -> Vector:
-    """Mean of all of them."""
+    """Return the mean of `slope` over all equations."""
     return sum((slope(x, i) for i in range(len(A))), np.zeros_like(x)) / len(A)
 
 
 def epoch(x: Vector, rate: float, inner: int, reduced: bool) -> list[Vector]:
-    """The iterates of one epoch from x, the snapshot."""
+    """Return the iterates of one epoch from the snapshot x."""
     snapshot, mean, path = x, full_slope(x), []
     for step in range(inner):
         i = step % len(A)
@@ -35,7 +35,7 @@ def epoch(x: Vector, rate: float, inner: int, reduced: bool) -> list[Vector]:
 
 
 def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
-    """The distance from the solution after the last epoch; nothing is random."""
+    """Yield the distance from the solution after the last epoch; nothing is random."""
     solution, x = np.linalg.lstsq(np.array(A), np.array(B), rcond=None)[0], np.zeros(2)
     for _ in range(EPOCHS):
         x = epoch(x, RATE, INNER, optimizer == "SVRG")[-1]
@@ -43,7 +43,7 @@ def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
 
 
 def judge(rows: Rows) -> Verdict:
-    """By the distances."""
+    """Judge by the distances."""
     (svrg,), (sgd,) = (rows.tree("optimizer")[name] for name in GRID["optimizer"])
     return Verdict(judge_exact(svrg < 1e-12 and sgd > 0.01),
                    f"distance from the solution {svrg:.2g} (SVRG), {sgd:.2g} (SGD)")

@@ -29,7 +29,7 @@ GRID = {"optimizer": RULES}
 
 
 def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
-    """Held-out losses over rates, and the bytes of a run."""
+    """Return rows of held-out losses over rates, and of the bytes of a run."""
     rows, used = in_processes(PROCESSES, runs, optimizer, seeds)
     for key, names in used.items():
         training.USED[key] |= names
@@ -37,7 +37,7 @@ def measure(seeds: list[int], optimizer: str) -> Iterable[Row]:
 
 
 def runs(optimizer: str, seeds: list[int]) -> tuple[list[Row], dict]:
-    """The rows of one way to average, in every process alike, and what they have used."""
+    """Return the rows of one averaging method, the same in every process, and the provenance."""
     rows = []
     for lr in RATES:
         for seed in seeds:
@@ -47,8 +47,8 @@ def runs(optimizer: str, seeds: list[int]) -> tuple[list[Row], dict]:
 
 
 def trained(optimizer: dict, seed: int, count: int, **data: int) -> tuple[float, int]:
-    """The held-out loss (nats) after `count` steps, and the bytes this process has sent. data:
-    keys that replace the config's."""
+    """Return the held-out loss (nats) after `count` steps, and the bytes this process has sent.
+    data: keys that replace the config's."""
     run = built(optimizer, seed, "wikitext2", "small", experiment={"sharding": "none"}, data=data)
     gradients = [0]
     if size() > 1:
@@ -67,7 +67,7 @@ def trained(optimizer: dict, seed: int, count: int, **data: int) -> tuple[float,
 
 def counted(counts: list[int], bucket: distributed.GradBucket
             ) -> torch.futures.Future[torch.Tensor]:
-    """DDP's own all-reduce, its bytes noted."""
+    """Communication hook: DDP's all-reduce, with the bytes recorded in `counts`."""
     counts.append(bucket.buffer().nbytes)
     world = distributed.group.WORLD
     assert world is not None
@@ -75,20 +75,20 @@ def counted(counts: list[int], bucket: distributed.GradBucket
 
 
 def shares(rows: Rows) -> dict[str, float]:
-    """Bytes over those of averaging every gradient."""
+    """Return each method's bytes over those of averaging every gradient."""
     sent = {name: values[0] for name, values in rows.where(axis="bytes").tree("optimizer").items()}
     return {name: value / sent[BASE] for name, value in sent.items()}
 
 
 def costs(rows: Rows) -> dict[str, Evidence]:
-    """By how many percent the loss is higher, each at its best rate, seed by seed."""
+    """Return the loss increase in percent, each at its best rate, paired by seed."""
     best = {name: sweeps.best_losses(grid) for name, grid in sweeps.grids_of(rows).items()}
     return {name: sample([100 * (a / b - 1) for a, b in zip(losses, best[BASE], strict=True)])
             for name, losses in best.items() if name != BASE}
 
 
 def judge(rows: Rows) -> Verdict:
-    """By bytes and loss of either way."""
+    """Judge by the bytes and the loss of either method."""
     sent, found = shares(rows), costs(rows)
     return Verdict(judge_any([judge_all([judge_exact(sent[name] < SHARE), judge_below(cost, BOUND)])
                               for name, cost in found.items()]), ", ".join(
@@ -97,7 +97,7 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """Best rates, losses and bytes."""
+    """Return a table of best rates, losses and bytes."""
     lines: list[tuple] = [("averages", "best lr", "loss", "bytes a process sends",
                            "of every gradient's")]
     for name, grid in sweeps.grids_of(rows).items():
