@@ -53,7 +53,7 @@ class KFAC(LayerOptimizer):
     outside these layers (all of GrokkingTransformer's), shared weights, convolutions with groups or
     padding modes, subclasses of both layers. The loss must be a mean over samples: images, or for a
     Linear all rows of its input (tokens). d is computed with the true labels, which makes this the
-    empirical Fisher. parts/layers.py, Recorder, says which passes count and defines `conv_norm`.
+    empirical Fisher. Recorder in parts/layers.py defines which passes count, and `conv_norm`.
 
     Deviations from alecwangcq/KFAC-Pytorch: weight_decay applies from the first step on (theirs:
     after 20 TCov), the other parameters take AdamW (theirs: the same SGD), `p.grad` is not changed.

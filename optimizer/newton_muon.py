@@ -37,10 +37,10 @@ class NewtonMuon(LayerOptimizer):
     refresh. msign is invariant to the scale of P; after a refresh the momentum mixes gradients
     whitened by different P. If the Cholesky factorization fails, P is the identity.
 
-    The matrix track has the weights of the layers that K-FAC supports (see there); biases and all
-    other parameters take AdamW. parts/layers.py, Recorder, says which passes count. Deviation: the
-    modded-nanogpt record splits one wide layer into four blocks and shares K between layers with
-    the same input.
+    The matrix track has the weights of the layers that KFAC supports (see its docstring); biases
+    and all other parameters take AdamW. Recorder in parts/layers.py defines which passes count.
+    Deviation: the modded-nanogpt record splits one wide layer into four blocks and shares K between
+    layers with the same input.
 
     Cost: 1 gradient evaluation per step; momentum and three matrices (n, n) per layer; a product
     z z^T per step, and every refresh_interval steps a Cholesky inverse.

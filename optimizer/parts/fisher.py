@@ -83,7 +83,7 @@ def damped(output: Tensor, inputs: Tensor, damping: float, tikhonov: str) -> Ten
     """Return the eigenvalues (out, in) of G (x) A with damping.
 
     tikhonov: "exact" adds `damping` to each product of eigenvalues; otherwise sqrt(damping) is
-    split between the factors by pi = sqrt(mean(inputs) / mean(output)), see the class docstring."""
+    split between the factors by pi = sqrt(mean(inputs) / mean(output)), see KFAC."""
     if tikhonov == "exact":
         return torch.outer(output, inputs) + damping
     tiny = torch.finfo(inputs.dtype).tiny  # a factor may be zero

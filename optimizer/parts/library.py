@@ -86,7 +86,8 @@ def reason(error: Exception) -> str:
 
 
 def is_message(error: Exception) -> bool:
-    """Whether an exception is a message for users: its type is one of three, its text not empty."""
+    """Whether an exception is a message for users: a ValueError, ImportError or NotImplementedError
+    with a text."""
     kinds = ValueError | ImportError | NotImplementedError
     return isinstance(error, kinds) and bool(str(error).strip())
 

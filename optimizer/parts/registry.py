@@ -143,8 +143,8 @@ def _with_model(cls: type[Optimizer], settings: dict, model: nn.Module) -> dict:
 
 
 def _fused(cls: type[Optimizer], params: list, settings: dict) -> Optimizer:
-    """Build `cls` for tensors or groups, with its fused kernel where it has one, all tensors allow
-    it and the settings do not choose another implementation.
+    """Build `cls` for tensors or groups. Use its fused kernel if it has one, if all tensors are
+    dense and if the settings choose no other implementation.
 
     Adagrad's fused kernel is not used: in torch 2.11 it does not support CUDA.
     """

@@ -56,7 +56,7 @@ class SharpnessAware(Base):
 
     def keep_sharpness(self, rho: float, rho_schedule: str, rho_gap: float,
                        shear_storage: str = "full", **scalars: float) -> None:
-        """Check and store the options of the radius, and store `scalars` beside its own state.
+        """Check and store the options of the radius; store `scalars` together with its state.
 
         Raises ValueError for an invalid value."""
         check_radius(rho, rho_schedule, rho_gap)

@@ -1,4 +1,4 @@
-"""Is Adam faster when its eps follows the gradient?"""
+"""Is Adam faster with an eps relative to the gradient?"""
 
 from collections.abc import Iterable
 

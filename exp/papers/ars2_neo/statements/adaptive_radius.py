@@ -1,4 +1,5 @@
-"""Is a sharpness radius that follows the rate, or the gap, better than a constant one?"""
+"""Is a perturbation radius that follows the learning rate or the loss gap better than a fixed one?
+"""
 
 from collections.abc import Iterable
 

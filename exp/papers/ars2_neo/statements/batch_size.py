@@ -20,7 +20,7 @@ from exp.theory.statement import Verdict
 
 BATCHES = (2, 8, 32, 128)
 LINEAR, CONSTANT = 0.75, 0.25
-# Optimizer -> lr -> [optimizer] table, and where the grid of the smallest batch begins.
+# Optimizer -> lr -> [optimizer] table, and the first learning rate for the smallest batch.
 RULES = {"SGD with momentum": (sweeps.sgd, 2**-4), "AdamW": (sweeps.adamw, 2**-8),
          "Muon": (sweeps.muon, 2**-6)}
 GRID = {"optimizer": RULES}

@@ -1,4 +1,4 @@
-"""At rates where K-FAC blows up, does a trust region survive?"""
+"""Does TR-Muon stay stable at learning rates where K-FAC diverges?"""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Does the learner whose minimum is flat also describe the data in few bits?"""
+"""Do optimizers with flatter minima also have shorter prequential code lengths?"""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Are the rows of matrices less alike after orthogonal updates than after AdamW's?"""
+"""Are the rows of matrices less correlated after orthogonal updates than after AdamW's?"""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Do the ranks of optimizers early in a run foretell their ranks at its end?"""
+"""Do the ranks of optimizers early in a run predict their ranks at its end?"""
 
 import math
 from collections.abc import Iterable

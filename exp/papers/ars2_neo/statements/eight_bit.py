@@ -1,4 +1,4 @@
-"""What does 8-bit state cost Adam?"""
+"""How much does 8-bit state raise AdamW's loss?"""
 
 from collections.abc import Iterable
 

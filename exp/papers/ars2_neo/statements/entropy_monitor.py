@@ -1,4 +1,4 @@
-"""Does the entropy of singular values early in training foretell the loss at its end?"""
+"""Does the entropy of singular values early in training predict the loss at its end?"""
 
 from collections.abc import Iterable
 

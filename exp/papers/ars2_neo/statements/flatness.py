@@ -1,4 +1,4 @@
-"""Do flatter end points generalise better? Curvature against the generalisation gap."""
+"""Do flatter end points generalize better? Curvature against the generalization gap."""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Does the best learning rate stay where it is when the model becomes wider?"""
+"""Is the best learning rate independent of the model's width?"""
 
 import math
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ STEPS, BATCH, P, FRACTION = 32, 128, 31, 0.5
 BOUND = 0.25
 REST = {"lr": 1e-3, "betas": [0.9, 0.98], "weight_decay": 0.0}  # embeddings, head, biases
 ARS = {"name": "ars2_neo", "k": 0, "betas": [0.9, 0.98]}
-# Optimizer -> settings, and a power of two near its best learning rate: the grid begins there.
+# Optimizer -> settings, and the first learning rate of its grid, a power of two near the best.
 RULES: dict[str, tuple[dict, float]] = {
     "ARS2-Neo Base, literal": ({**ARS, "energy_norm": "literal"}, 2**-8),
     "ARS2-Neo Base, frobenius": ({**ARS, "energy_norm": "frobenius"}, 2**-5),

@@ -1,4 +1,4 @@
-"""Does Lookahead make the learning rate matter less?"""
+"""Does Lookahead reduce the sensitivity to the learning rate?"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,8 +11,8 @@ from exp.theory import sweeps
 from exp.theory.statement import Verdict
 
 NEAR = 0.1  # nats
-LEAST = 0.1  # doublings that are worth naming
-POINTS = 9  # of the grid, a factor of two apart
+LEAST = 0.1  # smallest relevant difference in doublings
+POINTS = 9  # number of rates of the grid, a factor of two apart
 RULES = {"SGD with momentum": (sweeps.sgd, 2**-6), "AdamW": (sweeps.adamw, 2**-11)}
 WITH: dict[str, dict] = {"without": {}, "with": {"lookahead": {}}}
 GRID = {"optimizer": RULES, "lookahead": WITH}

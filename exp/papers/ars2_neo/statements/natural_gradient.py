@@ -1,5 +1,5 @@
-"""Is a diagonal Fisher with orthogonalization the full Fisher? Against the exact one, of a small
-net."""
+"""Is a diagonal Fisher matrix with orthogonalization equivalent to the full one? A test against the
+exact Fisher matrix of a small network."""
 
 import copy
 import math

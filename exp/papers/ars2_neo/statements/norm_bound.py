@@ -1,4 +1,4 @@
-"""How large do weights become under decay, and is 1 / lambda a bound?"""
+"""How large do weights become under weight decay lambda, and is 1 / lambda a bound?"""
 
 from collections.abc import Iterable
 

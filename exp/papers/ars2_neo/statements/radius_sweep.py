@@ -16,10 +16,10 @@ from exp.theory.training import batches, built
 
 FACTORS = tuple(10 ** (step / 2) for step in range(-2, 3))  # times the rate of RULES
 NEAR, WORSE = 1.10, 1.05
-LEAST = 0.5  # rates that are worth naming
+LEAST = 0.5  # smallest relevant difference in the number of rates
 TR = {"name": "tr_muon", "lr": 1e-3}
-GAIN = {"control": "gain", "radius_range": (0.1, 4.0)}  # as the spike's proposal has it
-LINE = {"control": "line", "radius_range": (0.01, 100.0)}  # the whole sweep, and more, in reach
+GAIN = {"control": "gain", "radius_range": (0.1, 4.0)}  # as in the source's proposal of TR-Muon
+LINE = {"control": "line", "radius_range": (0.01, 100.0)}  # wider than the sweep of rates
 RULES: dict[str, dict] = {
     "AdamW": {"name": "adamw", "lr": 3e-3}, "Muon": {"name": "muon", "lr": 0.02},
     "K-FAC": {"name": "kfac", "lr": 1e-2},

@@ -1,4 +1,4 @@
-"""Does SAM add to the accuracy of an image classifier?"""
+"""Does SAM improve the accuracy of an image classifier?"""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""Does Lazy mode lose anything if the tensor that it keeps between steps is kept in fewer bytes?"""
+"""Does ARS2-Neo's loss rise if its shear force is stored in fewer bytes?"""
 
 from collections.abc import Iterable
 

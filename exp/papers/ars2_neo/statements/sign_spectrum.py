@@ -1,4 +1,4 @@
-"""Does sign() destroy a matrix's spectrum, as the paper says of AdaMuon?"""
+"""Does sign() destroy a matrix's spectrum, as the paper states for AdaMuon?"""
 
 from collections.abc import Iterable, Iterator
 
@@ -18,8 +18,8 @@ TASKS = {"grokking": ((1, 8, 40, 160, 400), "full"), "cifar": ((1, 8, 40, 160), 
          "wikitext2": ((1, 8, 40, 160), "small")}
 OPTIMIZER = {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.98], "weight_decay": 1.0}
 SIZE, RANK = 128, 4
-LEAST = 0.01  # of the entropy, that is worth naming
-# Rule -> settings, and what its state calls the momentum that goes in.
+LEAST = 0.01  # smallest relevant change of the entropy
+# Rule -> settings, and the key of its momentum in the optimizer's state.
 AFTER = {
     "AdaMuon": ({"name": "adamuon"}, "momentum_buffer"),
     "NorMuon": ({"name": "normuon"}, "momentum_buffer"),

@@ -1,4 +1,5 @@
-"""Does the shear force change more slowly than the gradient, and what does a stale one buy?"""
+"""Does the shear force change more slowly than the gradient, and does reusing it improve the loss?
+"""
 
 from collections.abc import Iterable
 
@@ -21,7 +22,7 @@ WINDOWS = {"grokking": ((40, 180), 60, "full"), "cifar": ((20, 100), 40, "small"
            "wikitext2": ((20, 100), 40, "small")}
 LAGS = (1, 2, 5, 10, 20)
 KINDS = ("gradient", "shear force")
-LEAST = 0.01  # of a cosine, that is worth naming
+LEAST = 0.01  # smallest relevant difference of cosines
 PERIODS = (0, 1, 2, 5, 10, 20)  # k; 0 is Base
 RUN_STEPS = 160
 

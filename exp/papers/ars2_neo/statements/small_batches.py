@@ -1,4 +1,4 @@
-"""Is Muon worse than AdamW where the batch is small?"""
+"""Is Muon worse than AdamW at small batch sizes?"""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""Is Muon faster, or steadier, when it clips singular values and does not make them equal?"""
+"""Is Muon faster or more stable if it clips singular values instead of setting them to 1?"""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ from exp.theory.statement import Verdict
 
 GUESS = 7.0  # nats
 SLOWER, LOWER = 1.10, 0.5  # times the steps; doublings of the rate
-# Optimizer -> keys over Muon's, and where its grid begins.
+# Optimizer -> keys that replace Muon's, and the first learning rate of its grid.
 RULES: dict[str, tuple[dict, float]] = {"Muon": ({}, 2**-5)} | {
     f"clip to [{smin:g}, 1]": ({"name": "spectral_clip_muon", "smin": smin}, 2**-4)
     for smin in (0.01, 0.1, 0.5)}

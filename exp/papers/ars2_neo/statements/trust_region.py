@@ -1,9 +1,9 @@
-"""Where the curvature is known: what TR-Muon's rules see of it, and what that buys.
+"""TR-Muon's curvature estimates compared with the exact curvature, and the losses they lead to.
 
-Two problems whose Hessian is exact: a matrix quadratic with noise in its gradient, and softmax
-regression on minibatches. Of every step the curvature along it, <s, H s> / <s, s>, is compared with
-what each rule estimates from noisy evaluations; then each rule and RMSuon train at every rate of a
-grid. No claim of a paper: an experiment without a verdict.
+Two problems have an exact Hessian: a matrix quadratic with noise in its gradient, and softmax
+regression on minibatches. For every step s the curvature <s, H s> / <s, s> is compared with each
+rule's estimate from noisy evaluations. Then each rule and RMSuon train at every rate of a grid. The
+experiment tests no claim of a paper and has no verdict.
 """
 
 import math

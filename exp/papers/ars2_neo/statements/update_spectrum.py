@@ -1,4 +1,4 @@
-"""The singular values of each optimizer's update, and the identity that the paper has for ARS."""
+"""The singular values of each optimizer's update, and the paper's identity for those of ARS."""
 
 from collections.abc import Iterable
 

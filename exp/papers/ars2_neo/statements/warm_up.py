@@ -18,7 +18,7 @@ def base(lr: float) -> dict:
             "energy_norm": "frobenius", "adamw": sweeps.rest(lr)}
 
 
-# Optimizer -> lr -> [optimizer] table, and where the grid begins.
+# Optimizer -> lr -> [optimizer] table, and the first learning rate of its grid.
 RULES = {"SGD with momentum": (sweeps.sgd, 2**-3), "AdamW": (sweeps.adamw, 2**-7),
          "Lion": (sweeps.lion, 2**-10), "Muon": (sweeps.muon, 2**-4),
          "ARS2-Neo Base": (base, 2**-7)}

@@ -1,4 +1,4 @@
-"""Which direction is sharp: the gradient's, the whitened one, ARS2's with |W|, or any?"""
+"""Which direction raises the loss most: gradient, whitened gradient, ARS2's with |W|, or random?"""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""The bytes of Adafactor's and AdamW's state on three models."""
+"""The size in bytes of Adafactor's and AdamW's state for three models."""
 
 from collections.abc import Iterable
 

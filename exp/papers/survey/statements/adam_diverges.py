@@ -1,4 +1,4 @@
-"""Reddi's example: Adam walks to the worst point, AMSGrad to the best."""
+"""Example of Reddi et al., arXiv 1904.09237: Adam goes to the worst point, AMSGrad to the best."""
 
 import math
 from collections.abc import Iterable, Iterator

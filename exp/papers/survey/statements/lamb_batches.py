@@ -1,4 +1,4 @@
-"""What does a large batch cost LAMB, and what AdamW?"""
+"""How much do LAMB's and AdamW's losses rise with a large batch?"""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ from exp.theory.statement import Verdict
 SMALL, LARGE, EXAMPLES = 4, 64, 1280
 FACTOR, LONG = LARGE // SMALL, EXAMPLES // LARGE
 LEAST = 0.02  # nats
-# Optimizer -> lr -> [optimizer] table, and where the grid of the small batch begins.
+# Optimizer -> lr -> [optimizer] table, and the first learning rate for the small batch.
 RULES = {"AdamW": (sweeps.adamw, 2**-8),
          "LAMB": (lambda lr: {"name": "lamb", "lr": lr, "betas": [0.9, 0.95],
                               "weight_decay": 0.1}, 2**-5)}

@@ -1,4 +1,4 @@
-"""Does a learned rule of 347 numbers beat tuned AdamW, and its own start, where it was not trained?
+"""Does a learned rule of 347 weights beat tuned AdamW and its initial weights on a held-out task?
 """
 
 import math
@@ -17,7 +17,7 @@ __all__ = ["EXAMPLES", "STEPS"]  # for the page
 
 HELD_OUT, LEAST = "cifar", 0.01
 START = "Celo2, start"
-RULES: dict[str, tuple[Callable[[float], dict], float]] = {  # and where the grid of rates begins
+RULES: dict[str, tuple[Callable[[float], dict], float]] = {  # and the grid's first learning rate
     "AdamW": (sweeps.adamw, 2**-6), "Muon": (sweeps.muon, 2**-4),
     START: (lambda lr: celo2(lr, weights="start"), 2**-6), "Celo2": (celo2, 2**-6)}
 GRID = {"task": (*meta_train.TASKS, HELD_OUT), "optimizer": RULES}

@@ -1,4 +1,4 @@
-"""Where are the best weight decays of Lion and of AdamW?"""
+"""How do the best weight decays of Lion and AdamW compare?"""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ from exp.theory.statement import Verdict
 LOW, HIGH = 3.0, 10.0
 START = 1.0
 DECAYS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-RULES = {"AdamW": 2**-7, "Lion": 2**-10}  # and where the grid of rates begins
+RULES = {"AdamW": 2**-7, "Lion": 2**-10}  # optimizer -> first learning rate of its grid
 GRID = {"optimizer": RULES}
 KEYS = ("optimizer", "lr", "decay")
 

@@ -1,4 +1,4 @@
-"""Nesterov's two methods beside gradient descent, against their bounds."""
+"""Nesterov's two methods and gradient descent, compared with the methods' bounds."""
 
 import math
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""What does it cost to send one bit for each weight?"""
+"""How much does the loss rise if each weight's update is compressed to one bit?"""
 
 from collections.abc import Iterable
 
@@ -17,7 +17,7 @@ def compressed(lr: float, compressor: str) -> dict:
     return {"name": "error_feedback", "lr": lr, "momentum": 0.9, "compressor": compressor}
 
 
-# Optimizer -> lr -> [optimizer] table, and where its grid begins.
+# Optimizer -> lr -> [optimizer] table, and the first learning rate of its grid.
 RULES = {"SGD": (lambda lr: compressed(lr, "none"), 2**-3),
          "EF-signSGD": (lambda lr: compressed(lr, "sign"), 2**-3),
          "EF top 1 %": (lambda lr: compressed(lr, "topk"), 2**-3),

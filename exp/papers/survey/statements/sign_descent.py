@@ -1,4 +1,4 @@
-"""Two examples on which descent by signs does not converge, and error feedback does."""
+"""Two examples on which signSGD does not converge and error feedback does."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""Bytes and losses of two processes that average gradients every step, or weights now and then."""
+"""Bytes sent and losses of two processes that average every gradient, or weights at intervals."""
 
 from collections.abc import Iterable
 
