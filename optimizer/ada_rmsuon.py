@@ -37,9 +37,9 @@ class AdaRMSuon(MatrixOptimizer):
 
     Every singular value of the update is lr E: with exact msign ||dW||_F = lr E sqrt(rank), up to
     sqrt(min(m, n)) times the norm of Adam's step at the same lr. This is `energy_norm="literal"`,
-    as in paper 2.4 and the released code; "frobenius" divides by ||O||_F (the norm of Adam's step),
-    "rms" by sqrt(min(m, n)). Each matrix of a 3-D stack has its own energy E
-    (`energy_scope="tensor"`: one for the whole stack, as released).
+    as in paper 2.4 and the released code (addb47c, optimizer/deprecated/ada_rmsuon.py); "frobenius"
+    divides by ||O||_F (the norm of Adam's step), "rms" by sqrt(min(m, n)). Each matrix of a 3-D
+    stack has its own energy E (`energy_scope="tensor"`: one for the whole stack, as released).
 
     Each part can be disabled for ablations. `energy_norm="none"`: the constant 0.2 sqrt(max(m, n))
     replaces E. `whiten=False`: O = msign(m_hat) with the same E; this is RMSuon for energy_norm

@@ -34,10 +34,10 @@ class AdamMini(FirstOrder):
     block="matrix" each matrix (the authors' first release); a whole convolution; each entry of a
     vector, as in Adam.
 
-    Deviation: the authors choose blocks by parameter names, this class by shapes. Their query and
-    key weights have one value per head: store them as stacks of heads in a group with `"block":
-    "matrix"`; otherwise they have one value per row, which is finer. Their norm parameters have one
-    value per vector, here one per entry.
+    Deviation: the authors (zyushun/Adam-mini 402aadf) choose blocks by parameter names, this class
+    by shapes. Their query and key weights have one value per head: store them as stacks of heads in
+    a group with `"block": "matrix"`; otherwise they have one value per row, which is finer. Their
+    norm parameters have one value per vector, here one per entry.
 
     Cost: 1 gradient evaluation per step, 1 state tensor per parameter and one value per block.
     Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.

@@ -32,7 +32,7 @@ class AdaMuon(MatrixOptimizer):
         W <- (1 - lr weight_decay) W - lr O''
 
     v needs no bias correction: the normalization cancels the factor. Norms are per matrix (m, n); a
-    convolution is one matrix (out, in * kernel).
+    convolution is one matrix (out, in * kernel). Authors' code: Chongjie-Si/AdaMuon 369f0b3.
 
     Cost: 1 gradient evaluation per step, 2 state tensors per matrix.
     Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.

@@ -1,4 +1,8 @@
-"""ARS (dmf-archive/ARS, before ARS2-Neo): AdaRMSuon + SAM; "ARS (Old)" and 80.94 in the paper."""
+"""ARS (dmf-archive/ARS, before ARS2-Neo): AdaRMSuon + SAM, "ARS (Old)" in the paper's tables.
+
+According to the published logs it also produced the perplexity 80.94, which the paper gives for
+ARS2-Neo.
+"""
 
 from collections.abc import Iterable
 
@@ -35,7 +39,8 @@ class ARS(ARS2Neo):
       both moments; in sync steps the two agree;
     - bias corrections use the step count of the optimizer, not of the tensor.
 
-    `adaptive` scales the perturbation by |W|. Steps 1, k + 1, 2k + 1 ... are sync steps.
+    `adaptive` scales the perturbation by |W|. Steps 1, k + 1, 2k + 1 ... are sync steps. Released
+    code: dmf-archive/ARS addb47c, optimizer/deprecated/ars.py.
 
     Cost: gradient evaluations per step 1 + 1/k; state tensors per parameter 2, 3 for k > 1.
     Raises ValueError for an invalid argument, a sparse gradient or a complex parameter, and for a

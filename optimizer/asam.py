@@ -22,8 +22,8 @@ class ASAM(SharpnessWrapper):
 
         T = |W| + eta for tensors of two or more dimensions, 1 for vectors
 
-    The norm is over all parameters. Deviation: the authors' code uses |W| + eta for every parameter
-    with "weight" in its name, which includes the gains of norms.
+    The norm is over all parameters. Deviation: the authors' code (SamsungLabs/ASAM dc9b513) uses
+    |W| + eta for every parameter with "weight" in its name, which includes the gains of norms.
     `rho_schedule` "lr" and "gap" (target loss rise `rho_gap`): parts/radius.py.
 
     Cost: 2 gradient evaluations per gradient of `base`; no state.

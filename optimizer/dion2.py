@@ -32,7 +32,7 @@ class Dion2(MatrixOptimizer):
 
     The other rows accumulate in the sum M and are used in later steps (error feedback). Of rows
     with equal norms the first is chosen. With a quarter of the rows, the square products of
-    Newton-Schulz cost a sixteenth. Formulas as in the authors' code (microsoft/dion, dion2).
+    Newton-Schulz cost a sixteenth. Formulas as in the authors' code (microsoft/dion 00c2bc1).
 
     Cost: 1 gradient evaluation per step, 1 state tensor per matrix.
     Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.

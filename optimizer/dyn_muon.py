@@ -43,8 +43,9 @@ class DynMuon(MatrixOptimizer):
     inaccurate for small ones: for diag(1, 0.01) at p = -0.25 it gives 1.2 instead of 3.2.
 
     Deviations: the authors keep the factor ||X||_F^p, which makes a step depend on the gradient's
-    scale (their record first divides the gradient by the batch size); their repository switches
-    between raw momentum, Muon and the polynomial at p = 0.25 and 0.
+    scale (their record first divides the gradient by the batch size); their repository
+    (fzwark/DynMuon 89baa66) switches between raw momentum, Muon and the polynomial at p = 0.25 and
+    0.
 
     Cost: 1 gradient evaluation per step, 1 state tensor per matrix; with "svd" an SVD per step.
     Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.

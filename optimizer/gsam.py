@@ -26,8 +26,9 @@ class GSAM(SharpnessWrapper):
         g = g2 - alpha vert
 
     Inner products and norms are over all parameters. If groups have an `initial_lr`, rho_t =
-    rho lr / initial lr follows the learning-rate schedule, as in the authors' code; `rho_schedule`
-    "constant" and "gap" (target loss rise `rho_gap`): parts/radius.py.
+    rho lr / initial lr follows the learning-rate schedule, as in the authors' code
+    (juntang-zhuang/GSAM 338ef83); `rho_schedule` "constant" and "gap" (target loss rise `rho_gap`):
+    parts/radius.py.
 
     Cost: 2 gradient evaluations per gradient of `base`; no state.
     Raises ValueError for an invalid argument, and in a step without a closure or `first_step`.

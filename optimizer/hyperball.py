@@ -21,8 +21,8 @@ class Hyperball(Delta):
         X = W - lr R u / ||u||,   W <- R X / ||X||
 
     lr is approximately the angle of a step in radians: start from sqrt(lr weight_decay) of the
-    tuned rule with decay, and decay it to 0. The norm of u has no effect, and neither have gradient
-    clipping and scales such as Muon's c(m, n). Norms are per matrix (m, n) of a stack.
+    tuned rule with decay, and decay it to 0. The norm of u has no effect: rules whose directions
+    differ only in scale, as by Muon's c(m, n), coincide. Norms are per matrix (m, n) of a stack.
     Give embeddings, head and vectors their own [optimizer.adamw] lr, since they cannot share an
     angle. Without routing, all tensors of two or more dimensions have constant norm.
 

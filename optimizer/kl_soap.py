@@ -32,14 +32,15 @@ class KLSOAP(MatrixOptimizer):
     """KL-SOAP, or KL-Shampoo (the authors' best) with second_moment=False, for a matrix (m, n).
 
     State besides M and V: factors S_a (m, m) and S_b (n, n), bases Q_a and Q_b, inverse square
-    roots of the eigenvalues r_a (m) and r_b (n). With b = shampoo_beta and old values on the right:
+    roots of the eigenvalues r_a (m) and r_b (n). b = shampoo_beta. U uses the new M and V; all
+    right sides use the old S, Q and r:
 
         Y = Q_a^T G Q_b,   M <- beta1 M + (1 - beta1) G,   V <- beta2 V + (1 - beta2) Y^2
         U = Q_a (Q_a^T M Q_b / (sqrt(V) + eps)) Q_b^T                      KL-SOAP
         U = Q_a (Q_a^T M Q_b s / (1 + eps s)) Q_b^T,  s = r_a r_b^T        KL-Shampoo
         S_a <- b S_a + (1 - b) G Q_b diag(r_b^2) Q_b^T G^T / n,   S_b likewise, / m
         r_a^-2 <- b r_a^-2 + (1 - b) row means of (Y r_b)^2,      r_b likewise, over columns
-        every precondition_frequency steps: Q_a <- qr(S_a Q_a), Q_b likewise
+        every precondition_frequency steps: Q_a <- qr(S_a Q_a) with the new S_a, Q_b likewise
         W <- (1 - lr weight_decay) (W - lr U)
 
     The order is the authors': no bias correction, decay after the update. The first step only
@@ -48,9 +49,10 @@ class KLSOAP(MatrixOptimizer):
     length of the side, itself clamped to [10, 4000]; a row without gradient reaches this limit. A
     side longer than max_precond_dim has Q = I and r = 1.
 
-    Deviations from the authors' kl_opt.py: float32 throughout (theirs: bfloat16 except for QR and
-    eigh); vectors take AdamW; defaults are those of their docstring (their code: lr 1e-4, betas
-    (0.9, 0.98)); shampoo_beta is independent of betas (theirs is betas[1]).
+    Deviations from the authors' kl_opt.py (KL-Methods a02e622): float32 throughout (theirs:
+    bfloat16 except for QR and eigh); vectors take AdamW; defaults are those of their docstring
+    (their code: lr 1e-4, betas (0.9, 0.98)); shampoo_beta is independent of betas (theirs is
+    betas[1]).
 
     Cost: 1 gradient evaluation per step, 2 + 2 (m^2 + n^2) / (m n) state tensors per matrix and
     m + n numbers (1 tensor less for KL-Shampoo), products of 5 m n (m + n) per step, and SOAP's QR

@@ -36,12 +36,13 @@ class Muown(MatrixOptimizer):
     Initially gain = v = ||W_i||. v is never reset and grows, so the angle of a step shrinks. If a
     gain crosses zero, its row points the other way and the gain stays negative.
 
-    Deviations from the authors' muown.py: gains are recomputed from the weights in each step, with
-    their current sign, so other changes of a weight (averages, projections, a checkpoint) take
-    effect; a row of zeros has norm 1e-12 (theirs divides by 0); a tensor with 3 n rows is one
-    matrix (theirs splits it into q, k, v: store them as a stack). Without Nesterov and decay this
-    is the form of NVIDIA's Emerging-Optimizers with its extra factor at 0.2. If a row of the
-    gradient is parallel to its weight, g_V is rounding noise, which msign amplifies.
+    Deviations from the authors' muown.py (kcc-lion/muown 3bd0c05): gains are recomputed from the
+    weights in each step, with their current sign, so other changes of a weight (averages,
+    projections, a checkpoint) take effect; a row of zeros has norm 1e-12 (theirs divides by 0); a
+    tensor with 3 n rows is one matrix (theirs splits it into q, k, v: store them as a stack).
+    Without Nesterov and decay this is the form of NVIDIA's Emerging-Optimizers with its extra
+    factor at 0.2. If a row of the gradient is parallel to its weight, g_V is rounding noise, which
+    msign amplifies.
 
     Cost: 1 gradient evaluation per step, 1 state tensor per matrix and 4 numbers per row.
     Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.

@@ -1,4 +1,4 @@
-"""QK-Clip, Kimi Team 2025, arXiv 2507.20534 (MuonClip): rescale W_Q and W_K of large logits.
+"""QK-Clip, Kimi Team 2025, arXiv 2507.20534 (MuonClip): shrink attention heads with large logits.
 
 Derivation: Su 2025, "QK-Clip" (kexue.fm 11126).
 """

@@ -32,7 +32,8 @@ class RMSuon(MatrixOptimizer):
         W <- (1 - lr weight_decay) W - lr E O / ||O||_F
 
     so ||dW||_F = lr E exactly. Each matrix of a 3-D stack has its own energy
-    (`energy_scope="tensor"`: one for the whole stack, as in the released code).
+    (`energy_scope="tensor"`: one for the whole stack, as in the released code:
+    dmf-archive/ARS addb47c, optimizer/deprecated/rmsuon.py).
 
     Cost: 1 gradient evaluation per step, 2 state tensors per matrix.
     Raises ValueError for an invalid argument, a sparse gradient or a complex parameter.

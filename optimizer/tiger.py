@@ -28,10 +28,10 @@ class Tiger(FirstOrder):
         m <- beta m + (1 - beta) g
         W <- W - lr_p (sign(m) + weight_decay W),   lr_p = lr max(rms_floor, RMS(W))
 
-    Vectors (biases, gains) use lr_p = lr / 2 and no decay; the author's code selects them by name.
-    rms_floor allows a tensor of zeros to move. Deviations: an embedding has one RMS for the whole
-    table, not one per row. Two features of the author's code are not implemented: on a NaN gradient
-    it keeps m and multiplies W by 0.99 (here m becomes NaN, and its sign is 0), and it can
+    Vectors (biases, gains) use lr_p = lr / 2 and no decay; the author's code (8af9865) selects them
+    by name. rms_floor allows a tensor of zeros to move. Deviations: an embedding has one RMS for
+    the table, not one per row. Two features of the author's code are not implemented: on a NaN
+    gradient it keeps m and multiplies W by 0.99 (here m becomes NaN, and its sign is 0), and it can
     accumulate gradients in m over several steps.
 
     Cost: 1 gradient evaluation per step, 1 state tensor per parameter.
