@@ -111,8 +111,8 @@ def powered(x: Tensor, power: float | Tensor, method: str, ns_dtype: str = "auto
     y = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(tiny)
     if method == "svd":
         u, s, vh = torch.linalg.svd(y, full_matrices=False, driver="gesvd" if x.is_cuda else None)
-        kept = s > max(x.shape[-2:]) * torch.finfo(s.dtype).eps
-        return (u * torch.where(kept, s, 1).pow(power).mul(kept).unsqueeze(-2)) @ vh
+        nonzero = s > max(x.shape[-2:]) * torch.finfo(s.dtype).eps
+        return (u * torch.where(nonzero, s, 1).pow(power).mul(nonzero).unsqueeze(-2)) @ vh
     tall = y.shape[-2] > y.shape[-1]
     y = y.mT if tall else y
     d = power / 2

@@ -92,9 +92,9 @@ def low_rank_polar(matrices: Tensor, basis: Tensor | None, k: int) -> tuple[Tens
     stack, m, n = matrices.shape
     norms = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
     x = matrices / norms.clamp_min(torch.finfo(norms.dtype).tiny)
-    known = matrices.new_zeros(stack, m, 0) if basis is None else basis
-    drawn = gaussian(n, min(m, k + OVERSAMPLING) - known.shape[-1], x)
-    q = torch.linalg.qr(torch.cat([known, x @ drawn], -1)).Q
+    start = matrices.new_zeros(stack, m, 0) if basis is None else basis
+    random_columns = gaussian(n, min(m, k + OVERSAMPLING) - start.shape[-1], x)
+    q = torch.linalg.qr(torch.cat([start, x @ random_columns], -1)).Q
     q = torch.linalg.qr(x @ (x.mT @ q)).Q
     u, s, qt = torch.linalg.svd(q.mT @ x, full_matrices=False)
     p = q @ u[..., :k]

@@ -73,8 +73,8 @@ def measure(folder: Path, names: Sequence[str], seeds: list[int]) -> None:
         started = time.perf_counter()
         rows = list(statement.measure(statement.statement(name), seeds))
         used = {key: dict(used) for key, used in training.USED.items() if used}
-        took = {"seconds": round(time.perf_counter() - started)}
-        write_rows(folder / f"{name}.json", rows, provenance | took | used)
+        timing = {"seconds": round(time.perf_counter() - started)}
+        write_rows(folder / f"{name}.json", rows, provenance | timing | used)
         render(folder, [name])
 
 

@@ -33,10 +33,10 @@ class Base(Optimizer):
     def keep_scalars(self, **initial: float) -> None:
         """Store run-level numbers in `self.scalars`, which is part of every checkpoint."""
         self.scalars_key, self.initial_scalars = type(self).__name__, initial
-        kept = self.param_groups[0].setdefault("scalars", {})
-        while self.scalars_key in kept:  # SAM around SAM
+        stored = self.param_groups[0].setdefault("scalars", {})
+        while self.scalars_key in stored:  # SAM around SAM
             self.scalars_key += "'"
-        kept[self.scalars_key] = dict(initial)
+        stored[self.scalars_key] = dict(initial)
 
     @property
     def scalars(self) -> dict[str, Any]:
@@ -85,8 +85,8 @@ class Base(Optimizer):
         """Finish loading: restore state exactly, default missing scalars, call `after_loading`."""
         restore_exactly(self, loaded, self.has_own_dtype)
         if self.scalars_key is not None:
-            kept = self.param_groups[0].setdefault("scalars", {})
-            kept[self.scalars_key] = {**self.initial_scalars, **kept.get(self.scalars_key, {})}
+            stored = self.param_groups[0].setdefault("scalars", {})
+            stored[self.scalars_key] = {**self.initial_scalars, **stored.get(self.scalars_key, {})}
         self.after_loading()
 
     def has_own_dtype(self, key: str) -> bool:

@@ -72,10 +72,10 @@ class CurvatureAware(MatrixOptimizer):
     @property
     def diagnostics(self) -> dict[str, float]:
         """Means over the matrices of the alignment al and of the radius, where they exist."""
-        kept = {name: [entry[key].mean() for entry in self.state.values() if key in entry]
-                for name, key in (("alignment", "alignment"), ("matrix_rho", "rho"))}
+        stored = {name: [entry[key].mean() for entry in self.state.values() if key in entry]
+                  for name, key in (("alignment", "alignment"), ("matrix_rho", "rho"))}
         return {**super().diagnostics, **{name: float(torch.stack(values).mean())
-                                          for name, values in kept.items() if values}}
+                                          for name, values in stored.items() if values}}
 
     def radii(self, params: Sequence[Tensor], rho: float) -> list[float | Tensor]:
         """Return the radius of each parameter: AR-GSAM's adapted one where it exists, else rho."""

@@ -156,8 +156,8 @@ def _adam_directions(
         entry["step"] += 1
     exp_avgs, exp_avg_sqs, steps = (
         [entry[key] for entry in entries] for key in ("exp_avg", "exp_avg_sq", "step"))
-    seen = [rotated(g, entry) for g, entry in zip(grads, entries, strict=True)]
-    update_moments(exp_avgs, exp_avg_sqs, grads, seen, betas)
+    rotated_grads = [rotated(g, entry) for g, entry in zip(grads, entries, strict=True)]
+    update_moments(exp_avgs, exp_avg_sqs, grads, rotated_grads, betas)
     momenta = torch._foreach_lerp(grads, exp_avgs, betas[0]) if nesterov else exp_avgs
     momenta = [rotated(m, entry) for m, entry in zip(momenta, entries, strict=True)]
     white = whitened(momenta, exp_avg_sqs, steps, betas, eps)

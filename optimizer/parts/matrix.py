@@ -119,7 +119,7 @@ def by_track(group: dict) -> list[dict]:
     tensors = [p[1] if isinstance(p, tuple) else p for p in params]
     matrices = [p for p, t in zip(params, tensors, strict=True) if t.ndim >= 2]
     rest = [p for p, t in zip(params, tensors, strict=True) if t.ndim < 2]
-    own = {key: value for key, value in group.items() if key != "params"}
-    shared = {key: value for key, value in own.items() if key in ADAMW_KEYS + BOOKKEEPING}
-    parts = [{**own, "params": matrices, "track": "matrix"}] if matrices else []
+    options = {key: value for key, value in group.items() if key != "params"}
+    shared = {key: value for key, value in options.items() if key in ADAMW_KEYS + BOOKKEEPING}
+    parts = [{**options, "params": matrices, "track": "matrix"}] if matrices else []
     return parts + ([{**shared, "params": rest, "track": "adamw"}] if rest else [])

@@ -50,9 +50,9 @@ def optimizer_class(name: str) -> type[Any]:
     if ":" in name:
         return library_class(*name.split(":", 1))
     key = _key(name)
-    own = {_key(stem): stem for stem in _own()}
-    if key in own:
-        module = importlib.import_module(f"{PACKAGE}.{own[key]}")
+    files = {_key(stem): stem for stem in _own()}
+    if key in files:
+        module = importlib.import_module(f"{PACKAGE}.{files[key]}")
         return getattr(module, module.__all__[0])
     library = {_key(stem): cls for stem, cls in _torch().items()}
     if key not in library:

@@ -74,8 +74,8 @@ class SharpnessAware(Base):
     @property
     def diagnostics(self) -> dict[str, float]:
         """The radius rho_t, if it is not constant."""
-        own = {} if self.rho_schedule == "constant" else {"rho": self.radius}
-        return {**super().diagnostics, **own}
+        varying = {} if self.rho_schedule == "constant" else {"rho": self.radius}
+        return {**super().diagnostics, **varying}
 
     # --- methods for subclasses
 

@@ -65,14 +65,14 @@ def parameter_groups(model: nn.Module, routing: str = "role", **adamw: Any) -> l
     """
     decided = routes(model, routing)
     shared = {key: value for key, value in adamw.items() if key not in OWN_GROUPS}
-    own = {role: adamw[role] for role in OWN_GROUPS if role in adamw}
-    kinds = [route.track if route.track == "matrix" or route.role not in own else route.role
+    by_role = {role: adamw[role] for role in OWN_GROUPS if role in adamw}
+    kinds = [route.track if route.track == "matrix" or route.role not in by_role else route.role
              for route in decided]
-    if missing := own.keys() - set(kinds):
+    if missing := by_role.keys() - set(kinds):
         raise ValueError(f"adamw.{min(missing)} changes nothing: no parameter off the matrix track "
                          f"has the role {min(missing)!r}")
     settings = {"matrix": {"track": "matrix"}, "adamw": {"track": "adamw", **shared},
-                **{role: {"track": "adamw", **shared, **values} for role, values in own.items()}}
+                **{role: {"track": "adamw", **shared, **keys} for role, keys in by_role.items()}}
     return [{"params": [route.parameter for route, k in zip(decided, kinds, strict=True)
                         if k == kind], **of_kind}
             for kind, of_kind in settings.items() if kind in kinds]

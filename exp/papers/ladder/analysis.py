@@ -78,10 +78,10 @@ def collect(folder: Path) -> tuple[Rows, dict]:
     provenance: dict = {}
     for path in sorted(file.parent for file in folder.glob("*/*/*/*/summary.json")):
         rung, part, arm, name = path.relative_to(folder).parts
-        found = finished_run(path, task_named("ladder"))
-        if rung not in RUNGS or part not in PARTS or found is None or name.startswith(AUXILIARY):
+        finished = finished_run(path, task_named("ladder"))
+        if rung not in RUNGS or part not in PARTS or finished is None or name.startswith(AUXILIARY):
             continue
-        record, settings = found[0], read_toml(path / "config.toml")
+        record, settings = finished[0], read_toml(path / "config.toml")
         value = record["curve"][METRIC][-1] if record["status"] == "completed" else None
         rows.append(Row(METRIC, settings["experiment"]["seed"], value, "ladder", arm, {
             "rung": rung, "part": part, "steps": record["steps"],
@@ -264,10 +264,10 @@ def write_page(folder: Path, rows: Rows, provenance: dict) -> None:
         for arm, (_, value) in speed_ups(rows, rung).items():
             (size,) = rows.where(rung=rung, part="scoring").levels("parameters")
             sizes.setdefault(arm, {})[size] = value
-    drawn = {"speed_ups.png": speed.draw_speeds(folder / "speed_ups.png", sizes),
-             "rates.png": speed.draw_rates(folder / "rates.png", rows)}
-    text = render(rows, provenance, preregistration(), [name for name, made in drawn.items()
-                                                        if made])
+    figures = {"speed_ups.png": speed.draw_speeds(folder / "speed_ups.png", sizes),
+               "rates.png": speed.draw_rates(folder / "rates.png", rows)}
+    text = render(rows, provenance, preregistration(),
+                  [name for name, is_drawn in figures.items() if is_drawn])
     (folder / "ladder.md").write_text(text, encoding="utf-8")
 
 

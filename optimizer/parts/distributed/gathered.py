@@ -56,9 +56,9 @@ class Gathered(Sharded):
     @torch.no_grad()
     def _exchange(self) -> None:
         """Send the owned weights, as shards, to all processes; receive the model's own shards."""
-        mine = [p for p in self.owner if self.is_mine(p)]
+        owned = [p for p in self.owner if self.is_mine(p)]
         for dtype in _dtypes(self.owner):
-            outgoing = [[part for p in mine if p.dtype == dtype
+            outgoing = [[part for p in owned if p.dtype == dtype
                          for part in [p.split(self.rows[p])[rank]]]
                         for rank in range(dist.get_world_size())]
             incoming = [[self.shards[p].to_local() for p in self.owner
@@ -74,13 +74,13 @@ class Gathered(Sharded):
         world = range(dist.get_world_size())
         for dtype in _dtypes(parts):
             present = [p for p in parts if p.dtype == dtype]
-            mine = [p for p in present if self.is_mine(p)]
+            owned = [p for p in present if self.is_mine(p)]
             outgoing = [[parts[p] for p in present if self.owner[p] == rank] for rank in world]
-            incoming = [[p.new_empty(1).expand(self.rows[p][rank], *p.shape[1:]) for p in mine]
+            incoming = [[p.new_empty(1).expand(self.rows[p][rank], *p.shape[1:]) for p in owned]
                         for rank in world]
             received = [_like(flat, shapes) for flat, shapes
                         in zip(_all_to_all(outgoing, incoming), incoming, strict=True)]
-            for index, p in enumerate(mine):
+            for index, p in enumerate(owned):
                 whole[p] = torch.cat([pieces[index] for pieces in received])
         return whole
 

@@ -143,13 +143,13 @@ class Sharded(Wrapper):
 
     def packed(self) -> dict:
         """Return the state_dict of `base`: complete on process 0, the own share on the others."""
-        mine = on_cpu(super().packed())
+        state_dict = on_cpu(super().packed())
         parts: list[dict] = [{}] * dist.get_world_size()
-        dist.gather_object(mine, parts if self.rank == 0 else None)
+        dist.gather_object(state_dict, parts if self.rank == 0 else None)
         if self.rank != 0:
-            return mine
+            return state_dict
         states = {index: entry for part in parts for index, entry in part["state"].items()}
-        return {**mine, "state": dict(sorted(states.items()))}
+        return {**state_dict, "state": dict(sorted(states.items()))}
 
     def after_loading(self) -> None:
         """Keep this process's share of a complete state_dict."""

@@ -45,11 +45,11 @@ def code_length(optimizer: str, task: str, seed: int) -> float:
         classes = run.model(examples(run, 1)[0]).shape[-1]
     ends = [count // part for part in PARTS]
     nats = ends[0] * math.log(classes)
-    for seen, end in zip(ends, ends[1:], strict=False):
-        run, *_ = trained(RULES[optimizer], task, seed, count=seen)
-        block = tuple(tensor[seen:] for tensor in examples(run, end))
+    for start, end in zip(ends, ends[1:], strict=False):
+        run, *_ = trained(RULES[optimizer], task, seed, count=start)
+        block = tuple(tensor[start:] for tensor in examples(run, end))
         with torch.no_grad():
-            nats += (end - seen) * float(run.objective.measure(run.objective.loss_fn, *block)[0])
+            nats += (end - start) * float(run.objective.measure(run.objective.loss_fn, *block)[0])
     return nats / math.log(2) / count
 
 

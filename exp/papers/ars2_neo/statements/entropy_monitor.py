@@ -55,14 +55,14 @@ def entropy(tensors: list[torch.Tensor]) -> float:
 
 def strengths(rows: Rows, axis: str) -> list[float]:
     """Return |Spearman's correlation| of `axis` with the final loss over all runs, per seed."""
-    found = []
+    correlations = []
     for seed in rows.levels("seed"):
-        here = rows.where(seed=seed)
-        pair = [[value if value is not None else float("inf") for value in here.values(axis=name)]
+        runs = rows.where(seed=seed)
+        pair = [[value if value is not None else float("inf") for value in runs.values(axis=name)]
                 for name in (axis, END)]
-        found.append(abs(float(spearmanr(*pair).statistic))
-                     if min(len(set(values)) for values in pair) > 1 else 0.0)
-    return found
+        correlations.append(abs(float(spearmanr(*pair).statistic))
+                            if min(len(set(values)) for values in pair) > 1 else 0.0)
+    return correlations
 
 
 def gain(rows: Rows) -> Evidence:

@@ -49,8 +49,8 @@ def fisher_diagonals(model: nn.Module, inputs: Tensor, labels: Tensor,
     totals = {name: [torch.zeros_like(p) for p in params] for name in AGAINST}
     for row, own in zip(inputs.split(1), labels.split(1), strict=True):
         logits = model(row).flatten(0, -2)
-        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator).squeeze(1)
-        for name, targets in zip(AGAINST, (drawn, own.flatten()), strict=True):
+        sampled = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator).squeeze(1)
+        for name, targets in zip(AGAINST, (sampled, own.flatten()), strict=True):
             loss = F.cross_entropy(logits, targets, reduction="sum")
             each = torch.autograd.grad(loss, params, retain_graph=name == AGAINST[0])
             torch._foreach_addcmul_(totals[name], each, each)

@@ -33,11 +33,11 @@ def gains(rows: Rows) -> dict[str, list[float]]:
 
 def judge(rows: Rows) -> Verdict:
     """Judge by the gain at equal gradient evaluations; the text also gives that at equal steps."""
-    found = {budget: sample(values) for budget, values in gains(rows).items()}
+    by_budget = {budget: sample(values) for budget, values in gains(rows).items()}
     return Verdict(
-        judge_above(found["as many gradients"], POINTS),
+        judge_above(by_budget["as many gradients"], POINTS),
         "SAM's accuracy minus AdamW's: " + ", ".join(
-            f"{interval(gain.estimate)} points at {budget}" for budget, gain in found.items()))
+            f"{interval(gain.estimate)} points at {budget}" for budget, gain in by_budget.items()))
 
 
 def tables(rows: Rows) -> dict:

@@ -69,11 +69,11 @@ def tables(rows: Rows) -> dict:
     lines: Lines = [("task, mode", "lr", "shear in", "state / weight", "loss", "difference, %")]
     for task in rows.levels("task"):
         for mode in rows.levels("mode"):
-            here = rows.where(task=task, mode=mode)
+            subset = rows.where(task=task, mode=mode)
             for storage in rows.levels("storage"):
-                (size,) = here.values(axis="state", storage=storage)
-                (values,) = differences(here, storage)
-                lines.append((f"{task}, {mode}", number(here[0]["lr"]), storage, f"{size:.2f}",
-                              here.values(axis="loss", storage=storage),
+                (size,) = subset.values(axis="state", storage=storage)
+                (values,) = differences(subset, storage)
+                lines.append((f"{task}, {mode}", number(subset[0]["lr"]), storage, f"{size:.2f}",
+                              subset.values(axis="loss", storage=storage),
                               None if storage == "full" else sweeps.percent(values)))
     return {"losses": lines}

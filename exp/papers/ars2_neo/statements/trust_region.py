@@ -130,10 +130,10 @@ def estimates(problem: Problem, rule: str, steps: int, seed: int, lr: float = 0.
             true = float((step * problem.product(before, step)).sum() / step.square().sum())
             key = "kappa_ratio" if rule == "ratio" else "kappa"
             pairs.append((true, optimizer.diagnostics[key]))
-    true, seen = torch.tensor(pairs[1:], dtype=DOUBLE).T
-    known = seen != 0
-    errors = (seen[known] / true[known] - 1).abs()
-    both = torch.stack([true[known], seen[known]])
+    true, estimated = torch.tensor(pairs[1:], dtype=DOUBLE).T
+    known = estimated != 0
+    errors = (estimated[known] / true[known] - 1).abs()
+    both = torch.stack([true[known], estimated[known]])
     return (float(errors.median()) if known.any() else math.nan,
             float(torch.corrcoef(both)[0, 1]) if known.sum() > 2 else math.nan)
 
@@ -167,10 +167,10 @@ def final_loss(problem: Problem, name: str, steps: int, seed: int, **settings) -
 
 def tables(rows: Rows) -> dict:
     """Return tables of errors and correlations, and of each problem's losses over the rates."""
-    seen = rows.tree("problem", "rule", "axis")
+    by_problem = rows.tree("problem", "rule", "axis")
     lines: Lines = [("problem", *(f"{rule}: {axis}" for rule in RULES
                                   for axis in ("error", "correlation")))]
-    for problem, by_rule in seen.items():
+    for problem, by_rule in by_problem.items():
         means = [[value for value in by_rule[rule][axis] if value is not None]
                  for rule in RULES for axis in ("error", "correlation")]
         lines.append((problem, *(average(values) if values else None for values in means)))

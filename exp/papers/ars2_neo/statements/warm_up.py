@@ -41,11 +41,11 @@ def costs(by: dict[str, sweeps.Grid]) -> list[float]:
 
 def judge(rows: Rows) -> Verdict:
     """Judge by the loss increase without warm-up."""
-    found = {name: sample(costs(by)) for name, by in rows.tree(*KEYS).items()}
+    increases = {name: sample(costs(by)) for name, by in rows.tree(*KEYS).items()}
     return Verdict(
-        judge_all([judge_above(cost, WORSE) for cost in found.values()]),
+        judge_all([judge_above(cost, WORSE) for cost in increases.values()]),
         "loss without warm-up minus loss with it (nats): " + ", ".join(
-            f"{interval(cost.estimate)} ({name})" for name, cost in found.items()))
+            f"{interval(cost.estimate)} ({name})" for name, cost in increases.items()))
 
 
 def tables(rows: Rows) -> dict:

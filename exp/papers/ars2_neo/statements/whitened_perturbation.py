@@ -45,8 +45,8 @@ def rise(before: Tensor, after: Tensor, targets: Tensor) -> tuple[float, float]:
     """Return the rise of the mean loss (nats) from the log probabilities `before` to those `after`
     (predictions, classes), and the mean KL divergence of `after` from `before`. Targets of -100 are
     ignored."""
-    kept = targets != -100
-    before, after, targets = before[kept], after[kept], targets[kept]
+    counted = targets != -100
+    before, after, targets = before[counted], after[counted], targets[counted]
     loss = F.nll_loss(after, targets) - F.nll_loss(before, targets)
     divergence = F.kl_div(after, before, log_target=True, reduction="batchmean")
     return float(loss), float(divergence)

@@ -37,8 +37,8 @@ def costs(rows: Rows) -> dict[str, list[float]]:
 
 def difference(rows: Rows) -> Evidence:
     """Return LAMB's loss increase minus AdamW's."""
-    found = costs(rows)
-    return sample([a - b for a, b in zip(found["LAMB"], found["AdamW"], strict=True)])
+    increases = costs(rows)
+    return sample([a - b for a, b in zip(increases["LAMB"], increases["AdamW"], strict=True)])
 
 
 def judge(rows: Rows) -> Verdict:

@@ -47,9 +47,9 @@ def ratio(rows: Rows) -> Evidence:
 
 def judge(rows: Rows) -> Verdict:
     """Judge by the ratio of the best decays."""
-    found = ratio(rows)
-    return Verdict(judge_all([judge_above(found, LOW), judge_below(found, HIGH)]),
-                   f"Lion's best decay is {interval(found.estimate)} times AdamW's")
+    best_ratio = ratio(rows)
+    return Verdict(judge_all([judge_above(best_ratio, LOW), judge_below(best_ratio, HIGH)]),
+                   f"Lion's best decay is {interval(best_ratio.estimate)} times AdamW's")
 
 
 def tables(rows: Rows) -> dict:

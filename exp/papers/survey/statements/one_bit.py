@@ -40,9 +40,9 @@ def costs(rows: Rows) -> dict[str, Evidence]:
 
 def judge(rows: Rows) -> Verdict:
     """Judge by the loss increase with one bit; the text also gives the others'."""
-    found = costs(rows)
-    return Verdict(judge_below(found["EF-signSGD"], BOUND), "loss above SGD's: " + ", ".join(
-        f"{interval(cost.estimate)} % ({name})" for name, cost in found.items()))
+    increases = costs(rows)
+    return Verdict(judge_below(increases["EF-signSGD"], BOUND), "loss above SGD's: " + ", ".join(
+        f"{interval(cost.estimate)} % ({name})" for name, cost in increases.items()))
 
 
 def tables(rows: Rows) -> dict:

@@ -89,11 +89,11 @@ def costs(rows: Rows) -> dict[str, Evidence]:
 
 def judge(rows: Rows) -> Verdict:
     """Judge by the bytes and the loss of either method."""
-    sent, found = shares(rows), costs(rows)
+    sent, increases = shares(rows), costs(rows)
     return Verdict(judge_any([judge_all([judge_exact(sent[name] < SHARE), judge_below(cost, BOUND)])
-                              for name, cost in found.items()]), ", ".join(
+                              for name, cost in increases.items()]), ", ".join(
         f"{name} {100 * sent[name]:.3g} % of the bytes, loss {interval(cost.estimate)} % higher"
-        for name, cost in found.items()))
+        for name, cost in increases.items()))
 
 
 def tables(rows: Rows) -> dict:
