@@ -22,7 +22,7 @@ def pages(boards: Mapping[str, dict]) -> dict[str, str]:
     classes = {name: optimizer_class(name) for name in available_optimizers()}
     ours = {name: cls for name, cls in classes.items() if cls.__module__.startswith("optimizer.")}
     texts = {f"{name}.md": optimizer_page(name, cls, boards) for name, cls in ours.items()}
-    lines = [("optimizer", "what it is", "evaluations a step"), *(
+    lines = [("optimizer", "description", "gradient evaluations per step"), *(
         (f"[{name}]({name}.md)", _first_line(module := _module(cls)), _cost(module)[0])
         for name, cls in ours.items())]
     return texts | {"README.md": page("# Optimizers", MADE, markdown(lines))}
@@ -32,19 +32,19 @@ def optimizer_page(name: str, cls: type, boards: Mapping[str, dict]) -> str:
     """The page of one optimizer: description, arguments, cost, search space, rows on boards."""
     module = _module(cls)
     evaluations, state = _cost(module)
-    tested = getattr(module, "TESTED_AGAINST", "the table of invariants")
+    tested = getattr(module, "TESTED_AGAINST", "the invariants of all optimizers")
     place = f"`[optimizer.{name}]`" if is_wrapper(cls) else f'`[optimizer] name = "{name}"`'
-    space = [("constant", "searched"), *((f"`{key}`", _searched(values)) for key, values
+    space = [("argument", "searched range"), *((f"`{key}`", _searched(values)) for key, values
                                          in getattr(module, "SEARCH_SPACE", {}).items())]
     return page(
         f"# {cls.__name__}", f"{_first_line(module)}.",
-        f"In a config: {place}. In a loop of your own: `from ars_optim import {cls.__name__}` "
+        f"In a config: {place}. In your own training loop: `from ars_optim import {cls.__name__}` "
         f"([how](../using.md)). Source: [optimizer/{name}.py](../../optimizer/{name}.py).",
         f"```text\n{inspect.getdoc(cls)}\n```", "## Arguments", markdown(_arguments(cls)),
-        "## Cost", f"Gradient evaluations a step: {evaluations}. State tensors per parameter: "
+        "## Cost", f"Gradient evaluations per step: {evaluations}. State tensors per parameter: "
         f"{state}. Tested against: {tested}.",
-        "## Search space", markdown(space) if len(space) > 1 else "None is declared.",
-        "## Boards", _rows(name, boards) or "It stands on no committed board.", MADE)
+        "## Search space", markdown(space) if len(space) > 1 else "None declared.",
+        "## Boards", _rows(name, boards) or "Not on any committed board.", MADE)
 
 
 def _module(cls: type) -> ModuleType:
