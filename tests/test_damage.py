@@ -66,7 +66,7 @@ def test_a_damaged_neighbour_never_blocks_a_whole_checkpoint(name, damage, made,
     assert timeless(folder)[:2] == timeless(made)
     assert json.loads((folder / "summary.json").read_text())["epochs"] == 3
     if name == "run.json":
-        assert "which code ran before is unknown" in capsys.readouterr().err
+        assert "the code of the earlier epochs is unknown" in capsys.readouterr().err
         assert kept_recipes(folder / "run.json")["exp.harness"] == 0
 
 

@@ -85,7 +85,7 @@ def shapes(value):
     ("instruments", ("diagnostics", 'sharding = "none"')), ("lbfgs", ("LBFGS", "one vector")),
     ("model's tensors", ("QKClip", "own tensors")), ("all tensors", ("Lookahead", "own tensors")),
     ("local", ("SAM", 'sharding = "none"')), ("local steps", ("DiLoCo", "own")),
-    ("shapes", ("not hold the same model",))])
+    ("shapes", ("the processes built different models",))])
 def test_what_cannot_be_shared_out_is_refused_by_name(found, case, words):
     for process in ("main", "other"):
         said = found[process]["refusals"][case]
@@ -246,7 +246,7 @@ def test_a_killed_process_ends_the_run_and_torchrun_starts_it_again(tmp_path):
     assert [line["epoch"] for line in metrics(output)] == list(range(1, len(metrics(output)) + 1))
     assert json.loads((output / "summary.json").read_text())["status"] == "interrupted"
     text = log.read_text()
-    told = text.count("another process of this run is gone")
+    told = text.count("another process of this run has died")
     stopped = "closing signal SIGTERM" in text  # torchrun may end the other one before it notices
     assert told == 1 or told == 0 and stopped, text[-3000:]
 

@@ -299,10 +299,10 @@ def test_options_choose_the_launcher(tmp_path):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["--slurm", "time=4"], "goes with --launcher slurm"),
+    (["--slurm", "time=4"], "needs --launcher slurm"),
     (["--launcher", "submitit-local", "--slurm", "time"], "KEY=VALUE"),
     (["--launcher", "submitit-local", "--slurm", "partitoin=x"], "partitoin"),
-    (["--launcher", "submitit-local", "--slurm", "time=1:00:00"], "write the minutes"),
+    (["--launcher", "submitit-local", "--slurm", "time=1:00:00"], "must be a number of minutes"),
     (["--launcher", "submitit-local", "--slurm", "nodes=2"], "one process"),
     (["--launcher", "slurm"], "srun"),
 ])

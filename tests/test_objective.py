@@ -226,7 +226,7 @@ def test_labels_are_smoothed_where_there_are_classes():
     expected = -0.8 * logs[range(len(y)), y].mean() - 0.2 * logs.mean()
     torch.testing.assert_close(built.objective.loss_fn(built.model, x, y)[0], expected)
     assert built.task.loss_fn is not task_named("grokking").loss_fn
-    with pytest.raises(ConfigError, match="label_smoothing: task wikitext2 has no classes"):
+    with pytest.raises(ConfigError, match="label_smoothing must be 0: the loss of task wikitext2"):
         with_smoothing(task_named("wikitext2"), 0.1)
 
 

@@ -405,7 +405,7 @@ def test_until_starts_what_fits_and_stops_what_does_not(small, capsys, monkeypat
     monkeypatch.setattr(command.Outlook, "seconds", lambda self, job: 900.0 if (
         "adamw" in job.name) else None)
     assert reproduce("--until", "600") == 130
-    assert "lrp_grok_adamw_600e/seed1: not started, 900 s do not fit" in capsys.readouterr().err
+    assert "lrp_grok_adamw_600e/seed1: not started, it needs about 900 s" in capsys.readouterr().err
     kept = json.loads((outputs / "paper" / "readme-3.3.json").read_text())
     assert [run["row"] for run in kept["runs"]] == ["ARS2-Neo AGA"]
     with pytest.raises(KeyboardInterrupt), stopped_after(0.05):

@@ -80,7 +80,7 @@ def build(settings: dict, task: Task) -> Built:
         data, model, optimizer, schedule = _parts(settings, task, device, forward, clipping)
     if graph and (experiment["compile"] or size() > 1):
         raise ConfigError(f"[optimizer] {settings['optimizer']['name']} differentiates gradients: "
-                          "experiment.compile = false, and one process")
+                          "set experiment.compile = false and use one process")
     if experiment["compile"]:
         model.compile()
     whole = list(model.parameters())
@@ -102,7 +102,8 @@ def with_smoothing(task: Task, share: float) -> Task:
     if share == 0:
         return task
     if "label_smoothing" not in inspect.signature(task.loss_fn).parameters:
-        raise ConfigError(f"[experiment] label_smoothing: task {task.name} has no classes")
+        raise ConfigError(f"[experiment] label_smoothing must be 0: the loss of task {task.name} "
+                          "does not support it")
     return replace(task, loss_fn=partial(task.loss_fn, label_smoothing=share))
 
 
@@ -135,7 +136,7 @@ def _parts(settings: dict, task: Task, device: torch.device, forward: Callable,
     except DataError:
         raise
     except OSError as error:
-        raise DataError(f"cannot read or keep the data: {error}") from error
+        raise DataError(f"cannot read or write the data: {error}") from error
     except Exception as error:  # libraries raise their own exceptions for bad values
         if is_lost_peer(error):
             raise
@@ -145,18 +146,19 @@ def _parts(settings: dict, task: Task, device: torch.device, forward: Callable,
 
 def _require_work_for_all(train: Batches, accumulation: int) -> None:
     if accumulation > 1 and train.batch_size < accumulation * size():
-        raise ValueError(f"a batch of {train.batch_size} has no {accumulation} micro-batches for "
-                         f"each of {size()} processes: a smaller experiment.accumulation")
+        raise ValueError(f"batch_size {train.batch_size} is less than {accumulation} micro-batches "
+                         f"x {size()} processes: decrease experiment.accumulation")
     last = train.examples % train.batch_size or train.batch_size
     if last < size():
-        raise ValueError(f"the last batch of an epoch has {last} examples for {size()} processes: "
-                         "drop_last = true, another batch_size, or fewer processes")
+        raise ValueError(f"the last batch of an epoch has {last} examples, fewer than {size()} "
+                         "processes: set drop_last = true, change batch_size, or use fewer "
+                         "processes")
 
 
 def _require_epochs(train: Batches, epochs: int) -> None:
     if epochs > train.most_epochs:
-        raise ValueError(f"one pass over the training set is {train.most_epochs} epochs, "
-                         f"[experiment] epochs is {epochs}")
+        raise ValueError(f"one pass over the training set is {train.most_epochs} epochs: "
+                         f"decrease [experiment] epochs, got {epochs}")
 
 
 def _require_many_processes(optimizer: Optimizer, experiment: dict) -> None:
@@ -168,8 +170,9 @@ def _require_many_processes(optimizer: Optimizer, experiment: dict) -> None:
         raise ValueError(f"{type(innermost).__name__} works in one process only: {reason}")
     instruments = experiment["diagnostics"]
     if experiment["sharding"] != "none" and isinstance(instruments, list) and instruments:
-        raise ValueError("diagnostics look at the state of every parameter, which sharding shares "
-                         'out: experiment.sharding = "none", or experiment.diagnostics = true')
+        raise ValueError("the instruments in experiment.diagnostics need the state of every "
+                         'parameter, which sharding splits: set experiment.sharding = "none" '
+                         "or experiment.diagnostics = true")
 
 
 def over_processes(optimizer: Optimizer, sharding: str, shards: dict) -> Optimizer:

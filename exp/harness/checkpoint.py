@@ -121,7 +121,7 @@ class Checkpoints:
                 raise
             except Exception as error:  # an entry is missing or of another type
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                raise ConfigError(f"{self.folder.path / 'latest.pt'} does not fit this run "
+                raise ConfigError(f"cannot restore {self.folder.path / 'latest.pt'} "
                                   f"({reason}): it is damaged. --overwrite starts the run anew"
                                   ) from error
         with together():
@@ -160,7 +160,7 @@ class Checkpoints:
         if len(lines) < at.epoch:  # older checkpoints have no "record"
             lines = self.folder.metrics()
         if is_main() and len(lines) < at.epoch:
-            raise ConfigError(f"{path} is damaged: {len(lines)} whole epochs in order, latest.pt "
+            raise ConfigError(f"{path} is damaged: it has {len(lines)} valid epochs, latest.pt "
                               f"has {at.epoch}. --overwrite starts the run anew")
         return "".join(json.dumps(line) + "\n" for line in lines[:at.epoch])
 
@@ -176,7 +176,7 @@ class Checkpoints:
             fits = False
         if not fits and (at.best["epoch"], 0) != (at.epoch, at.batch):
             raise ConfigError(f"{self.folder.path / 'best.pt'} is missing or damaged, and latest.pt"
-                              " has other weights: --overwrite starts the run anew")
+                              " does not have the best weights: --overwrite starts the run anew")
         return fits
 
     def _set_rng(self, states: list[dict] | dict) -> None:
@@ -196,8 +196,8 @@ class Checkpoints:
         if sorted(before) == sorted(now) and before != now:
             changed.append(f"[optimizer] wrappers, innermost first: {before} -> {now}")
         if not changed and (old := _period(settings)) != (new := _period(self.settings)):
-            changed.append(f"[schedule] {PERIOD}: {old} -> {new} (it follows the epochs unless it "
-                           f"is set: --set schedule.{PERIOD}={old} keeps the curve)")
+            changed.append(f"[schedule] {PERIOD}: {old} -> {new} (it equals the epochs unless it "
+                           f"is set: --set schedule.{PERIOD}={old} keeps the schedule)")
         if changed:
             raise ConfigError("--resume: the checkpoint was made with other settings:\n"
                               + "\n".join(changed))

@@ -63,13 +63,13 @@ def _train(settings: dict, train: Callable[[dict, RunFolder], None], options: ar
     seed = settings["experiment"]["seed"]
     path = options.output or Path("outputs") / options.config.stem / f"seed{seed}"
     continued = ("--resume continues" if settings["experiment"]["checkpoints"]
-                 else "--overwrite starts anew (checkpoints = false)")
+                 else "--overwrite (checkpoints = false) restarts")
     try:
         resume = options.resume or restarted()
         of_main = from_main(lambda: settings)
         with together():
             if settings != of_main:
-                raise ConfigError("this process has other settings than the main one")
+                raise ConfigError("the settings of this process differ from those of rank 0")
             folder = RunFolder(path, resume, not resume and options.overwrite)
         train(settings, folder)
     except (ConfigError, DataError) as error:
@@ -79,11 +79,11 @@ def _train(settings: dict, train: Callable[[dict, RunFolder], None], options: ar
     except (Interrupted, KeyboardInterrupt):
         return INTERRUPTED, f"interrupted; the same command with {continued} {path}"
     except OSError as error:
-        return FAILED, (f"error: cannot write {path}: {error}; what was written before is whole, "
-                        f"the same command with {continued}")
+        return FAILED, (f"error: cannot write {path}: {error}; earlier files are intact, "
+                        f"the same command with {continued} the run")
     except RuntimeError as error:
         if not is_lost_peer(error):
             raise
-        return FAILED, (f"error: another process of this run is gone; {path} is whole, the same "
-                        f"command with {continued}")
+        return FAILED, (f"error: another process of this run has died; {path} is intact, the "
+                        f"same command with {continued} the run")
     return COMPLETED, ""

@@ -159,8 +159,8 @@ def _optimizer(given: dict, task: Task, problems: list[str]) -> dict:
     if cls is None:
         return given
     if is_wrapper(cls):
-        problems.append(f"[optimizer] {given['name']!r} wraps another optimizer: name that one here"
-                     f" and add a table [optimizer.{given['name']}]")
+        problems.append(f"[optimizer] {given['name']!r} wraps another optimizer: set name to the "
+                        f"wrapped one and add a table [optimizer.{given['name']}]")
         return given
     accepted = schema.keywords(cls, GIVEN_BY_CODE)
     tables = {key: value for key, value in given.items() if isinstance(value, dict)}
@@ -188,7 +188,7 @@ def _optimizer_table(key: str, table: dict, problems: list[str]) -> dict:
     if cls is None:
         return table
     if not is_wrapper(cls):
-        problems.append(f"[optimizer.{shown(key)}] {key!r} is not a wrapper: give it as "
+        problems.append(f"[optimizer.{shown(key)}] {key!r} is not a wrapper: set it as "
                         "[optimizer] name")
         return table
     accepted = schema.keywords(cls, GIVEN_BY_CODE)

@@ -51,8 +51,8 @@ def require_fit(name: str, min_lr: float, **given: Any) -> None:
             continue
         if name not in NAMES_WITH[key]:
             wanted = " or ".join(f'"{kind}"' for kind in NAMES_WITH[key])
-            raise ValueError(f'{key} {value!r} changes nothing in "{name}": it goes with {wanted}')
+            raise ValueError(f'{key} {value!r} has no effect on "{name}": it needs name = {wanted}')
         if isinstance(value, int | float) and not 0 < value <= 1:
             raise ValueError(f"{key} must be in (0, 1], got {value}")
     if min_lr and name in NAMES_WITH["end_ratio"]:
-        raise ValueError(f'"{name}" ends at end_ratio of the rate and has no min_lr, got {min_lr}')
+        raise ValueError(f'min_lr has no effect on "{name}", got {min_lr}: set end_ratio instead')

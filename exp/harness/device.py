@@ -25,8 +25,7 @@ def pick_device(name: str) -> torch.device:
     Raises ConfigError for "cuda" without a CUDA device.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError('device "cuda" was asked for, but torch sees no CUDA device: '
-                          'use --device cpu or "auto"')
+        raise ConfigError('device "cuda": torch finds no CUDA device; use --device cpu or auto')
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)

@@ -80,15 +80,15 @@ def joined(device: str) -> Iterator[None]:
 
 def _backend(device_type: str) -> str:
     if not (dist.is_available() and dist.is_gloo_available()):
-        raise ConfigError("this torch was built without gloo: more than one process is impossible")
+        raise ConfigError("this torch was built without gloo: use one process")
     if device_type == "cpu":
         return "gloo"
     local, cards = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= cards:
-        raise ConfigError(f"process {local} of this host finds {cards} CUDA devices: "
-                          f"--nproc-per-node {cards}, or --device cpu")
+        raise ConfigError(f"more processes than CUDA devices ({cards}) on this host: "
+                          f"use --nproc-per-node {cards} or --device cpu")
     if not dist.is_nccl_available():
-        raise ConfigError("this torch was built without NCCL: --device cpu, or one process")
+        raise ConfigError("this torch was built without NCCL: use --device cpu or one process")
     torch.cuda.set_device(local)
     return "cpu:gloo,cuda:nccl"
 
@@ -272,8 +272,8 @@ def _require_same_shapes(model: nn.Module) -> None:
     with together():
         if mine != main:
             name = next(name for name in [*main, *mine] if main.get(name) != mine.get(name))
-            raise ConfigError(f"the processes do not hold the same model: {name} is "
-                              f"{main.get(name)} on the main process, {mine.get(name)} here")
+            raise ConfigError(f"the processes built different models: {name} has shape "
+                              f"{main.get(name)} on rank 0, {mine.get(name)} here")
 
 
 def whole(state: dict) -> dict:

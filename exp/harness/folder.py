@@ -51,11 +51,12 @@ class RunFolder:
         present = [name for name in FILES if (self.path / name).exists()]
         for name in present:
             if (self.path / name).is_dir():
-                raise ConfigError(f"{self.path / name} is a folder where a file of a run belongs")
+                raise ConfigError(f"{self.path / name} is a folder, but a run writes a file there: "
+                                  "remove it, or choose another --output")
         status = (self.summary() or {}).get("status", "unfinished")
         if present and not self.resume and not self.overwrite:
             raise ConfigError(f"{self.path} holds a run ({status}): --resume continues it,"
-                              " --overwrite starts it anew, --output goes elsewhere")
+                              " --overwrite starts it anew, --output chooses another folder")
         if self.resume and "latest.pt" not in present and status in ("completed", DAMAGED):
             raise ConfigError(f"{self.path} holds a {status} run without latest.pt: nothing to"
                               " resume from; --overwrite starts it anew")
@@ -111,16 +112,17 @@ class RunFolder:
         the present code or is unknown."""
         before = read_object(self.path / "run.json")
         if not before:
-            print(f"warning: {self.path / 'run.json'} is missing or damaged; which code ran before "
-                  "is unknown, and the run does not count as a result", file=sys.stderr)
+            print(f"warning: {self.path / 'run.json'} is missing or damaged; the code of the "
+                  "earlier epochs is unknown, so the run does not count as a result",
+                  file=sys.stderr)
             return [UNKNOWN]
         sources = before.get("sources") or {}
         changed = [name for name, digest in sources.items()
                    if facts["sources"].get(name, digest) != digest]
         if changed:
-            print(f"warning: {', '.join(changed)} changed since the run began; run.json holds what "
-                  "ran before, and a run whose parts differ in a RECIPE does not count",
-                  file=sys.stderr)
+            print(f"warning: {', '.join(changed)} changed since the run began; run.json records "
+                  "the earlier code; if a RECIPE number changed, the run does not count as a "
+                  "result", file=sys.stderr)
         return [*(before.get("resumed_from") or []), {key: before.get(key) for key in PAST}]
 
     def checkpoint(self) -> dict | None:
@@ -142,7 +144,7 @@ class RunFolder:
                 raise ValueError(f"wrong checksum of {damaged}")
             state = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(state, dict) or KEYS[name] not in state:
-                raise ValueError(f"no {KEYS[name]} in it")
+                raise ValueError(f"it has no {KEYS[name]}")
         except Exception as error:  # damage raises many kinds of errors
             raise ConfigError(f"cannot read the checkpoint {path} ({type(error).__name__}: {error})"
                               ": it is damaged. --overwrite starts the run anew") from error

@@ -69,7 +69,7 @@ class Loggers:
         try:
             getattr(self.tracker, method)(*arguments, **options)
         except Exception as error:
-            print(f"warning: {self.tracker.__name__}.{method} failed, nothing more is sent: "
+            print(f"warning: {self.tracker.__name__}.{method} failed, logging to it stops: "
                   f"{type(error).__name__}: {error}", file=sys.stderr)
             self.tracker = None
 

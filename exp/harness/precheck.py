@@ -49,11 +49,11 @@ class MemoryBound(TorchFunctionMode):
         self.elements += math.prod(size for size in sizes if isinstance(size, int))
         self.tensors += 1
         if self.tensors > TENSORS:
-            raise ValueError(f"more than {TENSORS:,} tensors in one model: take fewer layers")
+            raise ValueError(f"more than {TENSORS:,} tensors in one model: use fewer layers")
         if self.elements * WEIGHT_BYTES > self.memory:
             raise ValueError(f"{self.elements:,} weights or more do not fit into the "
                              f"{self.memory / 2**30:.3g} GiB of this machine's {self.kind} "
-                             "memory, with gradients and a copy: take smaller sizes")
+                             "memory, with gradients and a copy: use smaller sizes")
 
 
 class OperationBound(TorchFunctionMode):
@@ -68,8 +68,8 @@ class OperationBound(TorchFunctionMode):
         """Count an operation."""
         self.count += 1
         if self.count > self.most:
-            raise ValueError(f"more than {self.most:,} tensor operations in one step: take "
-                             "smaller numbers of iterations")
+            raise ValueError(f"more than {self.most:,} tensor operations in one step: use "
+                             "fewer iterations")
         return func(*args, **(kwargs or {}))
 
 
@@ -131,8 +131,8 @@ def _require_activations(per_example: float, train: Batches, accumulation: int) 
     needed, there = (number / 2**30 for number in (per_example * examples, total_memory(device)))
     if needed > there:
         raise ValueError(f"a batch of {train.batch_size} examples needs {needed:.3g} GiB for "
-                         f"activations, this machine's {device.type} has {there:.3g} GiB: a "
-                         "smaller data.batch_size, or a larger experiment.accumulation")
+                         f"activations, this machine's {device.type} has {there:.3g} GiB: decrease "
+                         "data.batch_size or increase experiment.accumulation")
 
 
 def first_rows(train: Batches, rows: int) -> tuple[Tensor, ...]:

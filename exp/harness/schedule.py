@@ -117,23 +117,23 @@ class Schedule:
     def _require_sense(self, adamw_decay_share: float | None) -> None:
         """Raise ValueError for settings that do not suit the optimizer or have no effect on it."""
         if self.name == "one_cycle" and self.warmup > self.period:
-            raise ValueError(f"a warm-up of {self.warmup:g} steps is longer than the period of the "
-                             f"one cycle, {self.period:g}")
+            raise ValueError(f"a warm-up of {self.warmup:g} steps is longer than the period of "
+                             f'"one_cycle", {self.period:g} steps: shorten it')
         for wrapper in wrappers_of(self.optimizer):
             if getattr(wrapper, "constant_rate", False) and self.name != "constant":
-                raise ValueError(f"{type(wrapper).__name__} takes the place of a schedule: name = "
-                                 f'"constant" (a warm-up is possible), got {self.name!r}')
+                raise ValueError(f"{type(wrapper).__name__} replaces the schedule: set name = "
+                                 f'"constant" (warm-up is allowed), got {self.name!r}')
         groups = self.optimizer.param_groups
         if adamw_decay_share is not None and not any(map(_is_adamw, groups)):
-            raise ValueError(f"adamw_decay_share {adamw_decay_share} changes nothing: "
+            raise ValueError(f"adamw_decay_share {adamw_decay_share} has no effect: "
                              "no parameter group is on the AdamW track")
         if self.momentum is not None and not any(map(_momentum, groups)):
-            raise ValueError('momentum "cycle" changes nothing: no parameter group has a momentum')
+            raise ValueError('momentum "cycle" has no effect: no parameter group has a momentum')
 
     def _note_initial_decay(self) -> None:
         groups = [group for group in self.optimizer.param_groups if group.get("weight_decay")]
         if not groups:
-            raise ValueError(f"weight_decay {self.weight_decay!r} changes nothing: "
+            raise ValueError(f"weight_decay {self.weight_decay!r} has no effect: "
                              "no parameter group has a weight_decay above 0")
         for group in groups:
             group.setdefault("initial_weight_decay", group["weight_decay"])
@@ -194,7 +194,7 @@ class Schedule:
 
 def _warmup(of_epochs: float, steps: int) -> float:
     if steps < 0 or (steps and of_epochs):
-        raise ValueError("warmup_steps must be >= 0, and 0 beside warmup_epochs, got "
+        raise ValueError("warmup_steps must be >= 0, and 0 if warmup_epochs is set, got "
                          f"{steps} and {of_epochs:g} steps")
     return steps or of_epochs
 
@@ -219,7 +219,7 @@ def batch_factor(scaling: str, batch_size: int, base_batch_size: int | None) -> 
     given without a scaling."""
     if scaling == "none":
         if base_batch_size is not None:
-            raise ValueError(f"base_batch_size {base_batch_size} changes nothing: "
+            raise ValueError(f"base_batch_size {base_batch_size} has no effect: "
                              'set batch_scaling to "linear" or "sqrt"')
         return 1.0
     if base_batch_size is None or base_batch_size < 1:

@@ -117,7 +117,8 @@ class Task:
     def scale(self, name: str) -> tuple[str, ...]:
         """Return a scale as `--set` options. Raises ConfigError for an unknown scale."""
         if name not in self.scales:
-            raise ConfigError(f"task {self.name} has no scale {name!r}: {', '.join(self.scales)}")
+            raise ConfigError(f"task {self.name} has no scale {name!r}. Scales: "
+                              f"{', '.join(self.scales)}")
         return overrides_of(self.scales[name])
 
 

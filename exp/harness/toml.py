@@ -28,12 +28,12 @@ def apply_override(settings: dict, override: str) -> None:
     try:
         value, = tomllib.loads(f"value = {text}").values()
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"--set {override}: {text!r} is no TOML value"
+        raise ValueError(f"--set {override}: {text!r} is not a TOML value"
                           f" ({_in_toml_syntax(shown(path), text)})") from error
     for table in tables:
         settings = settings.setdefault(table, {})
         if not isinstance(settings, dict):
-            raise ValueError(f"--set {override}: {shown(table)} is no table")
+            raise ValueError(f"--set {override}: {shown(table)} is not a table")
     settings[key] = value
 
 
@@ -57,9 +57,9 @@ def drop_key(settings: dict, path: str) -> None:
     for table in tables:
         settings = settings.get(table, {})
         if not isinstance(settings, dict):
-            raise ValueError(f"--unset {path}: {shown(table)} is no table")
+            raise ValueError(f"--unset {path}: {shown(table)} is not a table")
     if key not in settings:
-        raise ValueError(f"--unset {path}: there is no {key!r} among "
+        raise ValueError(f"--unset {path}: unknown key {key!r}. Keys: "
                          f"{', '.join(map(shown, settings))}")
     del settings[key]
 

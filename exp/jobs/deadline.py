@@ -38,8 +38,8 @@ class InTime:
         seconds = self.seconds(folder) or 0.0
         left = self.end - time.monotonic()
         if seconds > left:
-            print(f"{folder}: not started, {seconds:.0f} s do not fit into the {left:.0f} s left",
-                  file=sys.stderr)
+            print(f"{folder}: not started, it needs about {seconds:.0f} s but only {left:.0f} s "
+                  "are left", file=sys.stderr)
         return seconds <= left
 
 

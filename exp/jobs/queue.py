@@ -213,7 +213,7 @@ def _ending(job: Runnable, status: int) -> str:
     log = (job.folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
     reason = log[-1] if log else "no output"
     word = "refused" if status == BAD_INPUT else f"failed with status {status}"
-    return f"{word}: {reason} (all of it in {job.folder / LOG})"
+    return f"{word}: {reason} (full log: {job.folder / LOG})"
 
 
 def free_name(folder: Path) -> Path:

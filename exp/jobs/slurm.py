@@ -42,10 +42,11 @@ class Submitit:
         self.cluster = cluster
         self.capacity = ARRAY if cluster == "slurm" else workers
         if not isinstance(parameters.get("time", MINUTES), int):
-            raise ConfigError(f"--slurm time={parameters['time']}: write the minutes")
+            raise ConfigError(f"--slurm time={parameters['time']}: must be a number of minutes")
         for key in ONE:
             if parameters.get(key, 1) != 1:
-                raise ConfigError(f"--slurm {key}={parameters[key]}: a run is one process")
+                raise ConfigError(f"--slurm {key}={parameters[key]}: must be 1, as each run is one "
+                                  "process")
         prefixed = {f"slurm_{key}": value for key, value in parameters.items()}
         try:
             self.executor = submitit.AutoExecutor(folder, cluster=cluster,
@@ -82,7 +83,7 @@ class Submitit:
             with _sigint_ignored():
                 jobs = self.executor.submit_array(commands)
         except RuntimeError as error:  # the base of submitit's errors
-            raise ConfigError(f"the jobs were refused: {error}") from error
+            raise ConfigError(f"cannot submit the jobs: {error}") from error
         if self.cluster == "slurm":
             for job, work in zip(jobs, works, strict=True):
                 work.folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +170,7 @@ def launcher_of(options: argparse.Namespace, folder: Path) -> Launcher:
     """Return the launcher that the options name; submitit logs to `folder`. Raises ConfigError."""
     if options.launcher == "local":
         if options.slurm:
-            raise ConfigError("--slurm goes with --launcher slurm")
+            raise ConfigError("--slurm needs --launcher slurm or submitit-local")
         return Local(options.workers)
     cluster = "slurm" if options.launcher == "slurm" else "local"
     return Submitit(cluster, folder, options.workers, dict(map(_parameter, options.slurm)))
