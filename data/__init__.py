@@ -45,7 +45,7 @@ def verify(content: bytes, checksum: str, name: str, algorithm: str = "sha256") 
     if content.startswith(LFS_POINTER):
         raise DataError(f"{name} is a Git LFS pointer, not the data: run git lfs pull")
     label = {"md5": "MD5", "sha256": "SHA-256"}[algorithm]
-    raise DataError(f"{name} is damaged or another file: its {label} sum is not {checksum}")
+    raise DataError(f"{name} is damaged or the wrong file: its {label} is not {checksum}")
 
 
 def download(name: str, folder: str, sources: Iterable[Callable[[], str]]) -> Path:
@@ -54,14 +54,14 @@ def download(name: str, folder: str, sources: Iterable[Callable[[], str]]) -> Pa
 
     Raises DataError if all fail, with the reasons and where to put the data.
     """
-    print(f"downloading {name}, once", file=sys.stderr, flush=True)
+    print(f"downloading {name} (only once)", file=sys.stderr, flush=True)
     failures = []
     for source in sources:
         try:
             return CACHE / source()
         except Exception as error:  # a network has many ways to fail
             failures.append(f"{type(error).__name__}: {error}".splitlines()[0])
-    raise DataError(f"{name} is not there and cannot be downloaded ({'; '.join(failures)}): put "
+    raise DataError(f"{name} is missing and cannot be downloaded ({'; '.join(failures)}): put "
                     f"its files into data/cache/{folder}/ or $ARS_DATA/{folder}/")
 
 

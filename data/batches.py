@@ -37,7 +37,7 @@ class Batches:
         rows = len(tensors[0]) // epochs_per_pass
         self.examples = rows - rows % batch_size if drop_last else rows
         if self.examples == 0:
-            raise ValueError(f"batch_size {batch_size} leaves no batch of {rows} examples")
+            raise ValueError(f"no batch: batch_size is {batch_size}, an epoch has {rows} examples")
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""

@@ -180,8 +180,8 @@ def _from_hub() -> str:
                 records = _records(rows.select(range(start, min(start + size, len(rows)))))
                 name = names.pop(hashlib.sha256(records).hexdigest(), None)
                 if name is None:
-                    raise DataError(f"images {start} to {start + size} of the {split} split are "
-                                    "not those of a published file")
+                    raise DataError(f"images {start} to {start + size} of the {split} split do "
+                                    "not match the checksum of any published file")
                 (folder / f"{name}.bin").write_bytes(records)
     return BINARY
 

@@ -72,12 +72,12 @@ class OnePass(Batches):
         self.most_epochs = len(windows) // self.examples
         if self.most_epochs < 1:
             raise ValueError(f"{steps} steps of {batch_size} windows are more than one pass over "
-                             f"{len(windows)}")
+                             f"{len(windows)} windows: decrease steps or batch_size")
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one epoch, from batch `start` on. Raises ValueError after one pass."""
         if epoch >= self.most_epochs:
-            raise ValueError(f"one pass has {self.most_epochs} epochs, asked for {epoch + 1}")
+            raise ValueError(f"one pass has {self.most_epochs} epochs, got epoch {epoch + 1}")
         windows = self.tensors[0]
         order = torch.randperm(len(windows), generator=seeded("cpu", self.seed))
         rows = order[epoch * self.examples : (epoch + 1) * self.examples].to(windows.device)
@@ -135,7 +135,7 @@ def blocks_of(content: np.ndarray) -> list[Tensor]:
     two blocks."""
     blocks = torch.from_numpy(content[: len(content) // BLOCK * BLOCK]).view(-1, BLOCK)
     if len(blocks) < 2:
-        raise ValueError(f"{len(content)} bytes are fewer than two blocks of {BLOCK}")
+        raise ValueError(f"a text needs two blocks of {BLOCK} bytes, got {len(content)} bytes")
     return list(blocks)
 
 
@@ -156,7 +156,8 @@ def _in_pieces(blocks: list[Tensor], digests: Sequence[str], vocab_size: int
     """Return each block as BPE tokens, int16, and the bytes per token, (vocab_size,); cached. A
     character that the end of a block cuts is dropped."""
     def compute() -> bytes:
-        print("tokenizing the ladder's corpus, once: some minutes", file=sys.stderr, flush=True)
+        print("tokenizing the ladder's corpus (only once, some minutes)", file=sys.stderr,
+              flush=True)
         texts = [block.numpy().tobytes().decode(errors="ignore") for block in blocks]
         tokenizer = bpe.trained((line for index, text in enumerate(texts) if index % HELD_OUT
                                  for line in text.splitlines(keepends=True)), vocab_size)

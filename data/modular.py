@@ -57,7 +57,7 @@ def modular(
     examples = len(labels)
     count = int(fraction * examples) if 0 < fraction < 1 else 0
     if not 0 < count < examples:
-        raise ValueError(f"fraction must leave pairs to train and to evaluate on, got {fraction}")
+        raise ValueError(f"fraction must leave training and evaluation examples, got {fraction}")
     tokens = torch.cat([operands, torch.full((examples, 1), p)], dim=1)
     listed = torch.cat([tokens, labels[:, None]], dim=1).numpy().tobytes()
     digest = hashlib.sha256(listed).hexdigest()

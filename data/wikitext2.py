@@ -79,7 +79,7 @@ def wikitext2(
     _check(variant, packing, sequence_length, vocab_size, subset, eval_subset)
     packed = _packed(texts(variant), SHA256[variant], packing, sequence_length, vocab_size)
     if not all(len(packed[split]) for split in SPLITS):
-        raise ValueError(f"sequence_length {sequence_length} leaves a split without rows")
+        raise ValueError(f"sequence_length {sequence_length} is longer than the text of a split")
     shares = {"train": subset, "valid": eval_subset, "test": 1.0}
     rows = {split: _thin(packed[split], share).long().to(device) for split, share in shares.items()}
     pad, length = packed["pad_id"], packed["token_bytes"].to(device)
@@ -99,7 +99,8 @@ def _check(variant: str, packing: str, sequence_length: int, vocab_size: int, su
            eval_subset: float) -> None:
     """Raise ValueError for an invalid value, before any memory is asked for."""
     if variant not in get_args(Variant) or packing not in get_args(Packing):
-        raise ValueError(f"unknown variant or packing, got {variant!r}, {packing!r}")
+        raise ValueError(f"variant must be one of {list(get_args(Variant))} and packing one of "
+                         f"{list(get_args(Packing))}, got {variant!r}, {packing!r}")
     for name, size, (low, high) in (("vocab_size", vocab_size, VOCAB_SIZES),
                                     ("sequence_length", sequence_length, (1, LONGEST_ROW))):
         if not low <= size <= high:
@@ -154,7 +155,7 @@ def _packed(texts: dict[str, str], sums: dict[str, str], packing: str, sequence_
             vocab_size: int) -> dict:
     """Return the rows of every split, "pad_id" and "token_bytes" (vocab_size,); cached."""
     def compute() -> bytes:
-        print(f"tokenizing Wikitext-2, once: about {SECONDS} s", file=sys.stderr, flush=True)
+        print(f"tokenizing Wikitext-2 (only once, about {SECONDS} s)", file=sys.stderr, flush=True)
         tokenizer = _tokenizer(texts["train"], sums["train"], vocab_size)
         eot = tokenizer.token_to_id(EOT)
         packed = {"pad_id": tokenizer.token_to_id(PAD), "token_bytes": token_bytes(tokenizer)}
@@ -192,7 +193,7 @@ def _key(*parts) -> str:
 def texts(variant: str) -> dict[str, str]:
     """Return the text of each split, located or downloaded."""
     folder = locate(FOLDERS[variant]) or download(
-        f'Wikitext-2, variant "{variant}",', FOLDERS[variant], [lambda: _from_hub(variant)])
+        f'Wikitext-2, variant "{variant}"', FOLDERS[variant], [lambda: _from_hub(variant)])
     return {split: read(folder / f"{split}.txt", SHA256[variant][split]).decode()
             for split in SPLITS}
 

@@ -35,10 +35,12 @@ class GPT(nn.Module):
                  hidden_gain: float = 1.0, projection_gain: float = 0.0) -> None:
         super().__init__()
         if min(vocab_size, width, layers, head_width) < 1 or width % head_width or head_width % 4:
-            raise ValueError("sizes must be >= 1, width a multiple of head_width and head_width of "
-                             f"4, got {vocab_size}, {width}, {layers}, {head_width}")
+            raise ValueError("vocab_size, width, layers and head_width must be >= 1, width a "
+                             "multiple of head_width, and head_width a multiple of 4, got "
+                             f"{vocab_size}, {width}, {layers}, {head_width}")
         if not (hidden_gain >= 0 and projection_gain >= 0):  # false for nan too
-            raise ValueError(f"gains must be >= 0, got {hidden_gain}, {projection_gain}")
+            raise ValueError("hidden_gain and projection_gain must be >= 0, got "
+                             f"{hidden_gain}, {projection_gain}")
         self.head_width = head_width
         self.embed = nn.Embedding(vocab_size, width)
         self.blocks = nn.ModuleList(Block(width, head_width) for _ in range(layers))

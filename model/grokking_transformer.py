@@ -58,7 +58,8 @@ class GrokkingTransformer(nn.Module):
         Raises ValueError for more tokens than positions (a single position would be broadcast).
         """
         if tokens.shape[1] > len(self.W_pos):
-            raise ValueError(f"{tokens.shape[1]} tokens, but sequence_length {len(self.W_pos)}")
+            raise ValueError(f"the input has {tokens.shape[1]} tokens, more than sequence_length "
+                             f"{len(self.W_pos)}")
         sequence = tokens.shape[1]
         # x: the table of all (token, position) vectors; rows: its row for each token of the batch.
         # The first block multiplies the table or the vectors of the batch, whichever are fewer.

@@ -112,7 +112,7 @@ def _check(sizes: dict[str, int], rope_theta: float, attention_dropout: float) -
         if size < 1:
             raise ValueError(f"{name} must be >= 1, got {size}")
     if sizes["num_attention_heads"] % sizes["num_key_value_heads"]:
-        raise ValueError(f"num_attention_heads {sizes['num_attention_heads']} is no multiple of "
+        raise ValueError(f"num_attention_heads {sizes['num_attention_heads']} is not a multiple of "
                          f"num_key_value_heads {sizes['num_key_value_heads']}")
     if sizes["head_dim"] % 2:
         raise ValueError(f"head_dim must be even for rotary positions, got {sizes['head_dim']}")

@@ -74,7 +74,7 @@ class AdaRMSuon(MatrixOptimizer):
         checks.choice(EnergyNorm, energy_norm=energy_norm)
         checks.choice(EnergyScope, energy_scope=energy_scope)
         if orthogonalizer == "none" and energy_norm not in ("none", "frobenius"):
-            raise ValueError('orthogonalizer="none" goes with energy_norm "none" or "frobenius", '
+            raise ValueError('orthogonalizer="none" needs energy_norm "none" or "frobenius", '
                              f"got energy_norm={energy_norm!r}")
         defaults = {
             "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,

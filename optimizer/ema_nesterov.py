@@ -47,13 +47,13 @@ class EMANesterov(Delta):
     def step(self, closure: Closure | None = None) -> Any:
         """Take one step of `base` from the extrapolated weights; return what `base` returns."""
         if closure is None and any(float(group["lr"]) for group in self.param_groups):
-            raise ValueError("EMANesterov takes the gradient ahead of the weights: step(closure)")
+            raise ValueError("EMANesterov extrapolates the weights first: use step(closure)")
         self.look_ahead()
         return super().step(closure)
 
     def first_step(self, zero_grad: bool = False) -> bool:
         """Raise ValueError: existing gradients are not those at the extrapolated weights."""
-        raise ValueError("EMANesterov takes the gradient ahead of the weights: step(closure)")
+        raise ValueError("EMANesterov extrapolates the weights first: use step(closure)")
 
     @torch.compiler.disable
     @torch.no_grad()

@@ -154,7 +154,7 @@ class KFAC(LayerOptimizer):
             fisher.identity_factors(state, weight, recorder.bias)
         elif "input_factor" not in state:
             raise ValueError(
-                f"{self.layers[weight]} has a gradient, but KFAC saw no training pass through it: "
+                f"{self.layers[weight]} has a gradient, but KFAC recorded no training pass of it: "
                 'call the module itself, in training mode, or put its weight on track "adamw"')
 
     def _clip_updates(self) -> None:

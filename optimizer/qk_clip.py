@@ -56,8 +56,8 @@ class QKClip(Wrapper):
         if attention_layers is None:
             raise ValueError(
                 f"{type(model).__name__} does not expose its attention logits: QK-Clip needs a "
-                "model with attention_layers(); one with QK-norm has none, its logits do not "
-                "follow the scale of the query and key weights")
+                "model with attention_layers(); one with QK-norm has none, because its logits do "
+                "not depend on the scale of the query and key weights")
         super().__init__(base)
         self.tau = tau
         self.layers: list[AttentionLayer] = attention_layers()

@@ -110,7 +110,7 @@ def test_a_config_cannot_import_from_the_working_directory(tmp_path, monkeypatch
         with pytest.raises(ValueError, match="not an installed package|no package"):
             optimizer_class(name)
     for name in ("this:X", "antigravity:X"):  # these do something when they are imported
-        with pytest.raises(ValueError, match="it is a part of Python"):
+        with pytest.raises(ValueError, match="it is in Python's standard library"):
             optimizer_class(name)
     assert not {"evil", "evil.rule", "wicked", "outputs", "this"} & sys.modules.keys()
     assert optimizer_class("torch:RAdam") is torch.optim.RAdam

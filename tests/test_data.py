@@ -319,7 +319,7 @@ def test_fineweb_is_read_as_gpt2_tokens_of_which_each_stands_for_its_bytes(empty
     with pytest.raises(DataError, match="is damaged"):
         data.ladder.ladder(4, 2, "fineweb", vocab_size=50304, **CPU)
     monkeypatch.setitem(fineweb.SHA256, fineweb.TRAIN, hashlib.sha256(bad).hexdigest())
-    with pytest.raises(DataError, match="no file of tokens"):
+    with pytest.raises(DataError, match="not a token file"):
         data.ladder.ladder(4, 2, "fineweb", vocab_size=50304, **CPU)
 
 
@@ -388,7 +388,7 @@ def test_a_damaged_text_is_refused(tiny_data, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="cannot read .*eltec"):
         data.ladder.load("eltec")
     path.write_bytes(bz2.compress(b"another text"))
-    with pytest.raises(DataError, match="damaged or another file"):
+    with pytest.raises(DataError, match="damaged or the wrong file"):
         data.ladder.load("eltec")
 
 
@@ -556,7 +556,7 @@ def test_another_cifar_from_the_hub_is_not_kept(tiny_data, empty_cache, monkeypa
     for order in ((1, 2, 3, 4, 4), (1, 2, 3, 5)):  # one batch twice; one missing
         hub = hub_of(tiny_data, order)
         monkeypatch.setattr("datasets.load_dataset", lambda _, hub=hub: hub)
-        with pytest.raises(DataError, match="train split are not those of a published file"):
+        with pytest.raises(DataError, match="train split do not match the checksum"):
             cifar10(8, **CPU)
     assert list(empty_cache.iterdir()) == []
 
@@ -792,7 +792,7 @@ def test_wikitext_from_the_hub_gets_its_blank_lines_back(empty_cache, tmp_path, 
 def test_another_wikitext_from_the_hub_is_not_kept(tiny_data, empty_cache, monkeypatch):
     hub = {split: {"text": ["something else"]} for split in ("train", "validation", "test")}
     monkeypatch.setattr("datasets.load_dataset", lambda *_: hub)
-    with pytest.raises(DataError, match="the hub's train split is damaged or another file"):
+    with pytest.raises(DataError, match="the hub's train split is damaged or the wrong file"):
         data.wikitext2.texts("raw")
     assert list(empty_cache.iterdir()) == []
 
@@ -830,7 +830,7 @@ def test_missing_or_other_wikitext_is_one_error(tiny_data, empty_cache, tmp_path
     for split in ("train", "valid", "test"):
         source = tiny_data / "wikitext-2" / f"{split}.txt"
         (folder / f"{split}.txt").write_text(source.read_text().replace(" . ", " ."))
-    with pytest.raises(DataError, match="train.txt is damaged or another file: its SHA-256"):
+    with pytest.raises(DataError, match="train.txt is damaged or the wrong file: its SHA-256"):
         wikitext2(**CPU)
 
 

@@ -113,7 +113,7 @@ def test_beside_adamw_the_ball_has_the_hidden_matrices_alone():
     model.roles = lambda: {"0.weight": "embedding", "1.weight": "hidden", "1.bias": "vector",
                            "2.weight": "head", "2.bias": "vector"}
     for settings in ({"name": "adamw", "weight_decay": 0.0, "routing": "role"}, {"name": "muon"}):
-        with pytest.raises(ValueError, match=r"Hyperball's lr \(an angle\) is no rate for AdamW"):
+        with pytest.raises(ValueError, match=r"Hyperball's lr \(an angle\) is not a learning rate"):
             build_optimizer({**settings, "hyperball": {}}, model)
         optimizer = build_optimizer({**settings, "adamw": {"lr": 1e-3}, "hyperball": {}}, model)
         assert [p for group in optimizer.param_groups for p in optimizer.scoped(group)] \
@@ -308,7 +308,7 @@ def test_averages(make, expected):
     p = optimizer.param_groups[0]["params"][0]
     assert differs(evaluated(optimizer, p), expected) < 1e-10
     optimizer.eval()
-    with pytest.raises(ValueError, match=r"train\(\) puts back"):
+    with pytest.raises(ValueError, match=r"call train\(\) before step"):
         optimizer.step()
 
 
@@ -381,5 +381,5 @@ def test_the_order_of_hooks_is_checked():
     muon = {"name": "muon", "adamw": {"lr": 0.02}}
     build_optimizer({**muon, **sound}, model)
     wrong = {**muon, "hyperball": {}, "cautious_update": {}}
-    with pytest.raises(ValueError, match=r"CautiousUpdate \(update mask\) goes inside Hyperball"):
+    with pytest.raises(ValueError, match=r"CautiousUpdate \(update mask\) must be inside Hyp"):
         build_optimizer(wrong, model)

@@ -399,7 +399,7 @@ def test_groups_are_checked():
     muon = optimizer_class("muon")
     for groups, word in (
         ([{"params": [w], "beta": 1}], "beta"),
-        ([{"params": [b], "track": "matrix"}], "no matrix"),
+        ([{"params": [b], "track": "matrix"}], "not a matrix"),
         ([{"params": [w], "track": "spam"}], "spam"),
         ([{"params": [w]}, {"params": [w], "track": "adamw"}], "more than one"),
     ):

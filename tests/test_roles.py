@@ -154,5 +154,5 @@ def test_embedding_head_and_vectors_may_have_settings_of_their_own(name):
 
 
 def test_settings_for_a_role_that_adamw_does_not_have_are_refused():
-    with pytest.raises(ValueError, match=r"adamw.head changes nothing"):
+    with pytest.raises(ValueError, match=r"adamw.head has no effect"):
         build_optimizer({"name": "muon", "adamw": {"head": {"lr": 0.1}}}, GPT(tied=True))

@@ -529,7 +529,7 @@ def test_bad_places_and_sizes_are_refused_before_anything_is_written(tiny_data, 
     file.write_text("")
     refused("cannot create the run folder", output=file / "run")
     refused("--output", "too long", output=tmp_path / ("x" * 300))
-    refused("[model] 3 tokens, but sequence_length 2",
+    refused("[model] the input has 3 tokens, more than sequence_length 2",
             options=["--set", "model.sequence_length=2"])
     config = tmp_path / "lion.toml"
     settings = tomllib.loads(Path("config/lrp_grok_adamw_600e.toml").read_text())

@@ -211,7 +211,7 @@ def test_a_missing_second_gradient_is_an_error_that_says_what_to_call(case):
 def test_a_wrapped_rule_with_one_gradient_has_no_first_step():
     model, optimizer = made({**ADAMW, "lookahead": {}})
     closure_of(model, optimizer)()
-    with pytest.raises(TypeError, match=r"AdamW takes one gradient a step: call step\(\)"):
+    with pytest.raises(TypeError, match=r"AdamW uses one gradient per step: call step\(\)"):
         optimizer.first_step()
 
 

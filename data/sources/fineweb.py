@@ -34,7 +34,7 @@ EVALUATED = 10 * 2**20  # first tokens of the validation shard, as in track 3
 def fineweb() -> tuple[Tensor, Tensor, Tensor]:
     """Return (training tokens, validation tokens, bytes per token (50304,)); tokens are uint16
     stored as int16. Raises DataError if the data are missing or damaged."""
-    folder = locate(FOLDER) or download("FineWeb as GPT-2 tokens, 400 MB,", FOLDER, [_from_hub])
+    folder = locate(FOLDER) or download("FineWeb as GPT-2 tokens, 400 MB", FOLDER, [_from_hub])
     train, evaluation = (_tokens(folder, name) for name in (TRAIN, VALIDATION))
     size = torch.zeros(VOCAB_SIZE, dtype=torch.int64)
     for token, index in json.loads(read(folder / VOCABULARY, SHA256[VOCABULARY])).items():
@@ -47,7 +47,7 @@ def _tokens(folder: Path, name: str) -> Tensor:
     header = np.frombuffer(content, np.int32, min(HEADER, len(content) // 4))
     tokens = np.frombuffer(content, np.int16, offset=header.nbytes)
     if header[:2].tolist() != [MAGIC, VERSION] or len(tokens) != header[2]:
-        raise DataError(f"{folder / name} is no file of tokens of version {VERSION}")
+        raise DataError(f"{folder / name} is not a token file of version {VERSION}")
     return torch.from_numpy(tokens.copy())
 
 

@@ -24,12 +24,12 @@ class TwoWeights(Wrapper):
     def __init__(self, base: Optimizer, *arguments: Any) -> None:
         if other := switching(base):
             raise ValueError(f"{type(self).__name__} and {type(other).__name__} both choose the "
-                             "weights that are evaluated: use one of them")
+                             "weights for evaluation: use only one of them")
         super().__init__(base, *arguments)
 
     def evaluated(self, p: Tensor) -> Tensor | None:
         """Return the weights to evaluate instead of `p`, in its shape; None to evaluate `p`."""
-        raise TypeError(f"{type(self).__name__} defines no evaluated")
+        raise TypeError(f"{type(self).__name__} must define evaluated()")
 
     @torch.no_grad()
     def eval(self) -> None:
@@ -54,8 +54,8 @@ class TwoWeights(Wrapper):
     def inner_closure(self, closure: Closure | None) -> Closure | None:
         """Return the closure unchanged. Raises ValueError in eval mode."""
         if self.scalars["evaluating"]:
-            raise ValueError(f"{type(self).__name__} holds the weights to evaluate: train() puts "
-                             "back those that a step moves")
+            raise ValueError(f"{type(self).__name__} is in evaluation mode: call train() before "
+                             "step()")
         return super().inner_closure(closure)
 
 
@@ -78,7 +78,7 @@ class Averaged(TwoWeights):
 
     def collect(self, p: Tensor, state: dict) -> None:
         """Update the average in `state` with the weight `p` after a step."""
-        raise TypeError(f"{type(self).__name__} defines no collect")
+        raise TypeError(f"{type(self).__name__} must define collect()")
 
     def counted(self) -> None:
         """Hook to update `scalars` after each step, once all weights are collected."""

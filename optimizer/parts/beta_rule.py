@@ -70,6 +70,6 @@ def _unit(tensor: Tensor, dim: int) -> Tensor:
 @torch.compiler.disable
 def _warn(level: Tensor) -> None:
     if level > 1:
-        warnings.warn(f"beta_rule = \"scalar\": an alignment of {float(level):.3g} puts the decay "
-                      "rates above their range; from beta2 = 1 on the weights are NaN",
+        warnings.warn(f"beta_rule = \"scalar\": an alignment of {float(level):.3g}, above 1, "
+                      "puts decay rates above their range; beta2 >= 1 makes the weights NaN",
                       stacklevel=2)

@@ -58,7 +58,7 @@ class CurvatureAware(MatrixOptimizer):
         checks.pair_of_fractions(beta1_range=beta1_range, beta2_range=beta2_range)
         checks.pair_of_fractions(rho_rates=rho_rates)
         if rho_rule == "curvature" and self.rho_schedule != "constant":
-            raise ValueError(f'rho_rule = "curvature" goes with rho_schedule = "constant", got '
+            raise ValueError(f'rho_rule = "curvature" needs rho_schedule = "constant", got '
                              f"{self.rho_schedule!r}")
         checks.ordered(beta1_range=beta1_range, beta2_range=beta2_range, rho_range=rho_range)
         self.beta_rule, self.beta_ranges = beta_rule, (tuple(beta1_range), tuple(beta2_range))

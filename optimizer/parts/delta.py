@@ -45,7 +45,7 @@ class Delta(Wrapper):
 
     def move(self, p: Tensor, w: Tensor, u: Tensor, group: dict) -> Tensor:
         """Return the weights after the step, in the shape of w and u; `p` holds W_base."""
-        raise TypeError(f"{type(self).__name__} defines no move")
+        raise TypeError(f"{type(self).__name__} must define move()")
 
     def scoped(self, group: dict) -> list[Tensor]:
         """Return the parameters of `group` that this wrapper changes."""
@@ -63,8 +63,8 @@ class Delta(Wrapper):
             raise ValueError("complex parameters are not supported")
         decay = group.get("weight_decay", 0)
         if decay and not self.accepts_decay and self.scoped(group):
-            raise ValueError(f"{type(self).__name__} needs weight_decay = 0 in the rule that it "
-                             f"wraps, got {decay}: a decay around it is CautiousDecay's")
+            raise ValueError(f"{type(self).__name__} needs weight_decay = 0 in the optimizer that "
+                             f"it wraps, got {decay}: for weight decay wrap it in CautiousDecay")
 
     # --- the step
 

@@ -24,8 +24,8 @@ def with_filter(optimizer: Optimizer, gradient_filter: GradientFilter) -> Optimi
     Raises ValueError for a rule that compares gradients with losses.
     """
     if isinstance(optimizer, LBFGS) or getattr(optimizer, "compares_losses", False):
-        raise ValueError(f"{type(optimizer).__name__} compares gradients with losses: a filtered "
-                         "gradient is not that of the loss")
+        raise ValueError(f"{type(optimizer).__name__} compares gradients with losses, so it cannot "
+                         "use a gradient filter such as clip_norm")
     if not isinstance(optimizer, FirstOrder):
         return Filtered(optimizer, gradient_filter)
     later = optimizer.gradient_filter
@@ -80,7 +80,7 @@ class FilterWrapper(Wrapper):
         """Return (gradient for the rule, new memory) without changing the arguments in place.
 
         g and memory have the parameter's shape, in float32 or wider; memory is None at first."""
-        raise TypeError(f"{type(self).__name__} defines no filtered")
+        raise TypeError(f"{type(self).__name__} must define filtered()")
 
     @torch.compiler.disable
     @torch.no_grad()

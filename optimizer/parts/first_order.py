@@ -21,7 +21,7 @@ class FirstOrder(Base):
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """Update in place the tensors `params` of `group`, which all have a dense gradient."""
-        raise TypeError(f"{type(self).__name__} defines no update_group")
+        raise TypeError(f"{type(self).__name__} must define update_group()")
 
     def gradient(self, closure: Closure | None) -> Tensor | None:
         """Leave the gradient of the update in `p.grad`; return the closure's first loss."""

@@ -32,8 +32,8 @@ class Joint(FirstOrder):
     def add_param_group(self, group: dict) -> None:
         """Add a group of a part during construction. Raises ValueError afterwards."""
         if hasattr(self, "parts"):
-            raise ValueError("no part of Joint would update a group added here: add it to a part "
-                             "before the parts are joined")
+            raise ValueError("Joint cannot take a new parameter group: add it to an optimizer "
+                             "before joining them as parts")
         super().add_param_group(group)
 
     def update(self) -> None:

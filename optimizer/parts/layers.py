@@ -21,7 +21,7 @@ class LayerOptimizer(MatrixOptimizer):
     """
 
     weights_only = False
-    one_process = "its factors are of the activations that this process has seen"
+    one_process = "its factors use the activations of this process alone"
 
     def __init__(self, params: Iterable, model: nn.Module, defaults: dict) -> None:
         self.layers = layers_of(model)

@@ -26,8 +26,8 @@ def library_class(package: str, name: str) -> type[Optimizer]:
     if not (inspect.isclass(cls) and issubclass(cls, Optimizer)):
         raise ValueError(f"{package} has no optimizer class {name!r}")
     if set(required(cls)) & set(AROUND):
-        raise ValueError(f"{name} goes around another optimizer, which code has to give it; tables "
-                         "can name ours: asam, gsam, lookahead, looksam, qk_clip, sam")
+        raise ValueError(f"{name} wraps another optimizer, which a config cannot pass to it: use a "
+                         "wrapper of this package, such as sam, asam, lookahead or qk_clip")
     return cls
 
 
@@ -68,7 +68,7 @@ def wants_graph(cls: type[Optimizer]) -> bool:
 def refusal(cls: type[Optimizer], error: Exception) -> str:
     """Return a one-line explanation of an exception raised by the class's step."""
     if isinstance(error, NotImplementedError) and not str(error):
-        return "it has no step() but updates the weights by calls of its own"
+        return "it does not implement step(), but updates the weights through methods of its own"
     if cls.__module__.startswith((f"{OURS}.", "torch.")) or is_message(error):
         return reason(error)
     about = (cls.__doc__ or "").strip().split("\n")[0].rstrip(".")
@@ -94,7 +94,7 @@ def is_message(error: Exception) -> bool:
 
 def _module(package: str, name: str) -> ModuleType:
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", package):
-        raise ValueError(f"{package!r} is no package name; write package:Class")
+        raise ValueError(f"{package!r} is not a package name; write package:Class")
     _require_installed(package.split(".")[0])
     try:
         return importlib.import_module("torch.optim" if package == "torch" else package)
@@ -107,12 +107,12 @@ def _require_installed(package: str) -> None:
     for a package in the working directory or in this project's checkout: a config must not be able
     to run code from a folder of results."""
     if package in sys.stdlib_module_names:
-        raise ValueError(f"{package} has no optimizer classes: it is a part of Python")
+        raise ValueError(f"{package} has no optimizer classes: it is in Python's standard library")
     home = Path(__file__).parents[2]  # the checkout, or site-packages
     forbidden = {Path.cwd(), home} if (home / "pyproject.toml").exists() else {Path.cwd()}
     spec = importlib.util.find_spec(package)
     files = [spec.origin] if spec and spec.origin else []
     places = (spec and spec.submodule_search_locations) or files
     if any(Path(place).parent.resolve() in forbidden for place in places):
-        raise ValueError(f"{package} is not an installed package: package:Class names no code of "
-                         "the working directory")
+        raise ValueError(f"{package} is not an installed package: package:Class cannot name "
+                         "code in the working directory")

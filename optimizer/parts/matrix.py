@@ -74,7 +74,7 @@ class MatrixOptimizer(FirstOrder):
             if id(tensor) in known:
                 raise ValueError("some parameters appear in more than one parameter group")
             if group["track"] == "matrix" and not self.is_matrix(tensor):
-                raise ValueError(f"a tensor of shape {tuple(tensor.shape)} is no matrix: "
+                raise ValueError(f"a tensor of shape {tuple(tensor.shape)} is not a matrix: "
                                  'put it on track "adamw"')
 
     def _add_adamw_group(self, group: dict) -> None:

@@ -108,7 +108,7 @@ def build_optimizer(settings: dict, model: nn.Module,
         params = [p for p in model.parameters() if p.requires_grad]
         optimizer = _fused(cls, params, _with_model(cls, settings, model))
     if any("lr" not in group for group in optimizer.param_groups):
-        raise ValueError(f"{cls.__name__} has no lr, by which schedules and records go")
+        raise ValueError(f"{cls.__name__} has no lr, which schedules and records need")
     if gradient_filter is not None:
         optimizer = with_filter(optimizer, gradient_filter)
     for wrapper, table in zip(wrappers, tables.values(), strict=True):
@@ -127,8 +127,8 @@ def _require_rate_of_its_own(classes: list[type[Optimizer]], groups: list[dict])
                         else f"{default} by default" if isinstance(default, float | int)
                         and default >= 0.5 else "")
         if means:
-            raise ValueError(f"{cls.__name__}'s lr ({means}) is no rate for AdamW: state "
-                             "[optimizer.adamw] lr for the parameters off the matrix track")
+            raise ValueError(f"{cls.__name__}'s lr ({means}) is not a learning rate for AdamW: "
+                             "set [optimizer.adamw] lr for the parameters off the matrix track")
 
 
 def _with_model(cls: type[Optimizer], settings: dict, model: nn.Module) -> dict:

@@ -88,7 +88,7 @@ class SharpnessAware(Base):
 
         offsets: one per parameter, in its shape, or None if this step needs no second gradient:
         then `p.grad` is the final gradient."""
-        raise TypeError(f"{type(self).__name__} defines no ascend")
+        raise TypeError(f"{type(self).__name__} must define ascend()")
 
     def combine(self, params: list[Tensor], base: list[Tensor]) -> None:
         """Replace the second gradients in `p.grad` by the final ones; `base` is as `ascend`
@@ -142,7 +142,7 @@ class SharpnessAware(Base):
         "gap", which needs the losses.
         """
         if self.pending is not None:
-            raise RuntimeError("first_step was called twice: second_step comes in between")
+            raise RuntimeError("first_step() was called twice: call second_step() in between")
         if self.rho_schedule == "gap":
             raise ValueError('rho_schedule = "gap" needs both losses: use step(closure)')
         params = self._with_gradients()
@@ -183,8 +183,8 @@ class SharpnessAware(Base):
             return
         if not params or any(g.any() for g in grads_of(params)):
             self.scalars.update(before)
-            raise ValueError(f"{type(self).__name__} needs a second gradient: step(closure), or "
-                             "first_step() and second_step()")
+            raise ValueError(f"{type(self).__name__} needs a second gradient: use step(closure), "
+                             "or first_step() and second_step()")
         self.combine(params, base)
 
     # --- the shear force

@@ -69,7 +69,7 @@ def parameter_groups(model: nn.Module, routing: str = "role", **adamw: Any) -> l
     kinds = [route.track if route.track == "matrix" or route.role not in by_role else route.role
              for route in decided]
     if missing := by_role.keys() - set(kinds):
-        raise ValueError(f"adamw.{min(missing)} changes nothing: no parameter off the matrix track "
+        raise ValueError(f"adamw.{min(missing)} has no effect: no parameter off the matrix track "
                          f"has the role {min(missing)!r}")
     settings = {"matrix": {"track": "matrix"}, "adamw": {"track": "adamw", **shared},
                 **{role: {"track": "adamw", **shared, **keys} for role, keys in by_role.items()}}

@@ -56,7 +56,7 @@ class ThreePaths(SharpnessAware):
         """Do `first_step` of SharpnessAware. Raises ValueError for `paths` "agam", which may need a
         third gradient."""
         if self.paths == "agam":
-            raise ValueError('sharpness_paths = "agam" may need a third gradient: step(closure)')
+            raise ValueError('sharpness_paths = "agam" needs a third gradient: use step(closure)')
         return super().first_step(zero_grad)
 
     def look_again(self, params: list[Tensor], base: list[Tensor], closure: Closure) -> None:

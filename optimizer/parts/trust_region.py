@@ -43,8 +43,8 @@ class TrustRegion(MatrixOptimizer):
         checks.choice(Rule, rule=rule)
         checks.choice(Control, control=control)
         if not 0 < radius_range[0] < 1 < radius_range[1]:
-            raise ValueError("radius_range must be two numbers above 0, one below 1 and one above "
-                             f"it, got {radius_range!r}")
+            raise ValueError("radius_range must be (low, high) with 0 < low < 1 < high, got "
+                             f"{radius_range!r}")
         self.rule, self.interval = rule, interval
         self.control, self.radius_range = control, tuple(radius_range)
         self.gain, self.target, self.accept = gain, target, accept
@@ -54,7 +54,7 @@ class TrustRegion(MatrixOptimizer):
 
     def directions(self, params: list[Tensor], group: dict) -> list[Tensor]:
         """Return the direction of each matrix, in its shape; update the state of the rule."""
-        raise TypeError(f"{type(self).__name__} defines no directions")
+        raise TypeError(f"{type(self).__name__} must define directions()")
 
     @property
     def diagnostics(self) -> dict[str, float]:
@@ -107,7 +107,7 @@ class TrustRegion(MatrixOptimizer):
         gradients = grads_of(params)
         if closure is None or loss is None:
             if any(g.any() for g in gradients):
-                raise ValueError(f'rule "{self.rule}" needs a closure: step(closure)')
+                raise ValueError(f'rule "{self.rule}" needs a closure: use step(closure)')
             return True  # a zero gradient predicts no reduction, so there is nothing to probe
         steps = [u * (-self.scalars["radius"] * group["lr"])
                  for group, _, updates in moves for u in updates]

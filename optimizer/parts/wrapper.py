@@ -40,7 +40,7 @@ class Wrapper(Base):
         for inner in wrappers_of(base) if self.stage else ():
             if inner.stage and ORDER.index(inner.stage) > ORDER.index(self.stage):
                 raise ValueError(
-                    f"{type(self).__name__} ({self.stage}) goes inside {type(inner).__name__} "
+                    f"{type(self).__name__} ({self.stage}) must be inside {type(inner).__name__} "
                     f"({inner.stage}): the order, innermost first, is {', '.join(ORDER)}")
 
     def _share(self) -> None:
@@ -66,7 +66,7 @@ class Wrapper(Base):
         """Call `first_step` of the sharpness-aware optimizer inside. Raises TypeError if there is
         none: a second gradient would be added to the first."""
         if not hasattr(self.base, "first_step"):
-            raise TypeError(f"{type(self.base).__name__} takes one gradient a step: call step()")
+            raise TypeError(f"{type(self.base).__name__} uses one gradient per step: call step()")
         return self.base.first_step(zero_grad)
 
     def second_step(self, zero_grad: bool = False) -> None:

@@ -100,7 +100,7 @@ def _require_whole_tensors(optimizer: Optimizer) -> None:
     cls = type(optimizer)
     if "model" in inspect.signature(cls).parameters or getattr(cls, "whole_model", False):
         raise ValueError(f"{type(optimizer).__name__} works on the model's own tensors, which "
-                         'sharding = "model" cuts up: sharding = "optimizer" leaves them whole')
+                         'sharding = "model" splits: use sharding = "optimizer"')
     if isinstance(optimizer, Wrapper):
         _require_whole_tensors(optimizer.base)
 

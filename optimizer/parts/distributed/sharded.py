@@ -90,7 +90,7 @@ class Sharded(Wrapper):
 
     def first_step(self, zero_grad: bool = False) -> bool:
         """Raise TypeError: with several processes a sharpness-aware step needs a closure."""
-        raise TypeError("first_step works in one process only: use step(closure)")
+        raise TypeError("first_step() works in one process only: use step(closure)")
 
     def _pass(self, closure: Closure) -> Tensor:
         if self.passes:  # the rule, or a wrapper, has moved its weights
@@ -164,11 +164,11 @@ class Sharded(Wrapper):
 
 def _require_shardable(optimizer: Optimizer) -> None:
     if isinstance(optimizer, LBFGS):
-        raise ValueError("LBFGS cannot be shared out: it takes all parameters as one vector")
+        raise ValueError("LBFGS cannot be sharded: it treats all parameters as one vector")
     if isinstance(optimizer, Wrapper):
         if getattr(optimizer, "local", False):
-            raise ValueError(f"{type(optimizer).__name__} takes each process's own gradient, which "
-                             'needs all weights there: experiment.sharding = "none"')
+            raise ValueError(f"{type(optimizer).__name__} uses each process's own gradient, which "
+                             'needs all weights: set experiment.sharding = "none"')
         _require_shardable(optimizer.base)
 
 
