@@ -93,7 +93,7 @@ def test_the_command_writes_a_picture_an_animation_and_numbers(tmp_path, capsys)
     assert parse([]).output == Path("outputs/landscape")
     assert main(["--optimizers", "kfac"]) == 2
     assert main(["--function", "kfac"]) == 2
-    assert "'kfac' cannot walk here" in capsys.readouterr().err
+    assert "'kfac' cannot run on these functions" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)

@@ -442,18 +442,18 @@ def test_runs_made_elsewhere_are_adopted_whole_or_not_at_all(small, tmp_path, ca
         (results / aga / "config.toml").read_text().replace("rho = 0.1", "rho = 0.2"))
     shutil.copytree(results / aga, results / "cut" / "seed1")
     (results / "cut" / "seed1" / "run.json").unlink()
-    assert {adamw: "not taken: metrics.jsonl does not have the 2 epochs of its summary",
-            aga: "not taken: no table has a run with these settings",
-            "cut/seed1": "not taken: no run.json"}.items() <= adopted(
+    assert {adamw: "not imported: metrics.jsonl lacks some of the 2 epochs in its summary",
+            aga: "not imported: no table has a run with these settings",
+            "cut/seed1": "not imported: missing run.json"}.items() <= adopted(
                 reproduce, results, capsys).items()
     said = adopted(reproduce, tmp_path / "results.tar.xz", capsys)
-    assert said["results/" + adamw] == "taken for readme-3.3"
+    assert said["results/" + adamw] == "imported into readme-3.3"
     kept = json.loads((outputs / "paper" / "readme-3.3.json").read_text())
     assert [(run["row"], run["seed"]) for run in kept["runs"]] == [
         ("AdamW", 1), ("ARS2-Neo AGA", 1)]
     assert "| ARS2-Neo AGA |" in (outputs / "paper" / "readme-3.3.md").read_text()
     said = adopted(reproduce, tmp_path / "results.tar.xz", capsys)
-    assert said["results/" + aga] == "not taken: this run is kept already"
+    assert said["results/" + aga] == "not imported: this run is already in the records"
     assert reproduce("--adopt", str(tmp_path / "nothing.tar")) == 2
 
 

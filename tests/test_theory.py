@@ -116,7 +116,7 @@ def test_a_short_run_of_both_is_written_and_reads_back(tiny_data, tmp_path, monk
 
 def test_wrong_arguments_and_damaged_files_are_one_line(tmp_path, capsys):
     assert command.main(["nonsense"]) == 2
-    assert f"no statement 'nonsense'; there are: {NAMES[0]}, " in capsys.readouterr().err
+    assert f"unknown statement 'nonsense'; available: {NAMES[0]}, " in capsys.readouterr().err
     assert command.main(["warm_up", "--render", "--output", str(tmp_path)]) == 2
     (tmp_path / "warm_up.json").write_text("{")
     assert command.main(["warm_up", "--render", "--output", str(tmp_path)]) == 2

@@ -149,7 +149,7 @@ def durations(names: Sequence[str], folder: Path, output: Path) -> dict[str, flo
     None if unknown. Raises ConfigError for a name that is not in the collection."""
     unknown = [name for name in names if name not in collection()]
     if unknown:
-        raise ConfigError(f"no optimizer {unknown[0]!r}; the collection: "
+        raise ConfigError(f"unknown optimizer {unknown[0]!r}; available: "
                           f"{', '.join(collection())}")
     kept = read_json(output / "collection.json") or read_json(PUBLISHED / "collection.json") or {}
     return {f"{name} {task}": kept.get(name, {}).get(task, {}).get("seconds")

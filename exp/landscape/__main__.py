@@ -37,11 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = walkers() if options.optimizers == "all" else options.optimizers.split(",")
     unknown = [name for name in names if name not in walkers()]
     if unknown:
-        print(f"error: {unknown[0]!r} cannot walk here; these can: {', '.join(walkers())}",
-              file=sys.stderr)
+        print(f"error: {unknown[0]!r} cannot run on these functions; available: "
+              f"{', '.join(walkers())}", file=sys.stderr)
         return BAD_INPUT
     if options.function not in (None, *FUNCTIONS):
-        print(f"error: no function {options.function!r}; there are: {', '.join(FUNCTIONS)}",
+        print(f"error: unknown function {options.function!r}; available: {', '.join(FUNCTIONS)}",
               file=sys.stderr)
         return BAD_INPUT
     torch.set_num_threads(1)

@@ -22,7 +22,7 @@ def require_json(path: Path) -> dict:
     """Read a JSON file. Raises ValueError if it is missing or damaged."""
     content = read_json(path)
     if content is None:
-        raise ValueError(f"{path} is not there: measure it, without --render")
+        raise ValueError(f"{path} does not exist: run without --render to measure it")
     return content
 
 

@@ -121,6 +121,6 @@ def read_rows(path: Path) -> tuple[Rows, dict]:
     another schema."""
     content = read_json(path)
     if content is None or content.get("schema") != SCHEMA:
-        raise ValueError(f"{path} is no file of rows with schema {SCHEMA}")
+        raise ValueError(f"{path} is missing or not a file of rows with schema {SCHEMA}")
     return Rows(Row(**dict(zip(content["columns"], row, strict=True)))
                 for row in content["rows"]), content["provenance"]

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except Stopped:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; the same command continues from here", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
         print(f"error: cannot write: {error}; every finished run is kept", file=sys.stderr)
@@ -151,7 +151,7 @@ def _check_configs(names: Iterable[str], tables: Sequence[Table]) -> None:
     configs = sorted({row.config for table in tables for row in table.rows})
     for name in names:
         if name not in configs:
-            raise ConfigError(f"no row has the config {name!r}; there are: {', '.join(configs)}")
+            raise ConfigError(f"unknown config {name!r}; available: {', '.join(configs)}")
 
 
 def _collected(table: Table, outputs: Path) -> dict:

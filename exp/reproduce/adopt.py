@@ -47,9 +47,9 @@ def adopt(results: Path, tables: Sequence[Table], outputs: Path) -> list[str]:
             try:
                 taken = _take(folder, wanted, outputs)
                 changed |= set(taken)
-                lines.append(f"{name}: taken for {', '.join(taken)}")
+                lines.append(f"{name}: imported into {', '.join(taken)}")
             except NotTaken as reason:
-                lines.append(f"{name}: not taken: {reason}")
+                lines.append(f"{name}: not imported: {reason}")
         for table in (table for table in tables if table.name in changed):
             path = kept_path(table, outputs)
             write_kept(path, collect(table, Path(scratch), read_kept(path)))
@@ -66,12 +66,12 @@ def _take(folder: Path, wanted: Wanted, outputs: Path) -> list[str]:
     current = [(table, job) for table, job in same
                if identities[job.task].counts_as(job.identity())]
     if not current:
-        raise NotTaken("its code had other RECIPE numbers" if same else
+        raise NotTaken("it ran with other RECIPE numbers" if same else
                        "no table has a run with these settings")
     missing = [(table, place) for table, job in current
                if not is_done(place := replace(job, seed=seed), _kept(table, outputs), False)]
     if not missing:
-        raise NotTaken("this run is kept already")
+        raise NotTaken("this run is already in the records")
     for _, job in missing:
         target = job.folder.with_name(f"seed{seed}")
         target.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def _checked(folder: Path) -> int:
     """Check that a run has ended and that its files agree; return its seed. Raises NotTaken."""
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
-        raise NotTaken(f"no {', '.join(missing)}")
+        raise NotTaken(f"missing {', '.join(missing)}")
     try:
         facts, summary = (parsed((folder / name).read_text(encoding="utf-8"))
                           for name in ("run.json", "summary.json"))
@@ -103,16 +103,16 @@ def _checked(folder: Path) -> int:
 
 def _check_agreement(seed: int, facts: dict, summary: dict, lines: list[dict]) -> None:
     if summary["status"] not in ("completed", "diverged"):
-        raise NotTaken(f"it is {summary['status']}")
+        raise NotTaken(f"its status is {summary['status']}")
     if summary["seed"] != seed:
-        raise NotTaken(f"its summary is of seed {summary['seed']}, its config of {seed}")
+        raise NotTaken(f"seed {summary['seed']} in summary.json, {seed} in config.toml")
     if [line["epoch"] for line in lines] != list(range(1, summary["epochs"] + 1)):
-        raise NotTaken(f"metrics.jsonl does not have the {summary['epochs']} epochs of its summary")
+        raise NotTaken(f"metrics.jsonl lacks some of the {summary['epochs']} epochs in its summary")
     if any(summary["final"][key] != lines[-1].get(key) for key in summary["final"]):
-        raise NotTaken("the last line of metrics.jsonl is not what its summary says")
+        raise NotTaken("the last line of metrics.jsonl differs from summary.json")
     unknown = [key for key in FACTS if facts.get(key) is None]
     if unknown:
-        raise NotTaken(f"run.json does not say {', '.join(unknown)}")
+        raise NotTaken(f"run.json lacks {', '.join(unknown)}")
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def evidence(claim: Claim, table: Table, records: dict, scale: str, protocol: st
     if claim.measure in next(iter(ours.values()))["milestones"]:
         by = replace(by, milestone=claim.measure, threshold=None)
         return sample([by.epoch(run) or math.inf for run in ours.values()], log=True)
-    raise ValueError(f"claim {claim.id}: no measure {claim.measure!r}")
+    raise ValueError(f"claim {claim.id}: unknown measure {claim.measure!r}")
 
 
 def overhead(claim: Claim, benches: Iterable[dict], configs: Iterable[str]) -> Evidence | None:

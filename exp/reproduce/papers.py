@@ -42,7 +42,7 @@ def read_papers(folder: Path = PAPERS) -> list[Paper]:
     names = [table.name for paper in papers for table in paper.tables]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"two tables are called {name!r}")
+            raise ConfigError(f"two tables have the name {name!r}")
     return papers
 
 
@@ -51,7 +51,7 @@ def select_tables(papers: Sequence[Paper], names: Sequence[str] = ()) -> list[Ta
     tables = {table.name: table for paper in papers for table in paper.tables}
     unknown = [name for name in names if name not in tables]
     if unknown:
-        raise ConfigError(f"no table {unknown[0]!r}; there are: {', '.join(tables)}")
+        raise ConfigError(f"unknown table {unknown[0]!r}; available: {', '.join(tables)}")
     return [tables[name] for name in names or tables]
 
 

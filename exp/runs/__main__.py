@@ -58,7 +58,7 @@ def list_runs(runs: list[Record], options: argparse.Namespace) -> None:
 def compare_runs(runs: list[Record], options: argparse.Namespace) -> None:
     """Print the final numbers of the runs and the settings that differ; draw the curves."""
     if not runs or len(runs) > len(string.ascii_uppercase):
-        raise ConfigError(f"{len(runs)} runs to compare: choose 1 to 26, with --task for example")
+        raise ConfigError(f"cannot compare {len(runs)} runs: choose 1 to 26, e.g. with --task")
     named = dict(zip(string.ascii_uppercase, runs, strict=False))
     print(comparison(named))
     options.figure.parent.mkdir(parents=True, exist_ok=True)

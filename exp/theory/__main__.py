@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         unknown = [name for name in names if name not in statement.statement_files()]
         if unknown:
-            raise ValueError(f"no statement {unknown[0]!r}; there are: "
+            raise ValueError(f"unknown statement {unknown[0]!r}; available: "
                              f"{', '.join(statement.statement_files())}")
         if options.list:
             print("\n".join(f"{name:24}{statement.says(name)}" for name in names))

@@ -97,8 +97,8 @@ def arm_named(name: str, cap: int, own: Mapping[str, dict] | None = None) -> Arm
     searched = table.pop("search", {})
     defaults = {**_keywords(table["name"]), **table}
     if not isinstance(defaults.get("lr"), float):
-        raise ConfigError(f"{name} has no default lr to search around: state one under [arms.NAME]"
-                          " in a TOML file, with name = \"" + table["name"] + "\", for --arms")
+        raise ConfigError(f"{name} has no default lr to search around: set it in [arms.NAME]"
+                          " with name = \"" + table["name"] + "\" in a TOML file for --arms")
     evaluations = _cost(table)
     lr, decay = defaults["lr"], defaults.get("weight_decay", 0.0)
     time = evaluations / (lr * decay * cap) if decay else NO_DECAY
@@ -127,7 +127,7 @@ def own_arms(path: Path) -> dict[str, dict]:
         if not isinstance(table, dict) or not isinstance(table.get("name"), str):
             raise ConfigError(f"{path}: [arms.{name}] needs name = \"...\", its optimizer")
         if name in read_toml(ARMS)["arms"] or name in read_ablation().arms():
-            raise ConfigError(f"{path}: {name!r} is an arm of {ARMS.name} already")
+            raise ConfigError(f"{path}: {name!r} is already an arm of {ARMS.name}")
         if not isinstance(table.get("search", {}), dict):
             raise ConfigError(f"{path}: [arms.{name}] search must be a table of ranges")
     return arms
@@ -155,7 +155,7 @@ def _table(name: str, own: Mapping[str, dict]) -> dict:
         return read_ablation().arm_settings(cells[name])
     try:
         if is_wrapper(optimizer_class(name)):
-            raise ConfigError(f"{name!r} wraps another optimizer; arms: {', '.join(stated)}")
+            raise ConfigError(f"{name!r} is a wrapper, not an arm; arms: {', '.join(stated)}")
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return {"name": name}
@@ -195,8 +195,8 @@ def _stated_axis(name: str, searched: dict, defaults: dict) -> tuple[str, Range,
     it is invalid."""
     (key, ends), *more = searched.items()
     if more or key in COMMON:
-        raise ConfigError(f"[arms.{name}] search: one number of the rule's own; lr is searched "
-                          "around the arm's lr, decay and momenta as for every arm")
+        raise ConfigError(f"[arms.{name}] search must name one hyperparameter of the optimizer: "
+                          "lr, weight decay and momenta are searched for every arm")
     numbers = isinstance(ends, list) and len(ends) == 2 and all(
         isinstance(end, int | float) and not isinstance(end, bool) for end in ends)
     if not (numbers and 0 < ends[0] < ends[1] < math.inf):
@@ -204,8 +204,8 @@ def _stated_axis(name: str, searched: dict, defaults: dict) -> tuple[str, Range,
                           f"got {ends!r}")
     default = defaults.get(key)
     if not isinstance(default, float) or not ends[0] <= default <= ends[1]:
-        raise ConfigError(f"[arms.{name}] search: {key} must be a number of the optimizer whose "
-                          f"default lies in the range, got {default!r}")
+        raise ConfigError(f"[arms.{name}] search: {key} must have a float default in the range, "
+                          f"got {default!r}")
     return key, Range(float(ends[0]), float(ends[1])), default
 
 

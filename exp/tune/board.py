@@ -47,7 +47,7 @@ def require_board(path: Path) -> dict:
     """Read a board. Raises ConfigError for a missing or damaged file."""
     board = read_board(path)
     if board is None:
-        raise ConfigError(f"{path} does not exist: search first")
+        raise ConfigError(f"{path} does not exist: run the search first")
     return board
 
 
@@ -60,8 +60,8 @@ def require_terms(board: dict | None, terms: dict, replace: bool) -> dict:
     changed = [f"{key} {board['terms'].get(key)} -> {value}" for key, value in terms.items()
                if board["terms"].get(key) != value and key != "sampler"]
     if changed and not replace:
-        raise ConfigError(f"the board of {terms['task']} stands on other terms "
-                          f"({', '.join(changed)}): keep them, or --replace it")
+        raise ConfigError(f"the board of {terms['task']} was made with other terms "
+                          f"({', '.join(changed)}): use those, or discard it with --replace")
     return empty if changed else board
 
 

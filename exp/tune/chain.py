@@ -78,7 +78,8 @@ class Chain:
             plan = read_object(folder / "chain.json")
             return cls(Arm.of(plan["arm"], plan), plan["number"], plan["terms"], folder)
         except KeyError as error:
-            raise ConfigError(f"{folder} holds no chain: no {error} in chain.json") from error
+            raise ConfigError(f"cannot read a chain from {folder}: chain.json is missing or has no "
+                              f"{error}") from error
 
     @property
     def task(self) -> Task:

@@ -98,8 +98,8 @@ def _chains(board: dict, arm: Arm, outputs: Path, count: int) -> tuple[list[Chai
     baseline = Chain(Arm.of(base, entry), 1, terms, outputs / "tune" / terms["task"] / "machine")
     if baseline.repeats(entry["studies"][0]):
         return chains(arm), []
-    print(f"This machine's arithmetic is not that of the board: {base}'s studies run here too, and "
-          "the board's other arms cannot be compared with.")
+    print(f"This machine does not reproduce the board's {base} bit for bit: its studies run here "
+          "too, and the board's other arms are not compared.")
     return chains(arm), chains(baseline.arm)
 
 
@@ -140,12 +140,12 @@ def _announce(arm: Arm, board: dict, path: Path) -> None:
     base = board["terms"]["baseline"]
     theirs = board["arms"][base]["axes"]
     for key, axis in arm.record()["axes"].items():
-        print(f"{key}: {_span(axis)}; of {base}: {_span(theirs.get(key))}")
+        print(f"search range of {key}: {_span(axis)} ({base}: {_span(theirs.get(key))})")
     earlier = [other for other in path.parent.glob("*.json") if other != path and any(
         entry["optimizer"]["name"] == arm.optimizer["name"]
         for name, entry in require_board(other)["arms"].items() if name == other.stem)]
     if earlier:
-        print(f"Version {len(earlier) + 1} of {arm.optimizer['name']} that is tried; earlier ones: "
+        print(f"This is version {len(earlier) + 1} of {arm.optimizer['name']}; earlier ones: "
               f"{', '.join(other.stem for other in sorted(earlier))}")
 
 
@@ -172,7 +172,7 @@ def _sentences(board: dict, name: str) -> list[str]:
     values = {arm: np.array(row["values"]) for arm, row in rows.items()}
     count, row = len(values[name]), rows[name]
     if count < 2:
-        return [f"{name}: one study is complete, and nothing can be said before the second."]
+        return [f"{name}: one study is complete; a comparison needs two."]
     d = {arm: values[name] - of_arm for arm, of_arm in values.items() if arm != name}
     variance, pooled = float(d[base].var(ddof=1)), board["results"]["pooled_sd"]**2
     interval = "no interval before the fourth study" if count < ANYTIME_FROM else (
@@ -191,5 +191,5 @@ def _sentences(board: dict, name: str) -> list[str]:
         f"studies; one more study of both would find it cheaper with probability {wins:.2f}.",
         "Against the board, Holm's correction over arms: " + "; ".join(
             f"{side} {', '.join(arms)}" for side, arms in sides.items() if arms) + ".",
-        f"If the difference to {base} is what it seems, {needed} more studies would decide it, "
-        f"about {number(round(needed * spent, 1))} minutes of one core."]
+        f"If the difference to {base} equals the estimate, {needed} more studies would "
+        f"decide it, about {number(round(needed * spent, 1))} minutes of one core."]

@@ -29,10 +29,11 @@ def check_board(board: dict) -> list[str]:
     count = terms["studies"]
     if board["schema"] != "ars-arena/1":
         count = min((len(arm["studies"]) for arm in board["arms"].values()), default=0)
-        problems += ["I2: in progress with all its studies"] * (not 0 < count < terms["studies"])
+        wrong = not 0 < count < terms["studies"]
+        problems += [f"I2: in progress with {count} of {terms['studies']} studies"] * wrong
     for number, seed in terms["study_seeds"].items():
         if seed != zlib.crc32(f"{terms['task']}/{number}".encode()):
-            problems.append(f"I4: seed of study {number}")
+            problems.append(f"I4: wrong seed of study {number}")
     for name, arm in board["arms"].items():
         problems += [f"{name}: {problem}"
                      for problem in _arm(_on_rung(terms, name), name, arm, count)]
@@ -44,7 +45,7 @@ def check_board(board: dict) -> list[str]:
                 if key not in TABLES or key in board["results"]}
         problems += _differences("results", ours, board["results"])
         noise = board["results"]["arms"].get(terms["noise_arm"], {})
-        problems += ["I20: the baseline differs from itself"] * (noise.get("p", 1) <= 1e-3)
+        problems += ["I20: the baseline differs from its noise arm"] * (noise.get("p", 1) <= 1e-3)
     return problems
 
 
@@ -62,11 +63,11 @@ def _arm(terms: dict, name: str, arm: dict, count: int) -> Iterator[str]:
     first = terms["studies"] + 1 if name == terms["noise_arm"] else 1
     numbers = [study["number"] for study in arm["studies"]]
     if numbers != list(range(first, first + count)):
-        yield f"I2: studies {numbers}"
+        yield f"I2: wrong study numbers {numbers}"
     for key in {"lr", "aux_lr"} & arm["axes"].keys():
         low, high, _ = arm["axes"][key]
         if not math.isclose(high / low, 900, rel_tol=1e-6):
-            yield f"I3: {key} spans a factor {high / low:g}"
+            yield f"I3: {key} spans a factor of {high / low:g}, not 900"
     for study in arm["studies"]:
         for problem in (*_trials(terms, arm, study), *_fresh(terms, study)):
             yield f"study {study['number']}: {problem}"
@@ -75,7 +76,7 @@ def _arm(terms: dict, name: str, arm: dict, count: int) -> Iterator[str]:
 def _trials(terms: dict, arm: dict, study: dict) -> Iterator[str]:
     trials = study["trials"]
     if study["seed"] != terms["study_seeds"].get(str(study["number"])):
-        yield "I4: seed"
+        yield "I4: wrong seed"
     if [trial["index"] for trial in trials] != list(range(terms["trials"])):
         yield "I5: trials missing or too many"
         return
@@ -84,9 +85,9 @@ def _trials(terms: dict, arm: dict, study: dict) -> Iterator[str]:
         hits = [before["cost"] for before in trials[:index] if before["cost"] is not None]
         most = max(terms["cap"] / 4, terms["stop_factor"] * min(hits)) if hits else terms["cap"]
         if trial["limit"] != int(min(terms["cap"], most)):
-            yield f"I6: limit of trial {index}"
+            yield f"I6: wrong limit of trial {index}"
         if trial["spent"] > trial["limit"] or (trial["cost"] or 0) > trial["spent"]:
-            yield f"I7: trial {index} beyond its limit"
+            yield f"I7: trial {index} exceeds its limit"
         if not index and trial["params"] != arm["defaults"]:
             yield "I9a: trial 0 is not the defaults"
         if 0 < index < terms["start"] and not _is_at(arm, trial["params"], points[index - 1]):
@@ -114,11 +115,11 @@ def _is_at(arm: dict, params: dict, point: np.ndarray) -> bool:
 def _fresh(terms: dict, study: dict) -> Iterator[str]:
     seeds = [1000 * study["number"] + j for j in range(1, terms["fresh_seeds"] + 1)]
     if [run["seed"] for run in study["fresh"]] != seeds:
-        yield "I9: fresh seeds"
+        yield "I9: wrong fresh seeds"
     for run in study["fresh"]:
         spent, values = run["curve"]["evaluations"], run["curve"]["metric"]
         if len(spent) != len(values) or np.any(np.diff([0, *spent]) <= 0):
-            yield f"I10: curve of seed {run['seed']}"
+            yield f"I10: invalid curve of seed {run['seed']}"
         elif np.any(np.diff([0, *spent]) > 2 * terms["evaluate_every"]):
             yield f"I12: readings of seed {run['seed']} are too sparse"
         elif run["status"] == "completed" and (
@@ -354,4 +355,4 @@ def _differences(path: str, ours: object, theirs: object) -> list[str]:
         same = math.isclose(ours, theirs, rel_tol=TOLERANCE)
     else:
         same = ours == theirs
-    return [] if same else [f"{path}: {theirs} is written, {ours} follows from the studies"]
+    return [] if same else [f"{path}: the board has {theirs}, its studies give {ours}"]

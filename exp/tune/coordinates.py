@@ -100,7 +100,8 @@ def _path(arm: Arm, trials: Sequence[Trial], tie: float) -> Iterator[Point]:
         if best_rate not in (rates[0], rates[-1]):
             break
         if len(points) == 5 + MORE_RATES:
-            raise NotTuned(f"{arm.name}: the best rate is {best_rate} after {len(points)} rates")
+            raise NotTuned(f"{arm.name}: after {len(points)} rates the best one, {best_rate}, is "
+                           "still the lowest or the highest")
         points.append(Point(significant(
             best_rate / 2 if best_rate == rates[0] else best_rate * 2), start))
         yield points[-1]

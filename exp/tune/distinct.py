@@ -24,8 +24,8 @@ def require_distinct(arms: Iterable[Arm], terms: dict) -> None:
         if arm.name not in excluded:
             other = names.setdefault(_weights(arm, terms), arm.name)
             if other != arm.name:
-                raise ConfigError(f"{arm.name} and {other} are one arm: after {STEPS} steps at "
-                                  "equal settings their weights are equal, bit for bit")
+                raise ConfigError(f"{arm.name} and {other} are the same algorithm: after {STEPS} "
+                                  "steps at equal settings their weights are equal bit for bit")
 
 
 def _weights(arm: Arm, terms: dict) -> str:

@@ -75,8 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     write(curve, options.output, options.config.stem)
-    print(f"steepest {curve.steepest:.3g}, a tenth of the lowest {curve.tenth_of_lowest:.3g}, "
-          f"{len(curve.rates)} rates up to {(curve.rates or [math.nan])[-1]:.3g}: {options.output}")
+    print(f"rate at the steepest fall of the loss: {curve.steepest:.3g}; a tenth of the rate at "
+          f"the lowest loss: {curve.tenth_of_lowest:.3g}; {len(curve.rates)} rates up to "
+          f"{(curve.rates or [math.nan])[-1]:.3g}; written to {options.output}")
     return COMPLETED
 
 
@@ -92,7 +93,7 @@ def of_config(options: argparse.Namespace) -> Curve:
     from optimizer.parts.base import set_mode
 
     if not 0 < options.low < options.high < math.inf or options.steps < 2:
-        raise ConfigError("0 < --low < --high and --steps of at least 2 are needed, got "
+        raise ConfigError("--low, --high and --steps need 0 < low < high and steps >= 2, got "
                           f"{options.low:g}, {options.high:g}, {options.steps}")
     try:
         task = task_named(str(read_toml(options.config).get("experiment", {}).get("task")))
@@ -102,7 +103,7 @@ def of_config(options: argparse.Namespace) -> Curve:
     source, groups = batches(run), run.optimizer.param_groups
     initial = [float(group["lr"]) for group in groups]
     if not initial[0] > 0:
-        raise ConfigError("[optimizer] lr must be > 0: the rates of all groups are multiplied")
+        raise ConfigError("[optimizer] lr must be > 0: the rates of all groups are scaled from it")
     run.model.train()
     set_mode(run.optimizer, "train")
 

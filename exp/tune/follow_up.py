@@ -51,7 +51,8 @@ def ask(question: str, board: dict, outputs: Path, launcher: Launcher, source: d
     run_jobs([job for job in probes.values() if job.study() is None], launcher)
     unfinished = [arm for arm, job in probes.items() if job.study() is None]
     if unfinished:
-        raise ConfigError(f"not finished: {', '.join(unfinished)}; the same command continues")
+        raise ConfigError(f"not finished: {', '.join(unfinished)}; the same command continues "
+                          "from here")
     path = outputs / "paper" / "follow_up" / f"{name}.json"
     write_json(path, {
         "question": question, "terms": board["terms"],

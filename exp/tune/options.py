@@ -64,11 +64,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                              "again (default: outputs)")
     options = parser.parse_args(arguments)
     if options.task is None and not (options.render or options.check or options.recommend):
-        parser.error("name a TASK")
+        parser.error("TASK is required")
     others = (options.pace, options.check, options.render, options.sensitivity, options.best_known,
               options.transfer, options.recommend)
     if options.dry_run and any(others):
-        parser.error("--dry-run lists what a search would run, and goes with no other mode")
+        parser.error("--dry-run lists the runs of a search: it cannot be combined with other modes")
     return options
 
 

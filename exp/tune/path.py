@@ -70,7 +70,7 @@ def arm_named(name: str, plan: dict) -> Arm:
     name."""
     arms = plan["arms"] | plan["secondary"]
     if name not in arms:
-        raise ConfigError(f"no arm {name!r}; arms: {', '.join(arms)}")
+        raise ConfigError(f"unknown arm {name!r}; available: {', '.join(arms)}")
     arm = arms[name]
     ((key, values),) = arm["constant"].items()
     return Arm(name, arm["optimizer"], arm["rate"], key,
@@ -120,7 +120,7 @@ class Runs:
             if status == INTERRUPTED:
                 raise Stopped
             if status not in (COMPLETED, DIVERGED):
-                raise ConfigError(f"{job.folder} has not ended: see its train.log")
+                raise ConfigError(f"the run in {job.folder} failed: see its train.log")
         finished = finished_run(job.folder, self.task)
         assert finished is not None  # the job has an outcome
         record = finished[0]
@@ -195,7 +195,7 @@ def tune_and_score(arms: Sequence[Runs], tuned_at: Sequence[Runs], options: argp
         try:
             point = below.tune(options.tie).point
         except NotTuned as error:
-            print(f"not tuned, and not scored: {error}", file=sys.stderr)
+            print(f"not tuned, so not scored: {error}", file=sys.stderr)
             status = FAILED
             continue
         moved = runs is not below

@@ -52,8 +52,8 @@ def recommend(outputs: Path) -> None:
         moved[source, target] = require_json(path)
     rows = regrets(boards, moved)
     if not rows:
-        raise ConfigError("the recommender needs boards of two tasks and --transfer between them")
-    print(table([("left out", "chosen", "cost", "AdamW, moved", "a random arm"), *(
+        raise ConfigError("--recommend needs the boards of two tasks and --transfer between them")
+    print(table([("held-out task", "arm", "cost", "AdamW, transferred", "random arm"), *(
         (row["task"], row["choice"], *(math.exp(row[key]) for key in (
             "regret", "baseline", "random"))) for row in rows)]))
-    print("Times the cost of the best arm tuned there. Every task is one number: no interval.")
+    print("Costs relative to the best arm tuned on the held-out task; one value each, no interval.")

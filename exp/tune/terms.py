@@ -100,8 +100,8 @@ def settings_of(terms: dict, arm: Arm, optimizer: dict, seed: int, limit: int, f
     schedule = settings["schedule"]
     ends = schedule["name"] != "constant" or "cosine" in schedule["weight_decay"]
     if ends and "period_epochs" not in schedule:
-        raise ConfigError("[schedule] a trial's length is not known beforehand: a schedule that "
-                          "ends needs period_epochs")
+        raise ConfigError("[schedule] period_epochs is missing: a decaying schedule needs it, "
+                          "as the length of a trial is not known in advance")
     return settings
 
 

@@ -285,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         rows, provenance = collect(options.collect) if options.collect else read_rows(path)
         if not rows:
-            raise ValueError(f"{options.collect or path} holds no finished run of the ladder")
+            raise ValueError(f"{options.collect or path} has no finished run of the ladder")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -115,7 +115,7 @@ def read(path: Path, seed: int) -> dict:
     state = read_json(path) or {"seed": seed, "generation": 0, "seconds": 0.0, "log_ratios": [],
                                 "start": numbers, "trained": numbers}
     if state.get("seed") != seed or len(state.get("trained", ())) != len(numbers):
-        raise ValueError(f"{path} is not a file of seed {seed}")
+        raise ValueError(f"{path} is damaged or of another seed than {seed}")
     return state
 
 
