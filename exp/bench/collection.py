@@ -103,11 +103,20 @@ def render(results: dict[str, dict[str, dict]]) -> str:
     digests = sorted({run["data"] for run in known if run.get("data")})
     facts += f"; data {', '.join(digests)}" if digests else ""
     return page(
-        "# The collection on two small tasks",
-        f"`python -m exp.bench.collection`: defaults, one seed ({SEED}), nothing tuned, wrappers "
-        f"around {WRAPPED}; {STATED}. Grokking with {', '.join(grok)}; mini CIFAR-10 with "
-        f"{', '.join(cifar)}. {facts}. Milliseconds are of whole training steps on a machine with "
-        "other work on it.", table(lines), *refused)
+        "# Every optimizer on two small tasks",
+        "A check that every optimizer trains, not a ranking: default settings, nothing tuned, one "
+        f"seed ({SEED}). To repeat it: `python -m exp.bench.collection`.",
+        f"Grokking runs with {', '.join(grok)}; mini CIFAR-10 with {', '.join(cifar)}. Wrappers "
+        f"are around {WRAPPED}. Not defaults: {_stated()}. *Fit, epoch* is the first "
+        "epoch with a training accuracy of 99 %; a dash means never. Milliseconds are of whole "
+        "training steps, on a machine with other work on it.",
+        table(lines), *refused, f"Run on {facts}.")
+
+
+def _stated() -> str:
+    """Return STATED as text: "`lr = 0.1` of sgd, ..."."""
+    return ", ".join(f"`{key} = {value}` of {name}" for name, settings in STATED.items()
+                     for key, value in settings.items())
 
 
 def _shown(run: dict, key: str) -> str | float:

@@ -11,11 +11,19 @@ from exp.report.canvas import curves
 from exp.report.jsonfile import require_json
 from exp.report.tables import Lines, page, table
 
+INTRODUCTION = """\
+Time and memory of this project's optimizers and training steps, compared with the optimizers of
+torch and other libraries.
+
+How to read: a time is the median over rounds, with quartiles in brackets. In each round the rows
+of a table take turns. *Ratio to X* is the median, over rounds, of the row's time over X's time in
+the same round; below 1 the row is faster. The device *cpu-bf16* is a processor with bfloat16
+products in hardware. The findings are at the end of the page."""
+
 
 def write(folder: Path) -> None:
     """Write the page and the figures from all JSON files in the folder."""
-    parts = ["# Benchmarks", "Medians over interleaved rounds, quartiles in brackets; a ratio is "
-             "the median over rounds of this / reference in the same round."]
+    parts = ["# Benchmarks", INTRODUCTION]
     files = [(path.stem.split("_", 1), require_json(path))
              for path in sorted(folder.glob("*_*.json"))]
     parts += best_peers({kind: content["results"] for (part, kind), content in files
@@ -31,8 +39,8 @@ def write(folder: Path) -> None:
 
 def _facts(facts: dict) -> str:
     versions = ", ".join(f"{name} {known}" for name, known in facts["versions"].items() if known)
-    return (f"{facts['device']}, {facts['processor']}, {facts['threads']} thread(s), clock: "
-            f"{facts['clock']}; {versions}.")
+    return (f"Measured on {facts['device']}, {facts['processor']}; threads: {facts['threads']}; "
+            f"clock: {facts['clock']}; {versions}.")
 
 
 def spread(row: dict, key: str, digits: str) -> str:
@@ -61,8 +69,8 @@ def tables(corner: str, *columns: tuple[str, Callable[[dict], str]]
 
 def best_peers(devices: dict[str, dict]) -> Iterator[str]:
     """Yield the parts of a table over devices: our Muon's time over its fastest peer's."""
-    lines: Lines = [("device, matrices", "fastest peer", "our Muon / peer", "fastest of ours",
-                     "/ peer")]
+    lines: Lines = [("device, matrices", "fastest peer", "our Muon / that peer",
+                     "our fastest variant", "our fastest / that peer")]
     for kind, results in devices.items():
         for shape, rows in results.items():
             ours, peers = ({name: row["ratio"] for name, row in rows.items()
@@ -72,16 +80,17 @@ def best_peers(devices: dict[str, dict]) -> Iterator[str]:
                 lines.append((f"{kind}, {shape}", peer, f"{1 / peers[peer]:.2g}", best,
                               f"{ours[best] / peers[peer]:.2g}"))
     if len(lines) > 1:
-        yield "## Our Muon beside its fastest peer"
-        yield ("Of torch.optim, pytorch_optimizer and heavyball, which orthogonalize in bfloat16; "
-               "quotients of the medians under *Optimizer steps*. Above 1 ours is slower.")
+        yield "## Our Muon against the fastest peer"
+        yield ("The peers are the Muons of torch.optim, pytorch_optimizer and heavyball, which "
+               "orthogonalize in bfloat16. The quotients are made from the ratios under "
+               "*Optimizer steps*; above 1 ours is slower.")
         yield table(lines)
 
 
 # Ratios are to our Muon; memory is in units of the weights' memory.
 step_tables = tables(
     "optimizer", ("ms per step", lambda row: spread(row, "ms", ".2f")),
-    ("/ our Muon", lambda row: spread(row, "ratio", ".3g")),
+    ("ratio to our Muon", lambda row: spread(row, "ratio", ".3g")),
     ("state / weight", lambda row: f"{row['state_per_weight']:.2f}"),
     ("transient memory / weight", lambda row: f"{row['extra_per_weight']:.2f}"))
 
@@ -89,25 +98,25 @@ step_tables = tables(
 # temporaries of a step, at the peak.
 training_tables = tables(
     "mode", ("ms per step", lambda row: spread(row, "ms", ".1f")),
-    ("/ AdamW", lambda row: spread(row, "ratio", ".2f")),
-    ("claim", lambda row: f"{row['claim']:.2f}" if row["claim"] else "–"),
+    ("ratio to AdamW", lambda row: spread(row, "ratio", ".2f")),
+    ("claimed ratio", lambda row: f"{row['claim']:.2f}" if row["claim"] else "–"),
     ("evaluations per step", lambda row: f"{row['evaluations']:.2f}"),
     ("state / weight", lambda row: f"{row['state_per_weight']:.2f}"),
     ("peak memory, MB", lambda row: f"{row['memory'] / 1e6:.0f}"),
-    ("/ AdamW", lambda row: f"{row['memory_ratio']:.2f}"))
+    ("memory, ratio to AdamW", lambda row: f"{row['memory_ratio']:.2f}"))
 
 # Ratios are of a measurement to a training step of the same round.
 instrument_tables = tables(
     "", ("ms", lambda row: spread(row, "ms", ".2f")),
-    ("/ training step", lambda row: spread(row, "ratio", ".2f")),
-    ("of the training time, once per epoch",
+    ("ratio to a training step", lambda row: spread(row, "ratio", ".2f")),
+    ("share of training time, if used once per epoch",
      lambda row: f"{row['per_epoch']:.1%}" if "per_epoch" in row else "–"))
 
 # A device compared with the CPU: see exp/bench/smoke.py.
 smoke_tables = tables(
     "", *((title, partial(_measured, key)) for title, key in (
-        ("distance", "distance"), ("of rounding", "rounding"), ("loss", "loss"),
-        ("waits per step", "waits"))),
+        ("distance", "distance"), ("distance due to rounding", "rounding"), ("loss", "loss"),
+        ("host waits per step", "waits"))),
     ("remark", lambda row: row.get("problem") or row.get("left_out")
      or ", ".join(row.get("places", ()))))
 
@@ -116,12 +125,14 @@ def polar_tables(results: dict) -> Iterator[str]:
     """Yield one table per size; errors are relative distances from the exact polar factor."""
     size, best = results.get("peak_size", 1024), results["peak_gflops"]
     wide = results.get("float32_peak_gflops", best)
-    yield (f"Peak of a {size} x {size} product: {best:.0f} GFLOP/s"
-           + (f", in float32 {wide:.0f}." if wide != best else "."))
     kinds = next(iter(next(iter(results["sizes"].values())).values()))["error"]
+    yield (f"Peak rate, of a {size} x {size} product: {best:.0f} GFLOP/s"
+           + (f", in float32 {wide:.0f}." if wide != best else ".")
+           + f" The columns from *{next(iter(kinds))}* on are relative distances from the exact "
+           "polar factor, for inputs of that kind.")
     yield from tables(
         "method", ("ms", lambda row: spread(row, "ms", ".2f")),
-        ("/ keller", lambda row: f"{row['ratio']:.2f}"),
+        ("ratio to keller", lambda row: f"{row['ratio']:.2f}"),
         ("share of peak", lambda row: f"{row['share_of_peak']:.0%}" if row["gflops"] else "–"),
         *((kind, lambda row, kind=kind: f"{row['error'][kind]:.2g}") for kind in kinds),
     )(results["sizes"])
@@ -129,15 +140,17 @@ def polar_tables(results: dict) -> Iterator[str]:
 
 def sharding_tables(results: dict) -> Iterator[str]:
     """Yield the table of shared steps and steps of one process, then the projection."""
-    yield ("Hidden matrices of the published Qwen3, one thread per process, "
-           f"{results['cores']} cores; a larger number of processes shares them.")
+    yield ("Optimizer steps on the hidden matrices of the published Qwen3, which the processes "
+           f"share out; one thread per process, {results['cores']} cores. *Alone*: one process "
+           "does all the work. *All at once*: every process does all the work at the same time. "
+           "*Sharded*: every process does its share and sends the new weights to the others.")
 
     def megabytes(row: dict, key: str) -> str:
         return ", ".join(f"{size / 1e6:.1f}" for size in row[key])
 
-    lines: Lines = [("optimizer, processes", "alone, ms", "all at once, ms", "shared, ms",
-                     "alone / shared", "predicted, ms", "state of each, MB",
-                     "received by each, MB (least)")]
+    lines: Lines = [("optimizer, processes", "alone, ms", "all at once, ms", "sharded, ms",
+                     "alone / sharded", "predicted, ms", "state per process, MB",
+                     "received per process, MB (least possible)")]
     for count in filter(str.isdigit, results):
         for name, row in results[count].items():
             lines.append((
@@ -147,16 +160,17 @@ def sharding_tables(results: dict) -> Iterator[str]:
                 f"{megabytes(row, 'received_bytes')} ({row['least_received_bytes'] / 1e6:.1f})"))
     yield table(lines)
     p = results["projection"]
-    yield (f"Projected to {p['parameters'] / 1e9:.2f} B parameters in matrices on 128 "
-           "processes (4e14 operations, 5e10 bytes a second and 20 microseconds a message "
-           f"assumed): every process orthogonalizing all of them {1e3 * p['alone_s']:.0f} ms per "
-           f"step, its share {1e3 * p['shared_s']:.1f} ms and {1e3 * p['exchange_s']:.0f} ms to "
-           "exchange weights. Traffic per "
-           f"step: gradients {p['gradient_bytes'] / 1e9:.1f} GB, weights "
-           f"{p['weight_bytes'] / 1e9:.1f} GB. Row statistics as a tensor-parallel NorMuon would "
-           f"sum them: {p['normuon_row_bytes'] / 1e6:.1f} MB, {p['normuon_share']:.2%} of it; for "
-           "the paper's own m = 16384 and factor log2 128, against one exchange of the matrix, "
-           f"{p['normuon_share_as_stated']:.2%}. The paper says 15 to 20 %: does not hold.")
+    yield (f"Projection to {p['parameters'] / 1e9:.2f} B parameters in matrices on 128 processes, "
+           "assuming 4e14 operations and 5e10 bytes per second and 20 microseconds per message. "
+           f"A step takes {1e3 * p['alone_s']:.0f} ms if every process orthogonalizes all "
+           f"matrices, and {1e3 * p['shared_s']:.1f} ms plus {1e3 * p['exchange_s']:.0f} ms to "
+           "exchange weights if it orthogonalizes its share. Traffic per step: gradients "
+           f"{p['gradient_bytes'] / 1e9:.1f} GB, weights {p['weight_bytes'] / 1e9:.1f} GB. The row "
+           "statistics that a tensor-parallel NorMuon sums are "
+           f"{p['normuon_row_bytes'] / 1e6:.1f} MB, {p['normuon_share']:.2%} of it. With the "
+           "paper's m = 16384 and factor log2 128 they are "
+           f"{p['normuon_share_as_stated']:.2%} of one exchange of the matrix. The paper's 15 to "
+           "20 % does not hold.")
 
 
 def draw(path: Path, results: dict) -> None:
@@ -172,8 +186,8 @@ PEERS = ("torch.optim.Muon", "pytorch_optimizer", "heavyball")
 TITLES = {"steps": "Optimizer steps", "polar": "Orthogonalization", "training": "Training steps",
           "training-full": "Training steps, the paper's models",
           "instruments": "Instruments (`[experiment] diagnostics`)",
-          "sharding": "Steps shared out over processes",
-          "smoke": "A device beside the CPU"}
+          "sharding": "Optimizer steps sharded over processes",
+          "smoke": "A device against the CPU"}
 PARTS = {"steps": step_tables, "polar": polar_tables, "training": training_tables,
          "training-full": training_tables, "instruments": instrument_tables,
          "sharding": sharding_tables, "smoke": smoke_tables}

@@ -93,7 +93,7 @@ def _matrix_quadratic() -> Function:
 
 
 def _plane(name: str, value: Callable, start: tuple, minima: tuple, box: tuple) -> Function:
-    note = " ".join((value.__doc__ or "").split()).replace(" of w (..., 1, 2)", "")
+    note = " ".join((value.__doc__ or "").split()).replace(" of w (..., 1, 2)", "").rstrip(".")
     return Function(name, value, torch.tensor([start], dtype=DOUBLE), minima, box, note)
 
 

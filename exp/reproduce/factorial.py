@@ -20,11 +20,13 @@ from exp.reproduce.yardstick import Yardstick
 
 ALPHA = 0.05
 EXPLANATION = """\
-What each level does: time to {milestone} at it over that at the factor's other level, geometric \
-mean over the other factors and over seeds with all {cells} cells; below 1 it pays. Of two levels: \
-what the second does beside the first over what it does without; 1 if they do not depend on each \
-other. 95 % intervals; * where Holm's p over the whole table is at most 5 %. A run that did not \
-arrive counts at its last epoch, so ≥, ≤ and ? mark what is a bound or not known for it."""
+Effects of the levels. One level: the time to {milestone} with it over the time with the factor's \
+other level, as a geometric mean over the other factors and over the seeds that ran all {cells} \
+cells; below 1 the level saves time. Two levels (their interaction): the effect of the second with \
+the first over its effect without the first; 1 if they do not interact. Brackets hold 95 % \
+intervals; * marks p of at most 5 % after Holm's correction over the table. A run that did not \
+reach {milestone} counts at its last epoch; the ratio is then only a lower bound (≥), an upper \
+bound (≤) or unknown (?)."""
 
 
 @dataclass(frozen=True)

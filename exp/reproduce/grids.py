@@ -19,9 +19,11 @@ def render_grid(table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> lis
     base = keyed.pop(table.baseline, {})
     parts = [_factors(table)]
     for row, ours in keyed.items():
-        parts += [f"{row} against {table.baseline} in the configurations that both ran, in epochs "
-                  f"to {table.milestone}. Mean: a run that did not reach it counts at its last "
-                  "epoch. First: of the configurations in which one of the two reached it.",
+        parts += [f"{row} against {table.baseline}: epochs to {table.milestone}, over the "
+                  "configurations that both ran. In the mean epochs, a run that did not reach the "
+                  f"milestone counts at its last epoch. *{row} first* is the share of "
+                  "configurations in which it needs fewer epochs, among those in which at least "
+                  "one of the two reached the milestone.",
                   _levels(table, by, row, *shared(ours, base))]
     every = {table.baseline: base, **keyed}
     return [*parts, *factorial(table, by, every), _configurations(table, by, every)]
@@ -78,7 +80,8 @@ def _configurations(table: Table, by: Yardstick, runs: dict[str, Runs]) -> str:
         if any(cells):
             lines.append((*levels, *cells))
     complete = sum(all(line[len(table.grid):]) for line in lines[1:])
-    return (f"{complete} of {len(grid)} configurations are complete. > n: not by epoch n.\n\n"
+    return (f"{complete} of {len(grid)} configurations are complete. > n: not reached by epoch "
+            "n.\n\n"
             + markdown(lines))
 
 

@@ -15,7 +15,17 @@ from exp.reproduce.verdicts import claims_table
 from exp.reproduce.yardstick import Yardstick, number_or_nan, watched
 
 AXES = {"epochs": "epochs", "gradient_evaluations": "gradient evaluations", "seconds": "seconds"}
-PROTOCOL_WORDS = {"published": "as published, flaws included", "fixed": "flaws mended"}
+PROTOCOL_WORDS = {"published": "published protocol, flaws included",
+                  "fixed": "fixed protocol, flaws corrected"}
+READING = {
+    "full": "Full scale is the size that the table declares, the paper's own where it states one.",
+    "mini": "Mini scale is a smaller model on less data, for two CPU cores.",
+    "published": "The published protocol keeps the authors' settings, flaws included.",
+    "fixed": "The fixed protocol corrects flaws of data and parameter routing; it does not tune "
+             "learning rates.",
+}
+INTERVALS = ("An estimate is followed by its 95 % interval in brackets, p values are two-sided, "
+             "and a dash stands for a value that does not exist.")
 
 Groups = dict[str, list[dict]]  # row label -> its runs of one scale and protocol
 
@@ -23,12 +33,18 @@ Groups = dict[str, list[dict]]  # row label -> its runs of one scale and protoco
 def render(table: Table, records: dict, claims: Sequence[Claim]) -> str:
     """Return the page of one table. claims: those that the table decides."""
     scales = " or ".join(f"`--scale {scale}`" for scale in table.scales)
-    parts = [f"# {table.title}", table.note,
-             f"`python -m exp.reproduce {table.name}` with {scales}.",
-             "Made by `exp.reproduce` from the JSON beside this page. Intervals are 95 % over "
-             "seeds; p values are two-sided.",
+    shown = sections(table, records)
+    present = {name for place in shown for name in place}
+    parts = [f"# {table.title}",
+             "The results of our runs of this table"
+             + ", and verdicts on the paper's claims that they decide" * bool(claims)
+             + f". To repeat the runs: `python -m exp.reproduce {table.name}` with {scales}. "
+             f"`{table.name}.json` beside this page has every number.",
+             table.note,
+             " ".join(["How to read:", *(text for name, text in READING.items()
+                                         if name in present), INTERVALS]),
              f"![{table.name}]({table.name}.png)"]
-    for scale, protocol in sections(table, records):
+    for scale, protocol in shown:
         runs, by = select(records, scale, protocol), Yardstick.of(table, protocol)
         parts += [f"## {scale.capitalize()} scale, {PROTOCOL_WORDS[protocol]}", _provenance(runs),
                   _outdated(table, runs)]
@@ -71,8 +87,9 @@ def _provenance(runs: dict[str, list[dict]]) -> str:
     diverged = [f"{run['row']} seed {run['seed']}" for run in every if run["status"] == "diverged"]
     digests = ", ".join(sorted({run["data"] for run in every if run.get("data")}))
     data = f"data {digests}; " if digests else ""  # older runs recorded none
-    text = (f"Device {listed('device')}; {listed('threads')} thread(s) a run; torch "
+    text = (f"Run on {listed('device')}; threads per run: {listed('threads')}; torch "
             f"{listed('torch')}; commit {commits}; {data}seeds {seeds}.")
+    text += " A + after a commit: with uncommitted changes." * ("+" in commits)
     return text + (f" Diverged: {', '.join(diverged)}." if diverged else "")
 
 
@@ -91,7 +108,7 @@ def _values(table: Table, by: Yardstick, runs: Groups) -> str:
     real = "" if by.metric == primary else ", padding not counted"
     lines: Lines = [("", "seeds", f"best epoch, {unit}", "± sd", "last epoch",
                      *([f"test split, {unit}{real}"] if has_test else []),
-                     "evaluations", "seconds", f"best minus {table.baseline}", "p")]
+                     "gradient evaluations", "seconds", f"best minus {table.baseline}", "p")]
     best = {row: {run["seed"]: by.scale * by.best(run) for run in group}
             for row, group in runs.items()}
     for row, group in runs.items():
@@ -104,7 +121,11 @@ def _values(table: Table, by: Yardstick, runs: Groups) -> str:
             _mean(run["curve"]["gradient_evaluations"][-1] for run in group),
             _mean(run["curve"]["seconds"][-1] for run in group),
             *(statistics.paired(best[row], best[table.baseline]) if compared else ("", ""))))
-    return markdown(lines)
+    return (f"Best epoch: the epoch with the best {by.metric.label} on the evaluation data"
+            + "; the test split is read at that epoch" * has_test
+            + f". The last two columns compare best epochs with {table.baseline}'s on equal seeds "
+            "(paired permutation test; p is at least 0.25 with three seeds):\n\n"
+            + markdown(lines))
 
 
 def _equal_compute(by: Yardstick, runs: Groups) -> str:
@@ -116,8 +137,9 @@ def _equal_compute(by: Yardstick, runs: Groups) -> str:
     for row, group in runs.items():
         lines.append((row, *(_mean(by.scale * by.best(run, axis, budgets[axis])
                                    for run in group) for axis in AXES)))
-    return (f"The best {by.metric.unit} that each row has reached within the budget of the row "
-            "that needs least:\n\n" + markdown(lines))
+    return (f"At equal cost: the best {by.metric.label}, {by.metric.unit}, that each row reaches "
+            "within the total cost of the cheapest row, for three measures of cost:\n\n"
+            + markdown(lines))
 
 
 def _milestones(by: Yardstick, runs: Groups) -> str:
@@ -125,7 +147,8 @@ def _milestones(by: Yardstick, runs: Groups) -> str:
     one."""
     names = list(next(iter(runs.values()))[0]["milestones"])
     lines: Lines = [("", "seeds", *(f"{name}, epoch" for name in names), f"{by.milestone} reached",
-                     *(f"{name}, evaluations" for name in names), f"{by.milestone}, seconds")]
+                     *(f"{name}, gradient evaluations" for name in names),
+                     f"{by.milestone}, seconds")]
     for row, group in runs.items():
         medians = {axis: {name: statistics.median_time(
             *replace(by, milestone=name).times(group, axis)) for name in names} for axis in AXES}
@@ -133,8 +156,9 @@ def _milestones(by: Yardstick, runs: Groups) -> str:
         lines.append((row, len(group), *medians["epochs"].values(), f"{reached} of {len(group)}",
                       *medians["gradient_evaluations"].values(),
                       medians["seconds"][by.milestone].value))
-    return ("Kaplan-Meier medians; a seed that never got there counts as still waiting at its last "
-            "epoch, and a median that was not reached reads never.\n\n" + markdown(lines))
+    return ("Time to each milestone, as Kaplan-Meier medians over seeds. A seed that missed the "
+            "milestone is censored at its last epoch; *never* means that the median was not "
+            "reached.\n\n" + markdown(lines))
 
 
 def _sooner(baseline: str, by: Yardstick, runs: Groups) -> str:
@@ -142,7 +166,7 @@ def _sooner(baseline: str, by: Yardstick, runs: Groups) -> str:
     if baseline not in runs:
         return ""
     base = {axis: by.times(runs[baseline], axis) for axis in AXES}
-    lines: Lines = [("", *(f"times sooner than {baseline}, {word}" for word in AXES.values()),
+    lines: Lines = [("", *(f"speedup over {baseline}, {word}" for word in AXES.values()),
                      "log-rank p (epochs)")]
     for row, group in runs.items():
         if row != baseline:
@@ -150,7 +174,8 @@ def _sooner(baseline: str, by: Yardstick, runs: Groups) -> str:
             lines.append((row, *(at_least(statistics.speedup(
                 base[axis][0], ours[axis][0], base[axis][1])) for axis in AXES),
                 statistics.logrank(*ours["epochs"], *base["epochs"])))
-    return f"Time to {by.milestone}, median over median:\n\n" + markdown(lines)
+    return (f"Speedup: {baseline}'s median time to {by.milestone} over the row's. > marks a lower "
+            f"bound, where {baseline}'s median was not reached:\n\n" + markdown(lines))
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -15,12 +15,21 @@ from exp.reproduce.records import read_kept
 
 Line = tuple[str, ...]
 
+INTRODUCTION = """\
+What the papers claim, what our runs give, and the verdict on each claim.
+
+How to read: *claimed* is the paper's number. *Authors' log* is the value in the authors' own log \
+and whether it agrees with the claim (*match*, *approx*, *contradicted*; *mislabelled*: the number \
+belongs to another run; *unsupported*: there is no run or log). *Ours* is our estimate with its \
+95 % interval and the number of seeds, under the published protocol (the authors' settings, flaws \
+included) and under the fixed one (flaws of data and parameter routing corrected). The rules that \
+give a verdict are in `exp/report/judgement.py`, the tolerances in `exp/reproduce/claims.py`."""
 DECIDED = (HOLDS, FAILS, INCONCLUSIVE)  # verdicts of claims that were run
 
 
 def render_verdicts(papers: Iterable[Paper], kept: Path) -> str:
     """Return the text of verdicts.md, from the records in the folder `kept`."""
-    parts = ["# Every claim and its verdict"]
+    parts = ["# Every claim and its verdict", INTRODUCTION]
     for paper in papers:
         parts += [f"## {paper.title}", paper.note, *_verdicts(paper, kept)]
     return "\n\n".join(parts) + "\n"
@@ -31,8 +40,9 @@ def _verdicts(paper: Paper, kept: Path) -> list[str]:
     parts = []
     for bench in _benches(paper, kept):
         facts = bench["facts"]
-        parts.append(f"Overheads in time and memory: {facts['processor']}, {facts['threads']} "
-                     f"threads, torch {facts['versions']['torch']}; {paper.overheads['note']}.")
+        parts.append(f"Overheads in time and memory were measured on {facts['processor']}, "
+                     f"{facts['threads']} threads, torch {facts['versions']['torch']}: "
+                     f"{paper.overheads['note']}.")
     for title, lines in paper_claims(paper, kept):
         parts += [f"### {title}", markdown(lines)]
     return parts
@@ -73,7 +83,7 @@ def claims_lines(
     overheads: claim id -> evidence, for claims about time and memory, which no table decides.
     """
     lines: list[tuple[str, ...]] = [
-        ("claim", "claimed", "its log", "ours, published", "ours, fixed", "verdict")]
+        ("claim", "claimed", "authors' log", "ours, published", "ours, fixed", "verdict")]
     for claim, verdict, ours, word in _judged(claims, table, records, overheads or {}):
         fixed = evidence(claim, table, records, deciding_scale(claim, table, records)[0], "fixed") \
             if table else None

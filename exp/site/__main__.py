@@ -71,7 +71,7 @@ def board_section(board: dict) -> str:
     baseline = board["terms"].get("baseline", "adamw")
     return "\n".join([
         web.paragraphs(page.conclusion(board)),
-        web.forest(f"cost / that of {baseline}, 95 % intervals; left is better", ratios),
+        web.forest(f"cost relative to {baseline}, 95 % intervals; left is better", ratios),
         web.table(f"{board['terms']['task']}: {board['terms']['metric']}", lines),
         web.details("How to read this board", web.paragraphs(
             f"{page.RACE if race else page.ANNEAL}\n\n{page.facts(board)}")),
@@ -129,7 +129,7 @@ def statements(folder: Path) -> str:
         verdict = statement.judged(module, rows) if hasattr(module, "judge") else None
         lines.append((statement.says(name), verdict.in_words(rows) if verdict else "measured",
                       verdict.numbers if verdict else "", command))
-    return web.table("Each statement had its rule before its run", lines)
+    return web.table("Verdicts; the thresholds of every rule were written before its run", lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

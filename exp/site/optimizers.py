@@ -25,7 +25,9 @@ def pages(boards: Mapping[str, dict]) -> dict[str, str]:
     lines = [("optimizer", "description", "gradient evaluations per step"), *(
         (f"[{name}]({name}.md)", _first_line(module := _module(cls)), _cost(module)[0])
         for name, cls in ours.items())]
-    return texts | {"README.md": page("# Optimizers", MADE, markdown(lines))}
+    return texts | {"README.md": page(
+        "# Optimizers", "Every optimizer and wrapper of this project, with its cost per step. The "
+        "page of each has its arguments, cost, search space and results.", markdown(lines), MADE)}
 
 
 def optimizer_page(name: str, cls: type, boards: Mapping[str, dict]) -> str:
@@ -83,7 +85,7 @@ def _searched(values: Any) -> str:
 
 
 def _rows(name: str, boards: Mapping[str, dict]) -> str:
-    lines = [("board", "arm", "cost or metric", "times the baseline's, 95 %")]
+    lines = [("board", "arm", "cost or metric", "relative to the baseline, 95 %")]
     for board_name, board in boards.items():
         for arm, row in board["results"]["arms"].items():
             if name in _rules(board["arms"][arm]["optimizer"]):

@@ -154,12 +154,12 @@ def page_of(name: str, rows: Rows, provenance: dict) -> str:
     """Return the page of one statement as Markdown."""
     module = statement(name)
     title, source, *prose = text(name)
-    parts = [title, f"{source}. `python -m exp.theory {name}`."]
+    parts = [title, f"{source}. To repeat the measurement: `python -m exp.theory {name}`."]
     if hasattr(module, "judge"):
         rule, *prose = prose
         verdict = judged(module, rows)
-        parts += [f"{verdict.in_words(rows)}. Measured: {verdict.numbers}.",
-                  "The rule (its thresholds were written before the run): "
+        parts += [f"Verdict: {verdict.in_words(rows)}. Measured: {verdict.numbers}.",
+                  "Rule, with thresholds written before the run: "
                   f"{rule.removeprefix('Rule: ')}",
                   HOW if any(row.seed for row in rows) else EXACT]
     content = module.tables(rows) if hasattr(module, "tables") else {"means": means_table(rows)}
@@ -172,8 +172,9 @@ def page_of(name: str, rows: Rows, provenance: dict) -> str:
     data = "".join(f"; data of {task} {digest}"
                    for task, digest in provenance.get("data", {}).items())
     older = older_code([changes(provenance.get("recipes", {}))])
-    return page(*parts, f"{provenance['device']}{torch}; {commit}; seeds {provenance['seeds']}"
-                        f"{data}.", older)
+    seeds = ", ".join(map(str, provenance["seeds"]))
+    return page(*parts, f"Run on {provenance['device']}{torch}; {commit}; seeds {seeds}{data}.",
+                older)
 
 
 def means_table(rows: Rows) -> list[tuple]:

@@ -21,9 +21,10 @@ from exp.tune.cells import Ablation, arm_name
 from exp.tune.estimate import OPPOSITE
 
 EXPLANATION = """\
-Cost or metric with the part over that without it, geometric mean over all pairs of cells that agree
-in the rest; below 1 the part pays. 95 % intervals over studies, p values by Holm over the parts; ≥
-and ≤ where a cell with, without the part missed the target."""
+*Times* is the cost (or metric) with the part over that without it, as a geometric mean over all
+pairs of cells that differ in this part alone; below 1 the part pays. Intervals are 95 % over
+studies, and p values have Holm's correction over the parts. ≥ marks a lower bound, where a cell
+with the part missed the target; ≤ marks an upper bound, where a cell without it did."""
 BOUND = {(True, False): "at least", (False, True): "at most", (True, True): "unknown"}
 
 

@@ -134,9 +134,11 @@ def _sensitivity(kept: dict, board: dict, path: Path) -> str:
         panels[0, 0].set(xlabel="learning rate", xscale="log", yscale="log",
                          ylabel="cost" if terms["regime"] == "race" else terms["metric"])
     return page(f"# Sensitivity to the learning rate: {terms['task']}",
-                f"Seven rates around each arm's median winner, two seeds each. *decades*: of the "
-                f"rate, within {NEAR:g} times the best cost, or within what AdamW loses with "
-                f"1/{NEAR:g} of its budget.", table(lines), f"![rates]({path.stem}.png)")
+                "How wide a range of learning rates works: seven rates around each arm's median "
+                "winner, with two seeds each. *Decades within the best* is the width of the range "
+                f"with at most {NEAR:g} times the best cost or, for a final metric, with at most "
+                f"the loss that AdamW has from 1/{NEAR:g} of its budget.", table(lines),
+                f"![rates]({path.stem}.png)")
 
 
 def basin(rates: tuple[float, ...], values: tuple[float, ...], margin: float) -> float:
@@ -166,7 +168,9 @@ def _transfer(kept: dict, board: dict, path: Path) -> str:
         tuned = float(np.mean(study_values(terms, entry["studies"])[0])) if entry else math.nan
         lines.append((arm, math.exp(moved), math.exp(tuned), math.exp(moved - tuned)))
     return page(f"# Winners of {path.stem.split('_from_')[1]} on {terms['task']}",
-                "Rate, decay time in horizons and memory of each arm's best study, two seeds.",
+                "Do tuned settings transfer? Each arm runs with the learning rate, decay time (in "
+                "horizons) and memory of its best study on the other task, on two seeds. *Times* "
+                "is the cost with these settings over that with settings tuned here.",
                 table(lines))
 
 
@@ -178,6 +182,8 @@ def _best_known(kept: dict, board: dict, path: Path) -> str:
         values = [math.exp(run_value(terms, run)) for run in runs]
         lines.append((arm, label, mean(values), f"{len(runs)} seeds"))
     return page(f"# The best setting known: {terms['task']}",
-                "**A setting, not an optimizer**: for each arm the best of its studies' winners "
-                "and of the hand-set recipes of `exp/tune/arms.toml`, chosen on four seeds and "
-                "reported on ten others, with a 95 % interval over these.", table(lines))
+                "**A setting, not an optimizer**: the best of each arm's winners and of the "
+                "hand-set recipes of `exp/tune/arms.toml`. Recipes have no search budget, so this "
+                "table ranks no optimizers. A setting is chosen on four seeds and reported on ten "
+                "others, with a 95 % interval over these.",
+                table(lines))

@@ -107,7 +107,8 @@ def go(repeats: dict[str, dict[int, float]]) -> str:
     """Return the go / no-go decision of a rung as one sentence."""
     adamw, muon = (list(repeats.get(arm, {}).values()) for arm in ("adamw", "muon"))
     if min(len(adamw), len(muon)) < 2:
-        return "Go or no-go: not decided, it needs repeats of AdamW and Muon."
+        return ("Go or no-go: not decided; it needs at least two repeats each of AdamW and "
+                "Muon.")
     spread, other = deviation(adamw), deviation(muon)
     ratio = max(spread, other) / min(spread, other)
     holds = (spread <= LIMITS["deviation"] and np.mean(adamw) < LIMITS["mean"]
@@ -190,10 +191,17 @@ def sensitivity(ours: dict[str, dict[int, float]], plan: Plan) -> list[tuple]:
 def render(rows: Rows, provenance: dict, plan: Plan, figures: Sequence[str] = ()) -> str:
     """Return the page of results as Markdown; figures: names of image files beside it."""
     parts = ["# The ladder: results",
-             "Bits per byte of 512 KiB held out, at the last step of one pass; less is better. "
-             "Preregistered in `exp/papers/ladder/preregistration.toml`, SHA-256 "
-             f"`{plan.digest[:16]}`; made by `python -m exp.papers.ladder.analysis`.",
-             *(f"{key.capitalize()}: {', '.join(values)}." for key, values in provenance.items())]
+             "A preregistered comparison of optimizers on a byte-level language model at several "
+             "sizes: does the order of optimizers on a small model agree with the order that "
+             "others published for large ones? The hypotheses and their thresholds are in "
+             f"`exp/papers/ladder/preregistration.toml`, SHA-256 `{plan.digest[:16]}`.",
+             "How to read: a score is bits per byte on 512 KiB of held-out text, at the last step "
+             "of one pass over the training text; less is better. Brackets hold 95 % intervals "
+             "over seeds, rho is Spearman's rank correlation, and an arm is an optimizer with its "
+             "search space. *MiB* is the peak memory. To make this page again: "
+             "`python -m exp.papers.ladder.analysis`.",
+             "; ".join(f"{key.capitalize()}: {', '.join(values)}"
+                       for key, values in provenance.items()) + "." * bool(provenance)]
     muon = {}
     for rung in (rung for rung in RUNGS if rows.where(rung=rung)):
         repeats, scored = scores(rows, rung, "repeats"), scores(rows, rung, "scoring")
@@ -212,13 +220,14 @@ def render(rows: Rows, provenance: dict, plan: Plan, figures: Sequence[str] = ()
         parts += ["### Hypotheses", table([("hypothesis", "declared", "result"),
                                            *agreement(scored, plan)])]
         if lines := sensitivity(scored, plan):
-            parts += ["What does not count, and is reported:", table(lines)]
-    parts += ["## Sizes together", table([("hypothesis", "declared", "result"),
+            parts += ["Sensitivity analysis, which decides no hypothesis:", table(lines)]
+    parts += ["## All sizes together", table([("hypothesis", "declared", "result"),
                                           _small_and_middle(rows, plan),
                                           *speed.muons_speed(muon)])]
     median, success = ranking.chance(plan.references, 0.03)
-    parts.append(f"Power: were our steps the reference's within 3 %, rho would be {number(median)} "
-                 f"in the median and reach {RHO} with probability {number(success)}.")
+    parts.append("Power of H1: if our steps agreed with the reference's within 3 %, the median of "
+                 f"rho would be {number(median)}, and rho would reach {RHO} with probability "
+                 f"{number(success)}.")
     return page(*parts, *(f"![{Path(name).stem}]({name})" for name in figures))
 
 
@@ -236,7 +245,7 @@ def speed_ups(rows: Rows, rung: str) -> dict[str, tuple[str, Estimate]]:
 def _scores(rows: Rows, runs: dict[str, dict[int, float]], speeds: dict[str, str]) -> str:
     """Return the table of one part of a rung, best arm first."""
     lines: Lines = [("arm", "bits per byte", "s.d.", "seeds", "speed-up over AdamW",
-                     "minutes of wall time a run", "MiB")]
+                     "minutes per run", "MiB")]
     for arm, seeds in sorted(runs.items(), key=lambda item: np.mean(list(item[1].values()))):
         values, of_arm = list(seeds.values()), rows.where(optimizer=arm)
         lines.append((arm, four_decimals(values), deviation(values), str(len(values)),
