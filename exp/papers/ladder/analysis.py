@@ -191,9 +191,9 @@ def sensitivity(ours: dict[str, dict[int, float]], plan: Plan) -> list[tuple]:
 def render(rows: Rows, provenance: dict, plan: Plan, figures: Sequence[str] = ()) -> str:
     """Return the page of results as Markdown; figures: names of image files beside it."""
     parts = ["# The ladder: results",
-             "A preregistered comparison of optimizers on a byte-level language model at several "
-             "sizes: does the order of optimizers on a small model agree with the order that "
-             "others published for large ones? The hypotheses and their thresholds are in "
+             "Does the order of optimizers on small byte-level language models agree with their "
+             "order in published pretraining? This page has the results, per size of the model. "
+             "The hypotheses and their thresholds were preregistered in "
              f"`exp/papers/ladder/preregistration.toml`, SHA-256 `{plan.digest[:16]}`.",
              "How to read: a score is bits per byte on 512 KiB of held-out text, at the last step "
              "of one pass over the training text; less is better. Brackets hold 95 % intervals "
