@@ -52,7 +52,7 @@ def test_a_claimed_number_that_one_run_may_have_shown_is_not_refuted():
     # On the log scale: mean 33, 95 % interval above 24, but 20 is within the prediction of one run.
     values = [24, 27, 29, 31, 34, 36, 41, 48]
     found = judge_number(sample(values, log=True), 20, (20 / 1.2, 20 * 1.2))
-    assert (found.word, found.why) == ("inconclusive", "the claim is 1 run")
+    assert (found.word, found.why) == ("inconclusive", "the claimed number rests on 1 run")
     many = judge_number(sample(values, log=True), 20, (20 / 1.2, 20 * 1.2), runs=8)
     assert many.word == "does not hold"
 

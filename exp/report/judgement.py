@@ -72,7 +72,8 @@ def judge_number(ours: Evidence, claimed: float, tolerance: Ends, runs: float = 
         return INCONCLUSIVE
 
     low, high = ours.interval(1 - ALPHA)
-    why = f"the claim is {runs} run{'s' * (runs > 1)}" if low > most or high < least else ""
+    why = (f"the claimed number rests on {runs} run{'s' * (runs > 1)}"
+           if low > most or high < least else "")
     distances = [_distance(ours, ours.value, edge) for edge in tolerance]
     return _judgement(verdict, ours, min(map(abs, distances)), why)
 
@@ -144,7 +145,8 @@ def _opposite(part: Judgement) -> Judgement:
 def corrected(parts: Sequence[Judgement]) -> list[Judgement]:
     """Return the judgements after Holm's correction; verdicts with p > ALPHA become inconclusive.
     """
-    return [Judgement(INCONCLUSIVE, p, part.needed, f"p {p:.2g} after Holm", part.word)
+    return [Judgement(INCONCLUSIVE, p, part.needed, f"p = {p:.2g} after Holm's correction",
+                      part.word)
             if part.word != INCONCLUSIVE and p > ALPHA else replace(part, p=p)
             for part, p in zip(parts, holm([part.p for part in parts]), strict=True)]
 
@@ -180,7 +182,7 @@ def _judgement(verdict: Callable[[float], str], ours: Evidence, gap: float, why:
     if word == INCONCLUSIVE:
         needed = None if why else _needed(ours, gap)
         if not why and needed is None and math.isfinite(ours.value) and ours.sd > 0:
-            why = "on the edge"
+            why = "too close to the threshold"
         return Judgement(word, needed=needed, why=why, leaning=verdict(0.5))
     low, high = math.log(LEAST_P), math.log(ALPHA)  # bisection: the verdict stands at `high`
     while high - low > 1e-4:

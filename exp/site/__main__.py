@@ -20,7 +20,7 @@ from exp.report.jsonfile import read_json
 from exp.report.rows import read_rows
 from exp.report.tables import number
 from exp.reproduce.papers import read_papers
-from exp.reproduce.verdicts import paper_claims
+from exp.reproduce.verdicts import INTRODUCTION, paper_claims
 from exp.site import optimizers
 from exp.site.curves import paper_curves
 from exp.theory import statement
@@ -49,10 +49,11 @@ def site(kept: Path = PAPER) -> str:
         sections["Boards"] = web.paragraphs(
             "No board is complete yet. `python -m exp.tune TASK` makes one; see docs/running.md.")
     for paper in read_papers():
-        body = [web.paragraphs(paper.note)]
-        body += [paper_curves(paper, kept)]
-        body += [web.table(title, lines) for title, lines in paper_claims(paper, kept)]
-        if any(body[1:]):
+        shown = [paper_curves(paper, kept),
+                 *(web.table(title, lines) for title, lines in paper_claims(paper, kept))]
+        body = [web.paragraphs(paper.note),
+                web.details("How to read the claims", web.paragraphs(INTRODUCTION)), *shown]
+        if any(shown):
             sections[f"Paper: {paper.title}"] = "\n".join(body)
     sections["Statements about training and geometry"] = statements(kept / "theory")
     return web.document(sections)

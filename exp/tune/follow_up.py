@@ -176,7 +176,8 @@ def _transfer(kept: dict, board: dict, path: Path) -> str:
 
 def _best_known(kept: dict, board: dict, path: Path) -> str:
     terms = kept["terms"]
-    lines: Lines = [("", "setting", "cost", "reported on")]
+    cost = "gradient evaluations to the target" if terms["regime"] == "race" else "cost"
+    lines: Lines = [("", "setting", cost, "reported on")]
     for arm, points in kept["arms"].items():
         (label, runs), = points.items()
         values = [math.exp(run_value(terms, run)) for run in runs]

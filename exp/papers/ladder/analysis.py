@@ -132,7 +132,7 @@ def noise_floor(repeats: dict[str, dict[int, float]], n: int = 4, difference: fl
     lines += [(arm, f"{ranking.noise_band(values, n):.4f}",
                number(ranking.seeds_needed(difference, deviation(values))))
               for arm, values in repeated.items()]
-    return f"Noise floor:\n\n{table(lines)}"
+    return f"Noise floor, from the repeats:\n\n{table(lines)}"
 
 
 def agreement(ours: dict[str, dict[int, float]], plan: Plan) -> list[tuple]:
