@@ -143,7 +143,7 @@ def test_a_statement_is_one_file(tmp_path):
     assert re.match("decay_fits: (holds|does not hold|inconclusive)", verdict), measured.stderr
     page = (tmp_path / "outputs" / "theory" / "decay_fits.md").read_text(encoding="utf-8")
     assert page.startswith("# AdamW fits modular addition sooner with weight decay\n\nSource: an")
-    assert "written before the run): the value of a seed is the training loss after 20" in page
+    assert "thresholds written before the run: the value of a seed is the training loss" in page
     assert re.search(r"\| AdamW +\| 0.0 +\| [0-9.]+ \[", page)
     again = run(tmp_path, "-m", "exp.theory", "--render")
     assert again.stdout == verdict, again.stderr

@@ -471,7 +471,7 @@ def test_a_challenge_runs_one_arm_against_the_board_and_is_continued(searched, t
     assert command.main(words) == 0
     said = capsys.readouterr().out
     assert [job.name for job in ran] == ["muon study 2"]  # the board's studies are the partners
-    assert "lr: 0.0006667 to 0.6; of adamw: 3.333e-05 to 0.03" in said and "study 2: ratio" in said
+    assert "lr: 0.0006667 to 0.6 (adamw: 3.333e-05 to 0.03)" in said and "study 2: ratio" in said
     assert "costs" in said and "undecided against adamw, ars2_neo_sync" in said
     mine = json.loads(path.read_text())
     assert set(mine["arms"]) == {"adamw", "ars2_neo_sync", "muon"} and check_board(mine) == []
