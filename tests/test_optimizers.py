@@ -532,7 +532,7 @@ def compiled_and_not(name, changes, compiled):
 
 
 @pytest.mark.parametrize("name, changes", [
-    *((name, {}) for name in OWN), ("ars2_neo", {"k": 3}),
+    *((name, {}) for name in OWN), ("ars", {"k": 3}), ("ars2_neo", {"k": 3}),
     ("looksam", {"k": 3}), ("lookahead", {"k": 3})])
 def test_a_compiled_step_is_the_step(name, changes, quick_compiler):
     expected, said, _ = compiled_and_not(name, changes, compiled=False)
