@@ -22,7 +22,7 @@ from exp.wikitext2.train import TASK as WIKITEXT2
 from optimizer import optimizer_class
 from optimizer.parts import library
 
-CONFIGS = sorted(Path("config").glob("*.toml"))
+CONFIGS = sorted(Path("config").rglob("*.toml"))
 GROK = Path("config/lrp_grok_ars2_neo_aga_400e.toml")
 
 
@@ -391,7 +391,7 @@ def test_reading_a_config_does_not_import_what_trains():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_says_how_to_run_it(path):
     first, second = path.read_text().splitlines()[:2]
-    assert first.endswith(f"--config config/{path.name}")
+    assert first.endswith(f"--config {path.as_posix()}")
     assert first.startswith("# python -m exp.")
     assert second.startswith("# ")
 

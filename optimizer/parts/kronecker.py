@@ -51,7 +51,7 @@ def eigh(statistics: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor
         values, vectors = torch.linalg.eigh(symmetric.to(dtype))
         if not torch.isfinite(vectors).all():
             raise torch.linalg.LinAlgError(
-                f"eigh of finite statistics {tuple(statistics.shape)} gave NaN, in float64 too")
+                f"eigh of finite statistics {tuple(statistics.shape)} gave NaN in {dtype}")
     except torch.linalg.LinAlgError:
         if dtype == torch.float64:
             raise
