@@ -58,6 +58,8 @@ def test_the_web_page_escapes_text_and_places_the_plot_by_hand():
     assert web.inline("`a<b` **holds** *cost* & <sub>x</sub>") == (
         '<code>a&lt;b</code> <strong class="holds">holds</strong> <em>cost</em> &amp; '
         " <small>x</small>")
+    assert web.paragraphs("a\nb\n\n- **c**\n  d\n- e") == (
+        "<p>a\nb</p>\n<ul><li><strong>c</strong>\n  d</li><li>e</li></ul>")
     drawn = web.forest("ratio", [("<c>", 1.0, 0.5, 2.0)])  # 1 is halfway from 190 to 620 pixels
     assert 'x1="190.0" x2="620.0"' in drawn and 'cx="405.0"' in drawn and "&lt;c&gt;" in drawn
 

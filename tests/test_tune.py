@@ -26,7 +26,7 @@ from exp.tune.board import write_page
 from exp.tune.check import check_board
 from exp.tune.distinct import require_distinct
 from exp.tune.figures import best_so_far
-from exp.tune.page import edges, render
+from exp.tune.page import conclusion, edges, in_order, render
 from exp.tune.recommend import regrets
 from exp.tune.record import first_passage, grade, trial_record
 from exp.tune.space import AXES, Choice, Range, around
@@ -516,6 +516,25 @@ def test_interim_results_have_an_interval_from_the_fourth_study_on():
 
 
 # --- the annealed regime
+
+
+@pytest.mark.parametrize(("regime", "words"), [("race", ("cheaper", "dearer")),
+                                               ("anneal", ("better", "worse"))])
+def test_a_page_begins_with_the_arms_by_verdict_then_by_ratio(regime, words):
+    def row(cost, verdict, rank, bound=""):
+        return {"cost": cost, "ratio": cost, "low": cost / 2, "high": 2 * cost, "bound": bound,
+                "verdict": verdict, "rank": [rank, rank]}
+
+    board = {"terms": {"regime": regime, "baseline": "adamw", "studies": 6,
+                       "ladder": {"half": 0.5}},
+             "results": {"arms": {
+                 "half": {"cost": 0.1}, "far": row(4.0, "dearer", 4, "at least"),
+                 "adamw": {"cost": 1.0, "rank": [2, 2]}, "b": row(0.5, "cheaper", 1),
+                 "open": row(1.5, "undecided", 3), "a": row(0.25, "cheaper", 1)}}}
+    assert conclusion(board).splitlines()[2:] == [
+        f"- **{words[0]}**: a 0.25 [0.125, 0.5]; b 0.5 [0.25, 1]", "- **undecided**: open 1.5 "
+        "[0.75, 3]", f"- **{words[1]}**: far ≥ 4 [2, 8]"]
+    assert in_order(board) == ["a", "b", "adamw", "open", "far", "half"]
 
 
 @pytest.fixture(scope="module")
