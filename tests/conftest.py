@@ -18,6 +18,7 @@ from exp.harness.task import task_named, tasks
 from exp.harness.toml import read_toml, to_toml
 
 torch.set_num_threads(1)  # the shapes are tiny: a second thread only waits
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for processes that tests start
 
 REAL_DATA = os.environ.get("ARS_DATA")
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "3.14", "<unk>",
