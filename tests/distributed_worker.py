@@ -1,6 +1,7 @@
 """What test_distributed.py runs in one process and in two: python distributed_worker.py OUT ROOT.
 
-ROOT holds the tiny data sets and checksums.json; OUT gets the trajectories of every case as out.pt.
+ROOT holds the tiny data sets and checksums.json; OUT gets the trajectories of every case: one.pt
+from one process, main.pt and other.pt from two, which are forked after the imports.
 """
 
 import copy
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import torch
 from conftest import TINY
+from two_processes import run_in_two
 
 import data
 import data.cifar10
@@ -357,8 +359,10 @@ def main(out: Path, root: Path) -> None:
         if size() > 1:
             found |= {"refusals": refusals(), "agreement": agreement(),
                       "random numbers": random_numbers(out)}
-        torch.save(found, out / ("main.pt" if is_main() else "other.pt"))
+        name = "one" if size() == 1 else "main" if is_main() else "other"
+        torch.save(found, out / f"{name}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    run_in_two(lambda: main(*map(Path, sys.argv[1:])))
+    main(*map(Path, sys.argv[1:]))

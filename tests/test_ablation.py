@@ -15,7 +15,7 @@ from exp.tune import arms, chain
 from exp.tune.arms import arm_named
 from exp.tune.cells import ADAMW_CELL, Ablation, read_ablation
 from exp.tune.check import check_board
-from exp.tune.effects import effects
+from exp.tune.effects import effects, section
 from exp.tune.space import AXES
 from exp.tune.terms import settings_of, terms_of
 
@@ -92,6 +92,10 @@ def test_effects_are_means_over_pairs_of_cells_with_the_study_as_the_sample():
     against = replace(sync, bound="at most", p_holm=0.0)
     assert against.verdict(0.05) == "undecided"
     assert effects({"terms": {}, "results": {"arms": {}}}, SMALL) == []
+    assert section(board, REAL, str) == ()  # its pairs are not on this board
+    named = ({"cell": {"orthogonalization": "no", "energy": "none"}, "is": "AdamW"},)
+    *_, rules = section(board, replace(SMALL, special=SMALL.special + named), str)
+    assert rules == "Known rules: ablation-no-none-none is AdamW."
 
 
 # --- the whole command

@@ -33,15 +33,11 @@ def found(tiny_root, tmp_path_factory):
     """Every case of distributed_worker: by one process, and by each of two."""
     root, sums = tiny_root
     (root / "checksums.json").write_text(json.dumps(sums))
-    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
-    worker = ["tests/distributed_worker.py"]
-    runs = [subprocess.run([*command, *worker, str(out), str(root)], text=True,
-                           env=environment(ARS_DATA=str(root)), capture_output=True)
-            for command, out in (([sys.executable], one), (TORCHRUN, two))]
-    for run in runs:
-        assert run.returncode == 0, run.stderr[-3000:]
-    return {name: torch.load(path) for name, path in (
-        ("one", one / "main.pt"), ("main", two / "main.pt"), ("other", two / "other.pt"))}
+    out = tmp_path_factory.mktemp("found")
+    ended = subprocess.run([sys.executable, "tests/distributed_worker.py", str(out), str(root)],
+                           text=True, env=environment(ARS_DATA=str(root)), capture_output=True)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return {name: torch.load(out / f"{name}.pt") for name in ("one", "main", "other")}
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
@@ -198,7 +194,8 @@ def run(output, *options, processes):
              "--device", "cpu", "--output", str(output), *options]
     if processes == 1:
         return cli.launch(train.TASK, train.train, words[2:]), "status"
-    ended = subprocess.run([*TORCHRUN, *words], env=environment(), text=True, capture_output=True)
+    ended = subprocess.run([sys.executable, "tests/two_processes.py", *words[2:]],
+                           env=environment(), text=True, capture_output=True)
     return ended.returncode, ended.stdout + ended.stderr
 
 

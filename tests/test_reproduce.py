@@ -16,6 +16,7 @@ from exp.harness.errors import ConfigError
 from exp.harness.task import task_named
 from exp.jobs import queue
 from exp.jobs.deadline import stopped_after
+from exp.jobs.here import Here
 from exp.jobs.launch import Local
 from exp.jobs.queue import Job, run_jobs, state
 from exp.report.evidence import sample
@@ -230,7 +231,7 @@ def test_a_page_names_the_runs_that_older_code_made(monkeypatch):
 
 def test_the_page_of_a_grid_has_every_configuration_and_level():
     page = render(GRID_TABLE, GRID_RUNS, [])
-    assert "| c      | > 20         | 8                   |" in page
+    assert "| c      | > 20  | 8            |" in page
     assert "6 of 6 configurations are complete" in page
     assert re.search(r"\| all +\| 6 +\| 10.5 +\| 7.667 +\| 2.833 \[", page)
     assert "| 75 [19.41, 99.37] " in page
@@ -260,6 +261,28 @@ def test_effects_and_interactions_of_two_factors_by_hand():
     late = keyed | {(1, "with a", "with b"): grid_run("AdamW", "", None)}
     assert [effect.bound for effect in effects(two, by, late).values()] == ["≥ ", "≥ ", "? "]
     assert effects(two, by, {key: run for key, run in keyed.items() if key[0] == 1}) == {}
+
+
+def test_without_a_milestone_the_effects_are_those_on_the_last_value_by_hand():
+    """Perplexities 4, 8, 2, 8 and 8, 16, 4, 8: effects as above."""
+    two = replace(TABLES["hooks-wikitext2"], grid={"a": {"plain": (), "with a": ()},
+                                                   "b": {"": (), "with b": ()}})
+    cells = [[a, b] for a in ("plain", "with a") for b in ("", "with b")]
+    runs = [run("AdamW", seed, []) | {"levels": levels, "epochs": 2,
+                                      "curve": {"eval_perplexity": [90.0, last]}}
+            for seed, every in ((1, (4.0, 8.0, 2.0, 8.0)), (2, (8.0, 16.0, 4.0, 8.0)))
+            for last, levels in zip(every, cells, strict=True)]
+    keyed = {(run["seed"], *run["levels"]): run for run in runs}
+    by = Yardstick.of(two, "published")
+    assert [effect.ratio.value for effect in effects(two, by, keyed).values()] == pytest.approx(
+        [2**-0.75, 2**1.25, 2**0.5])
+    page = render(two, {"settings": {}, "sources": {}, "runs": runs}, [])
+    assert "the last perplexity with it over the last perplexity with" in page
+    assert re.search(r"\| with a +\| with b +\| 8, 8 ", page)
+    diverged = runs[3] | {"curve": {"eval_perplexity": [90.0, None]}}  # counts at its worst reading
+    late = effects(two, by, keyed | {(1, "with a", "with b"): diverged})
+    assert [effect.bound for effect in late.values()] == ["≥ ", "≥ ", "? "]
+    assert late["with a"].ratio.value == pytest.approx(2**-0.75 * (90 / 8) ** 0.25)
 
 
 def test_overheads_come_from_the_full_training_steps_of_the_benchmark():
@@ -400,7 +423,13 @@ def test_a_table_is_run_kept_shown_and_not_run_again(small, capsys, monkeypatch)
     capsys.readouterr()
 
 
-def test_until_starts_what_fits_and_stops_what_does_not(small, capsys, monkeypatch):
+@pytest.fixture
+def here(monkeypatch):
+    """exp.reproduce trains in this process."""
+    monkeypatch.setattr(command, "launcher_of", lambda *_: Here())
+
+
+def test_until_starts_what_fits_and_stops_what_does_not(small, here, capsys, monkeypatch):
     _, reproduce, outputs = small
     monkeypatch.setattr(command.Outlook, "seconds", lambda self, job: 900.0 if (
         "adamw" in job.name) else None)
@@ -415,7 +444,7 @@ def test_until_starts_what_fits_and_stops_what_does_not(small, capsys, monkeypat
 def finished_elsewhere(small, tmp_path):
     """The two runs of the small table, made in another folder."""
     table, reproduce, outputs = small
-    assert reproduce("--workers", "2") == 0
+    assert reproduce() == 0
     results = tmp_path / "results"
     results.mkdir()
     for folder in outputs.glob("lrp_*"):
@@ -430,7 +459,7 @@ def adopted(reproduce, results, capsys):
     return dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
 
 
-def test_runs_made_elsewhere_are_adopted_whole_or_not_at_all(small, tmp_path, capsys):
+def test_runs_made_elsewhere_are_adopted_whole_or_not_at_all(small, here, tmp_path, capsys):
     _, reproduce, outputs = small
     results = finished_elsewhere(small, tmp_path)
     adamw, aga = "lrp_grok_adamw_600e/seed1", "lrp_grok_ars2_neo_aga_400e/seed1"
@@ -472,7 +501,7 @@ def test_jobs_resume_keep_other_runs_and_report_failures(tmp_path, capfd):
     summary = folder / "summary.json"
     summary.write_text(summary.read_text().replace("completed", "interrupted"))
     assert state(job) == "waiting"
-    assert run_jobs([longer]) == {longer: 0}
+    assert run_jobs([longer], Here()) == {longer: 0}
     assert (tmp_path / "lrp" / "seed1.other1" / "metrics.jsonl").exists()
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
 

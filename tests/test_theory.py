@@ -118,9 +118,11 @@ def test_wrong_arguments_and_damaged_files_are_one_line(tmp_path, capsys):
     assert command.main(["nonsense"]) == 2
     assert f"unknown statement 'nonsense'; available: {NAMES[0]}, " in capsys.readouterr().err
     assert command.main(["warm_up", "--render", "--output", str(tmp_path)]) == 2
+    assert command.main(["--render", "--output", str(tmp_path)]) == 2
+    assert "has no measured statement" in capsys.readouterr().err
     (tmp_path / "warm_up.json").write_text("{")
     assert command.main(["warm_up", "--render", "--output", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.count("\n") == 2
+    assert capsys.readouterr().err.count("\n") == 1
     assert command.main(["warm_up", "--list"]) == 0
     assert "Transformers nearly always need warm-up" in capsys.readouterr().out
 

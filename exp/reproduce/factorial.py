@@ -1,8 +1,8 @@
 """Main effects and two-way interactions of a grid whose factors have two levels each, per row.
 
-A row's complete seeds, those with a run in every cell, are a complete block design for the log time
-to the milestone. The error is the residual of additive seed and cell effects, with
-(seeds - 1)(cells - 1) degrees of freedom, the same for every effect.
+A row's complete seeds, those with a run in every cell, are a complete block design for the log of
+a run's result (`Yardstick.result`). The error is the residual of additive seed and cell effects,
+with (seeds - 1)(cells - 1) degrees of freedom, the same for every effect.
 """
 
 from dataclasses import dataclass
@@ -20,18 +20,17 @@ from exp.reproduce.yardstick import Yardstick
 
 ALPHA = 0.05
 EXPLANATION = """\
-Effects of the levels. One level: the time to {milestone} with it over the time with the factor's \
-other level, as a geometric mean over the other factors and over the seeds that ran all {cells} \
-cells; below 1 the level saves time. Two levels (their interaction): the effect of the second with \
-the first over its effect without the first; 1 if they do not interact. Brackets hold 95 % \
-intervals; * marks p of at most 5 % after Holm's correction over the table. A run that did not \
-reach {milestone} counts at its last epoch; the ratio is then only a lower bound (≥), an upper \
-bound (≤) or unknown (?)."""
+Effects of the levels. One level: the {outcome} with it over the {outcome} with the factor's other \
+level, as a geometric mean over the other factors and over the seeds that ran all {cells} cells; \
+below 1 the level is better. Two levels (their interaction): the effect of the second with the \
+first over its effect without the first; 1 if they do not interact. Brackets hold 95 % intervals; \
+* marks p of at most 5 % after Holm's correction over the table. A run that {missed}; the ratio is \
+then only a lower bound (≥), an upper bound (≤) or unknown (?)."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """Effect of a level or of two levels together: ratio of times with its interval, two-sided p,
+    """Effect of a level or of two levels together: ratio of results with its interval, two-sided p,
     and the mark of a bound (see `_bound`)."""
 
     ratio: Estimate
@@ -53,7 +52,8 @@ def factorial(table: Table, by: Yardstick, runs: dict[str, Runs]) -> list[str]:
                    for name, effect in named.items()} for row, named in of_rows.items()}
     lines = [("", *cells), *((name, *(of_row[name] for of_row in cells.values()))
                              for name in next(iter(cells.values())))]
-    explanation = EXPLANATION.format(milestone=table.milestone, cells=2 ** len(table.grid))
+    explanation = EXPLANATION.format(outcome=by.outcome, missed=by.missed,
+                                     cells=2 ** len(table.grid))
     return [explanation, markdown(lines)]
 
 
@@ -66,16 +66,16 @@ def effects(table: Table, by: Yardstick, runs: Runs) -> dict[str, Effect]:
     if len(seeds) < 2:
         return {}
     ran = [[runs[seed, *levels] for levels in grid] for seed in seeds]
-    times = np.log([by.capped_epochs(of_seed) for of_seed in ran])
-    missed = np.array([any(by.epoch(run) is None for run in cell)
+    results = np.log([by.finite_results(of_seed) for of_seed in ran])
+    missed = np.array([any(by.result(run) is None for run in cell)
                        for cell in zip(*ran, strict=True)])
     signs = np.array(list(product((-1, 1), repeat=len(table.grid)))).T  # (factors, cells)
-    rest = times - times.mean(0) - times.mean(1, keepdims=True) + times.mean()
+    rest = results - results.mean(0) - results.mean(1, keepdims=True) + results.mean()
     freedom = (len(seeds) - 1) * (len(grid) - 1)
-    error = float(np.sqrt((rest**2).sum() / freedom / times.size))  # of a mean of signed times
+    error = float(np.sqrt((rest**2).sum() / freedom / results.size))  # of a mean of signed results
 
     def effect(sign: np.ndarray, size: int, bound: str) -> Effect:
-        mean = float((sign * times).mean())
+        mean = float((sign * results).mean())
         half = special.stdtrit(freedom, (1 + LEVEL) / 2) * error
         value, low, high = np.exp(size * np.array([mean, mean - half, mean + half])).tolist()
         p = 2 * special.stdtr(freedom, -abs(mean) / error) if error else float(not mean)
@@ -90,8 +90,8 @@ def effects(table: Table, by: Yardstick, runs: Runs) -> dict[str, Effect]:
 
 
 def _bound(with_it: bool, without: bool) -> str:
-    """Mark of a ratio: "≥ " or "≤ " if a run above or below the fraction line did not reach the
-    milestone, "? " if both, else ""."""
+    """Mark of a ratio: "≥ " or "≤ " if a run above or below the fraction line has no result, "? "
+    if both, else ""."""
     if with_it and without:
         return "? "
     return "≥ " if with_it else "≤ " if without else ""

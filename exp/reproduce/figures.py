@@ -90,18 +90,18 @@ def averaged(group: list[dict], by: Yardstick, axis: str) -> tuple[np.ndarray, .
 
 
 def _configurations(axes, table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> None:
-    """Draw the epoch of the milestone per configuration: the baseline's as x, the others' as y."""
+    """Draw the result per configuration: the baseline's as x, the others' as y."""
     base = by_configuration(runs.get(table.baseline, ()))
     first = next(iter(table.grid.values()))
     for row, group in runs.items():
         ours = by_configuration(group)
         for number, level in enumerate(first if row != table.baseline else ()):
             shared = [key for key in ours if key in base and level in key]
-            x, y = (by.capped_epochs(rows[key] for key in shared) for rows in (base, ours))
+            x, y = (by.finite_results(rows[key] for key in shared) for rows in (base, ours))
             axes.plot(x, y, "o", color=f"C{number}", label=level, alpha=0.8)
     axes.axline((10, 10), (100, 100), color=NEUTRAL, linewidth=1)
-    axes.set(xscale="log", yscale="log", xlabel=f"{table.baseline}, epochs to {by.milestone}",
-             ylabel="others, epochs (the last if never)")
+    axes.set(xscale="log", yscale="log", xlabel=f"{table.baseline}, {by.outcome}",
+             ylabel=f"others, {by.outcome}")
 
 
 def _first(axes, table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> None:
@@ -118,7 +118,7 @@ def _first(axes, table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> No
     axes.axvline(50, color=NEUTRAL, linewidth=1)
     axes.set_yticks(range(len(levels)), levels, fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlim=(-3, 103), xlabel=f"first to {by.milestone}, % of configurations")
+    axes.set(xlim=(-3, 103), xlabel=f"better by {by.outcome}, % of configurations")
 
 
 def _survival(axes, runs: dict[str, list[dict]], by: Yardstick, looks: dict) -> None:

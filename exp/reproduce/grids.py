@@ -5,7 +5,7 @@ of factors with two levels (`factorial`)."""
 from collections.abc import Iterable
 
 from exp.report import statistics
-from exp.report.tables import Lines
+from exp.report.tables import Lines, number
 from exp.report.tables import table as markdown
 from exp.reproduce.factorial import factorial
 from exp.reproduce.measures import Comparison, Runs, by_configuration, first_share, shared
@@ -19,11 +19,9 @@ def render_grid(table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> lis
     base = keyed.pop(table.baseline, {})
     parts = [_factors(table)]
     for row, ours in keyed.items():
-        parts += [f"{row} against {table.baseline}: epochs to {table.milestone}, over the "
-                  "configurations that both ran. In the mean epochs, a run that did not reach the "
-                  f"milestone counts at its last epoch. *{row} first* is the share of "
-                  "configurations in which it needs fewer epochs, among those in which at least "
-                  "one of the two reached the milestone.",
+        parts += [f"{row} against {table.baseline}: {by.outcome}, over the configurations that "
+                  f"both ran. In the means, a run that {by.missed}. *{row} first* is the share of "
+                  "configurations in which its result is lower, among those without a tie.",
                   _levels(table, by, row, *shared(ours, base))]
     every = {table.baseline: base, **keyed}
     return [*parts, *factorial(table, by, every), _configurations(table, by, every)]
@@ -50,8 +48,9 @@ def _without_empty_columns(lines: list[tuple[str, ...]]) -> list[tuple[str, ...]
 
 def _levels(table: Table, by: Yardstick, row: str, ours: Runs, base: Runs) -> str:
     """Table with one line for all configurations and one per level."""
-    lines: Lines = [("", "configurations", f"{table.baseline}, mean epoch", f"{row}, mean epoch",
-                     "difference", "t", "p", f"reached, {table.baseline}", f"reached, {row}",
+    done = "reached" if by.milestone else "finite"
+    lines: Lines = [("", "configurations", f"{table.baseline}, mean", f"{row}, mean",
+                     "difference", "t", "p", f"{done}, {table.baseline}", f"{done}, {row}",
                      f"{row} first, %")]
     names = ["all", *(level for levels in table.grid.values() for level in levels)]
     for name in names:
@@ -59,7 +58,7 @@ def _levels(table: Table, by: Yardstick, row: str, ours: Runs, base: Runs) -> st
                         for group in (ours, base))
         if not mine:
             continue
-        a, b = by.capped_epochs(theirs.values()), by.capped_epochs(mine.values())
+        a, b = by.finite_results(theirs.values()), by.finite_results(mine.values())
         difference, t, p = statistics.welch(a, b)
         lines.append((name, len(mine), sum(a) / len(a), sum(b) / len(b),
                       difference, t, p, _reached(by, theirs), _reached(by, mine),
@@ -68,26 +67,24 @@ def _levels(table: Table, by: Yardstick, row: str, ours: Runs, base: Runs) -> st
 
 
 def _reached(by: Yardstick, runs: Runs) -> str:
-    return f"{sum(by.epoch(run) is not None for run in runs.values())} of {len(runs)}"
+    return f"{sum(by.result(run) is not None for run in runs.values())} of {len(runs)}"
 
 
 def _configurations(table: Table, by: Yardstick, runs: dict[str, Runs]) -> str:
-    """Table with one line per configuration: the epochs of all seeds, per row."""
-    lines = [(*table.grid, *(f"{row.label}, epoch" for row in table.rows))]
+    """Table with one line per configuration: the results of all seeds, per row."""
+    lines = [(*table.grid, *(row.label for row in table.rows))]
     grid = dict.fromkeys(cell.levels for cell in table.cells())
     for levels in grid:
-        cells = [_epochs(by, levels, runs.get(row.label, {})) for row in table.rows]
+        cells = [_results(by, levels, runs.get(row.label, {})) for row in table.rows]
         if any(cells):
             lines.append((*levels, *cells))
     complete = sum(all(line[len(table.grid):]) for line in lines[1:])
-    return (f"{complete} of {len(grid)} configurations are complete. > n: not reached by epoch "
-            "n.\n\n"
-            + markdown(lines))
+    return (f"The {by.outcome} of every seed; > marks one that {by.missed}. {complete} of "
+            f"{len(grid)} configurations are complete.\n\n" + markdown(lines))
 
 
-def _epochs(by: Yardstick, levels: tuple[str, ...], runs: Runs) -> str:
-    """Epochs to the milestone of a configuration's seeds, "> last" if it was not reached."""
-    of_seeds = sorted(((key[0], run) for key, run in runs.items() if key[1:] == levels),
-                      key=lambda item: item[0])
-    return ", ".join(f"> {run['epochs']}" if (epoch := by.epoch(run)) is None else str(epoch)
-                     for _, run in of_seeds)
+def _results(by: Yardstick, levels: tuple[str, ...], runs: Runs) -> str:
+    """The results of a configuration's seeds, in their order, as the page explains them."""
+    of_seeds = [runs[key] for key in sorted(runs) if key[1:] == levels]
+    return ", ".join("> " * (by.result(run) is None) + number(value)
+                     for run, value in zip(of_seeds, by.finite_results(of_seeds), strict=True))

@@ -58,7 +58,7 @@ class Table:
     baseline: the row with which others are paired.
     scales, protocols: name -> overrides, a scale's applied after the task's own of that name; a
     table without a mini scale runs in full on a CPU. seeds: scale -> number of seeds. grid: factor
-    -> level -> overrides; needs a milestone.
+    -> level -> overrides; needs a milestone or a metric of which less is better.
     note: printed on the table's page. other_data: if the data set here is another one, why
     published numbers are not comparable; orders of rows still are.
     """

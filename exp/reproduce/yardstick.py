@@ -1,4 +1,4 @@
-"""Yardstick: the metric and milestone by which kept runs are compared, and the runs' costs."""
+"""Yardstick: the metric or milestone by which kept runs are compared, and the runs' costs."""
 
 import math
 from collections.abc import Iterable
@@ -58,10 +58,32 @@ class Yardstick:
         return [None if (epoch := self.epoch(run)) is None else spent(run, axis)[epoch - 1]
                 for run in runs], watched(runs, axis)
 
-    def capped_epochs(self, runs: Iterable[dict]) -> list[float]:
-        """The epoch of the milestone of every run, its last epoch if it was not reached."""
-        return [end if time is None else time
-                for time, end in zip(*self.times(runs), strict=True)]
+    @property
+    def outcome(self) -> str:
+        """What `result` is, in words: "epochs to converged", say, or "last perplexity"."""
+        return f"epochs to {self.milestone}" if self.milestone else f"last {self.metric.label}"
+
+    @property
+    def missed(self) -> str:
+        """How `finite_results` counts a run without a `result`, in words."""
+        return (f"did not reach {self.milestone} counts at its last epoch" if self.milestone else
+                "diverged counts at its worst reading")
+
+    def result(self, run: dict) -> float | None:
+        """One number of a run, less is better: the epoch of the milestone (None if not reached), or
+        without a milestone the last value of the metric (None if not finite)."""
+        if self.milestone:
+            return self.epoch(run)
+        return None if math.isnan(last := self.last(run)) else last
+
+    def finite_results(self, runs: Iterable[dict]) -> list[float]:
+        """The `result` of every run. A run that did not reach the milestone counts at its last
+        epoch, and one whose last value is not finite at its worst reading."""
+        if self.milestone:
+            return [end if time is None else time
+                    for time, end in zip(*self.times(runs), strict=True)]
+        return [max((value for value in self.curve(run) if value is not None), default=math.inf)
+                if (result := self.result(run)) is None else result for run in runs]
 
 
 def spent(run: dict, axis: str) -> list[float]:

@@ -38,8 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.dry_run:
             print(forecast(durations(options.output, names, options.seeds)))
         elif options.render:
-            render(options.output, [name for name in names if name in options.names
-                                    or (options.output / f"{name}.json").exists()])
+            measured = [name for name in names if name in options.names
+                        or (options.output / f"{name}.json").exists()]
+            if not measured:
+                raise ValueError(f"{options.output} has no measured statement; --output names the "
+                                 f"folder, {PUBLISHED} for the published ones")
+            render(options.output, measured)
         else:
             print(total(durations(options.output, names, options.seeds)), flush=True)
             measure(options.output, names, list(range(1, options.seeds + 1)))

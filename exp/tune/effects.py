@@ -84,12 +84,15 @@ def effects(board: dict, ablation: Ablation) -> list[Effect]:
 
 
 def section(board: dict, ablation: Ablation, sign: Callable[[str], str]) -> tuple[str, ...]:
-    """Return the parts of the page's section: heading, explanation, table; empty without effects.
-    sign: text of a bound."""
+    """Return the parts of the page's section: heading, explanation, table, cells that are known
+    rules; empty without effects. sign: text of a bound."""
     parts = effects(board, ablation)
     if not parts:
         return ()
     lines = [("part", "times", "pairs of cells", "p", "verdict")]
     lines += [(effect.part, sign(effect.bound) + interval(effect.ratio), str(effect.pairs),
                number(effect.p_holm), effect.verdict(board["terms"]["alpha"])) for effect in parts]
-    return "## Part by part", EXPLANATION, markdown(lines)
+    known = {name: ablation.known_as(cell) for name, cell in ablation.arms().items()
+             if cell["sharpness"] == "none"}
+    rules = ", ".join(f"{name} is {rule}" for name, rule in known.items() if rule)
+    return "## Part by part", EXPLANATION, markdown(lines), f"Known rules: {rules}." * bool(rules)
