@@ -1,9 +1,9 @@
 """The ladder's corpus as bytes or as BPE tokens: novels of 1839-1931 and prose of Microsoft's Win32
 documentation.
 
-The files are `ladder/{eltec,novels,docs}.txt.bz2`. data/sources/ladder.py makes the first two from
-public repositories; docs, from MicrosoftDocs/win32 (CC BY 4.0) at 47e64c18, must be supplied.
-Alternatives are the training text of Wikitext-2, and FineWeb as GPT-2 tokens.
+The files are `ladder/{eltec,novels,docs}.txt.bz2`; data/sources/ladder.py makes those that are
+missing from public repositories. Alternatives are the training text of Wikitext-2, and FineWeb as
+GPT-2 tokens.
 """
 
 import bz2
@@ -12,6 +12,7 @@ import io
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -23,7 +24,7 @@ from data.batches import Batches, seeded
 from data.sources.fineweb import SHA256 as FINEWEB
 from data.sources.fineweb import VOCAB_SIZE as GPT2
 from data.sources.fineweb import fineweb
-from data.sources.ladder import build
+from data.sources.ladder import SOURCES, build
 from data.wikitext2 import SHA256 as WIKITEXT2
 from data.wikitext2 import texts as wikitext2_texts
 
@@ -197,9 +198,16 @@ def load(name: str) -> tuple[np.ndarray, str]:
 
 
 def _decoded(name: str, digest: str) -> bytes:
-    folder = locate(FOLDER) or download("the ladder's novels", FOLDER, [lambda: build(FOLDER)])
-    path = folder / f"{name}.txt.bz2"
+    path = _compressed(name)
     try:
         return verify(bz2.decompress(path.read_bytes()), digest, f"the text in {path}")
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
+
+
+def _compressed(name: str) -> Path:
+    """The file of a text: supplied, or downloaded to the folder of its source."""
+    own = next(folder for folder, texts in SOURCES.items() if name in texts)
+    files = [folder / f"{name}.txt.bz2" for folder in map(locate, (FOLDER, own)) if folder]
+    return next((path for path in files if path.exists()), None) or download(
+        f"the ladder's text {name}", own, [lambda: build(own)]) / f"{name}.txt.bz2"

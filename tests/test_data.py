@@ -356,10 +356,34 @@ def test_paragraphs_of_novels_by_hand():
     assert list(sources.of_print(apart)) == ["A line Another", *9 * ["B."], "and so; on."]
 
 
-def test_novels_are_downloaded_and_long_repeats_left_out(tmp_path, monkeypatch):
+PROSE = "This line of a page has sixty characters or more, and eight words"
+PAGE = f"""---
+title: {PROSE}
+---
+<!-- {PROSE} in
+a comment --> {PROSE}&nbsp;&mdash;\\_[a link](/to "it") and
+| {PROSE} |
+![{PROSE}](it.png)
+<td>{PROSE}</td> \\- &lt;kept>, <a
+href="x">too</a> &amp;lt;
+{PROSE} = 0x80070005 (E_FAIL), 0x80070006 (E_HANDLE)
+Sixty-characters-of-letters-are-no-prose-if-they-are-in-few-words
+"""
+
+
+def test_prose_of_markdown_by_hand():
+    assert list(sources.of_markdown(PAGE)) == [
+        f"{PROSE} &mdash;_a link and", f"{PROSE} \\- <kept>, too &lt;"]
+    assert list(sources.of_markdown(PAGE.replace("\n", "\r\n"))) == [
+        f"title: {PROSE}", f"{PROSE} &mdash;_a link and", f"{PROSE} \\- <kept>, too &lt;"]
+
+
+def test_texts_are_downloaded_and_repeats_left_out(tmp_path, monkeypatch):
     long = "a paragraph of more than eighty characters, " * 3
     texts = {"level1/b.xml": TEI, "level1/ENG18460_Reynolds.xml": "skipped", "corpus/a.txt":
-             f"Short.\n{long}\nShort.\n{long.upper()}!\n", "corpus/readme.md": "no"}
+             f"Short.\n{long}\nShort.\n{long.upper()}!\n", "corpus/readme.md": "no",
+             "desktop-src/a/TOC.md": PROSE, "desktop-src/b.md": f"{PROSE}\n{PROSE.upper()}\n",
+             "desktop-src/a/c.md": f"{long}\n"}
 
     def urlopen(url, timeout):
         file = io.BytesIO()
@@ -377,6 +401,11 @@ def test_novels_are_downloaded_and_long_repeats_left_out(tmp_path, monkeypatch):
                      for name in ("novels", "eltec"))
     assert novels == f"Short.\n{long.strip()}\nShort.\n"
     assert eltec.startswith("CHAPTER I.\n") and eltec.endswith("A motto\n")
+    monkeypatch.setenv("ARS_DATA", str(tmp_path))
+    docs = f"{long.strip()}\n{PROSE}\n".encode()
+    monkeypatch.setitem(data.ladder.SHA256, "docs", hashlib.sha256(docs).hexdigest())
+    assert data.ladder.load("docs")[0].tobytes() == docs
+    assert (tmp_path / "cache" / "ladder_docs" / "docs.txt.bz2").exists()
 
 
 def test_a_damaged_text_is_refused(tiny_data, tmp_path, monkeypatch):
