@@ -27,7 +27,8 @@ class CautiousDecay(Delta):
     W are the weights before the step and u is the direction of `base`. mask: "cautious" as above;
     "strict" k = 1 where u W > 0 (an entry with u = 0 does not decay); "none" k = 1 everywhere:
     plain decoupled decay, for a `base` whose wrappers do not accept a weight decay inside. Around a
-    wrapper that resets the norm (Hyperball, RadialBrake) u is the direction before that wrapper.
+    wrapper that resets the norm (Hyperball, RadialBrake) u is the direction before that wrapper, or
+    before the outer one of several.
 
     Cost: no additional gradient evaluation, no state.
     Raises ValueError for an invalid argument, and if `base` has a weight decay or complex
@@ -44,7 +45,7 @@ class CautiousDecay(Delta):
         self.weight_decay, self.mask = weight_decay, mask
         self.directions: dict[Tensor, Tensor] = {}
         for hook in wrappers_of(base):
-            if isinstance(hook, Delta) and hook.pins:  # with several, the outermost one is used
+            if isinstance(hook, Delta) and hook.pins:
                 hook.handed = self.directions
 
     def move(self, p: Tensor, w: Tensor, u: Tensor, group: dict) -> Tensor:

@@ -174,6 +174,12 @@ def test_a_decay_around_the_ball_has_the_mask_of_the_direction_before_it():
     w = torch.tensor(w, dtype=DOUBLE)
     assert ((w - ball) * w)[0, 0] < 0
     torch.testing.assert_close(decayed, ball - 0.1 * 0.5 * w, rtol=0, atol=1e-15)
+    # Before the ball, the outer one of two that pin, the brake has turned the first entry of u.
+    both, decayed = (fed(make, w.tolist(), [u] * 3)[0] for make in (
+        lambda p: Hyperball(RadialBrake(sgd(p), inward=0.0)),
+        lambda p: CautiousDecay(Hyperball(RadialBrake(sgd(p), inward=0.0)), 0.5)))
+    mask = torch.tensor([[0, 1], [1, 1]])
+    torch.testing.assert_close(decayed, both - 0.1 * 0.5 * mask * w, rtol=0, atol=1e-15)
 
 
 def test_a_rule_that_overwrites_its_gradient_cannot_be_masked():
