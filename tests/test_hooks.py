@@ -178,7 +178,7 @@ def test_a_decay_around_the_ball_has_the_mask_of_the_direction_before_it():
     both, decayed = (fed(make, w.tolist(), [u] * 3)[0] for make in (
         lambda p: Hyperball(RadialBrake(sgd(p), inward=0.0)),
         lambda p: CautiousDecay(Hyperball(RadialBrake(sgd(p), inward=0.0)), 0.5)))
-    mask = torch.tensor([[0, 1], [1, 1]])
+    mask = torch.tensor([[0.0, 1.0], [1.0, 1.0]], dtype=DOUBLE)
     torch.testing.assert_close(decayed, both - 0.1 * 0.5 * mask * w, rtol=0, atol=1e-15)
 
 

@@ -21,7 +21,7 @@ def render_grid(table: Table, by: Yardstick, runs: dict[str, list[dict]]) -> lis
     for row, ours in keyed.items():
         parts += [f"{row} against {table.baseline}: {by.outcome}, over the configurations that "
                   f"both ran. In the means, a run that {by.missed}. *{row} first* is the share of "
-                  "configurations in which its result is lower, among those without a tie.",
+                  "configurations in which its number is the lower one, of those without a tie.",
                   _levels(table, by, row, *shared(ours, base))]
     every = {table.baseline: base, **keyed}
     return [*parts, *factorial(table, by, every), _configurations(table, by, every)]
