@@ -279,6 +279,8 @@ def test_without_a_milestone_the_effects_are_those_on_the_last_value_by_hand():
     page = render(two, {"settings": {}, "sources": {}, "runs": runs}, [])
     assert "the last perplexity with it over the last perplexity with" in page
     assert re.search(r"\| with a +\| with b +\| 8, 8 ", page)
+    with pytest.raises(ConfigError, match="a grid needs a milestone"):
+        Yardstick.of(replace(two, task="cifar"), "published")
     diverged = runs[3] | {"curve": {"eval_perplexity": [90.0, None]}}  # counts at its worst reading
     late = effects(two, by, keyed | {(1, "with a", "with b"): diverged})
     assert [effect.bound for effect in late.values()] == ["≥ ", "≥ ", "? "]

@@ -40,12 +40,13 @@ class Comparison:
         values = [self.scale * value(run) for run in self.ours.values()]
         return sample([worst if math.isnan(v) else v for v in values], log)
 
-    def pairs(self) -> list[tuple[float, float]]:
-        """(other row's result, our result) in each configuration that both ran, in order; infinite
-        for a milestone that was not reached or a run that diverged (`Yardstick.result`)."""
-        both = zip(*(runs.values() for runs in shared(self.other, self.ours)), strict=True)
-        return [(self.by.result(other) or math.inf, self.by.result(ours) or math.inf)
-                for other, ours in both]
+    def pairs(self, value: Callable[[dict], float | None] | None = None
+              ) -> list[tuple[float, float]]:
+        """(other row's value, our value) in each configuration that both ran, in order; infinite
+        for None. value: by default the epoch of the milestone."""
+        both = ([math.inf if (of_run := (value or self.by.epoch)(run)) is None else of_run
+                 for run in runs.values()] for runs in shared(self.other, self.ours))
+        return list(zip(*both, strict=True))
 
 
 def evidence(claim: Claim, table: Table, records: dict, scale: str, protocol: str
@@ -162,20 +163,19 @@ def _evaluations(c: Comparison) -> Evidence:
 def _mean_epoch(c: Comparison) -> Evidence:
     """The mean epoch of the milestone over configurations; a run that did not reach it counts with
     its last epoch."""
-    return sample(c.by.finite_results(c.ours.values()))
+    return sample(c.by.capped_epochs(c.ours.values()))
 
 
 def _sooner_by(c: Comparison) -> Evidence:
     """The other row's mean epoch minus ours, with Welch's unpaired interval over configurations;
     epochs as in _mean_epoch."""
-    return unpaired(*map(c.by.finite_results, (c.other.values(), c.ours.values())))
+    return unpaired(*map(c.by.capped_epochs, (c.other.values(), c.ours.values())))
 
 
 def first_share(c: Comparison) -> Evidence:
-    """Percentage of configurations in which our row is first to the milestone (without one: has the
-    less last value), of those without a tie; a row that never reaches it is later than one that
-    does."""
-    sooner = [ours < other for other, ours in c.pairs() if ours != other]
+    """Percentage of configurations in which our row is first to the milestone or, without one, ends
+    lower, of those without a tie; a row that never reaches it is later than one that does."""
+    sooner = [ours < other for other, ours in c.pairs(c.by.result) if ours != other]
     return proportion(sum(sooner), len(sooner), PERCENT)
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from exp.harness.errors import ConfigError
 from exp.harness.task import FRACTION, Metric
 from exp.reproduce.plan import Table
 
@@ -21,8 +22,13 @@ class Yardstick:
 
     @classmethod
     def of(cls, table: Table, protocol: str) -> "Yardstick":
-        """The yardstick of a table under a protocol."""
-        return cls(table.metric(protocol), table.milestone, table.threshold)
+        """The yardstick of a table under a protocol. Raises ConfigError for a grid that has neither
+        a milestone nor a metric of which less is better."""
+        metric = table.metric(protocol)
+        if table.grid and not table.milestone and metric.mode == "max":
+            raise ConfigError(f"table {table.name}: a grid needs a milestone or a metric of which "
+                              f"less is better, not {metric.name}")
+        return cls(metric, table.milestone, table.threshold)
 
     @property
     def scale(self) -> float:
@@ -58,6 +64,11 @@ class Yardstick:
         return [None if (epoch := self.epoch(run)) is None else spent(run, axis)[epoch - 1]
                 for run in runs], watched(runs, axis)
 
+    def capped_epochs(self, runs: Iterable[dict]) -> list[float]:
+        """The epoch of the milestone of every run, its last epoch if it was not reached."""
+        return [end if time is None else time
+                for time, end in zip(*self.times(runs), strict=True)]
+
     @property
     def outcome(self) -> str:
         """What `result` is, in words: "epochs to converged", say, or "last perplexity"."""
@@ -80,8 +91,7 @@ class Yardstick:
         """The `result` of every run. A run that did not reach the milestone counts at its last
         epoch, and one whose last value is not finite at its worst reading."""
         if self.milestone:
-            return [end if time is None else time
-                    for time, end in zip(*self.times(runs), strict=True)]
+            return self.capped_epochs(runs)
         return [max((value for value in self.curve(run) if value is not None), default=math.inf)
                 if (result := self.result(run)) is None else result for run in runs]
 
