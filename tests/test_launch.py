@@ -18,7 +18,7 @@ from conftest import TINY
 from exp.harness.errors import ConfigError
 from exp.harness.folder import RunFolder
 from exp.harness.lock import INHERITED, acquire, holder, local_process
-from exp.jobs import launch, queue
+from exp.jobs import here, launch, queue
 from exp.jobs.launch import LOG, Local, Work
 from exp.jobs.queue import Job, Stopped, run_jobs
 from exp.jobs.slurm import Submitit, _parameter, _Submitted, launcher_of
@@ -130,6 +130,31 @@ def test_a_run_that_dies_after_its_queue_is_started_again(tmp_path):
     assert run_jobs([job]) == {job: 0}
     assert other.wait() == -signal.SIGKILL and (job.folder / "done").exists()
     other.stdout.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+def test_only_a_run_whose_queue_has_ended_is_stopped_by_another_command(tmp_path):
+    code = (f"from exp.harness.lock import *; acquire(Path({str(tmp_path)!r})); print(flush=True);"
+            "time.sleep(60)")
+    for variable, is_stopped in (({}, False), ({launch.QUEUE: str(os.getpid())}, False),
+                                 ({launch.QUEUE: "0"}, True)):  # by hand, by a queue, left behind
+        other = subprocess.Popen([sys.executable, "-S", "-c", code], stdout=subprocess.PIPE,
+                                 env={**os.environ, **variable})
+        other.stdout.readline()
+        launch.stop([launch.Orphan(tmp_path)])
+        assert (other.poll() is not None) == is_stopped
+        other.kill()
+        other.communicate()
+
+
+def test_an_error_in_this_process_fails_one_run_and_is_logged(tmp_path, monkeypatch):
+    def no_compiler(*_):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(here, "launch", no_compiler)
+    work = Work(tmp_path, ["python", "-m", "exp.ladder.train"], [])
+    assert [process.poll() for process in here.Here().start([work])] == [1]
+    assert "RuntimeError: no C++ compiler" in work.log.read_text()
 
 
 def test_a_process_inherits_the_lock_and_only_it_may_write(tmp_path):

@@ -2,8 +2,10 @@
 and the data of earlier ones."""
 
 import contextlib
+import traceback
 from collections.abc import Sequence
 
+from exp.harness.arguments import FAILED
 from exp.harness.cli import launch
 from exp.harness.lock import holder
 from exp.harness.task import task_named, train_function
@@ -43,9 +45,15 @@ class Here:
 
 
 def _train(work: Work) -> int:
+    """Train; return the exit status. An exception, such as a missing compiler or a GPU out of
+    memory, goes to the log and fails this run alone."""
     module, arguments = work.command[2], work.command[3:]
     name = module.removeprefix("exp.").removesuffix(".train")
     work.folder.mkdir(parents=True, exist_ok=True)
     with open(work.log, "a", encoding="utf-8") as log, contextlib.redirect_stdout(log), \
             contextlib.redirect_stderr(log):
-        return launch(task_named(name), train_function(name), arguments)
+        try:
+            return launch(task_named(name), train_function(name), arguments)
+        except Exception:
+            traceback.print_exc()
+            return FAILED

@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -17,6 +18,7 @@ from exp.harness.lock import INHERITED, acquire, holder, local_process, name_hol
 STOP_SECONDS = 60.0  # time for a run to finish its step and write a checkpoint
 ASK_SECONDS = 5.0  # the signal is repeated after this time: a run may miss it while starting
 LOG = "train.log"
+QUEUE = "ARS_QUEUE"  # environment variable: process id of the queue that started a local process
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Local:
         except ConfigError:  # another command started it in the meantime
             return Orphan(work.folder)
         environment = {**os.environ, "OMP_NUM_THREADS": threads(self.capacity),
-                       INHERITED: str(lock)}
+                       INHERITED: str(lock), QUEUE: str(os.getpid())}
         try:
             with open(work.log, "ab") as log:
                 # A new session: Ctrl-C reaches the process once, through the queue alone.
@@ -96,7 +98,8 @@ class Local:
 
 
 class Orphan:
-    """A process that has locked a folder and was started by another command."""
+    """A process that has locked a folder and was started by another command. It is signaled only if
+    that command was a queue which has ended: otherwise it belongs to somebody else."""
 
     ENDED = -1  # the exit status is unknown; the folder holds the outcome
 
@@ -115,8 +118,22 @@ class Orphan:
         """Kill the process, if it runs on this host."""
         self._send(signal.SIGKILL)
 
+    def is_abandoned(self) -> bool:
+        """Whether the process runs on this host and its queue has ended, so that it has another
+        parent now. False where there is no /proc."""
+        try:
+            process = Path("/proc", str(local_process(self.folder)))
+            environment = (process / "environ").read_bytes().decode(errors="replace").split("\0")
+            status = (process / "status").read_text()
+            (parent,) = re.findall(r"^PPid:\s*(\d+)", status, re.MULTILINE)
+        except (OSError, ValueError):
+            return False
+        queues = [word for word in environment if word.startswith(f"{QUEUE}=")]
+        return bool(queues) and f"{QUEUE}={parent}" not in queues
+
     def _send(self, number: int) -> None:
-        if (process := local_process(self.folder)) is not None:
+        process = local_process(self.folder)
+        if process is not None and self.is_abandoned():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, number)
 
@@ -136,8 +153,10 @@ def stoppable() -> Iterator[None]:
 
 def stop(processes: Iterable[Process]) -> None:
     """Ask every process to write a checkpoint and exit; kill those still running after
-    STOP_SECONDS."""
-    running, started = list(processes), None
+    STOP_SECONDS. Processes of other commands that still run are left alone."""
+    running: list[Process] = [process for process in processes
+                              if not isinstance(process, Orphan) or process.is_abandoned()]
+    started = None
     while running and (started is None or time.monotonic() < started + STOP_SECONDS):
         for process in running:
             process.terminate()
