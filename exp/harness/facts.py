@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,11 @@ def short_commit() -> str:
 def loaded_sources() -> dict[str, str]:
     """Path -> hash of every file of this project that the process has imported: the code that the
     run depends on."""
-    files = {Path(file) for module in list(sys.modules.values())
+    folders = tuple(f"{ROOT / name}{os.sep}" for name in SOURCES)
+    files = {os.path.normpath(file) for module in list(sys.modules.values())
              if (file := getattr(module, "__file__", None))}
-    ours = {file.relative_to(ROOT).as_posix(): source_hash(file) for file in files
-            if file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in SOURCES}
-    return dict(sorted(ours.items()))
+    ours = [Path(file) for file in sorted(files) if file.startswith(folders)]
+    return {file.relative_to(ROOT).as_posix(): source_hash(file) for file in ours}
 
 
 def source_hash(file: Path) -> str:
@@ -111,6 +112,7 @@ def _module() -> str:
     return spec.name if spec else Path(sys.argv[0]).stem
 
 
+@cache
 def version_of(package: str) -> str | None:
     """Installed version of a distribution, None if it is not installed."""
     try:
