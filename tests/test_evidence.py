@@ -29,8 +29,9 @@ def within(value, tolerance):
     ((90.1, 90.5, 90.3), 90.2, 0.5, "holds", None),
     ((90.1, 90.5, 90.3), 92.0, 0.5, "does not hold", None),
     ((90.1,), 90.1, 0.5, "inconclusive", None),  # one seed has no interval
-    # 95 % [3.03, 11.97], 90 % [4.27, 10.73]: the nearer edge, 5, is 2.5 from the mean; s 2.8087.
-    ((7.5, 4.0, 10.5, 8.0), 4.0, 1.0, "inconclusive", math.ceil((2.48649 * 2.6771 / 2.5)**2) + 1),
+    # 95 % [3.03, 11.97], 90 % [4.27, 10.73]: the nearer edge, 5, is 2.5 from the mean; s 2.6771.
+    # Nine seeds: (1.8595 + 0.8889) 2.6771 / 3 = 2.453; eight: 2.638.
+    ((7.5, 4.0, 10.5, 8.0), 4.0, 1.0, "inconclusive", 9),
 ])
 def test_a_number_is_judged_by_two_one_sided_tests(values, claimed, tolerance, word, needed):
     found = judge_number(sample(values), claimed, within(claimed, tolerance))
@@ -123,9 +124,16 @@ def test_of_values_that_are_all_equal_only_the_order_is_known():
 
 def test_seeds_needed_count_from_the_value_that_decides():
     # Mean 0.2, s 1.1: it fails for being below the floor, 0.8 away, long before it holds.
+    # Fourteen seeds: (1.7709 + 0.8702) 1.1 / sqrt(14) = 0.776; thirteen: 0.810.
     found = judge_above(sample([-0.9, 0.2, 1.3]), 0.0, 1.0)
-    assert (found.word, found.needed) == ("inconclusive", math.ceil((2.48649 * 1.1 / 0.8)**2) + 1)
+    assert (found.word, found.needed) == ("inconclusive", 14)
     assert judge_below(sample([0.9, -0.2, -1.3]), 0.0, 1.0).needed == found.needed
+
+
+def test_an_open_verdict_needs_more_seeds_than_it_has():
+    # Mean 10, s 1.414; the bound is 4 s below, and the one-sided 95 % bound of two seeds 4.46 s.
+    found = judge_above(sample([9.0, 11.0]), 10 - 4 * 2**0.5)
+    assert (found.word, found.needed) == ("inconclusive", 3)
 
 
 def test_one_of_several_parts_that_has_to_hold():

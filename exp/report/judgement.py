@@ -192,10 +192,14 @@ def _judgement(verdict: Callable[[float], str], ours: Evidence, gap: float, why:
 
 
 def _needed(ours: Evidence, gap: float) -> int | None:
-    """Return the number of seeds for power POWER at a one-sided ALPHA if the true value is ours."""
+    """Return the least number of seeds, more than now, for power POWER at a one-sided ALPHA if the
+    true value is ours: (t(1 - ALPHA) + t(POWER)) sd / sqrt(n) is at most `gap`, with Student's t
+    of n - 1 degrees of freedom."""
     if math.isnan(ours.sd) and 1 < ours.n < ORDERED and not math.isnan(ours.value):
         return ORDERED  # by order statistics
     if not (math.isfinite(ours.value) and ours.sd > 0):
         return None
-    ratio = (special.ndtri(1 - ALPHA) + special.ndtri(POWER)) * ours.sd / gap if gap else math.inf
-    return math.ceil(ratio**2) + 1 if ratio**2 < MOST_NEEDED else None
+    n = np.arange(max(ours.n, 1) + 1, MOST_NEEDED + 1)
+    quantiles = special.stdtrit(n - 1, 1 - ALPHA) + special.stdtrit(n - 1, POWER)
+    enough = n[quantiles * ours.sd / np.sqrt(n) <= gap]
+    return int(enough[0]) if len(enough) else None
