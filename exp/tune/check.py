@@ -15,13 +15,25 @@ from scipy.stats import qmc
 TOLERANCE = 1e-9  # relative
 AXES = ("lr", "decay_time", "aux_lr", "memory")
 KEYS = {"schema", "terms", "arms", "results"}
-TABLES = ("on_the_way", "steadiness")  # optional entries of `results`
+FIXED = {"hold": 2, "stop_factor": 2.0, "alpha": 0.05, "worth_naming": 1.05}  # of all terms
+TABLES = ("on_the_way", "steadiness")  # entries of `results` that terms without "linger" lack
 DECAY = 0.2  # share of an annealed run in which the rate decays
 
 
 def check_board(board: dict) -> list[str]:
     """Return the problems of a board, one line each; empty if all numbers are right. A board in
-    progress has the first of its announced studies, equally many of every arm, and no verdicts."""
+    progress has the first of its announced studies, equally many of every arm, and no verdicts.
+
+    What its JSON has only once cannot be recomputed: metrics, test, peak memory, seconds, and the
+    milliseconds per evaluation of arms that are `paced`.
+    """
+    try:
+        return _problems(board)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        return [f"I1: damaged entry, {type(error).__name__}: {error}"]
+
+
+def _problems(board: dict) -> list[str]:
     if set(board) != KEYS or board["schema"] not in ("ars-arena/1", "ars-arena/1 in progress"):
         return [f"I1: not a board of schema ars-arena/1: {sorted(board)}"]
     terms = board["terms"]
@@ -34,15 +46,21 @@ def check_board(board: dict) -> list[str]:
     for number, seed in terms["study_seeds"].items():
         if seed != zlib.crc32(f"{terms['task']}/{number}".encode()):
             problems.append(f"I4: wrong seed of study {number}")
+    problems += [f"I1: {key} is {terms[key]}, not {value}" for key, value in FIXED.items()
+                 if terms[key] != value]
     for name, arm in board["arms"].items():
         problems += [f"{name}: {problem}"
                      for problem in _arm(_on_rung(terms, name), name, arm, count)]
+    if count == terms["studies"]:  # a challenge has some of the studies, run on any machine
+        problems += _machines(terms, board["arms"])
+        for name, arm in board["arms"].items():
+            problems += _pace(name, arm)
     if not problems:  # otherwise data for the recomputation may be missing
         ours = _results({**terms, "studies": count}, board["arms"])
         if count < terms["studies"]:
             ours = _without_verdicts(ours, count)
-        ours = {key: value for key, value in ours.items()
-                if key not in TABLES or key in board["results"]}
+        if "linger" not in terms:
+            ours = {key: value for key, value in ours.items() if key not in TABLES}
         problems += _differences("results", ours, board["results"])
         noise = board["results"]["arms"].get(terms["noise_arm"], {})
         problems += ["I20: the baseline differs from its noise arm"] * (noise.get("p", 1) <= 1e-3)
@@ -69,8 +87,39 @@ def _arm(terms: dict, name: str, arm: dict, count: int) -> Iterator[str]:
         if not math.isclose(high / low, 900, rel_tol=1e-6):
             yield f"I3: {key} spans a factor of {high / low:g}, not 900"
     for study in arm["studies"]:
-        for problem in (*_trials(terms, arm, study), *_fresh(terms, study)):
+        for problem in (*_trials(terms, arm, study), *_longer(terms, arm, study),
+                        *_fresh(terms, study["number"], study["fresh"])):
             yield f"study {study['number']}: {problem}"
+
+
+def _pace(name: str, arm: dict) -> Iterator[str]:
+    """Check the milliseconds per evaluation of an arm that `--pace` has not timed."""
+    runs = [run for study in arm["studies"] for run in study["fresh"]]
+    spent = sum(max(run["curve"]["evaluations"], default=0) for run in runs)
+    pace = 1e3 * sum(run["seconds"] for run in runs) / spent if spent else 0.0
+    if not arm.get("paced") and not math.isclose(
+            arm["ms_per_evaluation"], pace, rel_tol=TOLERANCE):
+        yield f"{name}: I15: ms_per_evaluation is {arm['ms_per_evaluation']}, its runs took {pace}"
+
+
+def _machines(terms: dict, arms: dict) -> Iterator[str]:
+    """Arms are paired by machine: a study ran on one, whatever the arm. AdamW's other budgets, the
+    ladder, have no pairs."""
+    machines: dict[int, set[str]] = {}
+    for name, arm in arms.items():
+        for study in arm["studies"] if name not in terms.get("ladder", ()) else ():
+            machines.setdefault(study["number"], set()).add(study["machine"])
+    for number, names in machines.items():
+        if len(names) > 1:
+            yield f"I2: study {number} ran on several machines: {'; '.join(sorted(names))}"
+
+
+def _longer(terms: dict, arm: dict, study: dict) -> Iterator[str]:
+    """Check the runs of a two-gradient rule for as many steps as a rule with one gradient has."""
+    cap = int(arm["gradient_evaluations_per_step"] * terms["cap"])
+    if "equal_steps" in study:
+        for problem in _fresh({**terms, "cap": cap}, study["number"], study["equal_steps"]):
+            yield f"equal steps: {problem}"
 
 
 def _trials(terms: dict, arm: dict, study: dict) -> Iterator[str]:
@@ -112,20 +161,22 @@ def _is_at(arm: dict, params: dict, point: np.ndarray) -> bool:
     return True
 
 
-def _fresh(terms: dict, study: dict) -> Iterator[str]:
-    seeds = [1000 * study["number"] + j for j in range(1, terms["fresh_seeds"] + 1)]
-    if [run["seed"] for run in study["fresh"]] != seeds:
+def _fresh(terms: dict, number: int, runs: list[dict]) -> Iterator[str]:
+    if [run["seed"] for run in runs] != [1000 * number + j
+                                         for j in range(1, terms["fresh_seeds"] + 1)]:
         yield "I9: wrong fresh seeds"
-    for run in study["fresh"]:
+    for run in runs:
         spent, values = run["curve"]["evaluations"], run["curve"]["metric"]
         if len(spent) != len(values) or np.any(np.diff([0, *spent]) <= 0):
             yield f"I10: invalid curve of seed {run['seed']}"
         elif np.any(np.diff([0, *spent]) > 2 * terms["evaluate_every"]):
             yield f"I12: readings of seed {run['seed']} are too sparse"
+        elif run["status"] not in ("completed", "diverged"):
+            yield f"I11: seed {run['seed']} is {run['status']}"
         elif run["status"] == "completed" and (
-                spent[-1] != terms["cap"] if terms["regime"] == "anneal" else
+                spent[-1:] != [terms["cap"]] if terms["regime"] == "anneal" else
                 _cost(terms, run) is None
-                and spent[-1] + 2 * terms["evaluate_every"] <= terms["cap"]):
+                and max(spent, default=0) + 2 * terms["evaluate_every"] <= terms["cap"]):
             yield f"I11: seed {run['seed']} ended early"
 
 
@@ -344,9 +395,11 @@ def _pairs(logs: dict[str, np.ndarray], alpha: float) -> list[dict]:
 
 def _differences(path: str, ours: object, theirs: object) -> list[str]:
     """Return a line for each place where two structures of numbers differ."""
-    if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
-        return [line for key in ours for line in _differences(f"{path}.{key}", ours[key],
-                                                              theirs[key])]
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        odd = [f"{path}: {key} is missing or too much"
+               for key in sorted(ours.keys() ^ theirs.keys())]
+        return odd + [line for key in sorted(ours.keys() & theirs.keys())
+                      for line in _differences(f"{path}.{key}", ours[key], theirs[key])]
     if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
         return [line for place, (a, b) in enumerate(zip(ours, theirs, strict=True))
                 for line in _differences(f"{path}[{place}]", a, b)]
