@@ -104,8 +104,8 @@ def test_the_committed_web_page_is_made_of_the_committed_records():
 
 def test_the_page_of_every_optimizer_is_made_of_its_file():
     board = {"arms": {"x": {"optimizer": {"name": "muon", "sam": {}}}}, "results": {"arms": {
-        "x": {"cost": 120.0, "ratio": 0.5, "low": 0.25, "high": 1.0}}}}
-    line = r"\| toy +\| x +\| 120 +\| 0.5 \[0.25, 1\] +\|"
+        "x": {"cost": 120.0, "ratio": 0.5, "low": 0.25, "high": 1.0, "bound": "at least"}}}}
+    line = r"\| toy +\| x +\| 120 +\| ≥ 0.5 \[0.25, 1\] +\|"
     for name in ("muon", "sam"):
         text = optimizers.optimizer_page(name, optimizer_class(name), {"toy": board})
         assert re.search(line, text)

@@ -20,13 +20,13 @@ from exp.harness.task import task_named
 from exp.jobs import queue
 from exp.tune import __main__ as command
 from exp.tune import chain as chains
-from exp.tune import challenge, check, estimate, find_lr, follow_up, inference, pace, probe
+from exp.tune import challenge, check, estimate, find_lr, follow_up, inference, pace, page, probe
 from exp.tune.arms import NO_DECAY, OWN, Arm, all_arms, arm_named, own_arms
 from exp.tune.board import write_page
 from exp.tune.check import check_board
 from exp.tune.distinct import require_distinct
 from exp.tune.figures import best_so_far
-from exp.tune.page import conclusion, edges, in_order, render
+from exp.tune.page import conclusion, edges, in_order, legend, pairs_table, render, table
 from exp.tune.recommend import regrets
 from exp.tune.record import first_passage, grade, trial_record
 from exp.tune.space import AXES, Choice, Range, around
@@ -590,6 +590,9 @@ def test_annealed_runs_spend_exactly_the_horizon_and_end_at_rate_zero(annealed):
     lambda arms: arms["adamw_half"]["studies"][0]["trials"][0]["params"].update(lr=0.5),
     lambda arms: arms["ars2_neo_sync"]["studies"][0]["equal_steps"][0]["curve"]["metric"].append(
         0.99),
+    lambda arms: arms["ars2_neo_sync"]["studies"][0]["equal_steps"][0].update(seed=7),
+    lambda arms: arms["adamw"]["studies"][0]["fresh"][0].update(
+        curve={"evaluations": [], "metric": []}),
     lambda arms: [run["curve"]["metric"].__setitem__(-1, 0.99) for study in
                   arms["adamw"]["studies"] for run in study["fresh"]]])
 def test_the_check_refuses_an_edited_annealed_board(annealed, edit):
@@ -647,11 +650,24 @@ def test_the_annealed_results_are_those_of_the_independent_check():
     lambda arm: arm["studies"][0]["fresh"][0].update(seed=5),
     lambda arm: arm["studies"][0]["fresh"][0]["curve"]["metric"].append(1.0),
     lambda arm: arm["studies"][0]["fresh"][0]["curve"]["evaluations"].reverse(),
-    lambda arm: arm["studies"][0].update(seed=1)])
+    lambda arm: arm["studies"][0].update(seed=1), lambda arm: arm["studies"][0].pop("winner"),
+    lambda arm: arm.update(ms_per_evaluation=1.5 * arm["ms_per_evaluation"]),
+    lambda arm: arm["studies"][0].update(machine="another"),
+    lambda arm: arm["studies"][0]["fresh"][0].update(status="stopped")])
 def test_the_check_refuses_an_edited_board(searched, edit):
     board = board_of(searched)
     edit(board["arms"]["ars2_neo_sync"])
     assert check_board(board)
+
+
+@pytest.mark.parametrize("edit", [
+    lambda board: board["terms"].update(alpha=0.2), lambda board: board["terms"].pop("cap"),
+    lambda board: board["results"].pop("on_the_way"), lambda board: board.update(arms=[])])
+def test_the_check_refuses_edited_terms_and_results(searched, edit):
+    board = board_of(searched)
+    edit(board)
+    problems = check_board(board)
+    assert problems and all(len(line) < 200 for line in problems)
 
 
 def test_a_board_on_other_terms_is_kept_unless_replaced(searched, tmp_path, monkeypatch, capsys):
@@ -681,6 +697,7 @@ def test_pace_is_time_over_the_gradient_evaluations_of_the_same_steps(searched, 
     pace.time_winners(board, rounds=2)
     found = {name: arm["ms_per_evaluation"] for name, arm in board["arms"].items()}
     assert found == {"adamw": 150, "adamw_again": 150, "ars2_neo_sync": 75}
+    assert all(arm["paced"] for arm in board["arms"].values())
 
 
 # --- after a board
@@ -739,6 +756,10 @@ def test_a_basin_is_the_decades_of_the_rate_near_the_best():
     rates = (1e-4, 1e-3, 1e-2, 1e-1)
     assert follow_up.basin(rates, (2.0, 0.0, 0.0, 1.0), 0.5) == pytest.approx(0.25 + 1 + 0.5)
     assert follow_up.basin(rates, (0.0, 0.2, 0.9, 0.0), 0.5) == pytest.approx(1 + 0.3 / 0.7)
+    inf = math.inf  # a miss is outside, from the neighbor on
+    assert follow_up.basin(rates, (0.2, 0.0, inf, 0.0), 0.5) == pytest.approx(1)
+    assert math.isnan(follow_up.basin(rates, (inf,) * 4, 0.5))
+    assert math.isnan(follow_up.basin(rates, (0.0,) * 4, math.nan))
 
 
 def test_the_recommender_is_judged_on_the_task_left_out():
@@ -767,6 +788,47 @@ def test_best_so_far_never_rises_and_misses_count_as_the_cap():
     graded = [trial(0, None, grade=-2.0), trial(1, None, grade=-3.0), trial(2, None, grade=-1.0)]
     assert best_so_far({"regime": "anneal"}, graded) == pytest.approx(
         [math.e**2, math.e**2, math.e])
+
+
+def test_a_column_is_printed_where_its_numbers_compare_optimizers():
+    """Milliseconds: all arms timed by --pace. MiB: a device whose peak is that of tensors."""
+    path = Path("outputs/paper/arena/wikitext2.json")
+    board = json.loads(path.read_text(encoding="utf-8"))
+    for paced, of in (((), ()), (board["arms"], board["arms"]), ((), list(board["arms"])[1:])):
+        for name, arm in board["arms"].items():
+            arm["paced"] = name in of
+        assert ("ms an evaluation" in table(board)[0]) is bool(paced)
+        assert ("wall time, all optimizers" in legend(board)) is bool(paced)
+    assert "MiB" not in table(board)[0] and "*MiB*" not in legend(board)
+    for arm in board["arms"].values():
+        arm["studies"][0]["machine"] = "NVIDIA H100, 1 threads"
+    assert "MiB" in table(board)[0] and "*MiB*" in legend(board)
+
+
+def test_other_targets_mark_bounds_and_orders_that_change():
+    def row(reached, low, high, **more):
+        return {**base, "reached": [reached, 4], "ratio": 1.5, "low": low, "high": high, **more}
+
+    base = {"cost": 1.0, "reached": [4, 4]}
+    early = {"adamw": base, "a": row(4, 0.5, 0.9), "b": row(4, 0.5, 1.1), "c": row(2, 0.5, 0.9)}
+    final = {name: row(4, 1.1, 2.0, bound="") for name in "abc"} | {"adamw": base}
+    board = {"terms": {"baseline": "adamw", "regime": "race"},
+             "results": {"arms": final, "on_the_way": [{"target": 0.5, "arms": early}]}}
+    *_, lines, note = page._on_the_way(board)
+    assert "| b     | 1 (4 of 4) | 1.5 [0.5, 1.1]     |" in lines
+    assert "| c     | 1 (2 of 4) | ≥ 1.5 [0.5, 0.9]   |" in lines
+    assert note.endswith("(intervals on both sides of 1): a.")  # c's misses may be its order
+    early["adamw"] = {"cost": 1.0, "reached": [3, 4]}
+    assert "? 1.5 [0.5, 0.9]" in page._on_the_way(board)[2]
+
+
+def test_pairs_show_the_adjusted_p_and_the_cheaper_arm_in_the_column():
+    pairs = [{"a": "x", "b": "adamw", "p_bh": 0.0123, "ordered": True},
+             {"a": "y", "b": "adamw", "p_bh": 0.3, "ordered": False},
+             {"a": "y", "b": "x", "p_bh": 0.04, "ordered": True}]
+    costs = {"adamw": {"cost": 3.0}, "x": {"cost": 1.0}, "y": {"cost": 2.0}, "half": {"cost": 9.0}}
+    assert pairs_table({"results": {"pairs": pairs, "arms": costs}}) == [
+        ("", "x", "y"), ("y", "**0.04**", ""), ("adamw", "**0.012**", "0.3")]
 
 
 def test_winners_at_one_end_of_an_axis_are_named():

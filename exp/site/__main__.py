@@ -25,6 +25,7 @@ from exp.site import optimizers
 from exp.site.curves import paper_curves
 from exp.theory import statement
 from exp.tune import page
+from exp.tune.arms import NO_DECAY
 from exp.tune.terms import IN_PROGRESS as UNFINISHED
 from exp.tune.terms import SCHEMA
 
@@ -62,20 +63,20 @@ def site(kept: Path = PAPER) -> str:
 def board_section(board: dict) -> str:
     """Forest plot and table of a board; command, search space and winners of every arm."""
     rows = board["results"]["arms"]
-    race = board["terms"]["regime"] == "race"
-    columns = page.COLUMNS | (page.RACE_COLUMNS if race else page.ANNEAL_COLUMNS)
     order = page.in_order(board)
-    lines = [("optimizer", *columns), *((name, *(column(board, name) for column
-                                                 in columns.values())) for name in order)]
-    ratios = [(name, *(rows[name][key] for key in ("ratio", "low", "high")))
+    ratios = [(f"{page.SIGN[rows[name]['bound']]}{name}",
+               *(rows[name][key] for key in ("ratio", "low", "high")))
               for name in order if "ratio" in rows[name]]
+    bounds = "; ≥ and ≤ mark bounds" * any(rows[name].get("bound") for name in order)
     baseline = board["terms"].get("baseline", "adamw")
     return "\n".join([
         web.paragraphs(page.conclusion(board)),
-        web.forest(f"cost relative to {baseline}, 95 % intervals; left is better", ratios),
-        web.table(f"{board['terms']['task']}: {board['terms']['metric']}", lines),
+        web.forest(f"cost relative to {baseline}, 95 % intervals; left is better{bounds}", ratios),
+        web.table(f"{board['terms']['task']}: {board['terms']['metric']}", page.table(board)),
         web.details("How to read this board", web.paragraphs(
-            f"{page.RACE if race else page.ANNEAL}\n\n{page.facts(board)}")),
+            f"{page.legend(board)}\n\n{page.facts(board)}")),
+        web.details("All pairs", web.paragraphs(page.PAIRS)
+                    + web.table("Adjusted p", page.pairs_table(board))),
         *(arm_details(board, name) for name in order)])
 
 
@@ -94,11 +95,11 @@ def arm_details(board: dict, name: str) -> str:
     """Collapsible details of one arm: command, search space, winning settings."""
     arm, task = board["arms"][name], board["terms"]["task"]
     axes = [("constant", "searched", "default"),
-            *((key, _range(record), str(arm["defaults"].get(key, "")))
+            *((key, _range(record), _value(key, arm["defaults"].get(key, "")))
               for key, record in arm["axes"].items())]
     winners = [study["trials"][study["winner"]]["params"] for study in arm["studies"]]
     settings = [("study", *arm["axes"]), *(
-        (str(study["number"]), *(_value(params.get(key)) for key in arm["axes"]))
+        (str(study["number"]), *(_value(key, params.get(key)) for key in arm["axes"]))
         for study, params in zip(arm["studies"], winners, strict=True))]
     return web.details(f"{name}: command, search space, winning settings", "\n".join([
         web.code(f"python -m exp.tune {task} --optimizers {name}"),
@@ -113,7 +114,9 @@ def _range(record: list | dict) -> str:
     return f"{number(low)} to {number(high)}, {scale}"
 
 
-def _value(value: object) -> str:
+def _value(key: str, value: object) -> str:
+    if key == "decay_time" and value == NO_DECAY:
+        return "no decay"
     return number(value) if isinstance(value, float | int) else str(value)
 
 

@@ -8,9 +8,13 @@ from types import ModuleType
 from typing import Any
 
 from exp.report.tables import markdown, number, page
+from exp.tune.page import ratio
 from optimizer import GIVEN_BY_CODE, available_optimizers, is_wrapper, optimizer_class
 
 FOLDER = Path("docs/optimizers")
+TUNER = ("`python -m exp.tune` searches the same four axes for every optimizer "
+         "([tuning](../running.md#tuning)). Of these ranges it takes at most one: the first of an "
+         "argument that only this optimizer has.")
 MADE = "Made by `python -m exp.site` from the optimizer's file and the committed boards."
 
 
@@ -36,7 +40,7 @@ def optimizer_page(name: str, cls: type, boards: Mapping[str, dict]) -> str:
     evaluations, state = _cost(module)
     tested = getattr(module, "TESTED_AGAINST", "the invariants of all optimizers")
     place = f"`[optimizer.{name}]`" if is_wrapper(cls) else f'`[optimizer] name = "{name}"`'
-    space = [("argument", "searched range"), *((f"`{key}`", _searched(values)) for key, values
+    space = [("argument", "suggested range"), *((f"`{key}`", _searched(values)) for key, values
                                          in getattr(module, "SEARCH_SPACE", {}).items())]
     return page(
         f"# {cls.__name__}", f"{_first_line(module)}.",
@@ -45,7 +49,7 @@ def optimizer_page(name: str, cls: type, boards: Mapping[str, dict]) -> str:
         f"```text\n{inspect.getdoc(cls)}\n```", "## Arguments", markdown(_arguments(cls)),
         "## Cost", f"Gradient evaluations per step: {evaluations}. State tensors per parameter: "
         f"{state}. Tested against: {tested}.",
-        "## Search space", markdown(space) if len(space) > 1 else "None declared.",
+        "## Search space", TUNER, markdown(space) if len(space) > 1 else "None declared.",
         "## Boards", _rows(name, boards) or "Not on any committed board.", MADE)
 
 
@@ -89,9 +93,7 @@ def _rows(name: str, boards: Mapping[str, dict]) -> str:
     for board_name, board in boards.items():
         for arm, row in board["results"]["arms"].items():
             if name in _rules(board["arms"][arm]["optimizer"]):
-                ratio = (f"{number(row['ratio'])} [{number(row['low'])}, {number(row['high'])}]"
-                         if "ratio" in row else "")
-                lines.append((board_name, arm, number(row["cost"]), ratio))
+                lines.append((board_name, arm, number(row["cost"]), ratio(board, arm)))
     return markdown(lines) if len(lines) > 1 else ""
 
 

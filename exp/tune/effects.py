@@ -19,13 +19,13 @@ from exp.report.statistics import Estimate
 from exp.report.tables import interval, markdown, number
 from exp.tune.cells import Ablation, arm_name
 from exp.tune.estimate import OPPOSITE
+from exp.tune.inference import bound
 
 EXPLANATION = """\
 *Times* is the cost (or metric) with the part over that without it, as a geometric mean over all
 pairs of cells that differ in this part alone; below 1 the part pays. Intervals are 95 % over
 studies, and p values have Holm's correction over the parts. ≥ marks a lower bound, where a cell
 with the part missed the target; ≤ marks an upper bound, where a cell without it did."""
-BOUND = {(True, False): "at least", (False, True): "at most", (True, True): "unknown"}
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def effects(board: dict, ablation: Ablation) -> list[Effect]:
                 d = (values[0] - values[1]).mean(0)
                 ratio = sample(np.exp(d), log=True).estimate
                 p = float(stats.ttest_1samp(d, 0.0).pvalue) if np.ptp(d) else float(not d.any())
-                bound = BOUND.get((bool(missed[0].any()), bool(missed[1].any())), "")
-                parts.append(Effect(f"{factor}: {level}", len(cells), ratio, bound, p))
+                parts.append(Effect(f"{factor}: {level}", len(cells), ratio, bound(
+                    bool(missed[0].any()), bool(missed[1].any())), p))
     adjusted = holm([effect.p for effect in parts])
     return [Effect(e.part, e.pairs, e.ratio, e.bound, e.p, p)
             for e, p in zip(parts, adjusted, strict=True)]

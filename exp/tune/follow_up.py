@@ -7,6 +7,7 @@ runs}}}. Pages are made from these files alone.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,13 @@ from exp.jobs.queue import run_jobs
 from exp.report.canvas import canvas, styles
 from exp.report.jsonfile import require_json, write_json
 from exp.report.statistics import mean
-from exp.report.tables import Lines, page, table
+from exp.report.tables import Lines, interval, number, page, table
 from exp.tune.arms import Arm
 from exp.tune.board import board_path, read_board
 from exp.tune.cells import ARMS
-from exp.tune.estimate import run_value, study_values
-from exp.tune.inference import Ladder
+from exp.tune.estimate import run_cost, run_value, study_values
+from exp.tune.inference import Ladder, bound
+from exp.tune.page import SIGN
 from exp.tune.probe import Probe, probe, value
 from exp.tune.terms import rung
 
@@ -124,26 +126,41 @@ def _sensitivity(kept: dict, board: dict, path: Path) -> str:
     lines: Lines = [("", "decades within the best", "best rate")]
     curves = {}
     for arm, points in kept["arms"].items():
-        rates, values = zip(*((float(label), value(terms, runs))
-                              for label, runs in points.items()), strict=True)
+        rates = tuple(map(float, points))
+        values = [value(terms, runs) for runs in points.values()]
         curves[arm] = rates, np.exp(values)
-        lines.append((arm, basin(rates, values, margin), rates[int(np.argmin(values))]))
+        reached = [math.inf if _misses(terms, runs) else one
+                   for one, runs in zip(values, points.values(), strict=True)]
+        best = rates[int(np.argmin(reached))] if min(reached) < math.inf else None
+        lines.append((arm, basin(rates, reached, margin), best))
     with canvas(path.with_suffix(".png"), panel=(9, 6)) as panels:
         for arm, style in styles(list(curves)).items():
             panels[0, 0].plot(*curves[arm], **style)
         panels[0, 0].set(xlabel="learning rate", xscale="log", yscale="log",
-                         ylabel="cost" if terms["regime"] == "race" else terms["metric"])
+                         ylabel="cost" if terms["regime"] == "race" else terms["metric"]
+                         if terms["mode"] == "min" else f"1 - {terms['metric']}")
     return page(f"# Sensitivity to the learning rate: {terms['task']}",
                 "How wide a range of learning rates works: seven rates around each arm's median "
                 "winner, with two seeds each. *Decades within the best* is the width of the range "
                 f"with at most {NEAR:g} times the best cost or, for a final metric, with at most "
-                f"the loss that AdamW has from 1/{NEAR:g} of its budget.", table(lines),
+                f"the loss that AdamW has from 1/{NEAR:g} of its budget. A rate at which a run "
+                "misses the target or diverges is outside. A dash: no rate is inside, or AdamW's "
+                "values at other budgets are unknown.", table(lines),
                 f"![rates]({path.stem}.png)")
 
 
-def basin(rates: tuple[float, ...], values: tuple[float, ...], margin: float) -> float:
+def _misses(terms: dict, runs: list[dict]) -> bool:
+    """Whether a run missed the target, or diverged."""
+    return any(run["status"] == "diverged" or terms["regime"] == "race"
+               and run_cost(terms, run) is None for run in runs)
+
+
+def basin(rates: Sequence[float], values: Sequence[float], margin: float) -> float:
     """Return the width, in decades, of the range of rates around the best one with values at most
-    `margin` above the best. Values are interpolated linearly over log rate."""
+    `margin` above the best. Values are interpolated linearly over log rate; an infinite one lies
+    outside, from its finite neighbor on. nan if none is finite, or for a margin of nan."""
+    if math.isnan(margin) or not np.isfinite(values).any():
+        return math.nan
     logs, excess = np.log10(rates), np.array(values) - min(values) - margin
     best = int(np.argmin(values))
 
@@ -164,27 +181,38 @@ def _transfer(kept: dict, board: dict, path: Path) -> str:
     lines: Lines = [("", "with the winner of the other task", "tuned here", "times")]
     for arm, points in kept["arms"].items():
         moved = value(terms, points["moved"])
-        entry = board["arms"].get(arm)
-        tuned = float(np.mean(study_values(terms, entry["studies"])[0])) if entry else math.nan
-        lines.append((arm, math.exp(moved), math.exp(tuned), math.exp(moved - tuned)))
+        if arm not in board["arms"]:
+            lines.append((arm, math.exp(moved), None, None))
+            continue
+        values, censored = study_values(terms, board["arms"][arm]["studies"])
+        tuned = float(np.mean(values))
+        sign = SIGN[bound(terms["regime"] == "race" and _misses(terms, points["moved"]),
+                          any(censored))]
+        lines.append((arm, math.exp(moved), math.exp(tuned),
+                      f"{sign}{number(math.exp(moved - tuned))}"))
     return page(f"# Winners of {path.stem.split('_from_')[1]} on {terms['task']}",
                 "Do tuned settings transfer? Each arm runs with the learning rate, decay time (in "
                 "horizons) and memory of its best study on the other task, on two seeds. *Times* "
-                "is the cost with these settings over that with settings tuned here.",
+                "is the cost with these settings over that with settings tuned here; ≥ or ≤ where "
+                "misses, which count as the cap, make it a bound.",
                 table(lines))
 
 
 def _best_known(kept: dict, board: dict, path: Path) -> str:
     terms = kept["terms"]
-    cost = "gradient evaluations to the target" if terms["regime"] == "race" else "cost"
-    lines: Lines = [("", "setting", cost, "reported on")]
+    race = terms["regime"] == "race"
+    cost = "gradient evaluations to the target" if race else "cost"
+    lines: Lines = [("", "setting", cost, "reached" if race else "completed")]
     for arm, points in kept["arms"].items():
         (label, runs), = points.items()
         values = [math.exp(run_value(terms, run)) for run in runs]
-        lines.append((arm, label, mean(values), f"{len(runs)} seeds"))
+        good = sum(not _misses(terms, [run]) for run in runs)
+        sign = SIGN[bound(race and good < len(runs), False)]
+        lines.append((arm, label, sign + interval(mean(values)), f"{good} of {len(runs)} seeds"))
     return page(f"# The best setting known: {terms['task']}",
                 "**A setting, not an optimizer**: the best of each arm's winners and of the "
                 "hand-set recipes of `exp/tune/arms.toml`. Recipes have no search budget, so this "
                 "table ranks no optimizers. A setting is chosen on four seeds and reported on ten "
-                "others, with a 95 % interval over these.",
+                "others, with a 95 % interval over these."
+                + " A miss counts as the cap; ≥ marks the bound that it makes." * race,
                 table(lines))

@@ -57,10 +57,9 @@ def comparison(d: np.ndarray, pooled: float, ours: bool, theirs: bool,
     mean, low, high, p = t_test(d, pooled)
     _, *narrow, _ = t_test(d, pooled, level=0.90)
     ends = [ladder.budget(end) if ladder else exp(end) for end in narrow]
-    bound = {(True, True): "unknown", (True, False): "at least", (False, True): "at most"}
     variance = float(np.var(d, ddof=1))
     row = {"ratio": math.exp(mean), "low": exp(low), "high": exp(high),
-           "bound": bound.get((ours, theirs), ""), "p": p,
+           "bound": bound(ours, theirs), "p": p,
            "anytime": anytime_interval(d, pooled), "e": e_value(d),
            "wins_a_study": wins_a_study(mean, variance, pooled, len(d)),
            "studies_needed": studies_needed(variance, pooled, ladder.effect(NEEDED_RATIO)
@@ -69,6 +68,14 @@ def comparison(d: np.ndarray, pooled: float, ours: bool, theirs: bool,
     if ladder:
         row["budget"] = [ladder.budget(end) for end in (mean, high, low)]
     return row
+
+
+def bound(ours: bool, theirs: bool) -> str:
+    """Return what a ratio is if a run of the arm or of its partner missed the target, and so counts
+    as the cap: "" (an estimate), "at least", "at most" or "unknown"."""
+    if ours and theirs:
+        return "unknown"
+    return "at least" if ours else "at most" if theirs else ""
 
 
 def used_variance(own: float, pooled: float) -> float:

@@ -17,8 +17,8 @@ ROUNDS = 9
 
 
 def time_winners(board: dict, rounds: int = ROUNDS) -> None:
-    """Set `ms_per_evaluation` of every arm: the median over its studies' winners of the median
-    over rounds of STEPS training steps, including the optimizer's work.
+    """Set `ms_per_evaluation` of every arm, and `paced` to True. The time is the median over its
+    studies' winners of the median over rounds of STEPS training steps, with the optimizer's work.
 
     These are the first steps of a run, in which AGA syncs more often than later. Raises ConfigError
     for settings that today's code does not accept.
@@ -29,8 +29,8 @@ def time_winners(board: dict, rounds: int = ROUNDS) -> None:
             functions[name, study["number"]] = Counted(_built(board["terms"], name, entry, study))
     seconds = interleaved(functions, rounds)
     for name, entry in board["arms"].items():
-        entry["ms_per_evaluation"] = statistics.median(
-            functions[key].milliseconds(seconds[key]) for key in functions if key[0] == name)
+        entry |= {"paced": True, "ms_per_evaluation": statistics.median(
+            functions[key].milliseconds(seconds[key]) for key in functions if key[0] == name)}
 
 
 def _built(terms: dict, name: str, entry: dict, study: dict) -> Built:

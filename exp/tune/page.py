@@ -1,6 +1,7 @@
 """The page of a board, from its JSON alone."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,18 @@ from typing import Any
 from exp.report.tables import markdown, number, page
 from exp.tune.cells import read_ablation
 from exp.tune.effects import section
+from exp.tune.inference import bound
 from exp.tune.space import Range, axis_of
-from exp.tune.terms import IN_PROGRESS
+from exp.tune.terms import IN_PROGRESS, rung
 
 EDGE = 0.1  # the outermost part of an axis
 VERDICTS = ("cheaper", "equal", "undecided", "dearer")
 QUALITY = {"cheaper": "better", "dearer": "worse"}
 SIGN = {"": "", "at least": "≥ ", "at most": "≤ ", "unknown": "? "}  # of a ratio that is a bound
+PAIRS = """\
+p of each pair of optimizers: two-sided t test over paired studies, adjusted for all pairs after
+Benjamini and Hochberg. In bold, at 5 %: the pairs that decide the ranks. The optimizer of the
+column is then the cheaper (better) one of its row."""
 FOLDER = Path(__file__).parent
 RACE, ANNEAL, INTERIM = ((FOLDER / f"legend_{name}.md").read_text(encoding="utf-8").strip()
                          for name in ("race", "anneal", "interim"))
@@ -24,13 +30,28 @@ def render(board: dict) -> str:
     """The page."""
     if board["schema"] == IN_PROGRESS:
         return _interim(board)
-    race = board["terms"]["regime"] == "race"
-    columns = COLUMNS | (RACE_COLUMNS if race else ANNEAL_COLUMNS)
-    lines = [("", *columns), *((name, *(column(board, name) for column in columns.values()))
-                               for name in in_order(board))]
-    return page(_title(board), conclusion(board), markdown(lines), _noise(board["results"]),
-                "## How to read this board", RACE if race else ANNEAL, facts(board),
-                *section(board, read_ablation(), SIGN.__getitem__), *_on_the_way(board))
+    return page(_title(board), conclusion(board), markdown(table(board)), _noise(board),
+                "## How to read this board", legend(board), facts(board),
+                *section(board, read_ablation(), SIGN.__getitem__), *_on_the_way(board),
+                *_all_pairs(board))
+
+
+def table(board: dict) -> list[tuple[str, ...]]:
+    """The lines of the board's table. Columns without an entry are left out."""
+    of_regime = RACE_COLUMNS if board["terms"]["regime"] == "race" else ANNEAL_COLUMNS
+    names = in_order(board)
+    texts = {head: [column(board, name) for name in names]
+             for head, column in (COLUMNS | of_regime | REST).items()}
+    shown = {head: cells for head, cells in texts.items() if any(cells)}
+    return [("", *shown), *zip(names, *shown.values(), strict=True)]
+
+
+def legend(board: dict) -> str:
+    """How to read the board: the text of its regime, without the items of columns left out."""
+    text, heads = RACE if board["terms"]["regime"] == "race" else ANNEAL, table(board)[0]
+    return re.sub(r"^- \*(.+?)\*:.*\n(  .*\n)*",
+                  lambda item: item[0] if item[1] in heads else "", f"{text}\n",
+                  flags=re.MULTILINE).strip()
 
 
 def in_order(board: dict) -> list[str]:
@@ -48,7 +69,7 @@ def conclusion(board: dict) -> str:
                        key=lambda name: rows[name]["ratio"]):
         groups[rows[name]["verdict"]].append(name)
     lists = [f"- **{_verdict(board, names[0])}**: "
-             + "; ".join(f"{name} {_ratio(board, name)}" for name in names)
+             + "; ".join(f"{name} {ratio(board, name)}" for name in names)
              for names in groups.values() if names]
     return "\n".join([f"Against {terms['baseline']}, over {terms['studies']} paired studies: times "
                       "its cost, with 95 % intervals.", "", *lists]) if lists else ""
@@ -67,7 +88,8 @@ def _of_row(key: str, text: Callable[[Any], str] = number) -> Column:
     return column
 
 
-def _ratio(board: dict, name: str) -> str:
+def ratio(board: dict, name: str) -> str:
+    """An arm's ratio to the baseline with its interval and, for a bound, its sign; else ""."""
     row = board["results"]["arms"][name]
     return "" if "ratio" not in row else SIGN[row["bound"]] + _interval(row)
 
@@ -86,8 +108,10 @@ def _budget(board: dict, name: str) -> str:
 
 def _verdict(board: dict, name: str) -> str:
     """In an annealed board, where the cost is a metric, cheaper is better."""
-    if name in (board["terms"]["baseline"], *board["terms"].get("ladder", ())):
+    if name == board["terms"]["baseline"]:
         return ""
+    if name in board["terms"].get("ladder", ()):
+        return "reference only"
     verdict = board["results"]["arms"][name].get("verdict", "noise floor")
     return verdict if board["terms"]["regime"] == "race" else QUALITY.get(verdict, verdict)
 
@@ -97,21 +121,28 @@ def _steadiness(board: dict, name: str) -> str:
     return f"{at / of:.0%}" if of else ""
 
 
+def _evaluations(board: dict, name: str) -> float:
+    """Gradient evaluations to the target, or of a whole annealed run."""
+    terms = board["terms"]
+    return (board["results"]["arms"][name]["cost"] if terms["regime"] == "race" else
+            rung(terms, name)["cap"])
+
+
 def _seconds(board: dict, name: str) -> str:
-    cost = board["results"]["arms"][name]["cost"]
-    return number(round(1e-3 * board["arms"][name]["ms_per_evaluation"] * cost, 2))
+    milliseconds = board["arms"][name]["ms_per_evaluation"]
+    return number(round(1e-3 * milliseconds * _evaluations(board, name), 2)) * _is_paced(board)
 
 
 def _steps(board: dict, name: str) -> str:
-    arm = board["arms"][name]
-    return number(round(board["results"]["arms"][name]["cost"]
-                        / arm["gradient_evaluations_per_step"]))
+    return number(round(_evaluations(board, name)
+                        / board["arms"][name]["gradient_evaluations_per_step"]))
 
 
 def _memory(board: dict, name: str) -> str:
+    """On a CPU the recorded peak is that of the process, which says nothing of the optimizer."""
     peaks = [run["peak_memory_bytes"] for study in board["arms"][name]["studies"]
-             for run in study["fresh"]]
-    return number(round(max(peaks) / 2**20))
+             if not study["machine"].startswith("CPU") for run in study["fresh"]]
+    return number(round(max(peaks) / 2**20)) if peaks else ""
 
 
 def _test(board: dict, name: str) -> str:
@@ -121,7 +152,13 @@ def _test(board: dict, name: str) -> str:
 
 
 def _pace(board: dict, name: str) -> str:
-    return number(board["arms"][name]["ms_per_evaluation"])
+    return number(board["arms"][name]["ms_per_evaluation"]) * _is_paced(board)
+
+
+def _is_paced(board: dict) -> bool:
+    """Whether `--pace` has timed all arms together. Otherwise the times are those of the runs,
+    which other work on the machine slowed."""
+    return all(arm.get("paced") for arm in board["arms"].values())
 
 
 def edges(arm: dict) -> list[str]:
@@ -140,16 +177,16 @@ def edges(arm: dict) -> list[str]:
 
 COLUMNS: dict[str, Column] = {
     "cost": _of_row("cost"), "reached": _of_row("reached", lambda pair: "{} of {}".format(*pair)),
-    "times AdamW's": _ratio, "verdict": _verdict,
+    "times AdamW's": ratio, "verdict": _verdict, "p": _of_row("p_holm", "{:.2g}".format),
     "rank": _of_row("rank", lambda ends: "–".join(map(str, dict.fromkeys(ends)))),
     "wins": _of_row("wins_a_study", lambda share: f"{share:.2f}"),
     "needed": _of_row("studies_needed", str)}
+RACE_COLUMNS: dict[str, Column] = {"steady": _steadiness}
+ANNEAL_COLUMNS: dict[str, Column] = {
+    "AdamW's budget": _budget, "equal steps": _of_row("equal_steps"), "test": _test}
 REST: dict[str, Column] = {
-    "ms an evaluation": _pace, "MiB": _memory,
+    "steps": _steps, "seconds": _seconds, "ms an evaluation": _pace, "MiB": _memory,
     "edge": lambda board, name: ", ".join(edges(board["arms"][name])), "spent": _of_row("spent")}
-RACE_COLUMNS = {"steady": _steadiness, "seconds": _seconds, "steps": _steps, **REST}
-ANNEAL_COLUMNS = {"AdamW's budget": _budget, "equal steps": _of_row("equal_steps"),
-                  "test": _test, **REST}
 
 
 # --- paragraphs and further tables
@@ -161,9 +198,10 @@ def _interval(row: dict) -> str:
 
 def _title(board: dict) -> str:
     terms = board["terms"]
-    what = "Gradient evaluations to target" if terms["regime"] == "race" else (
-        f"Quality after {terms['horizon']} gradient evaluations")
-    return f"# {what}, after equal-budget tuning: {terms['task']}"
+    metric = terms["metric"].removeprefix("eval_").replace("_", " ").capitalize()
+    what = ("Gradient evaluations to the target" if terms["regime"] == "race" else
+            f"{metric} after {terms['horizon']} gradient evaluations")
+    return f"# {what}, each optimizer tuned with the same budget: {terms['task']}"
 
 
 def facts(board: dict) -> str:
@@ -185,38 +223,74 @@ def facts(board: dict) -> str:
         f"- Config: `{terms['config']}` with {changes}.",
         f"- Machine: {facts['machine']}; torch {facts['torch']}; commit {facts['commit']}; data "
         f"{facts['data']}.",
-        f"- To add an optimizer: `python -m exp.tune {terms['task']} --optimizers NAME`."])
+        f"- To add an optimizer: `python -m exp.tune {terms['task']} --optimizers "
+        f"{terms['baseline']},NAME`. NAME alone is a challenge, which has a page of its own."])
 
 
-def _noise(results: dict) -> str:
-    noise = results["noise"]
+def _noise(board: dict) -> str:
+    noise, arm = board["results"]["noise"], board["terms"]["noise_arm"]
     if noise is None:
-        return ""
+        return f"Noise floor: unknown, {arm} is not on this board." if arm else ""
     return (f"Noise floor: the baseline against itself on other studies, {_interval(noise)}, a "
             f"factor {number(noise['half_width'])} to either side. Pooled deviation of a paired "
-            f"log ratio: {number(results['pooled_sd'])}.")
+            f"log ratio: {number(board['results']['pooled_sd'])}.")
 
 
 def _on_the_way(board: dict) -> tuple[str, ...]:
-    """Costs to the other targets, and the arms whose side of AdamW depends on the target."""
-    tables = board["results"].get("on_the_way", [])
-    if not tables:
+    """Costs to the other targets, and the arms whose order relative to the baseline changes."""
+    targets, base = board["results"].get("on_the_way", []), board["terms"]["baseline"]
+    if not targets:
         return ()
-    heads = [f"{table['target']:g}: {what}" for table in tables
-             for what in ("cost", "times AdamW's")]
-    lines = [("", *heads)]
-    final = board["results"]["arms"]
+    lines = [("", *(f"{target['target']:g}: {what}" for target in targets
+                    for what in ("cost", "times AdamW's")))]
     turning = []
-    for name in tables[0]["arms"]:
-        rows = [table["arms"][name] for table in tables]
+    for name in targets[0]["arms"]:
+        rows = [{**arms[name], "bound": bound(_has_misses(arms[name]), _has_misses(arms[base]))}
+                for arms in (target["arms"] for target in targets)]
         lines.append((name, *(text for row in rows for text in (
             f"{number(row['cost'])} ({row['reached'][0]} of {row['reached'][1]})",
-            _interval(row) if "ratio" in row else ""))))
-        signs = {math.copysign(1, math.log(row["ratio"])) for row in (*rows, final[name])
-                 if row.get("ratio", 1) != 1}
-        turning += [name] if len(signs) == 2 else []
-    note = f"Depends on the target: {', '.join(turning)}." if turning else ""
-    return "## On the way (not ranked)", markdown(lines), note
+            SIGN[row["bound"]] + _interval(row) if "ratio" in row else ""))))
+        sides = {_side(row) for row in (*rows, board["results"]["arms"][name]) if "ratio" in row}
+        turning += [name] if {"cheaper", "dearer"} <= sides else []
+    end = "cap" if board["terms"]["regime"] == "race" else "start of the rate's decay"
+    note = (f"The order relative to {base} changes with the target (intervals on both sides of 1): "
+            f"{', '.join(turning)}." if turning else "")
+    return ("## On the way (not ranked)", "Gradient evaluations to other targets, and in brackets "
+            f"the runs that reached them. A miss counts as the {end}; ≥ and ≤ mark the bounds that "
+            "misses make.", markdown(lines), note)
+
+
+def _has_misses(row: dict) -> bool:
+    return row["reached"][0] < row["reached"][1]
+
+
+def _side(row: dict) -> str:
+    """The side of 1 on which the whole interval of a ratio lies; "" for none, or if misses could
+    move it."""
+    if row["high"] < 1 and row["bound"] in ("", "at most"):
+        return "cheaper"
+    return "dearer" if row["low"] > 1 and row["bound"] in ("", "at least") else ""
+
+
+def _all_pairs(board: dict) -> tuple[str, ...]:
+    return ("## All pairs", PAIRS, markdown(pairs_table(board))) if (
+        board["results"]["pairs"]) else ()
+
+
+def pairs_table(board: dict) -> list[tuple[str, ...]]:
+    """The lines of a triangular table: the adjusted p of each pair, bold where it is ordered."""
+    pairs = {frozenset((pair["a"], pair["b"])): pair for pair in board["results"]["pairs"]}
+    rows = board["results"]["arms"]
+    names = sorted(set().union(*pairs), key=lambda name: rows[name]["cost"])
+
+    def cell(row: int, column: int) -> str:
+        if column >= row:
+            return ""
+        pair = pairs[frozenset((names[row], names[column]))]
+        return f"**{pair['p_bh']:.2g}**" if pair["ordered"] else f"{pair['p_bh']:.2g}"
+
+    return [("", *names[:-1]), *((name, *(cell(row, column) for column in range(len(names) - 1)))
+                                 for row, name in enumerate(names) if row)]
 
 
 def interim_columns(board: dict) -> dict[str, Column]:
