@@ -9,11 +9,13 @@ import hashlib
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CACHE = Path(__file__).parent / "cache"
+ABANDONED_SECONDS = 3600  # age from which on a temporary file counts as that of a killed process
 LFS_POINTER = b"version https://git-lfs"  # start of a file not yet downloaded by Git LFS
 
 
@@ -23,10 +25,13 @@ class DataError(Exception):
 
 def locate(folder: str) -> Path | None:
     """Return the folder in data/cache/ or else in $ARS_DATA, None if it is in neither."""
-    places = [CACHE / folder]
-    if os.environ.get("ARS_DATA"):
-        places.append(Path(os.environ["ARS_DATA"]) / folder)
-    return next((place for place in places if place.is_dir()), None)
+    return next((place for place in places(folder) if place.is_dir()), None)
+
+
+def places(folder: str) -> list[Path]:
+    """Return where a folder may be: in data/cache/, then in $ARS_DATA if it is set."""
+    shared = os.environ.get("ARS_DATA")
+    return [CACHE / folder, *([Path(shared) / folder] if shared else [])]
 
 
 def read(path: Path, checksum: str, algorithm: str = "sha256") -> bytes:
@@ -68,7 +73,8 @@ def download(name: str, folder: str, sources: Iterable[Callable[[], str]]) -> Pa
 @contextmanager
 def new_folder(folder: str) -> Iterator[Path]:
     """A temporary folder that becomes data/cache/<folder> if the block succeeds, so that no other
-    run sees it incomplete. If two runs make it at once, the first one's is kept."""
+    run sees it incomplete. If the folder is there already, because two runs make it at once or it
+    is incomplete, only the files that it lacks are added."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as parent:
         temporary = Path(parent) / folder
@@ -79,13 +85,17 @@ def new_folder(folder: str) -> Iterator[Path]:
         except OSError:
             if not (CACHE / folder).is_dir():
                 raise
+            for path in temporary.iterdir():
+                if not (CACHE / folder / path.name).exists():
+                    os.replace(path, CACHE / folder / path.name)
 
 
 def cached(name: str, compute: Callable[[], bytes]) -> bytes | memoryview:
     """Return the content of data/cache/<name>; if it is missing or damaged, write it by `compute`.
 
     The file begins with the SHA-256 of its name and content. Several processes may compute it at
-    once: each writes a temporary file and renames it.
+    once: each writes a temporary file and renames it. If the file cannot be written, a warning is
+    printed and the content returned.
     """
     path = CACHE / name
     with suppress(FileNotFoundError):
@@ -95,14 +105,28 @@ def cached(name: str, compute: Callable[[], bytes]) -> bytes | memoryview:
             return content
         print(f"{path} is damaged: computing it again", file=sys.stderr)
     content = compute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(_checksum(name, content) + content)
+        _keep(path, _checksum(name, content) + content)
+    except OSError as error:
+        print(f"warning: cannot write {path} ({error}); it will be computed again next time",
+              file=sys.stderr)
+    return content
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """Write a file of the cache atomically, and remove what killed processes left of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for abandoned in path.parent.glob(f".{path.name}.*.tmp"):
+        with suppress(OSError):
+            if time.time() - abandoned.stat().st_mtime > ABANDONED_SECONDS:
+                abandoned.unlink()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
-    return content
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _checksum(name: str, content: bytes | memoryview) -> bytes:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import DataError, bpe, cached, download, locate, verify
+from data import DataError, bpe, cached, download, places, verify
 from data.batches import Batches, seeded
 from data.sources.fineweb import SHA256 as FINEWEB
 from data.sources.fineweb import VOCAB_SIZE as GPT2
@@ -113,8 +113,9 @@ def ladder(
     whole = int(size[pairs(held_out)[1]].sum())
     count = eval_bytes * len(held_out) // max(1, whole)
     if not 1 <= count <= len(held_out):
-        raise ValueError(f"eval_bytes must be in [{-(-whole // max(1, len(held_out)))}, {whole}], "
-                         f"got {eval_bytes}")
+        least = -(-whole // max(1, len(held_out)))
+        raise ValueError(f"eval_bytes must be in [{least}, {whole}] for the held-out text of "
+                         f'corpus = "{corpus}", got {eval_bytes}')
     spaced = held_out[torch.arange(count) * len(held_out) // count]
     return Ladder(OnePass(train.to(device), batch_size, steps, seed), spaced.to(device),
                   int(size[pairs(spaced)[1]].sum()), digest, len(size))
@@ -206,8 +207,8 @@ def _decoded(name: str, digest: str) -> bytes:
 
 
 def _compressed(name: str) -> Path:
-    """The file of a text: supplied, or downloaded to the folder of its source."""
+    """The file of a text: supplied in any place, or downloaded to the folder of its source."""
     own = next(folder for folder, texts in SOURCES.items() if name in texts)
-    files = [folder / f"{name}.txt.bz2" for folder in map(locate, (FOLDER, own)) if folder]
+    files = [place / f"{name}.txt.bz2" for folder in (FOLDER, own) for place in places(folder)]
     return next((path for path in files if path.exists()), None) or download(
         f"the ladder's text {name}", own, [lambda: build(own)]) / f"{name}.txt.bz2"

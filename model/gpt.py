@@ -46,20 +46,26 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(width, head_width) for _ in range(layers))
         self.head = nn.Linear(width, vocab_size)
         self.embed_norm, self.head_norm = nn.RMSNorm(width), nn.RMSNorm(width)
+        roles = self.roles()
         for name, p in self.named_parameters():
             if name.endswith("bias") or name == "head.weight":
                 nn.init.zeros_(p)
-            elif self.roles()[name] == "hidden":
+            elif roles[name] == "hidden":
                 gain = hidden_gain * (projection_gain if ".project" in name else 1.0)
                 nn.init.normal_(p, std=gain * (3 * p.shape[1]) ** -0.5)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of the next token at every position, in float32 or above."""
+    def forward(self, tokens: Tensor, only_features: bool = False) -> Tensor:
+        """Logits of the next token at every position, in float32 or above. only_features: return
+        the last hidden states (batch, sequence, width) instead, from which `logits` makes them."""
         x = norm(self.embed(tokens), self.embed_norm)
         rotation = rotary(tokens.shape[1], self.head_width, x)
         for block in self.blocks:
             x = block(x, rotation)
-        logits = self.head(norm(x, self.head_norm))
+        return x if only_features else self.logits(x)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits (..., vocab_size) of last hidden states (..., width)."""
+        logits = self.head(norm(features, self.head_norm))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return SOFT_CAP * logits * (logits.square() + SOFT_CAP**2).rsqrt()
 

@@ -24,7 +24,7 @@ SHA256 = {
 HUB = {  # name -> repository, its type and commit
     **dict.fromkeys((TRAIN, VALIDATION), (
         "kjj0/fineweb10B-gpt2", "dataset", "889765ea1f903759787add96995d81171b632d0c")),
-    VOCABULARY: ("openai-community/gpt2", "model", "main"),
+    VOCABULARY: ("openai-community/gpt2", "model", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
 }
 MAGIC, VERSION, HEADER = 20240520, 1, 256  # of 256 int32, the third is the number of tokens
 VOCAB_SIZE = 50304  # 50,257 tokens and padding to a multiple of 128

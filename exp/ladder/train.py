@@ -14,6 +14,7 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from data.ladder import Ladder, ladder, pairs
 from exp.harness.build import build
@@ -23,13 +24,29 @@ from exp.harness.folder import RunFolder
 from exp.harness.objective import Objective
 from exp.harness.run import Run
 from exp.harness.task import Metric, Task
+from model.gpt import GPT
 
-EVAL_BYTES = {"cpu": 2**12, "cuda": 2**18}  # per batch: fit a CPU's cache, fill a GPU
+EVAL_TOKENS = {"cpu": 2**12, "cuda": 2**18}  # per batch: fit a CPU's cache, fill a GPU
+LOGITS = 2**29  # bytes of float32 logits at a time; only large vocabularies reach it
 
 
 def loss_fn(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean cross entropy of the next token, nats. inputs, targets: (batch, sequence)."""
-    return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()), {}
+    """Mean cross entropy of the next token, nats. inputs, targets: (batch, sequence). If a GPT's
+    logits take more than LOGITS bytes, they are computed in chunks of positions, and once more in
+    the backward pass."""
+    targets = targets.flatten()
+    chunks = -(-4 * len(targets) * model.head.out_features // LOGITS) if isinstance(
+        model, GPT) else 1
+    if chunks == 1:
+        return F.cross_entropy(model(inputs).flatten(0, 1), targets), {}
+    features = model(inputs, only_features=True).flatten(0, 1)
+    parts = zip(features.tensor_split(chunks), targets.tensor_split(chunks), strict=True)
+    return torch.stack([checkpoint(_sum_of_losses, model, *part, use_reentrant=False)
+                        for part in parts]).sum() / len(targets), {}
+
+
+def _sum_of_losses(model: GPT, features: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(model.logits(features), targets, reduction="sum")
 
 
 def total_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -43,12 +60,18 @@ def evaluate(objective: Objective, data: Ladder, split: str = "eval") -> dict[st
     """Loss (nats per byte) and bits per byte of the held-out windows."""
     windows = getattr(data, split)
     total = torch.zeros((), dtype=torch.float64, device=windows.device)
-    rows = max(1, EVAL_BYTES[windows.device.type] // (windows.shape[1] - 1))
+    rows = eval_rows(windows.device.type, data.vocab_size, windows.shape[1] - 1)
     for (part,) in my_batches(rows, windows):
         total += objective.measure(total_loss, *pairs(part))
     all_sum(total)
     loss = float(total) / data.eval_bytes
     return {"eval_loss": loss, "eval_bits_per_byte": loss / math.log(2)}
+
+
+def eval_rows(device: str, vocab_size: int, length: int) -> int:
+    """Return the windows of `length` tokens per evaluation batch: at most LOGITS bytes of logits.
+    """
+    return max(1, min(EVAL_TOKENS[device], LOGITS // (4 * vocab_size)) // length)
 
 
 TASK = Task(

@@ -18,9 +18,10 @@ from exp.tune.space import significant
 
 TAU, TAUS, BEYOND = 3.0, (1.0, 8.0), {1.0: 0.4, 8.0: 20.0}
 GAIN, GAINS = 1.0, (1.5,)
-MORE_RATES, CAP = 3, 14
+FIRST_RATES, MORE_RATES, CAP = 5, 3, 14
 AUXILIARY_CAP = 12
 BALL = "hyperball"
+HORIZONS = (0.5, 0.7, 1.4, 2.0)  # of AdamW's and Muon's winner, factors of the number of steps
 
 
 class NotTuned(Exception):
@@ -99,7 +100,7 @@ def _path(arm: Arm, trials: Sequence[Trial], tie: float) -> Iterator[Point]:
         best_rate = best(of(points), tie).point.rate
         if best_rate not in (rates[0], rates[-1]):
             break
-        if len(points) == 5 + MORE_RATES:
+        if len(points) == FIRST_RATES + MORE_RATES:
             raise NotTuned(f"{arm.name}: after {len(points)} rates the best one, {best_rate}, is "
                            "still the lowest or the highest")
         points.append(Point(significant(

@@ -101,8 +101,9 @@ def parse_path(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                        help="also run the winner for other numbers of steps (AdamW, Muon)")
     parser.add_argument("--folder", type=Path, default=Path("outputs/ladder"),
                         help="folder of the runs (default: outputs/ladder)")
-    parser.add_argument("--tie", type=float, default=0.0, metavar="BITS",
-                        help="treat scores this close as equal (the s.d. of the repeats)")
+    parser.add_argument("--tie", type=float, metavar="BITS",
+                        help="treat scores this close as equal (default: one s.d. of the repeats "
+                             "in the folder)")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
                         help="override a setting of the task for all runs; repeatable")
     add_dry_run(parser)

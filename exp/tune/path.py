@@ -16,11 +16,13 @@ eight seeds. --auxiliary tunes the rates of embedding, head and vectors, which a
 the sum of the named arms' scores; config/ladder_adamw.toml then holds them.
 
 The next trial is a pure function of the earlier ones, each of which has a run folder,
-FOLDER/<scale>/tuning/<arm>/trial<k>, so that a killed command continues. All runs of a command
-share one process, so that a model is compiled once.
+FOLDER/<scale>/tuning/<arm>/trial<k>, so that a killed command continues. Scores within one s.d. of
+the repeats are ties; tie.json beside the trials records this number. All runs of a command share
+one process, so that a model is compiled once.
 """
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -43,7 +45,11 @@ from exp.jobs.finished import finished_run
 from exp.jobs.here import Here
 from exp.jobs.queue import Job, Stopped, run_jobs
 from exp.report.forecast import forecast
+from exp.report.statistics import deviation
 from exp.tune.coordinates import (
+    AUXILIARY_CAP,
+    CAP,
+    HORIZONS,
     TAU,
     Arm,
     NotTuned,
@@ -58,10 +64,9 @@ from exp.tune.space import significant
 
 PLAN = ROOT / "exp" / "papers" / "ladder" / "preregistration.toml"
 TASK = "ladder"
-HORIZONS, RETUNED = (0.5, 0.7, 1.4, 2.0), (0.5, 2.0)  # factors of the number of steps
+RETUNED = (0.5, 2.0)  # those of HORIZONS with rates of their own
 NEAR = (0.5, 1.0, 2.0)  # factors of a rate tuned at another size or horizon
 GROUPS = ("embedding", "head", "vector")  # parameter groups of the auxiliary AdamW
-PATH = 11  # approximate number of runs of a tuning
 FEW = 2  # scoring seeds at another size or horizon than the tuning's
 
 
@@ -78,13 +83,17 @@ def arm_named(name: str, plan: dict) -> Arm:
                arm.get("adam_like", False), arm.get("decay", Arm.decay))
 
 
+class RunFailed(Exception):
+    """A run ended with an error that is not one of its settings."""
+
+
 class Runs:
-    """The runs of one arm at one scale, in this process. narrowing: width of the tuning's size over
-    the width of this one."""
+    """The runs of one arm at one scale, in this process. width: of the model."""
 
     def __init__(self, arm: Arm, scale: str, folder: Path, plan: dict,
                  changes: Sequence[str] = ()) -> None:
         self.arm, self.folder, self.seeds = arm, folder / scale, plan["setting"]["seeds"]
+        self.sibling = lambda name: Runs(arm_named(name, plan), scale, folder, plan, changes)
         self.task = task_named(TASK)
         self.scale = (*self.task.scale(scale), *changes)
         settings = read_toml(self.task.config)
@@ -94,38 +103,82 @@ class Runs:
         self.config.parent.mkdir(parents=True, exist_ok=True)
         self.config.write_text(to_toml(settings), encoding="utf-8")
         loaded = load_settings(self.config, [*self.scale, f"optimizer.lr={arm.rate}"], self.task)
-        self.narrowing = settings["model"]["width"] / loaded["model"]["width"]
-        if self.narrowing != 1:
-            head = significant(auxiliary["head"]["lr"] * self.narrowing)
-            self.scale += (f"optimizer.adamw.head.lr={head}",)
+        self.width = loaded["model"]["width"]
+        if self.width != settings["model"]["width"]:  # at which the rates were tuned
+            head = auxiliary["head"]["lr"] * settings["model"]["width"] / self.width
+            self.scale += (f"optimizer.adamw.head.lr={significant(head)}",)
         self.auxiliary = tuple(auxiliary[group]["lr"] for group in GROUPS)
         self.epochs, self.of_epoch = loaded["experiment"]["epochs"], loaded["data"]["steps"]
         self.warmup = loaded["schedule"]["warmup_steps"]
 
-    def score(self, part: str, name: str, point: Point, seed: int, horizon: float = 1.0,
-              changes: Sequence[str] = ()) -> float:
-        """Train a run, resume it, or read the finished one. Return its final bits per byte,
-        infinite if it diverged. horizon: factor of the number of steps. changes: further overrides.
-
-        Raises ConfigError for a run that was refused or failed, and Stopped if interrupted.
-        """
+    def job(self, part: str, name: str, point: Point, seed: int, horizon: float = 1.0,
+            changes: Sequence[str] = ()) -> Job:
+        """Return a run of this arm. horizon: factor of the number of steps. changes: further
+        overrides."""
         steps = round(horizon * self.of_epoch)
         longer = () if horizon == 1 else (
             f"data.steps={steps}", f"schedule.warmup_steps={round(horizon * self.warmup)}")
-        job = Job(TASK, self.config, seed, self.folder / part / self.arm.name / name,
-                  (*self.scale, *longer, *changes,
-                   *overrides(self.arm, point, self.epochs * steps)))
+        return Job(TASK, self.config, seed, self.folder / part / self.arm.name / name,
+                   (*self.scale, *longer, *changes,
+                    *overrides(self.arm, point, self.epochs * steps)))
+
+    def score(self, part: str, name: str, point: Point, seed: int, horizon: float = 1.0,
+              changes: Sequence[str] = ()) -> float:
+        """Train a run, resume it, or read the finished one. Return its final bits per byte,
+        infinite if it diverged. Arguments: see `job`.
+
+        Raises ConfigError for a run that was refused, RunFailed for one that failed, and Stopped if
+        interrupted.
+        """
+        job = self.job(part, name, point, seed, horizon, changes)
         if job.outcome() is None:
             status = run_jobs([job], Here())[job]
             if status == INTERRUPTED:
                 raise Stopped
             if status not in (COMPLETED, DIVERGED):
-                raise ConfigError(f"the run in {job.folder} failed: see its train.log")
+                error = ConfigError if status == BAD_INPUT else RunFailed
+                raise error(f"the run in {job.folder} failed: see its train.log")
+        return self.result(job)
+
+    def result(self, job: Job) -> float:
+        """Return the final bits per byte of a finished run, infinite if it diverged."""
         finished = finished_run(job.folder, self.task)
         assert finished is not None  # the job has an outcome
         record = finished[0]
-        curve = record["curve"][self.task.primary.name]
-        return curve[-1] if record["status"] == "completed" else math.inf
+        return (record["curve"][self.task.primary.name][-1] if record["status"] == "completed"
+                else math.inf)
+
+    def tie(self, given: float | None = None) -> float:
+        """Return the difference up to which scores are ties: the recorded one, `given`, or one s.d.
+        of the repeats, and record it. Rules without repeats of their own take those of AdamW if
+        they are Adam-like, else those of Muon.
+
+        Raises ConfigError if repeats are missing, or if the arm was tuned with another number.
+        """
+        path = self.folder / "tuning" / self.arm.name / "tie.json"
+        recorded = read_object(path).get("tie")
+        if recorded is not None and given in (None, recorded):
+            return recorded
+        if recorded is not None:
+            raise ConfigError(f"{self.arm.name} is being tuned with ties of {recorded} bits "
+                              f"({path}), not of {given}")
+        if given is None:
+            given = self._noise()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"tie": given}) + "\n", encoding="utf-8")
+        return given
+
+    def _noise(self) -> float:
+        source = "adamw" if self.arm.name == "adamw" or self.arm.adam_like else "muon"
+        runs = self if self.arm.name == source else self.sibling(source)
+        repeats = runs.repeated()
+        missing = [job for job in repeats if job.outcome() != COMPLETED]
+        if missing:
+            raise ConfigError(
+                f"ties are decided by the repeats of {source} at this size, of which "
+                f"{len(missing)} of {len(repeats)} are missing in {self.folder}: run "
+                f"python -m exp.tune.path {source} --repeats, or set --tie")
+        return deviation([runs.result(job) for job in repeats])
 
     def tune(self, tie: float) -> Trial:
         """Run all trials of the path and return the winner. Raises NotTuned."""
@@ -139,7 +192,12 @@ class Runs:
 
     def repeats(self) -> list[float]:
         """Return the scores at the center of the rates on the seeds of the repeats."""
-        return [self.score("repeats", f"seed{seed}", Point(self.arm.rate, TAU), seed)
+        return [self.score("repeats", job.folder.name, Point(self.arm.rate, TAU), job.seed)
+                for job in self.repeated()]
+
+    def repeated(self) -> list[Job]:
+        """Return the runs of `repeats`."""
+        return [self.job("repeats", f"seed{seed}", Point(self.arm.rate, TAU), seed)
                 for seed in self.seeds["repeats"]]
 
     def near(self, point: Point, tie: float, horizon: float = 1.0) -> Point:
@@ -150,16 +208,21 @@ class Runs:
             "tuning", f"x{horizon:g}_rate{moved.rate:g}", moved, seed, horizon))
             for moved in (replace(point, rate=rate) for rate in rates)], tie).point
 
-    def moved_up(self, point: Point, tie: float) -> Point:
-        """Return the winner of the tuning's size, `point`, moved to this size."""
-        narrowing = self.narrowing if self.arm.adam_like else 1.0
+    def moved_up(self, point: Point, tie: float, width: int) -> Point:
+        """Return the winner of a tuning at another width, `point`, moved to this size."""
+        narrowing = width / self.width if self.arm.adam_like else 1.0
         return self.near(replace(point, rate=significant(point.rate * narrowing)), tie)
 
     def scoring(self, point: Point, most: int | None = None) -> list[float]:
-        """Return the scores of a setting on the scoring seeds, at most the first `most`."""
-        key = "scoring_adamw_muon" if self.arm.name in ("adamw", "muon") else "scoring"
-        return [self.score("scoring", f"seed{seed}", point, seed)
-                for seed in self.seeds[key][:most]]
+        """Return the scores of a setting on the scoring seeds, at most the first `most`; on eight
+        seeds if one of all diverges."""
+        eight = self.seeds["scoring_adamw_muon"]
+        seeds = eight if self.arm.name in ("adamw", "muon") else self.seeds["scoring"]
+        scores = {seed: self.score("scoring", f"seed{seed}", point, seed) for seed in seeds[:most]}
+        if most is None and math.inf in scores.values():
+            scores |= {seed: self.score("scoring", f"seed{seed}", point, seed)
+                       for seed in eight if seed not in scores}
+        return list(scores.values())
 
     def horizons(self, point: Point, tie: float) -> dict[float, list[float]]:
         """Return the scores of a setting at other numbers of steps: factor -> score per seed."""
@@ -189,22 +252,35 @@ def tune_auxiliary(arms: Sequence[Runs]) -> tuple[float, ...]:
 def tune_and_score(arms: Sequence[Runs], tuned_at: Sequence[Runs], options: argparse.Namespace
                    ) -> int:
     """Tune, score and, with --horizons, extend every arm, and print the scores. tuned_at: the same
-    arms at the size of the tuning. Return the exit status: 1 if an arm is not tuned."""
+    arms at the size of the tuning. Return the exit status: 1 if an arm is not tuned or a run
+    failed, which stops its arm alone."""
     status = COMPLETED
     for runs, below in zip(arms, tuned_at, strict=True):
         try:
-            point = below.tune(options.tie).point
-        except NotTuned as error:
-            print(f"not tuned, so not scored: {error}", file=sys.stderr)
+            tie, moved = below.tie(options.tie), runs is not below
+            point = below.tune(tie).point
+            point = runs.moved_up(point, tie, below.width) if moved else point
+            scores = runs.scoring(point, FEW if moved else None)
+            print(f"{runs.arm.name}: {point} {in_words(scores)}", flush=True)
+            for horizon, scores in (runs.horizons(point, tie) if options.horizons else {}).items():
+                print(f"{runs.arm.name} x {horizon:g}: {in_words(scores)}", flush=True)
+        except (NotTuned, RunFailed) as error:
+            word = "not tuned" if isinstance(error, NotTuned) else "error"
+            print(f"{word}, so {runs.arm.name} is not scored: {error}", file=sys.stderr)
             status = FAILED
-            continue
-        moved = runs is not below
-        point = runs.moved_up(point, options.tie) if moved else point
-        print(f"{runs.arm.name}: {point} {in_words(runs.scoring(point, FEW if moved else None))}",
-              flush=True)
-        for horizon, scores in (runs.horizons(point, options.tie) if options.horizons else {}
-                                ).items():
-            print(f"{runs.arm.name} x {horizon:g}: {in_words(scores)}", flush=True)
+    return status
+
+
+def repeat(arms: Sequence[Runs]) -> int:
+    """Run and print the repeats of every arm. Return the exit status: 1 if a run failed, which
+    stops its arm alone."""
+    status = COMPLETED
+    for runs in arms:
+        try:
+            print(f"{runs.arm.name}: {in_words(runs.repeats())}", flush=True)
+        except RunFailed as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = FAILED
     return status
 
 
@@ -214,39 +290,51 @@ def in_words(scores: Sequence[float]) -> str:
 
 
 def durations(options: argparse.Namespace, plan: dict) -> dict[str, float | None]:
-    """Return an upper bound of the seconds of each missing run, from the arm's finished runs at its
-    size; None without one. The path of a tuning, whose length is not known, is one entry."""
+    """Return an upper bound of the seconds of the missing runs, from the arm's longest finished run
+    at its size; None without one. Runs whose settings depend on earlier scores are one entry."""
     known: dict[str, float | None] = {}
     seeds = plan["setting"]["seeds"]
     for name in options.arms:
         arm_named(name, plan)
         scoring = seeds["scoring_adamw_muon" if name in ("adamw", "muon") else "scoring"]
-        tuning = options.below or options.scale
-        names: list[tuple[str, str, str, float]]  # scale, part, run, factor of its usual duration
+        parts: list[tuple[str, str, str, int, float]]  # scale, part, runs, at most, factor of steps
         if options.auxiliary:
-            names = [(options.scale, "tuning", "rates that all arms share, run by run", 1)]
+            parts = [(options.scale, "tuning", "auxiliary*", AUXILIARY_CAP, 1)]
         elif options.repeats:
-            names = [(options.scale, "repeats", f"seed{seed}", 1) for seed in seeds["repeats"]]
+            parts = [(options.scale, "repeats", f"seed{seed}", 1, 1) for seed in seeds["repeats"]]
         else:
-            names = [(tuning, "tuning", f"path, about {PATH} runs", PATH)]
-            names += [(options.scale, "tuning", f"rate x {factor:g}", 1) for factor in NEAR
-                      if options.below]
-            names += [(options.scale, "scoring", f"seed{seed}", 1)
+            parts = [(options.below or options.scale, "tuning", "trial*", CAP, 1)]
+            parts += [(options.scale, "tuning", f"x{factor:g}_rate*", len(NEAR), factor)
+                      for factor in ((1.0,) if options.below else ())
+                      + (RETUNED if options.horizons else ())]
+            parts += [(options.scale, "scoring", f"seed{seed}", 1, 1)
                       for seed in scoring[:FEW if options.below else None]]
-            names += [(options.scale, "horizons", f"seed{seed}_x{horizon:g}", horizon)
+            parts += [(options.scale, "horizons", f"seed{seed}_x{horizon:g}", 1, horizon)
                       for horizon in HORIZONS if options.horizons
                       for seed in seeds["scoring"][:FEW]]
-        for scale, part, run, times in names:
-            if not (options.folder / scale / part / name / run / "summary.json").exists():
-                timed = [read_object(path)["wall_seconds"] for path in sorted(
-                    (options.folder / scale).glob(f"*/{name}/*/summary.json"))]
-                known[f"{name} {scale} {part} {run}"] = times * max(timed) if timed else None
+        is_tuned = bool(_finished(options.folder / options.scale / "scoring" / name, "seed*"))
+        for scale, part, runs, most, factor in parts:
+            missing = most - len(_finished(options.folder / scale / part / name, runs))
+            if missing > 0 and not (is_tuned and runs in ("trial*", "x1_rate*")):
+                timed = [seconds for folder in (options.folder / scale).glob(f"*/{name}")
+                         for seconds in _finished(folder, "*")]
+                words = runs if most == 1 else f"{runs}, at most {missing} runs"
+                known[f"{name} {scale} {part} {words}"] = (
+                    missing * factor * max(timed) if timed else None)
     return known
 
 
+def _finished(folder: Path, runs: str) -> list[float]:
+    """Return the seconds of each finished run of a folder. runs: pattern of their names."""
+    summaries = [read_object(path) for path in folder.glob(f"{runs}/summary.json")
+                 if ".other" not in path.parent.name]
+    return [summary["wall_seconds"] for summary in summaries
+            if summary.get("status") in ("completed", "diverged") and "wall_seconds" in summary]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Return the exit status: 0, 1 an arm is not tuned, 2 bad input, 130
-    Ctrl-C."""
+    """Run the command line. Return the exit status: 0, 1 an arm is not tuned or a run failed, 2 bad
+    input, 130 Ctrl-C."""
     options = parse_path(arguments)
     plan = read_toml(PLAN)
 
@@ -262,13 +350,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.auxiliary:
             print(f"best: {dict(zip(GROUPS, tune_auxiliary(arms), strict=True))}")
         elif options.repeats:
-            for runs in arms:
-                print(f"{runs.arm.name}: {in_words(runs.repeats())}", flush=True)
+            return repeat(arms)
         else:
             return tune_and_score(arms, at(options.below) if options.below else arms, options)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except RunFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     except (Stopped, KeyboardInterrupt):
         return INTERRUPTED
     return COMPLETED

@@ -2,16 +2,19 @@
 
 python -m exp.papers.ladder.analysis [--collect FOLDER]
 
-FOLDER/<rung>/<part>/<arm>/<name>/ are the run folders of exp.tune.path: rung S, M, L, G10 or G30,
-part "repeats", "tuning", "scoring" or "horizons". Without --collect the page is rewritten from the
-stored rows.
+FOLDER/<rung>/<part>/<arm>/<name>/ are the run folders of exp.tune.path: rung S, S5000, M, L, G10 or
+G30, part "repeats", "tuning", "scoring" or "horizons". Runs of other settings than their rung's are
+left out. Without --collect the page is rewritten from the stored rows.
 """
 
 import hashlib
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
+from itertools import combinations, pairwise
 from pathlib import Path
 
 from exp.papers.ladder.options import parse
@@ -22,41 +25,59 @@ if __name__ == "__main__":
 import numpy as np
 
 from exp.harness.arguments import BAD_INPUT, COMPLETED
+from exp.harness.config import load_settings
 from exp.harness.folder import read_object
+from exp.harness.recipes import changes
 from exp.harness.task import task_named
 from exp.harness.toml import read_toml
 from exp.jobs.finished import finished_run
+from exp.jobs.freshness import essential
 from exp.papers.ladder import ranking, speed
-from exp.papers.ladder.ranking import Reference
-from exp.papers.ladder.speed import Horizons, verdict
+from exp.papers.ladder.ranking import Reference, score
+from exp.papers.ladder.speed import Horizons, so_far, verdict
 from exp.report.rows import Row, Rows, read_rows, write_rows
 from exp.report.statistics import Estimate, deviation, mean
-from exp.report.tables import Lines, interval, number, page, table
+from exp.report.tables import Cell, Lines, interval, number, older_code, page, table
+from exp.tune.coordinates import FIRST_RATES, HORIZONS, MORE_RATES
 
 PLAN = Path(__file__).parent / "preregistration.toml"
+NOTES = Path(__file__).parent / "deviations.md"
 METRIC = "eval_bits_per_byte"
 PARTS = ("repeats", "tuning", "scoring", "horizons")
 AUXILIARY = "auxiliary"  # prefix of runs that tune the learning rates of embedding and head
-RUNGS = ("S", "M", "L", "G10", "G30")
+RUNGS = ("S", "S5000", "M", "L", "G10", "G30")
+LONGER_S = "S5000"  # takes the place of S in the hypotheses once it has scores
+FREE = ("steps", "compile", "hidden_gain", "projection_gain")  # settings that a rung leaves open
+FEW = 2  # scoring seeds of a larger size
 LIMITS = {"deviation": 0.008, "mean": 2.2, "ratio": 4}  # of the go / no-go
+SIZES = ("S", "M", "L")  # at which H6 and H7 are tested
 RHO, RUNGS_RHO, MARIN_RHO, PAIRS = 0.8, 0.9, 0.7, 0.85  # H1 and H2, H3, H4, H5
-FEWEST = 12  # minimum number of arms for H1, H2 and H5
+FEWEST = 12  # minimum number of arms for H1, H2, H3 and H5
 CLUSTER = {"spectral_descent", "adamw", "adamh", "shampoo"}  # far from the others on track 3
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The preregistration: primary and secondary arms, marin's losses, SHA-256 of the file."""
+    """The preregistration: primary and secondary arms, marin's losses, seeds by use, SHA-256 of the
+    file."""
 
     arms: dict[str, dict]
     secondary: dict[str, dict]
     marin: dict[str, list[float]]
+    seeds: dict[str, list[int]]
     digest: str
 
     @cached_property
     def references(self) -> dict[str, Reference]:
         """Primary arms with a row in track 3, and that row."""
         return references(self.arms)
+
+    def is_complete(self, arm: str, seeds: Mapping[int, float], rung: str) -> bool:
+        """Whether an arm has its declared scoring seeds at a rung: eight for AdamW and Muon, and
+        for an arm with a diverged run; two at a larger size."""
+        eight = arm in ("adamw", "muon") or math.inf in seeds.values()
+        declared = self.seeds["scoring_adamw_muon" if eight else "scoring"]
+        return {*declared[:None if rung in ("S", LONGER_S) else FEW]} <= {*seeds}
 
 
 def references(arms: dict[str, dict]) -> dict[str, Reference]:
@@ -69,38 +90,102 @@ def preregistration(path: Path = PLAN) -> Plan:
     """Read the preregistration from its TOML file."""
     content = read_toml(path)
     return Plan(content["arms"], content["secondary"], content["marin"],
-                hashlib.sha256(path.read_bytes()).hexdigest())
+                content["setting"]["seeds"], hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def collect(folder: Path) -> tuple[Rows, dict]:
-    """Return (rows, provenance) of the finished runs in `folder`; diverged runs have value None."""
+    """Return (rows, provenance) of the finished runs in `folder`; diverged runs have value None.
+    Prints which runs are left out because of their settings."""
     rows = Rows()
     provenance: dict = {}
     for path in sorted(file.parent for file in folder.glob("*/*/*/*/summary.json")):
         rung, part, arm, name = path.relative_to(folder).parts
         finished = finished_run(path, task_named("ladder"))
-        if rung not in RUNGS or part not in PARTS or finished is None or name.startswith(AUXILIARY):
+        if (rung not in RUNGS or part not in PARTS or finished is None or ".other" in name
+                or name.startswith(AUXILIARY)):
             continue
         record, settings = finished[0], read_toml(path / "config.toml")
-        value = record["curve"][METRIC][-1] if record["status"] == "completed" else None
+        horizon = horizon_of(finished[1].settings, rung)
+        if horizon is None or horizon != 1 and part in ("repeats", "scoring"):
+            print(f"left out: {path} has other settings than size {rung}", file=sys.stderr)
+            continue
+        curve = record["curve"].get(METRIC, [])  # empty if the first epoch diverged
+        value = curve[-1] if record["status"] == "completed" else None
+        on_gpu = not record["device"].startswith("CPU")  # a CPU's peak is that of all runs so far
         rows.append(Row(METRIC, settings["experiment"]["seed"], value, "ladder", arm, {
-            "rung": rung, "part": part, "steps": record["steps"],
+            "rung": rung, "part": part, "horizon": horizon, "steps": record["steps"],
             "rate": settings["optimizer"]["lr"],
-            "parameters": read_object(path / "run.json")["parameters"],
-            "seconds": record["wall_seconds"], "bytes": record["peak_memory_bytes"],
-            "curve": record["curve"][METRIC]}))
+            "parameters": read_object(path / "run.json").get("parameters"),
+            "seconds": record["curve"].get("seconds", [None])[-1],
+            "bytes": record["peak_memory_bytes"] if on_gpu else None, "curve": curve,
+            "recipes": dict(record["recipes"] or {})}))
+        record["commit"] = f"{record['commit']}{'+' * bool(record['uncommitted_changes'])}"
         for key in ("device", "threads", "torch", "commit", "data"):
             provenance.setdefault(key, []).append(record[key])
-    return rows, {key: sorted(set(map(str, values))) for key, values in provenance.items()}
+    provenance = {key: sorted(set(map(str, values))) for key, values in provenance.items()}
+    return rows, {"collected": [date.today().isoformat()], **provenance}
+
+
+def horizon_of(settings: dict, rung: str) -> float | None:
+    """Return the number of steps of a run relative to its rung's; None if the run has other
+    settings than the rung. settings: complete ones."""
+    task = task_named("ladder")
+    wanted = essential(load_settings(task.config, task.scale(rung), task))
+
+    def fixed(of: dict) -> list[dict]:
+        return [{key: value for key, value in of.get(table, {}).items() if key not in FREE}
+                for table in ("experiment", "data", "model")]
+
+    if fixed(settings) != fixed(wanted):
+        return None
+    steps, usual = settings["data"]["steps"], wanted["data"]["steps"]
+    return next((factor for factor in (1.0, *HORIZONS) if steps == round(factor * usual)), None)
 
 
 def scores(rows: Rows, rung: str, part: str) -> dict[str, dict[int, float]]:
-    """Map arm -> seed -> bits per byte of the runs of a part; diverged runs are left out."""
+    """Map arm -> seed -> bits per byte of the runs of a part; infinite for diverged runs."""
     by_arm: dict[str, dict[int, float]] = {}
     for row in rows.where(axis=METRIC, rung=rung, part=part):
-        if row.value is not None:
-            by_arm.setdefault(row.optimizer, {})[row.seed] = row.value
+        by_arm.setdefault(row.optimizer, {})[row.seed] = (
+            math.inf if row.value is None else row.value)
     return by_arm
+
+
+def is_noisy(rows: Rows, rung: str) -> bool:
+    """Whether the repeats of AdamW and Muon differ too much in spread for a table of the rung."""
+    repeats = scores(rows, rung, "repeats")
+    return ratio_of_spreads(repeats) > LIMITS["ratio"]
+
+
+def ratio_of_spreads(repeats: dict[str, dict[int, float]]) -> float:
+    """Return the ratio, at least 1, of the deviations of AdamW's and Muon's repeats: nan without
+    two of each, infinite if one diverged."""
+    runs = [list(repeats.get(arm, {}).values()) for arm in ("adamw", "muon")]
+    if not np.isfinite(runs[0] + runs[1]).all():
+        return math.inf
+    spreads = sorted(map(deviation, runs))
+    return spreads[1] / spreads[0] if spreads[0] else math.inf
+
+
+def scored(rows: Rows, rung: str, plan: Plan) -> dict[str, dict[int, float]]:
+    """Return the scores of the arms that have all their declared seeds at a rung; none if its
+    repeats are too noisy."""
+    return {} if is_noisy(rows, rung) else {
+        arm: seeds for arm, seeds in scores(rows, rung, "scoring").items()
+        if plan.is_complete(arm, seeds, rung)}
+
+
+def not_tuned(rows: Rows, rung: str) -> set[str]:
+    """Return the arms whose tuning ended with the best rate at an edge of the last extension."""
+    arms = set()
+    for arm, rates in rows.where(rung=rung, part="tuning", horizon=1).tree(
+            "optimizer", "rate").items():
+        best = {rate: min((value for value in values if value is not None), default=math.inf)
+                for rate, values in rates.items()}
+        at_edge = min(best, key=lambda rate: best[rate]) in (min(best), max(best))
+        if at_edge and len(best) == sum(map(len, rates.values())) == FIRST_RATES + MORE_RATES:
+            arms.add(arm)
+    return arms - scores(rows, rung, "scoring").keys()
 
 
 def go(repeats: dict[str, dict[int, float]]) -> str:
@@ -109,8 +194,9 @@ def go(repeats: dict[str, dict[int, float]]) -> str:
     if min(len(adamw), len(muon)) < 2:
         return ("Go or no-go: not decided; it needs at least two repeats each of AdamW and "
                 "Muon.")
-    spread, other = deviation(adamw), deviation(muon)
-    ratio = max(spread, other) / min(spread, other)
+    spread, ratio = deviation(adamw), ratio_of_spreads(repeats)
+    if math.isinf(ratio):
+        return "No go: a repeat diverged."
     holds = (spread <= LIMITS["deviation"] and np.mean(adamw) < LIMITS["mean"]
              and ratio <= LIMITS["ratio"])
     word = "go" if holds else "no go"
@@ -124,7 +210,8 @@ def go(repeats: dict[str, dict[int, float]]) -> str:
 def noise_floor(repeats: dict[str, dict[int, float]], n: int = 4, difference: float = 0.005) -> str:
     """Return a table, from each arm's repeats, of the band of a difference between two means of n
     seeds, and the number of seeds that detect `difference` (bits per byte)."""
-    repeated = {arm: list(seeds.values()) for arm, seeds in repeats.items() if len(seeds) > 1}
+    repeated = {arm: list(seeds.values()) for arm, seeds in repeats.items()
+                if len(seeds) > 1 and math.inf not in seeds.values()}
     if not repeated:
         return ""
     lines: Lines = [("arm", f"95 % band of a difference of two means of {n} seeds",
@@ -135,39 +222,62 @@ def noise_floor(repeats: dict[str, dict[int, float]], n: int = 4, difference: fl
     return f"Noise floor, from the repeats:\n\n{table(lines)}"
 
 
-def agreement(ours: dict[str, dict[int, float]], plan: Plan) -> list[tuple]:
-    """Return the table lines of hypotheses H1 (or H2), H4 and H5 at one rung."""
-    primary = {arm: list(seeds.values()) for arm, seeds in ours.items() if arm in plan.arms}
-    means = {arm: float(np.mean(values)) for arm, values in primary.items()}
-    lines: list[tuple] = []
-    if len(primary) < FEWEST:
-        lines.append(("H1, H2: order of track 3", f"rho >= {RHO}",
-                      f"not tested: {len(primary)} of {len(plan.arms)} arms, {FEWEST} needed"))
-    else:
-        rho = ranking.bootstrap_rho(primary, plan.references)
-        p = ranking.permutation_p(list(means.values()), [
-            plan.references[arm].normalized for arm in means])
-        lines.append(("H1, H2: order of track 3", f"rho >= {RHO}",
-                      f"{verdict(rho.value >= RHO)}: {interval(rho)}, p {number(p)}"))
-        same, pairs = ranking.agreeing_pairs(means, plan.references)
-        lines.append(("H5: pairs that track 3 separates", f">= {PAIRS:.0%}",
-                      f"{verdict(same >= PAIRS * pairs)}: {same} of {pairs}"))
-    shared = [arm for arm in plan.marin if arm in ours]
-    if len(shared) == len(plan.marin):
-        at_1x = ranking.spearman([np.mean(list(ours[arm].values())) for arm in shared],
-                                 [plan.marin[arm][0] for arm in shared])
-        lines.append(("H4: order of marin at 1x", f"rho >= {MARIN_RHO}",
-                      f"{verdict(at_1x >= MARIN_RHO)}: {number(at_1x)}"))
-    else:
-        lines.append(("H4: order of marin at 1x", f"rho >= {MARIN_RHO}",
-                      f"not tested: {len(shared)} of {len(plan.marin)} arms"))
-    return lines
+def hypotheses(rows: Rows, plan: Plan) -> list[tuple]:
+    """Return the table of hypotheses, each at the sizes and on the arms that were declared for it.
+    """
+    first = smallest(rows)
+    small, middle = (scored(rows, rung, plan) for rung in (first, "M"))
+    primary = [arm for arm in plan.arms if arm not in not_tuned(rows, first)]
+    needed = max(len(primary), FEWEST)
+
+    def runs(ours: dict[str, dict[int, float]], arms: Sequence[str]) -> dict[str, list[float]]:
+        return {arm: list(ours[arm].values()) for arm in arms if arm in ours}
+
+    def order(ours: dict[str, dict[int, float]]) -> str:
+        of = runs(ours, primary)
+        if len(of) < needed:
+            return so_far(len(of), needed, "arms")
+        rho = ranking.bootstrap_rho(of, plan.references)
+        p = ranking.permutation_p([score(values) for values in of.values()],
+                                  [plan.references[arm].normalized for arm in of])
+        return f"{verdict(rho.value >= RHO)}: {interval(rho)} on {len(of)} arms, p {number(p)}"
+
+    def same(of: dict[str, list[float]], others: dict[str, list[float]], needed: int, least: float
+             ) -> str:
+        if len(of) < needed:
+            return so_far(len(of), needed, "arms")
+        rho = ranking.bootstrap_rho_of_runs(of, others)
+        return f"{verdict(rho.value >= least)}: {interval(rho)} on {len(of)} arms"
+
+    both = runs(small, [arm for arm in primary if arm in middle])
+    marin = {arm: [losses[0]] for arm, losses in plan.marin.items()}
+    of = runs(small, primary)
+    alike, pairs = ranking.agreeing_pairs({arm: score(of[arm]) for arm in of}, plan.references)
+    muon = {rung: speed_ups(rows, rung)["muon"][1] for rung in (first, "M", "L", "G10", "G30")
+            if "muon" in scored(rows, rung, plan) and "muon" in speed_ups(rows, rung)}
+    return [
+        ("hypothesis", "declared", "result"),
+        (f"H1: order of track 3 at {first}", f"rho >= {RHO}", order(small)),
+        ("H2: order of track 3 at M", f"rho >= {RHO}", order(middle)),
+        (f"H3: {first} and M agree", f"rho >= {RUNGS_RHO}",
+         same(both, runs(middle, primary), needed, RUNGS_RHO)),
+        (f"H4: order of marin at 1x, at {first}", f"rho >= {MARIN_RHO}",
+         same(runs(small, list(marin)), marin, len(marin), MARIN_RHO)),
+        (f"H5: pairs that track 3 separates, at {first}", f">= {PAIRS:.0%}",
+         so_far(len(of), needed, "arms") if len(of) < needed else
+         f"{verdict(alike >= PAIRS * pairs)}: {alike} of {pairs}"),
+        *speed.muons_speed(muon, len(SIZES))]
+
+
+def smallest(rows: Rows) -> str:
+    """Return the rung that counts as S: S with 5,000 steps once it has scores."""
+    return LONGER_S if rows.where(rung=LONGER_S, part="scoring") else "S"
 
 
 def sensitivity(ours: dict[str, dict[int, float]], plan: Plan) -> list[tuple]:
     """Return the table of H1 or H2 under alternative choices, which do not count as tests; empty
     unless H1 or H2 is tested."""
-    means = {arm: float(np.mean(list(seeds.values()))) for arm, seeds in ours.items()}
+    means = {arm: score(list(seeds.values())) for arm, seeds in ours.items()}
     primary, others = plan.references, references(plan.secondary)
     if len(means.keys() & primary.keys()) < FEWEST:
         return []
@@ -182,7 +292,9 @@ def sensitivity(ours: dict[str, dict[int, float]], plan: Plan) -> list[tuple]:
     lines = [("without SpectralDescent, AdamW, AdamH and Shampoo",
               rho({arm: steps for arm, steps in normalized.items() if arm not in CLUSTER})),
              ("raw instead of normalized steps",
-              rho({arm: float(row.steps) for arm, row in primary.items()}))]
+              rho({arm: float(row.steps) for arm, row in primary.items()})),
+             ("auxiliary rates tuned again for two arms", "not run"),
+             ("1,024 pieces instead of bytes, five arms", "not run")]
     if more:
         lines.insert(0, (f"with {' and '.join(more)}", rho(normalized | more)))
     return [("order of track 3", "rho"), *lines]
@@ -198,72 +310,144 @@ def render(rows: Rows, provenance: dict, plan: Plan, figures: Sequence[str] = ()
              "How to read: a score is bits per byte on 512 KiB of held-out text, at the last step "
              "of one pass over the training text; less is better. Brackets hold 95 % intervals "
              "over seeds, rho is Spearman's rank correlation, and an arm is an optimizer with its "
-             "search space. *MiB* is the peak memory. To make this page again: "
-             "`python -m exp.papers.ladder.analysis`.",
+             "search space. Minutes are the median training time of the arm's runs. To make this "
+             "page again: `python -m exp.papers.ladder.analysis`.",
              "; ".join(f"{key.capitalize()}: {', '.join(values)}"
-                       for key, values in provenance.items()) + "." * bool(provenance)]
-    muon = {}
+                       for key, values in provenance.items()) + "." * bool(provenance)
+             + " A + after a commit: with uncommitted changes."
+             * any("+" in commit for commit in provenance.get("commit", ()))]
     for rung in (rung for rung in RUNGS if rows.where(rung=rung)):
-        repeats, scored = scores(rows, rung, "repeats"), scores(rows, rung, "scoring")
-        speeds = speed_ups(rows, rung)
-        if "muon" in speeds:
-            muon[rung] = speeds["muon"][1]
-        parts.append(f"## Size {rung}")
-        if repeats:
-            parts += ["### Repeats of one setting",
-                      _scores(rows.where(rung=rung, part="repeats"), repeats, {})]
-        if scored:
-            parts += ["### Scores", _scores(rows.where(rung=rung, part="scoring"), scored,
-                                            {arm: words for arm, (words, _) in speeds.items()})]
-        if repeats:
-            parts += [go(repeats), noise_floor(repeats)]
-        parts += ["### Hypotheses", table([("hypothesis", "declared", "result"),
-                                           *agreement(scored, plan)])]
-        if lines := sensitivity(scored, plan):
-            parts += ["Sensitivity analysis, which decides no hypothesis:", table(lines)]
-    parts += ["## All sizes together", table([("hypothesis", "declared", "result"),
-                                          _small_and_middle(rows, plan),
-                                          *speed.muons_speed(muon)])]
+        parts += [f"## Size {rung}", *_size(rows.where(rung=rung), rung, plan)]
+    parts += ["## Hypotheses", table(hypotheses(rows, plan)), _better(rows, plan)]
     median, success = ranking.chance(plan.references, 0.03)
     parts.append("Power of H1: if our steps agreed with the reference's within 3 %, the median of "
                  f"rho would be {number(median)}, and rho would reach {RHO} with probability "
                  f"{number(success)}.")
+    parts += ["## Deviations from the preregistration", NOTES.read_text(encoding="utf-8").strip()]
     return page(*parts, *(f"![{Path(name).stem}]({name})" for name in figures))
+
+
+def _size(rows: Rows, rung: str, plan: Plan) -> list[str]:
+    """Return the parts of the page on one rung, whose rows these are."""
+    repeats, ours, speeds = (scores(rows, rung, "repeats"), scores(rows, rung, "scoring"),
+                             speed_ups(rows, rung))
+    older = dict.fromkeys((row["part"], row.optimizer, changes(row["recipes"] or {}))
+                          for row in rows)
+    parts = [older_code(f"{part} of {arm}: {changed}" for part, arm, changed in older if changed)]
+    if repeats:
+        parts += ["### Repeats of one setting", _scores(rows.where(part="repeats"), repeats),
+                  go(repeats), noise_floor(repeats)]
+    if is_noisy(rows, rung):
+        return [*parts, f"No scores: the deviations of the repeats differ by more than a factor "
+                        f"{LIMITS['ratio']}, and the preregistration excludes tables of such a "
+                        "size."]
+    if ours:
+        parts += ["### Scores", _scores(rows.where(part="scoring"), ours, plan, {
+            arm: words for arm, (words, _) in speeds.items()})]
+        if not speeds:
+            parts.append("No speed-ups: they need AdamW at four numbers of steps on equal seeds, "
+                         "and a falling curve through its scores.")
+        parts += [neighbors(rows, rung)]
+    if lines := sensitivity(scored(rows, rung, plan), plan):
+        parts += ["### Sensitivity analysis, which decides no hypothesis", table(lines)]
+    return parts
+
+
+def separated(rows: Rows, rung: str) -> set[tuple[str, str]]:
+    """Return the pairs (better, worse) of arms that are separated at a rung: the paired interval
+    excludes 0 and the difference is at least the wider band of the repeats of AdamW and Muon. Empty
+    without repeats."""
+    repeats, ours = scores(rows, rung, "repeats"), _completed(rows, rung)
+    if not {"adamw", "muon"} <= repeats.keys() or is_noisy(rows, rung):
+        return set()
+
+    def band(n: int) -> float:
+        return max(ranking.noise_band(list(repeats[arm].values()), n) for arm in ("adamw", "muon"))
+
+    return {(a, b) for pair in combinations(ours, 2) for a, b in (pair, pair[::-1])
+            if (shared := len(ours[a].keys() & ours[b].keys())) > 1
+            and ranking.is_better(ours[a], ours[b], band(shared))}
+
+
+def neighbors(rows: Rows, rung: str) -> str:
+    """Return a table that compares every arm with the next one in the order of a rung. Arms with a
+    diverged run are left out."""
+    ours, horizons = _completed(rows, rung), Horizons.of(rows.where(rung=rung))
+    order = sorted(ours, key=lambda arm: score(list(ours[arm].values())))
+    if len(order) < 2:
+        return ""
+    pairs = separated(rows, rung)
+    lines: Lines = [("pair", "difference, bits per byte", "speed-up", "separated",
+                     "seeds that detect it at 90 % power")]
+    for a, b in pairwise(order):
+        difference = ranking.paired_difference(ours[a], ours[b])
+        spread = deviation([ours[a][seed] - ours[b][seed] for seed in ours[a] if seed in ours[b]])
+        speed_up = (horizons.ratio(ours[a], ours[b], ours["adamw"])
+                    if horizons and "adamw" in ours else None)
+        needed = ranking.seeds_needed(difference.value, spread / math.sqrt(2)) if (
+            difference.n > 1) else None
+        lines.append((f"{a}, {b}", difference, speed_up, "yes" if (a, b) in pairs else "no",
+                      needed))
+    return page("Neighbors in this order. Separated: the paired 95 % interval excludes 0, and the "
+                "difference is at least the band of the repeats. Of all "
+                f"{len(order) * (len(order) - 1) // 2} pairs {len(pairs)} are separated.",
+                table(lines)).strip()
+
+
+def _better(rows: Rows, plan: Plan) -> str:
+    """Return the pairs that are separated at two sizes as a sentence."""
+    pairs = separated(rows, smallest(rows)) & separated(rows, "M")
+    names = "; ".join(f"{a} than {b}" for a, b in sorted(pairs)) or "no pair so far"
+    return (f"Better, that is separated at {smallest(rows)} and M in the same direction: {names}. "
+            "No pair was named as a claim beforehand, so there is no Holm correction.")
+
+
+def _completed(rows: Rows, rung: str) -> dict[str, dict[int, float]]:
+    return {arm: seeds for arm, seeds in scores(rows, rung, "scoring").items()
+            if math.inf not in seeds.values()}
 
 
 def speed_ups(rows: Rows, rung: str) -> dict[str, tuple[str, Estimate]]:
     """Map each arm to its speed-up over AdamW at a rung, as text and as a number; empty without
     AdamW at enough numbers of steps (see `Horizons.of`)."""
     horizons, scored = Horizons.of(rows.where(rung=rung)), scores(rows, rung, "scoring")
-    if horizons is None:
+    if horizons is None or "adamw" not in scored:
         return {}
     speeds = {arm: horizons.speed_up(seeds, scored["adamw"]) for arm, seeds in scored.items()
               if arm != "adamw"}
     return {arm: (horizons.in_words(value), value) for arm, value in speeds.items()}
 
 
-def _scores(rows: Rows, runs: dict[str, dict[int, float]], speeds: dict[str, str]) -> str:
-    """Return the table of one part of a rung, best arm first."""
-    lines: Lines = [("arm", "bits per byte", "s.d.", "seeds", "speed-up over AdamW",
-                     "minutes per run", "MiB")]
-    for arm, seeds in sorted(runs.items(), key=lambda item: np.mean(list(item[1].values()))):
-        values, of_arm = list(seeds.values()), rows.where(optimizer=arm)
-        lines.append((arm, four_decimals(values), deviation(values), str(len(values)),
-                      speeds.get(arm, ""), float(np.mean([row["seconds"] for row in of_arm])) / 60,
-                      round(max(row["bytes"] or 0 for row in of_arm) / 2**20)))
+def _scores(rows: Rows, runs: dict[str, dict[int, float]], plan: Plan | None = None,
+            speeds: Mapping[str, str] | None = None) -> str:
+    """Return the table of one part of a rung, best arm first. plan: adds the references' numbers
+    and their ranks among the arms here."""
+    has_memory = any(row["bytes"] for row in rows)
+    lines: Lines = [("arm", "bits per byte", "s.d.", "seeds",
+                     *(("speed-up over AdamW", "track 3: normalized steps (rank)",
+                        "marin at 1x: loss (rank)") if plan else ()),
+                     "minutes per run", *(["MiB"] if has_memory else []))]
+    steps = {arm: row.normalized for arm, row in plan.references.items()} if plan else {}
+    losses = {arm: of[0] for arm, of in plan.marin.items()} if plan else {}
+    for arm, seeds in sorted(runs.items(), key=lambda item: score(list(item[1].values()))):
+        of_arm = rows.where(optimizer=arm)
+        seconds = [row["seconds"] for row in of_arm if row["seconds"] is not None]
+        beside: tuple[Cell, ...] = ((speeds or {}).get(arm, ""), _ranked(arm, runs, steps),
+                                    _ranked(arm, runs, losses)) if plan else ()
+        memory = [round(max(row["bytes"] or 0 for row in of_arm) / 2**20)] if has_memory else []
+        lines.append((arm, in_words(list(seeds.values())),
+                      deviation([value for value in seeds.values() if math.isfinite(value)]),
+                      str(len(seeds)), *beside,
+                      float(np.median(seconds)) / 60 if seconds else None, *memory))
     return table(lines)
 
 
-def _small_and_middle(rows: Rows, plan: Plan) -> tuple[str, ...]:
-    """Return the table line of H3."""
-    small, middle = (scores(rows, rung, "scoring") for rung in ("S", "M"))
-    both = [arm for arm in small if arm in middle and arm in plan.arms]
-    name, declared = "H3: S and M agree", f"rho >= {RUNGS_RHO}"
-    if len(both) < 2:
-        return name, declared, f"not tested: {len(both)} arms at both sizes"
-    rho = ranking.spearman(*([np.mean(list(runs[arm].values())) for arm in both]
-                             for runs in (small, middle)))
-    return name, declared, f"{verdict(rho >= RUNGS_RHO)} on {len(both)} arms: {number(rho)}"
+def _ranked(arm: str, here: Mapping[str, object], reference: Mapping[str, float]) -> str:
+    """Return an arm's number in a reference and its rank among the arms here, 1 the least."""
+    if arm not in reference:
+        return ""
+    rank = 1 + sum(reference[other] < reference[arm] for other in here if other in reference)
+    return f"{number(reference[arm])} ({rank})"
 
 
 def write_page(folder: Path, rows: Rows, provenance: dict) -> None:
@@ -271,8 +455,9 @@ def write_page(folder: Path, rows: Rows, provenance: dict) -> None:
     sizes: dict[str, dict[int, Estimate]] = {}
     for rung in RUNGS:
         for arm, (_, value) in speed_ups(rows, rung).items():
-            (size,) = rows.where(rung=rung, part="scoring").levels("parameters")
-            sizes.setdefault(arm, {})[size] = value
+            size = rows.where(rung=rung, part="scoring").levels("parameters")[0]
+            if math.isfinite(value.value) and not is_noisy(rows, rung):
+                sizes.setdefault(arm, {})[size] = value
     figures = {"speed_ups.png": speed.draw_speeds(folder / "speed_ups.png", sizes),
                "rates.png": speed.draw_rates(folder / "rates.png", rows)}
     text = render(rows, provenance, preregistration(),
@@ -280,8 +465,10 @@ def write_page(folder: Path, rows: Rows, provenance: dict) -> None:
     (folder / "ladder.md").write_text(text, encoding="utf-8")
 
 
-def four_decimals(values: Sequence[float]) -> str:
-    """Return the mean over seeds and its 95 % interval as text."""
+def in_words(values: Sequence[float]) -> str:
+    """Return the mean over seeds and its 95 % interval as text; the median if a run diverged."""
+    if math.inf in values:
+        return f"{score(values):.4f} (median, {values.count(math.inf)} diverged)"
     estimate = mean(values)
     ends = f" [{estimate.low:.4f}, {estimate.high:.4f}]" if len(values) > 1 else ""
     return f"{estimate.value:.4f}{ends}"
