@@ -15,7 +15,7 @@ from exp.harness.errors import ConfigError
 from exp.harness.recipes import ROOT
 from exp.harness.toml import read_toml
 from exp.ladder import train
-from exp.papers.ladder import analysis, ranking, speed
+from exp.papers.ladder import analysis, ranking, records, speed
 from exp.papers.ladder.ranking import Reference
 from exp.report.rows import Row, Rows, read_rows
 from exp.report.statistics import Estimate
@@ -127,7 +127,7 @@ def test_the_horizon_curve_finds_its_own_coefficients_and_inverts():
 
 
 def test_the_preregistration_holds_the_references_of_the_protocol():
-    plan = analysis.preregistration()
+    plan = records.preregistration()
     normalized = {name: row.normalized for name, row in plan.references.items()}
     assert normalized == pytest.approx({  # computed by hand from the logs' means
         "adamw": 4869, "adamh": 4681, "shampoo": 4033, "psgdh": 3327, "normuon": 3225,
@@ -140,7 +140,7 @@ def test_the_preregistration_holds_the_references_of_the_protocol():
 
 
 def test_every_arm_that_is_there_takes_a_step():
-    plan, built = analysis.preregistration(), []
+    plan, built = records.preregistration(), []
     assert {*plan.marin} <= {*plan.arms, *plan.secondary}
     for name, arm in {**plan.arms, **plan.secondary}.items():
         try:
@@ -172,7 +172,7 @@ def rows_of_order(plan, reverse=False):
             for seed in range(1, 9 if arm in ("adamw", "muon") else 5)]
     runs += [("repeats", arm, seed, value + seed / 1000)
              for arm, value in (("adamw", 2.0), ("muon", 1.9)) for seed in range(11, 19)]
-    return Rows(Row(analysis.METRIC, seed, value, "ladder", arm,
+    return Rows(Row(records.METRIC, seed, value, "ladder", arm,
                     {"rung": "S", "part": part, "horizon": 1.0, "steps": 2500, "seconds": 240.0})
                 for part, arm, seed, value in runs)
 
@@ -182,7 +182,7 @@ def text_of(*arguments):
 
 
 def test_the_page_says_which_hypothesis_holds():
-    plan = analysis.preregistration()
+    plan = records.preregistration()
     text = text_of(rows_of_order(plan), {"device": ["a CPU"], "commit": ["abc+"]}, plan)
     assert re.search(r"H1: order of track 3 at S \| rho >= 0.8 \| holds: 1 \[.*on 14 arms", text)
     assert "| adamw | 2.0145 [2.0125, 2.0165]" in text and "with uncommitted changes" in text
@@ -194,7 +194,7 @@ def test_the_page_says_which_hypothesis_holds():
     assert re.search(r"raw instead of normalized steps \| 0\.9\d+ on 14 arms", text)
     assert "1,024 pieces instead of bytes, five arms | not run" in text
     last = Rows([*rows_of_order(plan), *(Row(
-        analysis.METRIC, seed, value, "ladder", arm, {"rung": "S", "part": "scoring"})
+        records.METRIC, seed, value, "ladder", arm, {"rung": "S", "part": "scoring"})
         for arm, value in (("lion", 2.5), ("signum", 2.6)) for seed in (1, 2, 3, 4))])
     assert "| with lion and signum | 1 on 16 arms" in text_of(last, {}, plan)
     text = text_of(rows_of_order(plan, reverse=True), {}, plan)
@@ -202,7 +202,7 @@ def test_the_page_says_which_hypothesis_holds():
 
 
 def test_a_hypothesis_waits_for_all_declared_arms_and_seeds():
-    plan, rows = analysis.preregistration(), rows_of_order(analysis.preregistration())
+    plan, rows = records.preregistration(), rows_of_order(records.preregistration())
 
     def first(rows):
         return analysis.hypotheses(rows, plan)[1][2]
@@ -211,7 +211,7 @@ def test_a_hypothesis_waits_for_all_declared_arms_and_seeds():
     assert first(most) == "not tested: 13 of 14 arms so far"
     assert first(Rows(row for row in rows if (row.optimizer, row.seed) != ("muown", 4))
                  ) == first(most)
-    edge = [Row(analysis.METRIC, 100, 2 + rate, "ladder", "muown", {
+    edge = [Row(records.METRIC, 100, 2 + rate, "ladder", "muown", {
         "rung": "S", "part": "tuning", "horizon": 1.0, "rate": rate}) for rate in range(8)]
     assert "on 13 arms" in first(Rows([*most, *edge]))  # not tuned: it leaves H1
     assert first(Rows([*most, *edge[:7]])) == first(most)  # its tuning goes on
@@ -220,19 +220,19 @@ def test_a_hypothesis_waits_for_all_declared_arms_and_seeds():
 
 
 def test_an_arm_that_diverged_is_scored_by_the_median_of_eight_seeds():
-    plan, rows = analysis.preregistration(), rows_of_order(analysis.preregistration())
-    diverged = Row(analysis.METRIC, 1, None, "ladder", "muown", {
+    plan, rows = records.preregistration(), rows_of_order(records.preregistration())
+    diverged = Row(records.METRIC, 1, None, "ladder", "muown", {
         "rung": "S", "part": "scoring", "horizon": 1.0, "steps": 500})
     rows = Rows([*(row for row in rows if (row.optimizer, row.seed) != ("muown", 1)), diverged])
-    assert "muown" not in analysis.scored(rows, "S", plan)
-    more = [Row(analysis.METRIC, seed, 2.0, "ladder", "muown", {"rung": "S", "part": "scoring"})
+    assert "muown" not in records.scored(rows, "S", plan)
+    more = [Row(records.METRIC, seed, 2.0, "ladder", "muown", {"rung": "S", "part": "scoring"})
             for seed in range(5, 9)]
-    assert len(analysis.scored(Rows([*rows, *more]), "S", plan)["muown"]) == 8
+    assert len(records.scored(Rows([*rows, *more]), "S", plan)["muown"]) == 8
     assert "2.0001 (median, 1 diverged)" in text_of(Rows([*rows, *more]), {}, plan)
 
 
 def test_a_size_with_noisy_repeats_has_no_tables():
-    plan, rows = analysis.preregistration(), rows_of_order(analysis.preregistration())
+    plan, rows = records.preregistration(), rows_of_order(records.preregistration())
     noisy = Rows(Row(row.axis, row.seed, row.value + row.seed / 50 * (
         row["part"] == "repeats" and row.optimizer == "adamw"), row.task, row.optimizer,
         row.settings) for row in rows)
@@ -242,8 +242,8 @@ def test_a_size_with_noisy_repeats_has_no_tables():
 
 
 def test_runs_of_older_code_are_marked(monkeypatch):
-    plan = analysis.preregistration()
-    rows = Rows([Row(analysis.METRIC, 1, 2.0, "ladder", "muon", {
+    plan = records.preregistration()
+    rows = Rows([Row(records.METRIC, 1, 2.0, "ladder", "muon", {
         "rung": "S", "part": "repeats", "recipes": {"model.gpt": 0, "exp.ladder.train": 1}})])
     assert "(RECIPE numbers): repeats of muon: model.gpt 0 -> 1." in text_of(rows, {}, plan)
 
@@ -256,14 +256,14 @@ def with_horizons(rows, muon=2200.0):
     values = {("adamw", "scoring", 2500): loss(2500), ("muon", "scoring", 2500): loss(muon)}
     values |= {("adamw", "horizons", steps): loss(steps) for steps in (1250, 1750, 3500, 5000)}
     return Rows([*rows.where(part="repeats"), *(
-        Row(analysis.METRIC, seed, value + seed / 1e4, "ladder", arm, {
+        Row(records.METRIC, seed, value + seed / 1e4, "ladder", arm, {
             "rung": "S", "part": part, "steps": steps, "horizon": steps / 2500,
             "parameters": 182_720, "seconds": 1.0, "bytes": 2**20})
         for (arm, part, steps), value in values.items() for seed in (1, 2))])
 
 
 def test_speed_ups_are_read_off_the_curve_of_adamws_horizons(tmp_path):
-    rows = with_horizons(rows_of_order(analysis.preregistration()), muon=3750.0)
+    rows = with_horizons(rows_of_order(records.preregistration()), muon=3750.0)
     horizons = speed.Horizons.of(rows)
     assert (horizons.steps, horizons.least, horizons.most) == (2500, 1250, 5000)
     text, muon = analysis.speed_ups(rows, "S")["muon"]
@@ -282,20 +282,20 @@ def test_speed_ups_are_read_off_the_curve_of_adamws_horizons(tmp_path):
     assert "extrapolated" in horizons.in_words(horizons.speed_up({1: 1.7}, {1: 2.0}))
     assert speed.Horizons.of(rows.where(part="scoring")) is None
     assert analysis.speed_ups(rows.where(part="scoring"), "S") == {}
-    text = text_of(rows, {}, analysis.preregistration())
+    text = text_of(rows, {}, records.preregistration())
     assert "speed-up over AdamW at every size | in [1.3, 1.8] | not tested: 0 of 3 sizes" in text
     assert "| adamw, muon |" not in text and "| muon, adamw |" in text
-    rows += [Row(analysis.METRIC, 100, 2.2 + rate, "ladder", "muon", {
+    rows += [Row(records.METRIC, 100, 2.2 + rate, "ladder", "muon", {
         "rung": "S", "part": "tuning", "horizon": 1.0, "rate": rate}) for rate in (0.01, 0.02)]
     analysis.write_page(tmp_path, rows, {})
     assert {file.name for file in tmp_path.iterdir()} == {"ladder.md", "rates.png", "speed_ups.png"}
 
 
 def test_the_curve_needs_completed_runs_on_equal_seeds():
-    rows = with_horizons(rows_of_order(analysis.preregistration()))
-    diverged = Row(analysis.METRIC, 3, None, "ladder", "adamw", {
+    rows = with_horizons(rows_of_order(records.preregistration()))
+    diverged = Row(records.METRIC, 3, None, "ladder", "adamw", {
         "rung": "S", "part": "scoring", "horizon": 1.0, "steps": 500})
-    third = Row(analysis.METRIC, 3, 9.0, "ladder", "adamw", {
+    third = Row(records.METRIC, 3, 9.0, "ladder", "adamw", {
         "rung": "S", "part": "scoring", "horizon": 1.0, "steps": 2500})
     curve = speed.Horizons.of(rows)
     assert speed.Horizons.of(Rows([*rows, diverged])) == curve
@@ -311,7 +311,7 @@ def test_rates_are_drawn_at_the_steps_of_the_scoring_runs_only(tmp_path, monkeyp
     drawn = {}
     monkeypatch.setattr(speed, "curves", lambda _, panels, **__: drawn.update(panels))
     assert speed.draw_rates(tmp_path / "rates.png", Rows(
-        Row(analysis.METRIC, 100, value, "ladder", "muon", {
+        Row(records.METRIC, 100, value, "ladder", "muon", {
             "rung": "S", "part": "tuning", "horizon": horizon, "rate": 0.01})
         for value, horizon in ((2.0, 1.0), (1.9, 2.0), (2.1, 0.5))))
     assert drawn == {"S": {"muon": ([0.01], [2.0])}}
@@ -346,7 +346,7 @@ def test_the_noise_floor_of_each_arm_that_has_repeats():
 
 
 def test_runs_are_collected_and_the_page_is_made_again(tiny_data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(analysis, "RUNGS", ("S", "tiny"))
+    monkeypatch.setattr(records, "RUNGS", ("S", "tiny"))
     parts = tmp_path / "runs" / "tiny" / "repeats" / "adamw"
     folder = parts / "seed11"
     overrides = [word for override in train.TASK.scale("tiny") for word in ("--set", override)]
@@ -504,7 +504,7 @@ def test_runs_of_a_path_share_a_process_and_are_read_when_they_are_there(tiny_da
 
 
 def test_the_warm_up_is_two_percent_of_the_steps_at_every_size():
-    for rung in analysis.RUNGS:
+    for rung in records.RUNGS:
         scale = train.TASK.scales[rung]
         steps = scale["experiment"]["epochs"] * scale["data"]["steps"]
         assert scale["schedule"]["warmup_steps"] == 0.02 * steps

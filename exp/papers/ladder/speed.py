@@ -42,11 +42,11 @@ class Horizons:
         have. None with fewer than four numbers of steps, without scoring runs or such seeds, or if
         no falling curve fits."""
         points: dict[int, Scores] = {}
-        completed = Rows(row for row in rows.where(optimizer="adamw") if row.value is not None)
-        for row in completed:
-            if row["part"] in ("scoring", "horizons"):
+        scored = set()  # steps
+        for row in rows.where(optimizer="adamw"):
+            if row["part"] in ("scoring", "horizons") and row.value is not None:
                 points[row["steps"]] = {**points.get(row["steps"], {}), row.seed: row.value}
-        scored = completed.where(part="scoring").levels("steps")
+                scored |= {row["steps"]} if row["part"] == "scoring" else set()
         if len(points) < FEWEST_HORIZONS or len(scored) != 1:
             return None
         seeds = set.intersection(*map(set, points.values()))
@@ -57,7 +57,7 @@ class Horizons:
                 float(np.mean([of[seed] for seed in seeds])) for of in points.values()])
         except ValueError:
             return None
-        return cls(curve, scored[0], min(points), max(points))
+        return cls(curve, scored.pop(), min(points), max(points))
 
     def speed_up(self, ours: Scores, adamw: Scores) -> Estimate:
         """Return the steps that AdamW needs for the arm's loss, divided by the arm's steps. An arm
