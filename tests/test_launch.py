@@ -341,3 +341,11 @@ def test_without_submitit_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ConfigError, match="uv sync --extra slurm"):
         launcher_of(options("--launcher", "slurm"), tmp_path)
+
+
+def test_local_processes_have_the_threads_that_were_asked_for(tmp_path):
+    work = Work(tmp_path / "work", ["sh", "-c", "echo $OMP_NUM_THREADS"], [])
+    process, = Local(2, "3").start([work])
+    while process.poll() is None:
+        time.sleep(0.01)
+    assert work.log.read_text() == "3\n"

@@ -13,14 +13,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data import DataError
 from exp.harness.config import load_settings
 from exp.harness.errors import ConfigError
 from exp.harness.lock import local_process
 from exp.harness.task import task_named
 from exp.jobs import queue
+from exp.report.jsonfile import write_json
 from exp.tune import __main__ as command
 from exp.tune import chain as chains
-from exp.tune import challenge, check, estimate, find_lr, follow_up, inference, pace, page, probe
+from exp.tune import (
+    challenge,
+    check,
+    estimate,
+    find_lr,
+    follow_up,
+    inference,
+    pace,
+    page,
+    probe,
+    verify,
+)
 from exp.tune.arms import NO_DECAY, OWN, Arm, all_arms, arm_named, own_arms
 from exp.tune.board import write_page
 from exp.tune.check import check_board
@@ -69,7 +82,8 @@ def test_every_arm_is_searched_on_the_same_axes_and_its_points_are_valid_setting
         table, rest = settings["optimizer"], settings["optimizer"]["adamw"]
         assert (table["lr"], rest["lr"]) == (params["lr"], params["aux_lr"])
         horizon = small["cap"] / arm.gradient_evaluations_per_step
-        found = 1e-3 if arm.defaults["lr"] >= 0.5 else 1  # LARS and Prodigy multiply a rate
+        estimates = name in ("lars", "prodigy", "d_adaptation")  # their lr multiplies a rate
+        found = 1e-3 if estimates else 1
         for part, rate in ((table, found * params["lr"]), (rest, params["aux_lr"])):
             if part.get("weight_decay"):  # both forget equally fast
                 assert 1 / (part["weight_decay"] * rate * horizon) == pytest.approx(
@@ -106,6 +120,10 @@ def test_defaults_are_the_constructors_and_levels_set_all_momenta():
     assert scion.axes["memory"].nearest == 0  # its 0.1 is a momentum of 0.9
     assert scion.settings({**scion.defaults, "memory": "slow"}, 3200)["momentum"] == 0.02
     assert "rho" not in arm_named("ars2_neo_base", 3200).axes  # fixed there
+    fast = arm_named("fast", 400, {"fast": {"name": "sgd", "lr": 0.5}})
+    assert fast.settings({**fast.defaults, "decay_time": 1.0}, 400)["weight_decay"] == 0.005
+    looksam = {"looksam": {"name": "adamw", "looksam": {"k": 5}}}
+    assert arm_named("looksam", 400, looksam).gradient_evaluations_per_step == 1.2
 
 
 @pytest.mark.parametrize("name", ["adamx", "sam", "lbfgs_"])
@@ -234,6 +252,15 @@ def test_a_schedule_that_ends_needs_its_length():
 
 
 # --- the estimator and its check, by ARENA's worked examples
+
+
+@pytest.mark.parametrize("override", ["optimizer.lr=1.0", "experiment.seed=3",
+                                      'schedule.name="constant"', 'schedule={name = "cosine"}'])
+def test_an_override_of_what_the_search_sets_is_refused(small, override):
+    arm = arm_named("adamw", 400)
+    aims = {**small, "regime": "anneal", "set": [*TINY, override]}
+    with pytest.raises(ConfigError, match=f"cannot change {override.split('=')[0]}"):
+        settings_of(aims, arm, arm.settings(arm.defaults, 400), 0, 400)
 
 
 def test_the_estimator_gives_the_worked_example():
@@ -369,6 +396,12 @@ def run_here(jobs, launcher, report):
         report(job, chains.main([job.work().command[-1]]))
 
 
+def probe_here(jobs, launcher):
+    """The same for probes."""
+    for job in jobs:
+        chains.main([job.work().command[-1]], probe.Probe)
+
+
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
     """Three arms searched from end to end, one study of them by the real queue; what was published
@@ -459,6 +492,7 @@ def test_a_challenge_runs_one_arm_against_the_board_and_is_continued(searched, t
     outputs = tmp_path / "outputs"
     shutil.copytree(searched / "paper", outputs / "paper")
     words = [*OPTIONS[:2], "muon", *OPTIONS[3:], "--outputs", str(outputs)]
+    monkeypatch.setattr(verify, "run_jobs", probe_here)
     monkeypatch.setattr(challenge, "run_jobs", lambda jobs, launcher, look: run_here(
         jobs[:1], launcher, look))
     assert command.main(words) == 0
@@ -470,26 +504,124 @@ def test_a_challenge_runs_one_arm_against_the_board_and_is_continued(searched, t
         ran.extend(jobs), run_here(jobs, launcher, look)))
     assert command.main(words) == 0
     said = capsys.readouterr().out
-    assert [job.name for job in ran] == ["muon study 2"]  # the board's studies are the partners
+    # The board's studies are the partners: two of adamw, then two of adamw_again.
+    assert [job.name for job in ran] == [f"muon study {number}" for number in (2, 3, 4)]
     assert "lr: 0.0006667 to 0.6 (adamw: 3.333e-05 to 0.03)" in said and "study 2: ratio" in said
     assert "costs" in said and "undecided against adamw, ars2_neo_sync" in said
     mine = json.loads(path.read_text())
-    assert set(mine["arms"]) == {"adamw", "ars2_neo_sync", "muon"} and check_board(mine) == []
+    assert set(mine["arms"]) == {"adamw", "muon"} and check_board(mine) == []
+    assert "**muon, after 4 of at most 4 studies.**" in path.with_suffix(".md").read_text()
     assert command.main(["--check", "--outputs", str(outputs)]) == 0
 
     board = board_of(outputs)  # arithmetic of another machine: the baseline runs here too
     board["arms"]["adamw"]["studies"][0]["fresh"][0]["curve"]["metric"][-1] += 1e-9
-    arm = arm_named("muon", 400)
-    assert [len(chains) for chains in challenge._chains(board, arm, outputs, 2)] == [2, 2]
+    duel = challenge.Duel(board, arm_named("muon", 400), outputs)
+    duel.choose_partners(2)
+    assert duel.reruns and [chain.arm.name for chain in duel.theirs] == ["adamw"] * 4
+    assert duel.pairs() == []  # the board's own studies are no partners now
+
+    run = next((outputs / "tune" / "grokking" / "muon" / "study1").glob("*/run.json"))
+    facts = json.loads(run.read_text())
+    facts["sources"]["optimizer/muon.py"] = "0" * 12  # the rule was another when this run was made
+    run.write_text(json.dumps(facts))
+    assert command.main(words) == 2
+    assert "optimizer/muon.py has changed since muon study 1" in capsys.readouterr().err
+
+
+def a_duel(ladder=None):
+    """A challenge of a board of made-up results: two arms of six studies, the noise arm of six."""
+    levels = {"adamw": 4.0, "muon": 3.8, **(ladder or {})}
+    studies = [{"number": number, "fresh": [], "trials": []} for number in range(1, 13)]
+    adamw = arm_named("adamw", 400).record()
+    arms = {name: {**adamw, "studies": studies[:6]} for name in levels} | {
+        "adamw_again": {**adamw, "studies": studies[6:]}}
+    rows = {name: {"values": [level] * 6, "censored": [False] * 6}
+            for name, level in levels.items()}
+    terms = {"task": "t", "baseline": "adamw", "noise_arm": "adamw_again", "alpha": 0.05,
+             "ladder": dict.fromkeys(ladder or (), 0.5) | ({"adamw_double": 2.0} if ladder else {})}
+    return challenge.Duel({"terms": terms, "arms": arms, "results": {"arms": rows}},
+                          arm_named("lion", 400), Path(), reruns=False)
 
 
 def test_a_challenge_ends_when_enough_is_known_or_the_time_is_up():
-    for anytime, count, enough in (([0.5, 0.9], 6, True), ([0.5, 0.9], 5, False),
-                                   ([0.9, 1.1], 6, False), ([0.96, 1.04], 4, True)):
-        assert challenge._is_enough({"anytime": anytime}, count) is enough
+    duel = a_duel()
+    for anytime, bound, count, enough in (
+            ([0.5, 0.9], "", 6, True), ([0.5, 0.9], "", 5, False), ([0.9, 1.1], "", 6, False),
+            ([0.96, 1.04], "", 4, True), ([0.96, 1.04], "at most", 4, False),
+            ([0.5, 0.9], "at most", 6, True), ([0.5, 0.9], "at least", 6, False)):
+        row = {"anytime": anytime, "ratio": anytime[0], "bound": bound, "values": [0] * count}
+        assert duel.is_decided(row) is enough
+    # Where AdamW's loss falls by 10 % per doubling, a ratio of 0.97 is 1.24 times the budget.
+    annealed = a_duel(ladder={"adamw_half": 4.1, "adamw_double": 3.9})
+    row = {"anytime": [0.97, 1.02], "ratio": 0.99, "bound": "", "values": [0] * 4}
+    assert duel.is_decided(row) and not annealed.is_decided(row)
+    assert annealed.is_decided({**row, "anytime": [0.995, 1.005]})
     with challenge._limited(1e-4):
         time.sleep(5)
         pytest.fail("it went on")
+
+
+def test_a_challenge_reads_every_whole_study_and_has_the_noise_arm_as_partners(monkeypatch):
+    """Two workers: study 6 may end before study 5."""
+    duel, done, read = a_duel(), set(), []
+    assert [study["number"] for study in duel.published] == list(range(1, 13))
+    monkeypatch.setattr(chains.Chain, "study", lambda chain: (
+        {"number": chain.number} if chain.number in done else None))
+    monkeypatch.setattr(duel, "write", lambda: read.append(len(duel.pairs())))
+    monkeypatch.setattr(duel, "row", lambda _: None)
+    monkeypatch.setattr(duel, "line", lambda _: "")
+    monkeypatch.setattr(duel, "is_decided", lambda _: read[-1] >= 6)
+
+    def run(jobs, _launcher, report):
+        for number in (1, 2, 3, 4, 6, 5, 7):
+            done.add(number)
+            report(jobs[number - 1], 0)
+
+    monkeypatch.setattr(challenge, "run_jobs", run)
+    with pytest.raises(challenge.Over):
+        duel.run(2)
+    assert read == [1, 2, 3, 4, 6]
+
+
+def test_a_challenge_says_what_would_decide_it():
+    """Six studies at half of AdamW's cost, with small and with large noise."""
+    duel = a_duel()
+
+    def said(*logs, bound=""):
+        row = {"values": [4.0 + log for log in logs], "censored": [bool(bound)] * len(logs),
+               "ratio": math.exp(np.mean(logs)), "bound": bound, "e": 1.0, "spent": 6000.0,
+               "anytime": inference.anytime_interval(np.array(logs), 0.0)}
+        rows = {"lion": row, "adamw": {"values": [4.0] * len(logs)}}
+        return duel.sentences({"results": {"arms": rows, "pooled_sd": 0.0},
+                               "arms": {"lion": {"ms_per_evaluation": 60.0}}})
+
+    sure = said(*[-0.7, -0.69] * 3)
+    assert "cheaper than adamw, muon" in sure[1] and "with adamw is decided" in sure[2]
+    assert "undecided against adamw, muon" in said(*[-0.7, -0.69] * 3, bound="at least")[1]
+    # Half the interval is sqrt(2 s2 (n + 1) / n^2 log(sqrt(n + 1) / 0.05)). With s2 = 0.768, 0.715
+    # at n = 14 and 0.692 at 15; with s2 = 0.432, 0.705 at n = 8 and 0.665 at 9.
+    assert "15 studies would decide it; adamw has 12, so" in said(*[-1.5, 0.1] * 3)[2]
+    # A study takes a minute: 1000 evaluations of 60 ms.
+    assert "3 more studies would decide it, about 3 minutes" in said(*[-1.3, -0.1] * 3)[2]
+
+
+def test_a_board_is_verified_by_training_some_of_its_runs_again(searched, tmp_path, monkeypatch,
+                                                                capsys):
+    outputs = tmp_path / "outputs"
+    shutil.copytree(searched / "paper", outputs / "paper")
+    path = outputs / "paper" / "arena" / "grokking.json"
+    board = board_of(outputs)
+    for study in board["arms"]["adamw_again"]["studies"]:
+        study["fresh"][0]["curve"]["metric"][0] += 1e-9
+    path.write_text(json.dumps(board))
+    counts = []
+    monkeypatch.setattr(verify, "run_jobs", lambda jobs, launcher: (
+        counts.append(launcher.each), probe_here(jobs, launcher)))
+    assert command.main(["grokking", "--verify", "--outputs", str(outputs)]) == 1
+    said = capsys.readouterr().out
+    assert counts == [verify.threads_of(board["arms"]["adamw"]["studies"][0])]
+    assert said.count("equal bit for bit") == 2 and said.count("differs") == 1
+    assert "adamw_again, study" in said
 
 
 def test_arms_with_equal_weights_are_one_arm(small):
@@ -497,6 +629,15 @@ def test_arms_with_equal_weights_are_one_arm(small):
     require_distinct(arms, small)
     with pytest.raises(ConfigError, match="ada_rmsuon and ars2_neo_base are the same algorithm"):
         require_distinct([*arms, arm_named("ada_rmsuon", 400)], small)
+
+
+def test_all_leaves_out_twins_and_what_cannot_be_trained(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command, "all_arms", lambda: ["adamw", "adamw_again", "kfac", "sophia_h"])
+    assert command.main([*OPTIONS[:2], "all", *OPTIONS[3:], "--outputs", str(tmp_path),
+                         "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "kfac and adamw are the same" in said and "sophia_h: [optimizer]" in said
+    assert "adamw_again study 3" in said and "kfac study" not in said
 
 
 def test_interim_results_have_an_interval_from_the_fourth_study_on():
@@ -678,6 +819,9 @@ def test_a_board_on_other_terms_is_kept_unless_replaced(searched, tmp_path, monk
     other = [*OPTIONS, "--outputs", str(clone), "--trials", "1", "--optimizers", "adamw"]
     assert command.main(other) == 2
     assert "trials 2 -> 1" in capsys.readouterr().err and board_of(clone) == before
+    fewer = [*OPTIONS, "--outputs", str(clone), "--studies", "1", "--replace"]
+    assert command.main(fewer) == 2
+    assert "announced 2 studies" in capsys.readouterr().err and board_of(clone) == before
     assert command.main([*other, "--replace"]) == 0
     assert set(board_of(clone)["arms"]) == {"adamw"} and check_board(board_of(clone)) == []
 
@@ -687,6 +831,39 @@ def test_unfinished_arms_are_not_published(tmp_path, monkeypatch, capsys):
     assert command.main([*OPTIONS, "--outputs", str(tmp_path / "outputs")]) == 1
     assert "not published: adamw, adamw_again, ars2_neo_sync" in capsys.readouterr().err
     assert not (tmp_path / "outputs" / "paper").exists()
+
+
+def test_parallel_commands_keep_each_others_arms(searched, tmp_path, monkeypatch, capsys):
+    """While the A/A arm is searched, another command adds an arm to the board."""
+    clone = tmp_path / "outputs"
+    shutil.copytree(searched / "paper", clone / "paper")
+    path, whole = clone / "paper" / "arena" / "grokking.json", board_of(searched)
+    both = {name: arm for name, arm in whole["arms"].items() if name != "adamw_again"}
+    path.write_text(json.dumps({**whole, "arms": {"adamw": both["adamw"]}}))
+    studies = iter(whole["arms"]["adamw_again"]["studies"])
+
+    def search_meanwhile(jobs, _launcher, report):
+        path.write_text(json.dumps({**whole, "arms": both}))
+        for job in jobs:
+            job.work()
+            (job.folder / "study.json").write_text(json.dumps(next(studies)))
+            report(job, 0)
+
+    monkeypatch.setattr(command, "run_jobs", search_meanwhile)
+    words = [*OPTIONS[:2], "adamw_again", *OPTIONS[3:], "--outputs", str(clone)]
+    assert command.main(words) == 0  # the noise arm alone is no challenge
+    assert board_of(clone) == whole
+    timed = [*OPTIONS[:1], "--pace", "--outputs", str(clone)]
+    monkeypatch.setattr(command, "time_winners", lambda board: (
+        board["arms"]["adamw"].update(ms_per_evaluation=7.0), path.write_text(json.dumps(whole)),
+        board["arms"].pop("ars2_neo_sync")))
+    assert command.main(timed) == 0
+    assert board_of(clone)["arms"].keys() == whole["arms"].keys()
+    assert board_of(clone)["arms"]["adamw"]["ms_per_evaluation"] == 7
+    assert command.main([*words, "--minutes", "3"]) == 2
+    assert "--minutes limits a challenge" in capsys.readouterr().err
+    assert command.main([*OPTIONS[:2], "muon,kfac", *OPTIONS[3:], "--outputs", str(clone)]) == 2
+    assert "kfac and adamw are the same" in capsys.readouterr().err  # adamw is on the board
 
 
 def test_pace_is_time_over_the_gradient_evaluations_of_the_same_steps(searched, monkeypatch):
@@ -709,8 +886,7 @@ def followed(searched, tmp_path_factory):
     outputs = tmp_path_factory.mktemp("followed") / "outputs"
     shutil.copytree(searched / "paper", outputs / "paper")
     patch = pytest.MonkeyPatch()
-    patch.setattr(follow_up, "run_jobs", lambda jobs, launcher: [
-        chains.main([job.work().command[-1]], probe.Probe) for job in jobs])
+    patch.setattr(follow_up, "run_jobs", probe_here)
     patch.setattr(follow_up, "RATES", [1.0, 10.0])
     for name, seed in (("RATE_SEEDS", 9), ("MOVE_SEEDS", 9), ("KNOWN_SEEDS", 7),
                        ("REPORT_SEEDS", 8)):
@@ -762,24 +938,61 @@ def test_a_basin_is_the_decades_of_the_rate_near_the_best():
     assert math.isnan(follow_up.basin(rates, (0.0,) * 4, math.nan))
 
 
-def test_the_recommender_is_judged_on_the_task_left_out():
-    def board(**ratios):
-        terms = {"regime": "race", "cap": 100, "hold": 1, "main_target": 1, "mode": "max",
-                 "baseline": "adamw"}
-        return {"terms": terms, "arms": ratios, "results": {"arms": {
-            name: {"rank": [1, 3], "ratio": ratio, "values": [math.log(50 * ratio)]}
-            for name, ratio in ratios.items()}}}
+def test_the_recommender_is_judged_on_the_task_left_out(tmp_path, capsys):
+    """Task c, annealed, is held out; AdamW's loss falls by 10 % per doubling of its budget."""
+    def board(regime, **levels):
+        terms = {"task": "t", "regime": regime, "cap": 100, "hold": 1, "main_target": 1,
+                 "mode": "max" if regime == "race" else "min", "baseline": "adamw", "worst": 9.0,
+                 **({"ladder": {"half": 0.5, "double": 2.0}} if regime == "anneal" else {})}
+        rows = {name: {"values": [level]} | ({} if name in ("half", "double") else {"rank": [1, 9]})
+                for name, level in levels.items()}
+        default = {"trials": [{"cost": 80, "grade": -1.1}]}
+        return {"terms": terms, "arms": {"adamw": {"studies": [default]}},
+                "results": {"arms": rows}}
 
-    def moved(**costs):
+    def moved(**runs):
         return {"arms": {name: {"moved": [{"status": "completed", "curve": {
-            "evaluations": [cost], "metric": [1]}}]} for name, cost in costs.items()}}
+            "evaluations": [spent], "metric": [metric]}}]} for name, (spent, metric) in
+            runs.items()}}
 
-    boards = {"a": board(adamw=1, soap=0.5, sgd=2), "b": board(adamw=1, soap=2, sgd=0.8)}
-    rows = regrets(boards, {("a", "b"): moved(adamw=60, soap=90, sgd=80)})
-    assert [(row["task"], row["choice"]) for row in rows] == [("b", "soap")]
-    assert {key: math.exp(rows[0][key]) for key in ("regret", "baseline", "random")} == (
-        pytest.approx({"regret": 90 / 40, "baseline": 60 / 40,
-                       "random": (60 * 90 * 80) ** (1 / 3) / 40}))
+    log = math.log
+    boards = {"a": board("race", adamw=log(50), soap=log(25), sgd=log(100)),
+              "b": board("race", adamw=log(50), soap=log(100), sgd=log(40)),
+              "c": board("anneal", adamw=1.0, soap=0.95, sgd=1.2, half=1.1, double=0.9)}
+    transfers = {("a", "b"): moved(adamw=(60, 1), soap=(90, 1), sgd=(80, 1)),
+                 ("b", "a"): moved(adamw=(55, 1), soap=(60, 1), sgd=(90, 1)),
+                 ("a", "c"): moved(adamw=(9, math.e**1.05), soap=(9, math.e), sgd=(9, 9.0)),
+                 ("b", "c"): moved(adamw=(9, math.e), soap=(9, math.e), sgd=(9, 9.0))}
+    rows = {row["task"]: row for row in regrets(boards, transfers)}
+    # Mean log scores on a and b: soap from a (log 1/2 + log 9/5) / 2 is the least, < log 1.
+    assert rows["c"]["choice"] == {"arm": "soap", "from": "a"}
+    # On c: soap tuned is worth sqrt 2 budgets, so AdamW's loss of 1.0 costs sqrt 2 as much.
+    costs = {key: math.exp(rows["c"][key]) for key in (
+        "regret", "baseline_moved", "baseline_default", "random")}
+    root = math.sqrt(2)
+    assert costs == pytest.approx({
+        "regret": root, "baseline_moved": root, "baseline_default": 2 * root,
+        "random": (2 * root * (2 * root) * root * root * (2 * root)) ** (1 / 6)})
+    assert rows["b"]["choice"] == {"arm": "soap", "from": "a"}  # only a was moved to b
+    assert math.exp(rows["b"]["regret"]) == pytest.approx(90 / 40)
+    assert math.exp(rows["b"]["baseline_default"]) == pytest.approx(80 / 40)
+
+    folder = tmp_path / "paper"
+    for name, content in boards.items():
+        write_json(folder / "arena" / f"{name}.json", content, depth=2)
+    assert command.main(["--recommend", "--outputs", str(tmp_path)]) == 2
+    assert "there are: a, b, c" in capsys.readouterr().err
+    for (source, target), content in transfers.items():
+        write_json(folder / "follow_up" / f"{target}_transfer_from_{source}.json", content, depth=2)
+    assert command.main(["--recommend", "--outputs", str(tmp_path)]) == 0
+    assert "soap, tuned on a" in capsys.readouterr().out
+    assert json.loads((folder / "recommend.json").read_text())["rows"] == list(rows.values())
+    (folder / "follow_up" / "a_transfer_from_b.json").write_text("{")
+    assert command.main(["--recommend", "--outputs", str(tmp_path)]) == 2
+    assert "a_transfer_from_b.json is damaged" in capsys.readouterr().err
+    shutil.rmtree(folder / "arena")
+    assert command.main(["--render", "--outputs", str(tmp_path)]) == 2
+    assert "a_transfer_from_b.json is damaged" in capsys.readouterr().err
 
 
 def test_best_so_far_never_rises_and_misses_count_as_the_cap():
@@ -842,15 +1055,23 @@ def test_winners_at_one_end_of_an_axis_are_named():
     assert edges(arm) == []
 
 
-def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path, capsys):
+def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
     for words, message in (
             (["grokking", "--set", "model.d_modle=64"], "d_modle"), (["chess"], "no task 'chess'"),
             (["grokking", "--optimizers", "adamx"], "adamx"),
             (["grokking", "--pace"], "search first")):
         assert command.main([*words, "--outputs", str(tmp_path)]) == 2
         assert message in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        command.main([])
+    for words in ([], *(["grokking", "--minutes", text] for text in ("nan", "-1", "0", "inf"))):
+        with pytest.raises(SystemExit):
+            command.main(words)
+    def no_data(*_):
+        raise DataError("data is missing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "terms_of", no_data)
+        assert command.main(["grokking", "--outputs", str(tmp_path)]) == 2
+        assert capsys.readouterr().err == "error: data is missing\n"
     assert not list(tmp_path.iterdir())
     path = tmp_path / "paper" / "arena" / "grokking.json"
     path.parent.mkdir(parents=True)

@@ -2,6 +2,7 @@
 import torch."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,4 +43,11 @@ def positive(text: str) -> int:
     """Parse a positive integer; a type for argparse."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def duration(text: str) -> float:
+    """Parse a positive, finite number; a type for argparse."""
+    if not 0 < (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError("must be a positive number")
     return number

@@ -62,10 +62,12 @@ class Launcher(Protocol):
 
 
 class Local:
-    """Runs work as processes of this machine, `workers` at a time, which share its cores."""
+    """Runs work as processes of this machine, `workers` at a time, which share its cores. each:
+    threads of each process, by default `threads(workers)`."""
 
-    def __init__(self, workers: int = 1) -> None:
+    def __init__(self, workers: int = 1, each: str | None = None) -> None:
         self.capacity = workers
+        self.each = each
 
     def find(self, folder: Path) -> Process | None:
         """Return the process that has locked the folder, None if it is free."""
@@ -83,7 +85,7 @@ class Local:
             lock = acquire(work.folder)
         except ConfigError:  # another command started it in the meantime
             return Orphan(work.folder)
-        environment = {**os.environ, "OMP_NUM_THREADS": threads(self.capacity),
+        environment = {**os.environ, "OMP_NUM_THREADS": self.each or threads(self.capacity),
                        INHERITED: str(lock), QUEUE: str(os.getpid())}
         try:
             with open(work.log, "ab") as log:

@@ -37,8 +37,7 @@ NO_DECAY = 1e6  # horizons: stands for a weight decay of 0
 MEMORY = {"fast": ((0.9, 0.95), 0.9), "middle": ((0.9, 0.98), 0.95),
           "slow": ((0.95, 0.999), 0.98)}
 OWN = "own"  # level of trial 0: the rule's default momenta
-MULTIPLIES = 0.5  # a default lr of at least this is a factor of a rate that the rule estimates;
-FOUND = AUX_LR  # decay_time assumes this value of the estimated rate
+FOUND = AUX_LR  # decay_time assumes this rate where the rule estimates one, and lr multiplies it
 COMMON = ("lr", "weight_decay", "betas", "momentum", "beta2")
 
 
@@ -71,7 +70,7 @@ class Arm:
         keywords = _keywords(table["name"]) | table
         horizon = cap / self.gradient_evaluations_per_step
         rest = table.get("adamw", {})
-        estimated = FOUND if self.defaults["lr"] >= MULTIPLIES else 1.0
+        estimated = FOUND if table["name"] in read_toml(ARMS)["estimates_rate"] else 1.0
         for part, lr, rate, allowed in (
                 (table, params["lr"], estimated * params["lr"], keywords),
                 (rest, params["aux_lr"], params["aux_lr"], dict.fromkeys(COMMON[:3]))):
@@ -134,14 +133,14 @@ def own_arms(path: Path) -> dict[str, dict]:
 
 
 def all_arms() -> list[str]:
-    """Return the names of all arms: those of arms.toml, and each optimizer file that is no wrapper
+    """Return the names of all arms: those of arms.toml, and each optimizer file that is no wrapper,
     and has no modes as arms there."""
     stated = read_toml(ARMS)["arms"]
     modes = {table["name"] for name, table in stated.items() if name.startswith(table["name"])}
     files = [name for name in available_optimizers() if name not in modes
              and optimizer_class(name).__module__.startswith("optimizer.")
              and not is_wrapper(optimizer_class(name))]
-    return sorted({*files, *stated})
+    return [*stated, *(name for name in files if name not in stated)]
 
 
 def _table(name: str, own: Mapping[str, dict]) -> dict:
@@ -171,10 +170,10 @@ def _cost(table: dict) -> float:
     """Return the gradient evaluations per step that the files declare, the maximum over the rule
     and its wrappers. A rule that takes its second gradient every k-th step has 1 + 1 / k."""
     cost = 1.0
-    for rule in (table["name"], *wrappers(table)):
+    for rule, stated in ((table["name"], table), *((key, table[key]) for key in wrappers(table))):
         declared = _declared(rule, "COST", {"gradient_evaluations": 1})["gradient_evaluations"]
-        k = table.get("k", _keywords(rule).get("k"))
-        cost = max(cost, (1 + 1 / k if k else 1) if declared == 2 and k is not None else declared)
+        k = stated.get("k", _keywords(rule).get("k"))
+        cost = max(cost, (1 + 1 / k if k else 1) if declared > 1 and k is not None else declared)
     return cost
 
 

@@ -177,12 +177,14 @@ class Chain:
         """Return the `[optimizer]` table of a trial."""
         return self.arm.settings(params, self.terms["cap"])
 
-    def repeats(self, study: dict) -> bool:
-        """Whether this machine reproduces the first fresh run of a published study bit for bit. The
-        run is trained if it is missing."""
-        published = study["fresh"][0]
-        winner = study["trials"][study["winner"]]["params"]
-        return self._fresh("fresh", winner, published["seed"])["curve"] == published["curve"]
+    def sources(self, path: str) -> set[str]:
+        """Return the hashes that a file of this project had when the kept runs were trained; empty
+        if the folder holds no chain on these terms."""
+        if not _continues(read_object(self.folder / "chain.json"), self.plan):
+            return set()
+        hashes = (read_object(run).get("sources", {}).get(path)
+                  for run in self.folder.glob("*/run.json"))
+        return {digest for digest in hashes if digest}
 
     def _trial(self, trials: Sequence[dict]) -> dict:
         index, most = len(trials), limit(trials, self.terms["cap"])

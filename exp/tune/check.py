@@ -41,7 +41,7 @@ def _problems(board: dict) -> list[str]:
     count = terms["studies"]
     if board["schema"] != "ars-arena/1":
         count = min((len(arm["studies"]) for arm in board["arms"].values()), default=0)
-        wrong = not 0 < count < terms["studies"]
+        wrong = not 0 < count <= terms["studies"]
         problems += [f"I2: in progress with {count} of {terms['studies']} studies"] * wrong
     for number, seed in terms["study_seeds"].items():
         if seed != zlib.crc32(f"{terms['task']}/{number}".encode()):
@@ -57,7 +57,7 @@ def _problems(board: dict) -> list[str]:
             problems += _pace(name, arm)
     if not problems:  # otherwise data for the recomputation may be missing
         ours = _results({**terms, "studies": count}, board["arms"])
-        if count < terms["studies"]:
+        if board["schema"] != "ars-arena/1":
             ours = _without_verdicts(ours, count)
         if "linger" not in terms:
             ours = {key: value for key, value in ours.items() if key not in TABLES}

@@ -98,11 +98,23 @@ def t_test(d: np.ndarray, pooled: float, level: float = 0.95
 def anytime_interval(d: np.ndarray, pooled: float, alpha: float = 0.05) -> list[float]:
     """Return the ratio's confidence sequence, [low, high]: an interval that is valid at all numbers
     of studies simultaneously (normal mixture)."""
-    count, mean = len(d), float(np.mean(d))
-    variance = used_variance(float(np.var(d, ddof=1)), pooled)
-    half = math.sqrt(variance * 2 * (count + 1) / count**2 * math.log(
-        math.sqrt(count + 1) / alpha))
+    mean = float(np.mean(d))
+    half = _anytime_half(used_variance(float(np.var(d, ddof=1)), pooled), len(d), alpha)
     return [exp(mean - half), exp(mean + half)]
+
+
+def _anytime_half(variance: float, count: int, alpha: float) -> float:
+    return math.sqrt(variance * 2 * (count + 1) / count**2 * math.log(
+        math.sqrt(count + 1) / alpha))
+
+
+def anytime_studies(mean: float, own: float, pooled: float, least: int, most: int = 1000,
+                    alpha: float = 0.05) -> int | None:
+    """Return the smallest number of studies, from `least` to `most`, at which the anytime interval
+    around a mean log difference excludes 0. None if there is none."""
+    variance = used_variance(own, pooled)
+    return next((count for count in range(least, most + 1)
+                 if _anytime_half(variance, count, alpha) < abs(mean)), None)
 
 
 def e_value(d: np.ndarray) -> float:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from exp.harness.arguments import add_dry_run, positive
+from exp.harness.arguments import add_dry_run, duration, positive
 from exp.jobs.slurm import add_launcher_options
 
 OUTPUTS = Path("outputs")
@@ -23,13 +23,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--optimizers", default=",".join(DEFAULT_ARMS), metavar="A,B",
                        help=f"optimizers or arms of exp/tune/arms.toml ({NOISE_ARM} is the noise "
-                            f"floor), or all (default: {','.join(DEFAULT_ARMS)})")
+                            f"floor), or all (default: {','.join(DEFAULT_ARMS)}). A single one "
+                            "that the task's board does not have is a challenge: it is compared "
+                            f"with the board. {BASELINE},NAME adds NAME to the board")
     which.add_argument("--ablation", action="store_true",
                        help="tune every combination of ARS2-Neo's parts, on a separate board")
     which.add_argument("--pace", action="store_true",
                        help="do not search; time the winners of the task's board in turn")
     which.add_argument("--check", action="store_true",
                        help="do not search; recompute every number of every board")
+    which.add_argument("--verify", action="store_true",
+                       help="do not search; train a random fresh run of every arm of the task's "
+                            "board again, and compare the curves bit for bit")
     which.add_argument("--render", action="store_true",
                        help="do not search; write the page of every board from its JSON")
     which.add_argument("--sensitivity", action="store_true",
@@ -39,16 +44,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     which.add_argument("--transfer", metavar="FROM",
                        help="run the winners of the board of task FROM on this task")
     which.add_argument("--recommend", action="store_true",
-                       help="print the arm that the boards recommend for each held-out task, and "
-                            "its regret")
+                       help="write the arm and setting that the boards recommend for each "
+                            "held-out task, and its regret")
     add_dry_run(parser)
     parser.add_argument("--arms", type=Path, metavar="FILE",
                         help="a TOML file with your own arms, [arms.NAME] as in arms.toml, for "
                              "--optimizers; search = { eps = [1e-12, 1e-6] } declares an axis")
     _add_budget(parser)
-    parser.add_argument("--minutes", type=float, metavar="N",
-                        help="stop a challenge (one optimizer that is not on the task's board) "
-                             "after N minutes; the same command continues it")
+    parser.add_argument("--minutes", type=duration, metavar="N",
+                        help="stop a challenge after N minutes; the same command continues it")
     parser.add_argument("--replace", action="store_true",
                         help="discard a board with different terms")
     parser.add_argument("--workers", type=positive, default=1, metavar="N",
@@ -65,8 +69,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.task is None and not (options.render or options.check or options.recommend):
         parser.error("TASK is required")
-    others = (options.pace, options.check, options.render, options.sensitivity, options.best_known,
-              options.transfer, options.recommend)
+    others = (options.pace, options.check, options.verify, options.render, options.sensitivity,
+              options.best_known, options.transfer, options.recommend)
     if options.dry_run and any(others):
         parser.error("--dry-run lists the runs of a search: it cannot be combined with other modes")
     return options

@@ -310,6 +310,8 @@ def interim_columns(board: dict) -> dict[str, Column]:
 def progress(board: dict) -> str:
     """How many of the announced studies a board in progress has, and how to read it."""
     count, announced = len(next(iter(board["arms"].values()))["studies"]), board["terms"]["studies"]
+    if name := board["terms"].get("challenge"):
+        return f"**{name}, after {count} of at most {announced} studies.** {INTERIM}"
     verb = "is" if count == 1 else "are"
     return f"**{count} of the {announced} announced studies {verb} complete.** {INTERIM}"
 
@@ -319,4 +321,5 @@ def _interim(board: dict) -> str:
     columns = interim_columns(board)
     lines = [("", *columns), *((name, *(column(board, name) for column in columns.values()))
                                for name in sorted(board["results"]["arms"]))]
-    return page(f"{_title(board)}, in progress", progress(board), markdown(lines), facts(board))
+    state = "a challenge" if "challenge" in board["terms"] else "in progress"
+    return page(f"{_title(board)}, {state}", progress(board), markdown(lines), facts(board))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable
+from copy import deepcopy
 from importlib.metadata import version
 
 from exp.harness.build import build
@@ -12,6 +13,7 @@ from exp.harness.errors import ConfigError
 from exp.harness.task import Task, task_named
 from exp.harness.toml import apply_override, read_toml
 from exp.tune.arms import Arm, arm_named
+from exp.tune.inference import EQUAL
 from exp.tune.options import AMOUNTS, BASELINE, LADDER, NOISE_ARM
 from exp.tune.record import log_metric
 from exp.tune.suggest import GIVE_UP, START, STOP_FACTOR, study_seed
@@ -47,7 +49,7 @@ def terms_of(task: Task, asked: dict, overrides: Iterable[str] = ()) -> dict:
         "mode": metric.mode, "targets": targets, "main_target": target, "cap": cap,
         "evaluate_every": 1, "hold": HOLD, "linger": LINGER, "grade_at": cap // GIVE_UP,
         "stop_factor": STOP_FACTOR, "start": START, **amounts, "baseline": BASELINE,
-        "noise_arm": NOISE_ARM, "alpha": 0.05, "worth_naming": 1.05,
+        "noise_arm": NOISE_ARM, "alpha": 0.05, "worth_naming": 1 + EQUAL,
         "sampler": {"name": "GPSampler", "optuna": version("optuna"),
                     "values": "normal scores of ranks"},
         "study_seeds": {str(number): study_seed(f"{task.name}/{number}")
@@ -72,8 +74,8 @@ def settings_of(terms: dict, arm: Arm, optimizer: dict, seed: int, limit: int, f
     """Return the complete settings of a run of at most `limit` gradient evaluations. A `fresh` run
     continues after the target in a race; if annealed, it is tested where the task has a test split.
 
-    Raises ConfigError for an invalid override, and in a race for a schedule that ends but has no
-    `period_epochs`.
+    Raises ConfigError for an override that is invalid or that the search would replace, and in a
+    race for a schedule that ends but has no `period_epochs`.
     """
     task = task_named(terms["task"])
     settings = read_toml(task.config)
@@ -96,6 +98,7 @@ def settings_of(terms: dict, arm: Arm, optimizer: dict, seed: int, limit: int, f
             "max_evaluations": max(1, limit - epoch + 1),  # the last epoch ends within the limit
             "test": False}
     settings["optimizer"] = optimizer
+    _require_kept(terms["set"], settings)
     settings = complete(settings, task)
     schedule = settings["schedule"]
     ends = schedule["name"] != "constant" or "cosine" in schedule["weight_decay"]
@@ -103,6 +106,18 @@ def settings_of(terms: dict, arm: Arm, optimizer: dict, seed: int, limit: int, f
         raise ConfigError("[schedule] period_epochs is missing: a decaying schedule needs it, "
                           "as the length of a trial is not known in advance")
     return settings
+
+
+def _require_kept(overrides: Iterable[str], settings: dict) -> None:
+    """Raise ConfigError if the settings of a run do not have the values of the overrides."""
+    wanted = deepcopy(settings)
+    for override in overrides:
+        apply_override(wanted, override)
+    replaced = [f"{name}.{key}" for name, table in wanted.items() if table != settings.get(name)
+                for key in sorted({*table, *settings.get(name, {})})
+                if table.get(key) != settings.get(name, {}).get(key)]
+    if replaced:
+        raise ConfigError(f"--set cannot change {', '.join(replaced)}: the search sets it")
 
 
 def numbers_of(arm: str, terms: dict) -> range:
