@@ -501,7 +501,8 @@ def test_a_challenge_runs_one_arm_against_the_board_and_is_continued(searched, t
     assert len(json.loads(path.read_text())["arms"]["muon"]["studies"]) == 1
     ran = []
     monkeypatch.setattr(challenge, "run_jobs", lambda jobs, launcher, look: (
-        ran.extend(jobs), run_here(jobs, launcher, look)))
+        ran.extend(jobs), run_here(jobs[:2], launcher, look)))
+    monkeypatch.setattr(challenge, "reproduced", lambda *_: {"adamw": True})
     assert command.main(words) == 0
     said = capsys.readouterr().out
     # The board's studies are the partners: two of adamw, then two of adamw_again.
@@ -510,12 +511,13 @@ def test_a_challenge_runs_one_arm_against_the_board_and_is_continued(searched, t
     assert "costs" in said and "undecided against adamw, ars2_neo_sync" in said
     mine = json.loads(path.read_text())
     assert set(mine["arms"]) == {"adamw", "muon"} and check_board(mine) == []
-    assert "**muon, after 4 of at most 4 studies.**" in path.with_suffix(".md").read_text()
+    assert "**muon, after 3 of at most 4 studies.**" in path.with_suffix(".md").read_text()
+    assert check_board({**mine, "terms": {**mine["terms"], "studies": 3}}) == []  # all of them
     assert command.main(["--check", "--outputs", str(outputs)]) == 0
 
-    board = board_of(outputs)  # arithmetic of another machine: the baseline runs here too
-    board["arms"]["adamw"]["studies"][0]["fresh"][0]["curve"]["metric"][-1] += 1e-9
-    duel = challenge.Duel(board, arm_named("muon", 400), outputs)
+    # Arithmetic of another machine: the baseline runs here too.
+    monkeypatch.setattr(challenge, "reproduced", lambda *_: {"adamw": False})
+    duel = challenge.Duel(board_of(outputs), arm_named("muon", 400), outputs)
     duel.choose_partners(2)
     assert duel.reruns and [chain.arm.name for chain in duel.theirs] == ["adamw"] * 4
     assert duel.pairs() == []  # the board's own studies are no partners now
@@ -1070,6 +1072,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(command, "terms_of", no_data)
+        capsys.readouterr()
         assert command.main(["grokking", "--outputs", str(tmp_path)]) == 2
         assert capsys.readouterr().err == "error: data is missing\n"
     assert not list(tmp_path.iterdir())
