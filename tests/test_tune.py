@@ -857,8 +857,8 @@ def test_parallel_commands_keep_each_others_arms(searched, tmp_path, monkeypatch
     assert board_of(clone) == whole
     timed = [*OPTIONS[:1], "--pace", "--outputs", str(clone)]
     monkeypatch.setattr(command, "time_winners", lambda board: (
-        board["arms"]["adamw"].update(ms_per_evaluation=7.0), path.write_text(json.dumps(whole)),
-        board["arms"].pop("ars2_neo_sync")))
+        [arm.update(ms_per_evaluation=7.0, paced=True) for arm in board["arms"].values()],
+        path.write_text(json.dumps(whole)), board["arms"].pop("ars2_neo_sync")))
     assert command.main(timed) == 0
     assert board_of(clone)["arms"].keys() == whole["arms"].keys()
     assert board_of(clone)["arms"]["adamw"]["ms_per_evaluation"] == 7

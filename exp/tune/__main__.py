@@ -267,7 +267,8 @@ def pace(options: argparse.Namespace) -> int:
     with _exclusive(options):
         board = require_board(path)  # a search may have added arms in the meantime
         for name in board["arms"].keys() & timed["arms"].keys():
-            board["arms"][name]["ms_per_evaluation"] = timed["arms"][name]["ms_per_evaluation"]
+            board["arms"][name] |= {key: timed["arms"][name][key]
+                                    for key in ("ms_per_evaluation", "paced")}
         save(path, board)
     return COMPLETED
 

@@ -51,7 +51,7 @@ def _problems(board: dict) -> list[str]:
     for name, arm in board["arms"].items():
         problems += [f"{name}: {problem}"
                      for problem in _arm(_on_rung(terms, name), name, arm, count)]
-    if count == terms["studies"]:  # a challenge has some of the studies, run on any machine
+    if board["schema"] == "ars-arena/1":  # a challenge has some of the studies, run on any machine
         problems += _machines(terms, board["arms"])
         for name, arm in board["arms"].items():
             problems += _pace(name, arm)
