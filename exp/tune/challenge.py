@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -150,9 +149,13 @@ class Duel:
         """Return (the arm's study, the baseline's) of the first studies that both have."""
         if self.reruns is None:
             return []
-        partners = [chain.study() for chain in self.theirs] if self.reruns else self.published
-        return list(takewhile(all, zip((chain.study() for chain in self.mine), partners,
-                                       strict=True)))
+        partners = (chain.study() for chain in self.theirs) if self.reruns else self.published
+        pairs = []
+        for chain, theirs in zip(self.mine, partners, strict=True):
+            if not theirs or not (mine := chain.study()):
+                break
+            pairs.append((mine, theirs))
+        return pairs
 
     # --- the runs
 

@@ -32,22 +32,22 @@ def regrets(boards: dict[str, dict], moved: Moved) -> list[dict]:
     """
     rows = []
     for task, board in boards.items():
-        base, tuned = board["terms"]["baseline"], _tuned(board)
         others = [other for other in boards if (other, task) in moved]
-        candidates = {(arm, source): _mean_score(arm, source, others, boards, moved)
-                      for source in others for arm in moved[source, task]["arms"]
-                      if arm in _tuned(boards[source])}
-        candidates = {key: score for key, score in candidates.items() if score is not None}
+        scores = {(arm, source): _mean_score(arm, source, others, boards, moved)
+                  for source in others for arm in moved[source, task]["arms"]
+                  if arm in _tuned(boards[source])}
+        candidates = {key: score for key, score in scores.items() if score is not None}
         if not candidates:
             continue
+        base, tuned = board["terms"]["baseline"], _tuned(board)
         lost = {(arm, source): _moved_score(board, moved[source, task], arm) - min(tuned.values())
                 for arm, source in candidates}
-        best = min(candidates, key=candidates.__getitem__)
+        best = min(candidates, key=lambda key: candidates[key])
         of_baseline = [key for key in candidates if key[0] == base]
         rows.append({
             "task": task, "choice": dict(zip(("arm", "from"), best, strict=True)),
             "regret": lost[best],
-            "baseline_moved": lost[min(of_baseline, key=candidates.__getitem__)]
+            "baseline_moved": lost[min(of_baseline, key=lambda key: candidates[key])]
             if of_baseline else None,
             "baseline_default": _default(board) - min(tuned.values()),
             "random": float(np.mean(list(lost.values())))})
