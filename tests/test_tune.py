@@ -25,6 +25,7 @@ from exp.tune import chain as chains
 from exp.tune import (
     challenge,
     check,
+    coverage,
     estimate,
     find_lr,
     follow_up,
@@ -297,6 +298,18 @@ def test_study_values_are_restricted_means_and_bounds_stop_verdicts():
     rows = [row, {**row, "bound": ""}, {**row, "ratio": 2.0}]
     estimate._judge(rows, 0.05)
     assert [r["verdict"] for r in rows] == ["undecided", "cheaper", "dearer"]
+
+
+@pytest.mark.parametrize("name", coverage.WORLDS)
+def test_a_simulated_board_estimates_the_truth_of_its_world(name):
+    """The value of an optimizer on a board of all studies is what `means` calls the truth."""
+    world, rng = coverage.WORLDS[name], np.random.default_rng(1)
+    runs = coverage.simulate(world, 6, rng)
+    terms_, arms = coverage.board(world, runs)
+    rows = estimate.results(terms_, arms)["arms"]
+    assert [np.mean(row["values"]) for row in rows.values()] == pytest.approx(
+        coverage.means(world, runs))
+    assert len(rows) == (14 if world.scale else 12) and "verdict" in rows["arm1"]
 
 
 # --- chains
@@ -668,8 +681,8 @@ def test_a_page_begins_with_the_arms_by_verdict_then_by_ratio(regime, words):
         return {"cost": cost, "ratio": cost, "low": cost / 2, "high": 2 * cost, "bound": bound,
                 "verdict": verdict, "rank": [rank, rank]}
 
-    board = {"terms": {"regime": regime, "baseline": "adamw", "studies": 6,
-                       "ladder": {"half": 0.5}},
+    board = {"terms": {"regime": regime, "baseline": "adamw", "studies": 6, "mode": "min",
+                       "metric": "eval_perplexity", "ladder": {"half": 0.5}},
              "results": {"arms": {
                  "half": {"cost": 0.1}, "far": row(4.0, "dearer", 4, "at least"),
                  "adamw": {"cost": 1.0, "rank": [2, 2]}, "b": row(0.5, "cheaper", 1),

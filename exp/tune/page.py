@@ -71,8 +71,10 @@ def conclusion(board: dict) -> str:
     lists = [f"- **{_verdict(board, names[0])}**: "
              + "; ".join(f"{name} {ratio(board, name)}" for name in names)
              for names in groups.values() if names]
+    cost = ("gradient evaluations" if terms["regime"] == "race" else
+            _metric(terms) if terms["mode"] == "min" else "error")
     return "\n".join([f"Against {terms['baseline']}, over {terms['studies']} paired studies: times "
-                      "its cost, with 95 % intervals.", "", *lists]) if lists else ""
+                      f"its {cost}, with 95 % intervals.", "", *lists]) if lists else ""
 
 
 # --- columns: of a board and the name of an arm
@@ -198,10 +200,13 @@ def _interval(row: dict) -> str:
 
 def _title(board: dict) -> str:
     terms = board["terms"]
-    metric = terms["metric"].removeprefix("eval_").replace("_", " ").capitalize()
     what = ("Gradient evaluations to the target" if terms["regime"] == "race" else
-            f"{metric} after {terms['horizon']} gradient evaluations")
+            f"{_metric(terms).capitalize()} after {terms['horizon']} gradient evaluations")
     return f"# {what}, each optimizer tuned with the same budget: {terms['task']}"
+
+
+def _metric(terms: dict) -> str:
+    return terms["metric"].removeprefix("eval_").replace("_", " ")
 
 
 def facts(board: dict) -> str:
