@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from exp.harness.arguments import positive
 from exp.tune.estimate import results
 from exp.tune.inference import Ladder
 
@@ -59,7 +60,7 @@ def simulate(world: World, studies: int, rng: np.random.Generator) -> np.ndarray
     (optimizers, studies, SEEDS). In an annealed world the last two are AdamW at other budgets."""
     level = rng.normal(0, 0.3, ARMS)
     best = 0.5 + rng.normal(0, world.width, 4) + rng.normal(0, 0.1, (ARMS, 4))
-    curvature = world.curvatures * np.exp(rng.uniform(-0.25, 0.25, (ARMS, 4)))
+    curvature = np.array(world.curvatures) * np.exp(rng.uniform(-0.25, 0.25, (ARMS, 4)))
     if world.scale:
         rows = [*range(ARMS), 0, 0]
         level, best, curvature = level[rows], best[rows], curvature[rows]
@@ -157,8 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print a line per world. Return 0."""
     parser = argparse.ArgumentParser(prog="python -m exp.tune.coverage", description=(
         "Simulate boards and print the coverage of their 95 % intervals."))
-    parser.add_argument("--worlds", type=int, default=20, metavar="N", help="(default: 20)")
-    parser.add_argument("--boards", type=int, default=10, metavar="N",
+    parser.add_argument("--worlds", type=positive, default=20, metavar="N", help="(default: 20)")
+    parser.add_argument("--boards", type=positive, default=10, metavar="N",
                         help="boards per world (default: 10)")
     options = parser.parse_args(arguments)
     for name, world in WORLDS.items():
