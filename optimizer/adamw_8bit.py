@@ -81,6 +81,7 @@ class AdamW8bit(FirstOrder):
         params = [p for group in self.param_groups for p in self.with_gradient(group)]
         doubles = [p for p in params if p.dtype == torch.float64]
         before = [p.clone() for p in doubles]
+        self._share()  # inside Joint, this optimizer has Joint's state
         torch.compiler.disable(inner_step)(self.kernels)
         for p, old in zip(doubles, before, strict=True):  # the kernels rounded these to float32
             p.copy_(old + (p - old.float()))

@@ -98,6 +98,7 @@ class ARS2Neo(ThreePaths, CurvatureAware, AdaRMSuon):
         super().__init__(params, lr, betas, eps, weight_decay, ns_steps, energy_norm,
                          energy_scope, orthogonalizer, whiten, ns_passes, ns_dtype)
         self.k, self.alpha, self.adaptive_sync = k, alpha, adaptive_sync
+        self.state_keys = ("shear_force",) if self._injects else ()
         self.adaptive_beta, self.adaptive_lambda = adaptive_beta, adaptive_lambda
         self.adaptive_gamma = adaptive_gamma
         self.perturb_norm, self.elementwise_scale = perturb_norm, elementwise_scale

@@ -40,6 +40,7 @@ class CautiousUpdate(Delta):
     def __init__(self, base: Optimizer, scale: Scale = "mean", scope: Scope = "matrix") -> None:
         checks.choice(Scale, scale=scale)
         super().__init__(base, scope)
+        self.refuse_maximize()
         self.scale = scale
         self.versions: dict[Tensor, tuple[Tensor, int]] = {}
 

@@ -32,7 +32,7 @@ class EMANesterov(Delta):
     """
 
     stage, accepts_decay = "outer step", True
-    moves_before_gradient = True
+    moves_before_gradient, state_keys = True, ("velocity",)
 
     def __init__(self, base: Optimizer, beta: float = 0.5, gamma: float = 0.99, prefill: int = 300,
                  rest: int = 0) -> None:

@@ -25,7 +25,7 @@ class GrokFast(FilterWrapper):
     Raises ValueError for an invalid argument, or a `base` that compares gradients with losses.
     """
 
-    memory = "average_gradient"
+    state_keys = ("average_gradient",)
 
     def __init__(self, base: Optimizer, alpha: float = 0.98, lamb: float = 2.0) -> None:
         checks.fraction(alpha=alpha)

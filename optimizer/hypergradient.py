@@ -36,12 +36,16 @@ class Hypergradient(Delta):
     parameters.
     """
 
-    stage = "learning rate"
+    stage, state_keys = "learning rate", ("direction",)
 
     def __init__(self, base: Optimizer, beta: float = 0.02, kind: Kind = "multiplicative") -> None:
         checks.non_negative(beta=beta)
         checks.choice(Kind, kind=kind)
+        if kind == "multiplicative" and beta >= 1:
+            raise ValueError(f"beta must be < 1 for the multiplicative form, got {beta!r}: r could "
+                             "become 0 and stay 0")
         super().__init__(base, "all")
+        self.refuse_maximize()
         self.beta, self.kind = beta, kind
         self.rates: list = []  # the groups' lr, saved while lr r replaces them during a step
         self.keep_scalars(**{f"factor_{index}": 1.0 for index in range(len(self.param_groups))})
@@ -78,7 +82,7 @@ class Hypergradient(Delta):
                      if p in self.before and "direction" in self.state.get(p, {})]
             products = [torch.stack([(a * b).sum(), a.square().sum(), b.square().sum()])
                         for a, b in pairs]
-            zeros = torch.zeros(3, dtype=torch.float64, device=group["params"][0].device)
+            zeros = torch.zeros(3, dtype=torch.float64, device=self.parameters[0].device)
             h, gg, uu = total(torch.stack(products).sum(0) if products else zeros).tolist()
             key, lr = f"factor_{index}", float(group["lr"])
             r = self.scalars.setdefault(key, 1.0)
@@ -90,6 +94,7 @@ class Hypergradient(Delta):
             group["lr"] = group["lr"] * self.scalars[key]
 
     def move(self, p: Tensor, w: Tensor, u: Tensor, group: dict) -> Tensor:
-        """Store u; return the weights of `base` unchanged."""
-        self.state[p]["direction"] = u
+        """Store u, unless lr r is 0, which gives no u; return the weights of `base` unchanged."""
+        if group["lr"] or "direction" not in self.state[p]:
+            self.state[p]["direction"] = u
         return matrices(p.detach())

@@ -48,12 +48,11 @@ class KFAC(LayerOptimizer):
     tikhonov="factored": denominator (dg + sqrt(damping) / pi) (da + pi sqrt(damping))^T, with
     pi^2 = (tr A / dim A) / (tr G / dim G).
 
-    The matrix track has the weight and bias of each Linear and Conv2d whose weight is routed to it.
-    All other parameters take AdamW, whatever track their group names: embeddings, norms, parameters
-    outside these layers (all of GrokkingTransformer's), shared weights, convolutions with groups or
-    padding modes, subclasses of both layers. The loss must be a mean over samples: images, or for a
-    Linear all rows of its input (tokens). d is computed with the true labels, which makes this the
-    empirical Fisher. Recorder in parts/layers.py defines which passes count, and `conv_norm`.
+    The matrix track has the weight and bias of each Linear and Conv2d whose weight is routed to it;
+    all other parameters take AdamW. LayerOptimizer in parts/layers.py defines which layers count,
+    Recorder there which passes, and `conv_norm`. The loss must be a mean over samples: images, or
+    for a Linear all rows of its input (tokens). d is computed with the true labels, which makes
+    this the empirical Fisher.
 
     Deviations from alecwangcq/KFAC-Pytorch: weight_decay applies from the first step on (theirs:
     after 20 TCov), the other parameters take AdamW (theirs: the same SGD), `p.grad` is not changed.
@@ -132,30 +131,22 @@ class KFAC(LayerOptimizer):
         torch._foreach_add_(params, buffers, alpha=-group["lr"])
 
     def _update_statistics(self, weights: list[Tensor], group: dict) -> None:
-        """Update the layers' factors from their recorded passes, and the eigenvectors if due.
+        """Update the layers' factors from their recorded passes, and the eigenvectors if due, in
+        float64 without damping: then the null space has an effect, which float32 does not resolve.
 
-        Eigenvectors are computed in float64 without damping, since then the null space has an
-        effect, which float32 does not resolve."""
+        Raises ValueError for a layer with a gradient but no recorded pass."""
         for weight in weights:
-            self._update_factors(weight)
+            state, recorder = self.state[weight], self.recorders[weight]
+            if not recorder.rows and "input_factor" not in state and grad_of(weight).any():
+                raise ValueError(
+                    f"{self.layers[weight]} has a gradient, but KFAC recorded no training pass of "
+                    "it: call the module itself, in training mode, or put its weight on track "
+                    '"adamw"')
+            fisher.update_factors(state, weight, recorder, self.conv_norm, self.stat_decay)
         due = self.scalars["steps"] % self.inverse_interval == 0
         states = [self.state[p] for p in weights if due or "input_eigenvalues" not in self.state[p]]
         if states:
             fisher.update_eigenvectors(states, torch.float32 if group["damping"] else torch.float64)
-
-    def _update_factors(self, weight: Tensor) -> None:
-        """Update a layer's factors from its recorded passes.
-
-        Raises ValueError if the layer has a gradient but no recorded pass."""
-        state, recorder = self.state[weight], self.recorders[weight]
-        if recorder.rows:
-            fisher.update_factors(state, recorder, self.conv_norm, self.stat_decay)
-        if "input_factor" not in state and not grad_of(weight).any():
-            fisher.identity_factors(state, weight, recorder.bias)
-        elif "input_factor" not in state:
-            raise ValueError(
-                f"{self.layers[weight]} has a gradient, but KFAC recorded no training pass of it: "
-                'call the module itself, in training mode, or put its weight on track "adamw"')
 
     def _clip_updates(self) -> None:
         total = sum(group["lr"] ** 2 * (self.updates[p] * p.grad).sum()

@@ -38,7 +38,7 @@ class Lookahead(Wrapper):
     Raises ValueError for an invalid argument.
     """
 
-    stage = "outer step"
+    stage, state_keys = "outer step", ("slow_weight", "outer_velocity")
     whole_model = True  # copies every weight, with or without a gradient
     counters = {"steps": 0}
 

@@ -31,6 +31,8 @@ class LookSAM(SharpnessWrapper):
     Raises ValueError for an invalid argument, and in a SAM step without a closure or `first_step`.
     """
 
+    state_keys = ("shear_force",)
+
     def __init__(self, base: Optimizer, rho: float = 0.1, k: int = 10, alpha: float = 0.7,
                  rho_schedule: RhoSchedule = "constant", rho_gap: float = 0.0) -> None:
         checks.non_negative(alpha=alpha)

@@ -29,7 +29,7 @@ class MARS(FilterWrapper):
     Raises ValueError for an invalid argument, or a `base` that compares gradients with losses.
     """
 
-    memory = "last_gradient"
+    state_keys = ("last_gradient",)
 
     def __init__(self, base: Optimizer, gamma: float = 0.025, beta1: float = 0.95,
                  scope: Scope = "matrix") -> None:

@@ -19,8 +19,8 @@ SEARCH_SPACE = {
     "damping": (0.02, 2.0, "log"),
     "adamw.lr": (1e-4, 1e-2, "log"),
 }
-# Momentum; K and the sum of z z^T; from the first refresh on also P. (n, n) all but the first.
-COST = {"gradient_evaluations": 1, "state_tensors": 3}
+# Momentum; K, the sum of z z^T and P, all (n, n).
+COST = {"gradient_evaluations": 1, "state_tensors": 4}
 TESTED_AGAINST = "plain numpy, Muon"
 
 START, FLOOR = 1e-3, 1e-8  # initial K / identity; constant in gamma
@@ -37,8 +37,8 @@ class NewtonMuon(LayerOptimizer):
     refresh. msign is invariant to the scale of P; after a refresh the momentum mixes gradients
     whitened by different P. If the Cholesky factorization fails, P is the identity.
 
-    The matrix track has the weights of the layers that KFAC supports (see its docstring); biases
-    and all other parameters take AdamW. Recorder in parts/layers.py defines which passes count.
+    The matrix track has the weights of these layers (LayerOptimizer in parts/layers.py); biases and
+    all other parameters take AdamW. Recorder in the same file defines which passes count.
     Deviation: the modded-nanogpt record splits one wide layer into four blocks and shares K between
     layers with the same input.
 
@@ -92,7 +92,7 @@ class NewtonMuon(LayerOptimizer):
         if "step" not in state:
             identity = torch.eye(grad.shape[-1], dtype=grad.dtype, device=grad.device)
             state.update(step=0, rows=0, covariance=START * identity,
-                         inputs=torch.zeros_like(identity))
+                         inputs=torch.zeros_like(identity), inverse=identity)
         state["step"] += 1
         if recorder.rows:
             state["inputs"] += recorder.inputs.to(grad.dtype)
@@ -105,7 +105,8 @@ class NewtonMuon(LayerOptimizer):
                 state["inputs"].zero_()
                 state["rows"] = 0
             state["inverse"] = damped_inverse(state["covariance"], group["damping"])
-        return (grad @ state["inverse"] if "inverse" in state else grad).reshape(p.shape)
+        whitens = state["step"] >= group["refresh_interval"]  # `inverse` is the identity before
+        return (grad @ state["inverse"] if whitens else grad).reshape(p.shape)
 
 
 def damped_inverse(covariance: Tensor, damping: float) -> Tensor:

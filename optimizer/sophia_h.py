@@ -23,6 +23,7 @@ COST = {"gradient_evaluations": 1.1, "state_tensors": 2}  # 1 + 1 / k gradient e
 TESTED_AGAINST = "by hand"
 
 RADIUS = 1e-3  # norm of the probe r z over the norm of all weights
+LEAST = 1e-3  # smallest norm of all weights that counts: r must not be 0
 
 
 class SophiaH(SharpnessAware, FirstOrder):
@@ -33,8 +34,9 @@ class SophiaH(SharpnessAware, FirstOrder):
         W <- (1 - lr weight_decay) W - lr clip(m / max(gamma h, eps), -1, 1)
 
     ||r z|| is a thousandth of ||W||, over all parameters; g(W + r z) is the closure's gradient of
-    the same batch. The generator of the signs is seeded by the step number, so a resumed run draws
-    the same signs. Where h is not positive the step is lr sign(m).
+    the same batch. Keep the weights in float32 or wider: bfloat16 rounds most of r z away. A norm
+    ||W|| below 0.001 counts as 0.001. The generator of the signs is seeded by the step number, so a
+    resumed run draws the same signs. Where h is not positive the step is lr sign(m).
 
     Deviations: the paper computes the product H z exactly, by differentiating the gradient; the
     difference here has an error of order r. Sophia-G, which needs labels sampled from the model, is
@@ -95,7 +97,7 @@ class SophiaH(SharpnessAware, FirstOrder):
 
     @staticmethod
     def _radius(params: list[Tensor], signs: list[Tensor]) -> Tensor:
-        return RADIUS * norm_of_all(params) / norm_of_all(signs).clamp_min(1)
+        return RADIUS * norm_of_all(params).clamp_min(LEAST) / norm_of_all(signs).clamp_min(1)
 
     @torch.compiler.disable  # torch 2.11 warns that it cannot trace a generator
     def _signs(self, params: list[Tensor]) -> list[Tensor]:

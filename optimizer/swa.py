@@ -33,8 +33,8 @@ class SWA(Averaged):
 
     @property
     def has_average(self) -> bool:
-        """Whether the mean is of more than one snapshot."""
-        return self.scalars["snapshots"] > 1
+        """Whether there is a snapshot."""
+        return self.scalars["snapshots"] > 0
 
     def is_due(self) -> bool:
         """Whether the mean includes the weights after the current step."""

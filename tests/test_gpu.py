@@ -20,6 +20,7 @@ from exp.harness.classification import loss_and_correct
 from exp.harness.toml import apply_override
 from model import build_model
 from optimizer import ars2_neo, build_optimizer, hyperball
+from optimizer.parts import curvature, three_paths
 
 GPU = torch.device("cuda", 0)
 # What cannot be shown: a rule, and why.
@@ -41,6 +42,9 @@ for mode, changes in {"base": {"k": 0, "rho": 0.0}, "sync": {"k": 1}, "lazy": {"
                       "lazy, 8 bits": {"k": 2, "shear_storage": "8bit"},
                       "curvature": {"beta_rule": "element", "rho_rule": "curvature"}}.items():
     SETTINGS[f"ars2_neo {mode}"] = {"name": "ars2_neo", "adaptive_sync": False, **changes}
+for kind in ("rowcol", "aurora"):
+    SETTINGS[f"muon {kind}"] = {"name": "muon", "equilibrate": kind}
+SETTINGS["outer momentum"] = {"name": "muon", "lookahead": {"k": 2, "outer_momentum": 0.5}}
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +77,17 @@ def steps_on_the_gpu(settings, count=4):
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_a_step_stays_on_the_gpu_and_asks_for_no_value(settings):
     steps_on_the_gpu(settings)
+
+
+@pytest.mark.parametrize(("settings", "module", "names"), [
+    ({"beta_rule": "scalar"}, curvature, ["warn_above_one"]),
+    ({"sharpness_paths": "agam"}, three_paths, ["alignment"])], ids=["scalar", "agam"])
+def test_a_variant_asks_once_in_a_sync_step(settings, module, names, monkeypatch):
+    asked = []
+    for name in names:
+        monkeypatch.setattr(module, name, lambda *_: asked.append(1) or 0.5)
+    steps_on_the_gpu({"name": "ars2_neo", "k": 1, "adaptive_sync": False, **settings}, 2)
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("name", ASKS)

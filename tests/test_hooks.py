@@ -10,10 +10,12 @@ import torch
 from torch import nn
 from traces import DOUBLE, TARGETS, VECTOR, VECTORS, W0, differs, steps
 
+from exp.harness.clipping import Clipping
 from optimizer import (
     EMA,
     LAWA,
     MARS,
+    SAM,
     SWA,
     AdaRMSuon,
     CautiousDecay,
@@ -93,6 +95,14 @@ def test_a_matrix_of_zeros_is_refused_by_name():
         build_optimizer({"name": "sgd", "lr": 0.1, "hyperball": {}}, model)
     with pytest.raises(ValueError, match=r"of shape \(3, 3\)"):
         Hyperball(sgd(model.parameters()))
+    stack = nn.Parameter(torch.ones(2, 3, 3))
+    optimizer = Hyperball(sgd([nn.Parameter(torch.ones(2, 2))]))
+    optimizer.add_param_group({"params": [stack]})
+    nn.init.zeros_(stack[1])
+    with pytest.raises(ValueError, match=r"of shape \(2, 3, 3\)"):
+        Hyperball(sgd([stack]))
+    with pytest.raises(ValueError, match=r"of shape \(3, 3\)"):
+        optimizer.add_param_group({"params": [model[0].weight]})
 
 
 def test_a_decay_of_the_rule_itself_is_refused():
@@ -192,6 +202,28 @@ def test_a_rule_that_overwrites_its_gradient_cannot_be_masked():
         fed(lambda p: CautiousUpdate(overwriting(p)))
 
 
+@pytest.mark.parametrize("rule", ["adamw", "muon"])
+def test_a_masked_rule_takes_clipped_gradients(rule):
+    """Clipping changes no sign; the bound has no effect on the scale-invariant step 1."""
+    weights = []
+    for clipping in (None, Clipping(0.1)):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        optimizer = build_optimizer({"name": rule, "weight_decay": 0.0, "cautious_update": {}},
+                                    model, clipping)
+        model(torch.ones(1, 3)).square().sum().backward()
+        optimizer.step()
+        weights.append(model.weight.detach())
+    assert clipping.means() and all(value > 0 for value in clipping.means().values())
+    torch.testing.assert_close(*weights)
+
+
+@pytest.mark.parametrize("make", [CautiousUpdate, Hypergradient, SAM])
+def test_wrappers_that_use_the_sign_of_a_gradient_refuse_to_maximize(make):
+    with pytest.raises(ValueError, match="maximize"):
+        make(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1, maximize=True))
+
+
 # --- along the path: EMA-Nesterov, outer momentum
 
 
@@ -218,6 +250,19 @@ def test_ema_nesterov():
     torch.testing.assert_close(rested, downhill(sgd, 3)[0], rtol=0, atol=0)
     with pytest.raises(ValueError, match=r"step\(closure\)"):
         EMANesterov(sgd([nn.Parameter(torch.ones(1))])).step()
+
+
+def test_an_exception_in_the_closure_leaves_the_weights_before_the_step():
+    (*_, w), optimizer = downhill(lambda p: EMANesterov(sgd(p), 0.5, 0.9, prefill=0), 3)
+    (p,) = optimizer.param_groups[0]["params"]
+
+    def interrupted():
+        assert not torch.equal(p, w)  # extrapolated
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(interrupted)
+    assert torch.equal(p, w)
 
 
 @pytest.mark.parametrize("cls", [Lookahead, DiLoCo])
@@ -251,6 +296,18 @@ def test_a_hypergradient_leaves_the_rate_to_the_schedule():
     _, optimizer = steps(lambda p: Hypergradient(sgd(p), 0.1), VECTOR, VECTORS)
     assert optimizer.param_groups[0]["lr"] == 0.1
     assert optimizer.diagnostics["factor_0"] == pytest.approx(0.92517006803, abs=1e-10)
+
+
+def test_a_rate_of_zero_grows_again():
+    """Step 2 opposes step 1 and makes the rate 0; step 3 opposes it too, step 4 does not."""
+    gradients = [[1.0], [-1.0], [-1.0], [1.0]]
+    weights, optimizer = steps(lambda p: Hypergradient(sgd(p), 1.0, "additive"), [1.0], gradients,
+                               4)
+    assert [float(w) for w in weights] == pytest.approx([0.9, 0.9, 0.9, -0.1])
+    with pytest.raises(ValueError, match=r"beta must be < 1.*1\.0"):
+        Hypergradient(sgd([nn.Parameter(torch.ones(1))]), 1.0)
+    optimizer.add_param_group({"params": []})
+    optimizer.step(lambda: torch.tensor(0.0))
 
 
 @pytest.mark.parametrize("rule", ["sgd", "ars2_neo"])
@@ -318,6 +375,15 @@ def test_averages(make, expected):
         optimizer.step()
 
 
+def test_an_average_is_not_perturbed():
+    _, optimizer = downhill(lambda p: EMA(SAM(sgd(p))), 2)
+    optimizer.eval()
+    before = optimizer.parameters[0].detach().clone()
+    with pytest.raises(ValueError, match=r"call train\(\) before step"):
+        optimizer.first_step()
+    assert torch.equal(optimizer.parameters[0], before)
+
+
 def test_before_an_average_begins_the_weights_themselves_are_evaluated():
     for make in (lambda p: EMA(sgd(p), start=4), lambda p: SWA(sgd(p), start=4),
                  lambda p: LAWA(sgd(p), every=4)):
@@ -325,6 +391,12 @@ def test_before_an_average_begins_the_weights_themselves_are_evaluated():
         p = optimizer.param_groups[0]["params"][0]
         assert evaluated_weights(optimizer) is None
         assert torch.equal(evaluated(optimizer, p), weights[-1])
+
+
+def test_a_first_snapshot_is_evaluated_as_an_average():
+    weights, optimizer = downhill(lambda p: SWA(sgd(p), every=2), 3)
+    assert evaluated_weights(optimizer) == "SWA"  # so batch-norm statistics are recomputed
+    assert torch.equal(evaluated(optimizer, optimizer.parameters[0]), weights[1])
 
 
 ADAM_FREE = {"betas": (0.0, 0.999)}
@@ -375,9 +447,26 @@ def test_a_state_in_eval_mode_continues_to_the_bit():
         step(other, of_other, 4)
         of_other.eval()
     assert torch.equal(model.weight, twin.weight)
+    lost = fresh.state_dict()  # as torch's flattened checkpoints do
+    lost["state"] = {index: {key: value for key, value in entry.items() if key != "trained_weight"}
+                     for index, entry in lost["state"].items()}
+    with pytest.raises(ValueError, match=r"lacks the trained weights: call train\(\)"):
+        built()[1].load_state_dict(lost)
 
 
 # --- several around one rule
+
+
+def test_wrappers_that_would_share_a_state_tensor_are_refused():
+    model = nn.Linear(3, 2)
+    for settings, word in (
+            ({"name": "adamw", "lookahead": {"k": 5}, "diloco": {"k": 50}}, "outer_velocity"),
+            ({"name": "ars2_neo", "k": 2, "looksam": {}}, "LookSAM and ARS2Neo.*shear_force"),
+            ({"name": "sgd", "lr": 0.1, "mars": {}, "grokfast": {}, "MARS": {}},
+             "MARS and MARS.*last_gradient")):
+        with pytest.raises(ValueError, match=word):
+            build_optimizer(settings, model)
+    build_optimizer({"name": "ars2_neo", "k": 0, "looksam": {}}, model)
 
 
 def test_the_order_of_hooks_is_checked():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from traces import TARGETS, VECTOR, VECTORS, W0, differs, steps
 
-from optimizer import optimizer_class
+from optimizer import MARS, Hyperball, build_optimizer, optimizer_class
 from optimizer.celo2 import SHAPES, Celo2
 from optimizer.dion2 import Dion2
 from optimizer.dyn_muon import DynMuon, power_at, powered
@@ -18,6 +18,7 @@ from optimizer.muon import Muon
 from optimizer.muown import Muown
 from optimizer.newton_muon import NewtonMuon, damped_inverse
 from optimizer.parts import polar as polar_module
+from optimizer.parts.joint import Joint
 from optimizer.sophia_h import SophiaH, random_signs
 
 A1, A2, A3 = TARGETS
@@ -54,6 +55,12 @@ KL = {"lr": 0.1, "betas": (0.95, 0.9), "shampoo_beta": 0.9, "precondition_freque
              4: ".9929942561 -2.0285956670 .4353373947 .2193238121 3.0558328730 -1.0336402780"})])
 def test_kl_soap_follows_its_traces(second_moment, traces):
     check(partial(KLSOAP, second_moment=second_moment, **KL), traces, [A1, A2, A3, A1])
+
+
+def test_kl_soap_on_the_ball_follows_its_trace():
+    check(lambda p: Hyperball(KLSOAP(p, **KL)), {
+        4: ".7781864319 -2.0559776812 -.1645038282 .2751990578 2.9433999880 -1.3090004321"},
+        [A1, A2, A3, A1])
 
 
 def plain_kl(gradients, w, soap, b1=0.95, b2=0.9, sb=0.9, eps=1e-8, frequency=2, lr=0.1, wd=0.2):
@@ -304,6 +311,67 @@ def test_sophia_h_follows_its_traces(settings, expected):
     assert len(evaluations) == 3 + len(range(0, 3, settings["k"]))
 
 
+def test_sophia_h_beside_adamw_moves_its_own_matrices_only():
+    """Its probe is that of a model whose other weights are constants; AdamW has the gradient at the
+    weights before the probe, also where the closure clears gradients in place."""
+    def model_of(trained):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+        model.roles = lambda: {"0.weight": "hidden", "2.weight": "head", "0.bias": "vector",
+                               "2.bias": "vector"}
+        for name, p in model.named_parameters():
+            p.requires_grad_(name in trained)
+        return model
+
+    def step(model, optimizer, calls):
+        def closure():
+            calls.append(1)
+            for p in model.parameters():
+                if p.grad is not None:
+                    p.grad.zero_()
+            loss = model(torch.eye(3, dtype=torch.float64)).square().sum()
+            loss.backward()
+            return loss.detach()
+
+        return optimizer.step(closure)
+
+    both = model_of(("0.weight", "0.bias", "2.weight", "2.bias"))
+    matrix, rest = model_of(["0.weight"]), model_of(("0.bias", "2.weight", "2.bias"))
+    settings = {"lr": 0.1, "k": 2, "weight_decay": 0.0}
+    parts = [build_optimizer({"name": "sophia_h", "routing": "role", **settings}, both),
+             SophiaH([matrix[0].weight], **settings),
+             torch.optim.AdamW([p for p in rest.parameters() if p.requires_grad], 0.1,
+                               weight_decay=0.0)]
+    for number in range(2):
+        counts = [[], [], []]
+        losses = [step(model, optimizer, calls) for model, optimizer, calls
+                  in zip((both, matrix, rest), parts, counts, strict=True)]
+        assert losses[0] == losses[1] == losses[2]
+        assert [len(calls) for calls in counts] == [2 - number % 2, 2 - number % 2, 1]
+        torch.testing.assert_close(both[0].weight, matrix[0].weight)
+        torch.testing.assert_close(both[2].weight, rest[2].weight)
+        with torch.no_grad():  # one point for all three
+            for name, p in both.named_parameters():
+                matrix.get_parameter(name).copy_(p)
+                rest.get_parameter(name).copy_(p)
+    with pytest.raises(ValueError, match="SophiaH needs a second gradient"):
+        parts[0].step()
+    with pytest.raises(ValueError, match="one optimizer with a second gradient, got SophiaH and S"):
+        Joint(parts[1], SophiaH([rest[0].bias]))
+
+
+def test_sophia_h_leaves_weights_of_zero():
+    w = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    optimizer = SophiaH([w], lr=0.1)
+
+    def closure():
+        w.grad = w.detach() - 1
+        return w.detach().sum()
+
+    optimizer.step(closure)
+    assert (w > 0).all() and optimizer.state[w]["hessian"].tolist() == pytest.approx([0.01] * 3)
+
+
 def test_the_probes_of_sophia_are_random_signs_of_the_step():
     a, b, c = (random_signs(torch.zeros(1000), seed) for seed in (1, 1, 2))
     assert torch.equal(a, b) and not torch.equal(a, c) and torch.equal(a.abs(), torch.ones(1000))
@@ -370,6 +438,9 @@ def test_an_input_that_is_not_finite_leaves_the_gradient_alone():
 @pytest.mark.parametrize(("name", "settings", "traces", "data"), [
     ("AdEMAMix", {"alpha": 2.0}, {1: ".8999800020 -1.8999800010 2.8999800040",
                                   3: ".8074847078 -1.8671872053 2.7778754530"}, {}),
+    ("ScheduleFreeAdamW", {"betas": (0.9, 0.999), "weight_decay": 0.0},
+     {1: ".9000000020 -1.9000000010 2.9000000040",
+      3: ".8838215029 -1.9594025165 2.8342169863"}, {}),
     # Clips at t^(1/4), the authors' code one step later.
     ("ADOPT", {}, {1: "1 -2 3", 3: ".9963392599 -2.0120000938 2.9905658049"}, {}),
     ("SCION", {"scale": 2.0, "constraint": True, "norm_type": 4},
@@ -381,17 +452,41 @@ def test_rules_by_name_follow_their_traces(name, settings, traces, data):
           **{"fed": VECTORS, "start": VECTOR, **data})
 
 
-@pytest.mark.parametrize(("name", "third"), [
-    ("Prodigy", ".8486064920 -1.8487133576 2.8487528458"),
-    ("DAdaptAdam", ".6191773770 -1.6134802042 2.6116423038")])
-def test_rules_that_find_their_rate_follow_their_traces(name, third):
+def test_the_warm_up_of_ademamix_follows_its_trace():
+    """To 1e-7: the authors add 1e-8 to the betas in the schedule of beta3, the library does not."""
+    settings = {"alpha": 5.0, "weight_decay": 0.1, "weight_decouple": True, "t_alpha_beta3": 10}
+    make = partial(optimizer_class("pytorch_optimizer:AdEMAMix"), lr=0.1, **settings)
+    weights, _ = steps(make, VECTOR, VECTORS)
+    assert differs(weights[0], ".8899504525 -1.8799504515 2.8699504545") < 1e-7
+    assert differs(weights[2], ".7798096260 -1.8097910084 2.6914426688") < 1e-7
+
+
+def test_mars_by_name_is_the_filter_around_adamw():
+    """Without eps, which the library does not divide by the bias correction."""
+    settings = {"lr": 0.1, "betas": (0.95, 0.99), "eps": 0.0, "weight_decay": 0.0}
+    library, ours = (steps(make)[0] for make in (
+        partial(optimizer_class("pytorch_optimizer:MARS"), **settings),
+        lambda p: MARS(torch.optim.AdamW(p, **settings))))
+    torch.testing.assert_close(library, ours, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize(("name", "third", "distances"), [
+    ("Prodigy", ".8486064920 -1.8487133576 2.8487528458", [0.01, 0.015689344348, 0.047495313592]),
+    ("DAdaptAdam", ".6191773770 -1.6134802042 2.6116423038",
+     [0.01, 0.156893443485, 0.413519223349])])
+def test_rules_that_find_their_rate_follow_their_traces(name, third, distances):
     """On the gradient w; the library keeps d in float32."""
+    found = []
     w = nn.Parameter(torch.tensor(VECTOR, dtype=torch.float64))
     optimizer = optimizer_class(f"pytorch_optimizer:{name}")([w], lr=1.0, d0=0.01)
     for _ in range(3):
         w.grad = w.detach().clone()
         optimizer.step()
+        found.append(float(optimizer.param_groups[0]["d"]))
+        if len(found) == 1:
+            assert differs(w.detach(), ".9683772334 -1.9683772284 2.9683772267") < 1e-7
     assert differs(w.detach(), third) < 1e-7
+    assert found == pytest.approx(distances, rel=1e-6)
 
 
 # --- Celo2

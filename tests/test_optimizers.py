@@ -406,6 +406,29 @@ def test_groups_are_checked():
     ):
         with pytest.raises(ValueError, match=word):
             muon(groups)
+    for groups, word in (([{"params": {w, b}}], "order of a set"), ([w, "b"], "tensors, got str")):
+        with pytest.raises(TypeError, match=word):
+            muon(groups)
+    for cls in (muon, optimizer_class("ars2_neo")):
+        assert len(cls([{"params": []}, {"params": [w, b]}]).param_groups) == 3
+
+
+@pytest.mark.parametrize("name", [n for n in OWN if n not in WRAPPERS])
+def test_values_of_a_group_are_checked_as_arguments_are(name):
+    model = Affine()
+    w = next(p for p in model.parameters() if p.ndim == 2)
+    for key, value, word in (("lr", -1.0, "lr"), ("weight_decay", float("nan"), "weight_decay"),
+                             ("wd", 0.1, "unknown key 'wd'")):
+        with pytest.raises(ValueError, match=word):
+            over(name, [{"params": [w], "track": "matrix", key: value}], model)
+
+
+@pytest.mark.parametrize(("name", "key", "value"), [
+    ("muon", "scale", "kellerr"), ("muon", "momentum", 5.0), ("muon", "ns_steps", 0),
+    ("error_feedback", "compressor", "sgn"), ("lion", "betas", (2.0, 0.9))])
+def test_each_kind_of_value_of_a_group_is_checked(name, key, value):
+    with pytest.raises(ValueError, match=key):
+        optimizer_class(name)([{"params": [nn.Parameter(torch.ones(2, 2))], key: value}])
 
 
 @pytest.mark.parametrize("name", [n for n in OWN if n not in WRAPPERS])

@@ -36,6 +36,9 @@ CASES |= {
     "ars2_neo aga": {"name": "ars2_neo", "k": 4, "adaptive_sync": True, "adaptive_lambda": 0.1},
     "ars2_neo curvature": {"name": "ars2_neo", "k": 3, "beta_rule": "element",
                            "rho_rule": "curvature"},
+    "ars2_neo agam": {"name": "ars2_neo", "k": 2, "adaptive_sync": True,
+                      "sharpness_paths": "agam"},
+    "ars2_neo scalar": {"name": "ars2_neo", "k": 2, "beta_rule": "scalar"},
     "ars lazy": {"name": "ars", "k": 3},
     "looksam 2": {**ADAMW, "looksam": {"k": 2}},
     "lookahead 2": {"name": "muon", "lookahead": {"k": 2}},
@@ -48,8 +51,12 @@ CASES |= {
     "lawa 2": {**ADAMW, "lawa": {"k": 2, "every": 1}},
     "nested": {"name": "muon", "looksam": {"k": 2}, "lookahead": {"k": 3}},
     "joint": {"name": "lion", "routing": "role", "adamw": {"lr": 0.01}},
+    "joint adamw_8bit": {"name": "adamw_8bit", "routing": "role"},
+    "kl_shampoo": {"name": "kl_soap", "second_moment": False},
+    "newton_muon 4": {"name": "newton_muon", "refresh_interval": 4},
     "soap 2": {"name": "soap", "precondition_frequency": 2},
     "tr_muon slope": {"name": "tr_muon", "rule": "slope", "interval": 2},
+    "tr_muon secant": {"name": "tr_muon", "rule": "secant", "interval": 2},
 }
 GAPS = {"sam by the gap": {**ADAMW, "sam": {"rho_schedule": "gap"}},
         "ars2_neo by the gap": {"name": "ars2_neo", "k": 2, "rho_schedule": "gap"}}
@@ -134,7 +141,7 @@ def test_a_copy_continues_bit_for_bit(how, case):
 def test_torchs_checkpoints_of_models_continue_bit_for_bit(case, flat):
     options = dcp.StateDictOptions(flatten_optimizer_state_dict=flat)
     model, optimizer = made({**CASES, **GAPS}[case])
-    run(model, optimizer, 4)
+    run(model, optimizer, 3)  # the step of TR-Muon's slope is pending; Newton-Muon has no P yet
     saved = io.BytesIO()
     torch.save(dcp.get_state_dict(model, optimizer, options=options), saved)
     twin, fresh = made({**CASES, **GAPS}[case])
@@ -142,7 +149,7 @@ def test_torchs_checkpoints_of_models_continue_bit_for_bit(case, flat):
     of_model, of_optimizer = torch.load(saved, weights_only=True)
     dcp.set_state_dict(twin, fresh, model_state_dict=of_model, optim_state_dict=of_optimizer,
                        options=options)
-    assert torch.equal(run(model, optimizer, 4, 4), run(twin, fresh, 4, 4))
+    assert torch.equal(run(model, optimizer, 4, 3), run(twin, fresh, 4, 3))
 
 
 # --- D3: two calls instead of a closure
@@ -155,6 +162,8 @@ SHARP = [case for case, settings in CASES.items()
 
 @pytest.mark.parametrize("case", SHARP)
 def test_first_step_and_second_step_are_the_closure_form(case):
+    if "agam" in case:
+        pytest.skip("may need a third gradient")
     expected = run(*made(CASES[case]), 6)
     model, optimizer = made(CASES[case])
     for number in range(6):
@@ -173,7 +182,7 @@ def test_first_step_and_second_step_are_the_closure_form(case):
 
 @pytest.mark.parametrize("case", [c for c in CASES if c not in SHARP])
 def test_one_gradient_needs_no_closure(case):
-    if case.startswith("tr_muon") and "slope" not in case:
+    if case == "tr_muon":
         pytest.skip("evaluates at the end of its step")
     if "ema_nesterov" in case:
         pytest.skip("takes the gradient ahead of the weights")
@@ -421,6 +430,27 @@ def test_hooks_around_a_move_refuse_complex_parameters(name):
     base = torch.optim.SGD([nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))], lr=0.1)
     with pytest.raises(ValueError, match="complex"):
         optimizer_class(name)(base)
+
+
+@pytest.mark.parametrize("name", ["sam", "gsam", "looksam", "mars"])
+def test_wrappers_of_gradients_refuse_what_they_cannot_use(name):
+    table = nn.Embedding(4, 3, sparse=True)
+    table(torch.tensor([1])).sum().backward()
+    w = nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
+    w.grad = torch.ones_like(w)
+    for p, word in ((table.weight, "sparse"), (w, "complex"))[:1 if name == "mars" else 2]:
+        optimizer = optimizer_class(name)(torch.optim.SGD([p], lr=0.1))
+        with pytest.raises(ValueError, match=word):
+            optimizer.step(lambda: torch.tensor(0.0))
+
+
+def test_a_wrapper_loads_compressed_state_as_the_rule_does():
+    settings = {"name": "ars2_neo", "k": 5, "shear_storage": "bf16", "lookahead": {}}
+    model, optimizer = made(settings)
+    run(model, optimizer, 2)
+    twin, fresh = made(settings)
+    fresh.load_state_dict(optimizer.state_dict())
+    assert {entry["shear_force"].dtype for entry in fresh.state.values()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("name", [n for n in OWN if n not in WRAPPERS])

@@ -96,8 +96,33 @@ def test_the_slope_of_one_step_in_three_is_looked_at():
     kept = []
     for _ in range(7):
         optimizer.step(closure)
-        kept.append("last_step" in optimizer.state[w])
+        kept.append(bool(optimizer.state[w]["last_step"].any()))
     assert kept == [True, False, False, True, False, False, True]
+
+
+def test_a_stored_step_without_a_gradient_at_its_end_says_nothing():
+    w, optimizer, closure = quadratic([[1.0]], rule="slope", lr=0.01, interval=3)
+    optimizer.step(closure)
+    w.grad = None
+    optimizer.step()
+    optimizer.step(closure)
+    assert optimizer.diagnostics["radius"] == 1
+
+
+def test_an_exception_at_the_end_of_the_step_restores_weights_and_gradients():
+    w, optimizer, closure = quadratic([[1.0]], rule="curvature", lr=0.1, interval=1)
+    calls = []
+
+    def failing():
+        calls.append(float(w.detach()))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return closure()
+
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(failing)
+    assert calls == [1.0, pytest.approx(0.9)]
+    assert float(w.detach()) == 1 and w.grad is not None
 
 
 @pytest.mark.parametrize("rule", ["ratio", "curvature", "slope"])
@@ -270,7 +295,7 @@ def test_a_negative_secant_is_ignored():
                                       betas=(0.0, 0.999), interval=1)
     for _ in range(3):
         optimizer.step(closure)
-    assert "kappa" not in optimizer.state[w]
+    assert optimizer.state[w]["kappa"] == 0
     assert optimizer.diagnostics["radius"] == 1.0
 
 

@@ -126,7 +126,7 @@ def _parts(settings: dict, task: Task, device: torch.device, forward: Callable,
             model = synchronized(model, device)
         table = "optimizer"
         require_step(settings["optimizer"], model, task, data.train, forward,
-                     experiment["accumulation"])
+                     experiment["accumulation"], clipping)
         optimizer = build_optimizer(settings["optimizer"], model, clipping)
         if size() > 1:
             _require_many_processes(optimizer, experiment)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from optimizer.parts.base import grad_of, grads_of
 from optimizer.parts.distributed.collective import total_norm
 
 
@@ -29,17 +30,18 @@ class Clipping:
         self.steps = 0
 
     def __call__(self, optimizer: Optimizer) -> None:
-        """Clip the gradients in `p.grad`, in place."""
+        """Replace each `p.grad` by the clipped gradient, a new tensor: CautiousUpdate refuses
+        gradients that are changed in place."""
         self.steps += 1
         for suffix, params in _tracks(optimizer).items():
-            gradients = [p.grad for p in params if p.grad is not None]
-            norms = torch._foreach_norm(gradients) if gradients else [torch.zeros(())]
+            params = [p for p in params if p.grad is not None]
+            norms = torch._foreach_norm(grads_of(params)) if params else [torch.zeros(())]
             norm = total_norm(torch.linalg.vector_norm(torch.stack(norms)))
             self._add("gradient_norm" + suffix, norm)
             self._add("clipped_share" + suffix, norm > self.max_norm)
             factor = (self.max_norm / norm).clamp(max=1)
-            for gradient in gradients:
-                gradient.mul_(factor.to(gradient.device))
+            for p in params:
+                p.grad = grad_of(p) * factor.to(p.device)
 
     def _add(self, name: str, value: Tensor) -> None:
         value = value.to(torch.float64)

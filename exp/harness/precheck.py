@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from data.batches import Batches
+from exp.harness.clipping import Clipping
 from exp.harness.device import total_memory
 from exp.harness.distributed import is_lost_peer, size
 from exp.harness.objective import backward, rng_state, set_rng_state
@@ -82,8 +83,10 @@ def require_fit(model: nn.Module, task: Task, train: Batches) -> None:
 
 
 def require_step(settings: dict, model: nn.Module, task: Task, train: Batches,
-                 autocast: Callable, accumulation: int = 1) -> None:
-    """Take a step with the optimizer of `settings` on a copy of `model`, with two examples.
+                 autocast: Callable, accumulation: int = 1, clipping: Clipping | None = None
+                 ) -> None:
+    """Take a step with the optimizer of `settings` on a copy of `model`, with two examples, and
+    with gradients clipped as `clipping` does.
 
     Raises ValueError if the step fails, or if the activations of a batch need more memory than the
     device has. Random states are restored.
@@ -91,7 +94,8 @@ def require_step(settings: dict, model: nn.Module, task: Task, train: Batches,
     examples = first_rows(train, ROWS)
     with random_numbers_kept(examples[0].device):
         model, cls = copy.deepcopy(model), optimizer_class(settings["name"])
-        optimizer = build_optimizer(settings, model)
+        clips = None if clipping is None else Clipping(clipping.max_norm)
+        optimizer = build_optimizer(settings, model, clips)
         for norm in model.modules():
             if isinstance(norm, nn.modules.batchnorm._BatchNorm):
                 norm.eval()  # synchronized, they would wait for other processes

@@ -14,11 +14,12 @@ class TwoWeights(Wrapper):
     """A wrapper with separate weights for evaluation. `eval()` copies them into the model and keeps
     the trained weights in the state; `train()` restores the trained weights bit for bit.
 
-    A state_dict saved in either mode loads together with the model weights saved with it.
-    Batch-norm statistics belong to the trained weights until they are recomputed
-    (torch.optim.swa_utils.update_bn). Subclasses give `evaluated` and call `keep_scalars` with
-    evaluating=0. Raises ValueError if `base` already has separate weights for evaluation, and for a
-    step in eval mode.
+    A state_dict saved in either mode loads together with the model weights saved with it; one that
+    torch.distributed.checkpoint flattens must be saved in training mode. Batch-norm statistics
+    belong to the trained weights until they are recomputed (torch.optim.swa_utils.update_bn).
+    Subclasses give `evaluated` and call `keep_scalars` with
+    evaluating=0. Raises ValueError if `base` already has separate weights for evaluation, for a
+    step in eval mode, and for a checkpoint of eval mode without the trained weights.
     """
 
     def __init__(self, base: Optimizer, *arguments: Any) -> None:
@@ -53,10 +54,28 @@ class TwoWeights(Wrapper):
 
     def inner_closure(self, closure: Closure | None) -> Closure | None:
         """Return the closure unchanged. Raises ValueError in eval mode."""
+        self._require_training()
+        return super().inner_closure(closure)
+
+    def first_step(self, zero_grad: bool = False) -> bool:
+        """Call `first_step` of the optimizer inside. Raises ValueError in eval mode."""
+        self._require_training()
+        return super().first_step(zero_grad)
+
+    def _require_training(self) -> None:
         if self.scalars["evaluating"]:
             raise ValueError(f"{type(self).__name__} is in evaluation mode: call train() before "
                              "step()")
-        return super().inner_closure(closure)
+
+    def after_loading(self) -> None:
+        """Check that a checkpoint of eval mode has the trained weights: flattened by
+        torch.distributed.checkpoint it keeps only the keys that a new optimizer has."""
+        super().after_loading()
+        for p in self.parameters if self.scalars["evaluating"] else ():
+            state = self.state.get(p, {})
+            if state and "trained_weight" not in state and self.evaluated(p) is not None:
+                raise ValueError("the checkpoint was saved in evaluation mode and lacks the "
+                                 "trained weights: call train() before saving it")
 
 
 class Averaged(TwoWeights):

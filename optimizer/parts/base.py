@@ -90,9 +90,10 @@ class Base(Optimizer):
         self.after_loading()
 
     def has_own_dtype(self, key: str) -> bool:
-        """Whether state entry `key` may have a narrower dtype than its parameter. Loading casts
-        other entries of a narrower dtype to the parameter's dtype."""
-        return key == "step"
+        """Whether state entry `key` may have a narrower dtype than its parameter, here or in an
+        optimizer inside. Loading casts other entries of a narrower dtype to the parameter's."""
+        return key == "step" or any(inner.has_own_dtype(key) for inner in _inside(self)
+                                    if isinstance(inner, Base))
 
     def after_loading(self) -> None:
         """Hook that runs after loading has replaced `param_groups` and `state`."""

@@ -9,7 +9,8 @@ the curvature direction c with the update O. C and c are defined in parts/curvat
     Before the first c the group's betas are used. In a 3-D stack (heads, d, n), as released, rows
     run over d and columns over heads.
 "scalar": al = |<c, O>| / ||O|| sigmoid(||C||), one number per matrix, 0 before the first c. Its
-    bound is sqrt(rank), not 1, and beta2 > 1 makes v_hat negative: al > 1 raises a warning.
+    bound is sqrt(rank), not 1, and beta2 > 1 makes v_hat negative: al > 1 raises a warning. The
+    check is one host synchronization per sync step.
 
 As released, bias correction divides by 1 - beta^t with the current beta, which is exact only for a
 constant beta. Two independent random matrices have al = 0.5 up to a few hundredths, so "element" is
@@ -56,20 +57,15 @@ def alignment(c: Tensor, polar: Tensor) -> Tensor:
     return (shares[0] * shares[1]).clamp_min_(0).sqrt_()
 
 
-def scalar_alignment(cosine: Tensor, norm: Tensor) -> Tensor:
-    """Return al of "scalar" from |<c, O>| / ||O|| and ||C||; warn if it exceeds 1."""
-    level = cosine * torch.sigmoid(norm)
-    _warn(level)
-    return level
-
-
 def _unit(tensor: Tensor, dim: int) -> Tensor:
     return tensor / (torch.linalg.vector_norm(tensor, dim=dim, keepdim=True) + EPS)
 
 
 @torch.compiler.disable
-def _warn(level: Tensor) -> None:
-    if level > 1:
-        warnings.warn(f"beta_rule = \"scalar\": an alignment of {float(level):.3g}, above 1, "
+def warn_above_one(levels: Sequence[Tensor]) -> None:
+    """Warn if one of the alignments `levels` of "scalar" exceeds 1; one host synchronization."""
+    highest = float(torch.stack(list(levels)).max())
+    if highest > 1:
+        warnings.warn(f"beta_rule = \"scalar\": an alignment of {highest:.3g}, above 1, "
                       "puts decay rates above their range; beta2 >= 1 makes the weights NaN",
                       stacklevel=2)

@@ -29,7 +29,7 @@ from torch import Tensor
 from . import checks
 from .adam import moments
 from .base import grad_of
-from .beta_rule import BetaRule, alignment, decay_rates, scalar_alignment, whitened_by
+from .beta_rule import BetaRule, alignment, decay_rates, warn_above_one, whitened_by
 from .matrix import MatrixOptimizer
 from .polar import newton_schulz, product_dtype
 from .sharpness import whitened_gradients
@@ -63,6 +63,7 @@ class CurvatureAware(MatrixOptimizer):
         checks.ordered(beta1_range=beta1_range, beta2_range=beta2_range, rho_range=rho_range)
         self.beta_rule, self.beta_ranges = beta_rule, (tuple(beta1_range), tuple(beta2_range))
         self.rho_rule, self.rho_range, self.rho_rates = rho_rule, tuple(rho_range), rho_rates
+        self.new_alignments: list[Tensor] = []
 
     @property
     def sees_curvature(self) -> bool:
@@ -135,7 +136,15 @@ class CurvatureAware(MatrixOptimizer):
         if self.beta_rule == "element":
             entry["alignment"] = alignment(c, polar)
         elif self.beta_rule == "scalar":
-            entry["alignment"] = scalar_alignment(cosine, entry["curvature_norm"])
+            entry["alignment"] = cosine * torch.sigmoid(entry["curvature_norm"])
+            self.new_alignments.append(entry["alignment"])
+
+    def after_step(self) -> None:
+        """Check the new alignments of beta_rule "scalar"."""
+        super().after_step()
+        if self.new_alignments:
+            warn_above_one(self.new_alignments)
+            self.new_alignments = []
 
 
 def direction(curvature: Tensor, ns_dtype: str) -> Tensor:

@@ -9,7 +9,7 @@ from torch.optim import LBFGS, Optimizer
 
 from .base import Closure
 from .delta import in_scope
-from .first_order import FirstOrder
+from .first_order import FirstOrder, refuse_sparse
 from .wrapper import Wrapper, wrappers_of
 
 GradientFilter = Callable[[Optimizer], None]
@@ -62,15 +62,15 @@ class Filtered(Wrapper):
 
 class FilterWrapper(Wrapper):
     """A gradient filter with one state tensor per parameter, in the form of a wrapper. Subclasses
-    give `filtered`, and in `memory` the key of that tensor in `state`.
+    give `filtered`, and in `state_keys` the key of that tensor.
 
     The filter runs at the innermost rule, wherever the wrapper is placed. With several filters the
-    outermost wrapper filters first; gradient clipping is last. Raises ValueError as `with_filter`.
+    outermost wrapper filters first; gradient clipping is last. Raises ValueError as `with_filter`
+    does, and for sparse gradients.
     """
 
     stage = "gradient filter"
     scope = "all"
-    memory = "filter_memory"
 
     def __init__(self, base: Optimizer) -> None:
         self.fresh: dict[Tensor, Tensor] = {}  # new state tensors, stored after the step
@@ -87,9 +87,11 @@ class FilterWrapper(Wrapper):
     def filter(self, _: Optimizer) -> None:
         """Replace `p.grad` by new tensors; the caller's gradient tensors are not modified."""
         for group in self.param_groups:
-            for p in in_scope(group, self.scope):
+            scoped = in_scope(group, self.scope)
+            refuse_sparse(scoped)
+            for p in scoped:
                 if p.grad is not None and p.numel():
-                    memory = self.state.get(p, {}).get(self.memory)
+                    memory = self.state.get(p, {}).get(self.state_keys[0])
                     g = p.grad.to(torch.promote_types(p.grad.dtype, torch.float32))
                     g, new = self.filtered(g, memory)
                     p.grad = g.to(p.grad.dtype)
@@ -103,7 +105,7 @@ class FilterWrapper(Wrapper):
         """Store new state tensors after the step: torch's rules skip their own initialization if
         a parameter already has state."""
         for p, memory in self.fresh.items():
-            self.state[p][self.memory] = memory
+            self.state[p][self.state_keys[0]] = memory
         self.fresh.clear()
 
 

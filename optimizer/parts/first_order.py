@@ -1,13 +1,17 @@
 """Base class of update rules: check the gradients, then call `update_group` for each group."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .base import Base, Closure, grads_of
+from .base import Base, Closure
+from .library import required
+
+BOOKKEEPING = ("params", "param_names", "track", "initial_lr", "scalars", "fused")
 
 
 class FirstOrder(Base):
@@ -15,9 +19,23 @@ class FirstOrder(Base):
     place the parameters that have a gradient.
 
     gradient_filter: called with the optimizer before each update (see parts/filtered.py).
+    Raises ValueError for a group with an unknown key, or with a value that the constructor refuses.
     """
 
     gradient_filter: Callable[[Optimizer], None] | None = None
+
+    def add_param_group(self, group: dict) -> None:
+        """Add a group. Raises ValueError for an unknown key or an invalid value."""
+        refuse_unknown(group, self.defaults, f"a group of {type(self).__name__}")
+        options = {key: value for key, value in group.items() if key in self.defaults}
+        arguments = inspect.signature(type(self)).parameters
+        given = {key: value for key, value in {**self.defaults, **options}.items()
+                 if key in arguments}
+        if options and set(required(type(self))) <= given.keys():
+            if "model" in arguments:
+                given["model"] = nn.Module()
+            type(self)([nn.Parameter(torch.zeros(1, 1))], **given)  # for the constructor's checks
+        super().add_param_group(group)
 
     def update_group(self, params: list[Tensor], group: dict) -> None:
         """Update in place the tensors `params` of `group`, which all have a dense gradient."""
@@ -52,8 +70,7 @@ class FirstOrder(Base):
         """Return the nonempty parameters of `group` that have a gradient. Raises ValueError for a
         sparse gradient or a complex parameter."""
         params = Base.with_gradient(group)
-        if any(g.is_sparse for g in grads_of(params)):
-            raise ValueError("sparse gradients are not supported: use sparse=False")
+        refuse_sparse(params)
         if any(p.is_complex() for p in params):
             raise ValueError("complex parameters are not supported")
         return params
@@ -73,3 +90,16 @@ class FirstOrder(Base):
             for p in group["params"] if group.get("track") != "adamw" else ():
                 if "step" in self.state.get(p, {}):
                     self.state[p]["step"] = int(self.state[p]["step"])
+
+
+def refuse_unknown(group: dict, accepted: Iterable[str], where: str) -> None:
+    """Raise ValueError for a key of `group` that is neither accepted nor in BOOKKEEPING."""
+    for key in group:
+        if key not in accepted and key not in BOOKKEEPING:
+            raise ValueError(f"unknown key {key!r} in {where}; accepted: {sorted(accepted)}")
+
+
+def refuse_sparse(params: list[Tensor]) -> None:
+    """Raise ValueError if the gradient of a parameter is sparse."""
+    if any(p.grad is not None and p.grad.is_sparse for p in params):
+        raise ValueError("sparse gradients are not supported: use sparse=False")

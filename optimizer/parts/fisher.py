@@ -16,25 +16,21 @@ SMALLEST_EIGENVALUE = 1e-10  # eigenvalues up to this are set to zero, as in the
 SIDES = ("input", "output")
 
 
-def update_factors(state: dict, recorder: Recorder, conv_norm: str, decay: float) -> None:
-    """Update the factors A (in, in), "input_factor", and G (out, out), "output_factor", with the
-    recorded passes, A <- decay A + (1 - decay) A_recorded, and clear the recorder.
+def update_factors(state: dict, weight: Tensor, recorder: Recorder, conv_norm: str, decay: float
+                   ) -> None:
+    """Update the factors A (in, in), "input_factor", and G (out, out), "output_factor", of a layer
+    with the recorded passes, A <- decay A + (1 - decay) A_recorded, and clear the recorder.
 
     Both start as identities; `in` includes one column for a recorded bias."""
-    factors = recorder.factors(conv_norm)
-    for side, factor in zip(SIDES, factors, strict=True):
-        if f"{side}_factor" not in state:
-            state[f"{side}_factor"] = torch.eye(len(factor)).to(factor)
-        state[f"{side}_factor"].lerp_(factor, 1 - decay)
-    recorder.reset()
-
-
-def identity_factors(state: dict, weight: Tensor, bias: bool) -> None:
-    """Set both factors of a layer to identities, their value before the first pass."""
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    sizes = (weight[0].numel() + bias, len(weight))
+    sizes = (weight[0].numel() + recorder.bias, len(weight))
     for side, size in zip(SIDES, sizes, strict=True):
-        state[f"{side}_factor"] = torch.eye(size, dtype=dtype, device=weight.device)
+        if f"{side}_factor" not in state:
+            state[f"{side}_factor"] = torch.eye(size, dtype=dtype, device=weight.device)
+    if recorder.rows:
+        for side, factor in zip(SIDES, recorder.factors(conv_norm), strict=True):
+            state[f"{side}_factor"].lerp_(factor, 1 - decay)
+        recorder.reset()
 
 
 def update_eigenvectors(states: Sequence[dict], dtype: torch.dtype) -> None:

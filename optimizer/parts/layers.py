@@ -6,7 +6,6 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.hooks import RemovableHandle
 
 from .matrix import ADAMW_KEYS, BOOKKEEPING, MatrixOptimizer, by_track
 
@@ -14,10 +13,13 @@ Layer = nn.Linear | nn.Conv2d
 
 
 class LayerOptimizer(MatrixOptimizer):
-    """A matrix rule for the weight and bias of each layer of `model`, with a `Recorder` per layer.
+    """A matrix rule for the weight and bias of each Linear and Conv2d of `model` whose weight is
+    routed to the matrix track, with a `Recorder` per layer.
 
-    With `weights_only` biases take AdamW and the gradients of the outputs are not recorded. Raises
-    ValueError as MatrixOptimizer does.
+    All other parameters take AdamW, whatever track their group names: embeddings, norms, parameters
+    outside these layers (all of GrokkingTransformer's), shared weights, convolutions with groups or
+    padding modes, subclasses of both layers. With `weights_only` biases take AdamW too and the
+    gradients of the outputs are not recorded. Raises ValueError as MatrixOptimizer does.
     """
 
     weights_only = False
@@ -26,7 +28,6 @@ class LayerOptimizer(MatrixOptimizer):
     def __init__(self, params: Iterable, model: nn.Module, defaults: dict) -> None:
         self.layers = layers_of(model)
         self.recorders: dict[Tensor, Recorder] = {}
-        self.hooks: list[RemovableHandle] = []
         super().__init__(routed(params, self.layers, self.weights_only), defaults)
 
     def is_matrix(self, tensor: Tensor) -> bool:
@@ -43,17 +44,12 @@ class LayerOptimizer(MatrixOptimizer):
                     layer = self.layers[p]
                     has_bias = any(b is layer.bias for b in self.param_groups[-1]["params"])
                     self.recorders[p] = Recorder(has_bias, outputs=not self.weights_only)
-                    self.hooks.append(layer.register_forward_hook(self.recorders[p]))
+                    layer.register_forward_hook(self.recorders[p])
 
     def record(self, due: bool) -> None:
         """Record in the next step if `due`; layers without statistics always record."""
         for weight, recorder in self.recorders.items():
             recorder.active = due or "input_factor" not in self.state.get(weight, {})
-
-    def remove_hooks(self) -> None:
-        """Remove the forward hooks from the model, once the optimizer is no longer used."""
-        for hook in self.hooks:
-            hook.remove()
 
 
 class Recorder:

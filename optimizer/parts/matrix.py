@@ -14,11 +14,10 @@ from torch.optim import AdamW
 from . import checks
 from .base import inner_step
 from .distributed.collective import publish
-from .first_order import FirstOrder
+from .first_order import BOOKKEEPING, FirstOrder, refuse_unknown
 from .layout import may_fuse
 
 ADAMW_KEYS = ("lr", "betas", "eps", "weight_decay")
-BOOKKEEPING = ("params", "param_names", "track", "initial_lr", "scalars", "fused")
 
 
 class MatrixOptimizer(FirstOrder):
@@ -64,10 +63,7 @@ class MatrixOptimizer(FirstOrder):
 
     def _check_group(self, group: dict) -> None:
         accepted = self.defaults if group["track"] == "matrix" else ADAMW_KEYS
-        for key in group:
-            if key not in accepted and key not in BOOKKEEPING:
-                raise ValueError(f"unknown key {key!r} in a {group['track']} group of "
-                                 f"{type(self).__name__}; accepted: {sorted(accepted)}")
+        refuse_unknown(group, accepted, f"a {group['track']} group of {type(self).__name__}")
         known = {id(p) for other in self.param_groups for p in other["params"]}
         for p in group["params"]:
             tensor = p[1] if isinstance(p, tuple) else p
@@ -108,18 +104,24 @@ class MatrixOptimizer(FirstOrder):
 
 
 def by_track(group: dict) -> list[dict]:
-    """Return [group] if it has a track, else a matrix group and an AdamW group, if not empty.
-    Raises ValueError for an unknown track."""
+    """Return [group] if it has a track or no parameters, else a matrix group and an AdamW group,
+    if not empty. Raises ValueError for an unknown track, TypeError for a set and for an item that
+    is not a tensor."""
     params = group["params"]
+    if isinstance(params, set):
+        raise TypeError("parameters must be in a list: the order of a set differs between runs")
     params = [params] if torch.is_tensor(params) else list(params)
+    tensors = [p[1] if isinstance(p, tuple) else p for p in params]
+    for tensor in tensors:
+        if not torch.is_tensor(tensor):
+            raise TypeError(f"parameters must be tensors, got {type(tensor).__name__}")
     if "track" in group:
         if group["track"] not in ("matrix", "adamw"):
             raise ValueError(f'track must be "matrix" or "adamw", got {group["track"]!r}')
         return [{**group, "params": params}]
-    tensors = [p[1] if isinstance(p, tuple) else p for p in params]
     matrices = [p for p, t in zip(params, tensors, strict=True) if t.ndim >= 2]
     rest = [p for p, t in zip(params, tensors, strict=True) if t.ndim < 2]
     options = {key: value for key, value in group.items() if key != "params"}
     shared = {key: value for key, value in options.items() if key in ADAMW_KEYS + BOOKKEEPING}
-    parts = [{**options, "params": matrices, "track": "matrix"}] if matrices else []
+    parts = [{**options, "params": matrices, "track": "matrix"}] if matrices or not rest else []
     return parts + ([{**shared, "params": rest, "track": "adamw"}] if rest else [])

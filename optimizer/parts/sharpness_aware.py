@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from . import checks
 from .base import Base, Closure, grad_of, grads_of
+from .first_order import FirstOrder
 from .radius import START, check_radius, observe_losses, radius
 from .sharpness import (
     gradients_at,
@@ -229,11 +230,17 @@ class SharpnessAware(Base):
 
 
 class SharpnessWrapper(SharpnessAware, Wrapper):
-    """A wrapper that gives `base` a sharpness-aware gradient each time it calls its closure."""
+    """A wrapper that gives `base` a sharpness-aware gradient each time it calls its closure.
+
+    Raises ValueError for a sparse gradient, a complex parameter, and a group with maximize=True,
+    which would be perturbed towards a lower value."""
+
+    with_gradient = staticmethod(FirstOrder.with_gradient)
 
     def __init__(self, base: Optimizer, rho: float, rho_schedule: str, rho_gap: float,
                  **scalars: float) -> None:
         super().__init__(base)
+        self.refuse_maximize()
         self.keep_sharpness(rho, rho_schedule, rho_gap, "full", **scalars)
 
     def inner_closure(self, closure: Closure | None) -> Closure | None:

@@ -70,11 +70,16 @@ class ThreePaths(SharpnessAware):
         if phi > thresholds[0]:
             s["sam_paths"] += 1
             return
+        idle = [p for p in params if p.grad is None]  # no gradient in the second pass: no update
+        base = [g for p, g in zip(params, base, strict=True) if p.grad is not None]
+        params = [p for p in params if p.grad is not None]
         second = grads_of(params)
         d = [g2 - g1 for g2, g1 in zip(second, base, strict=True)]
         gradients_at(params, [RHO_SMALL * x / (torch.linalg.vector_norm(x) + EPS) for x in d],
                      closure)
-        d2 = [g3 - g2 for g3, g2 in zip(grads_of(params), second, strict=True)]
+        d2 = [(g2 if p.grad is None else p.grad) - g2 for p, g2 in zip(params, second, strict=True)]
+        for p in idle:
+            p.grad = None
         alpha = alignment(d, d2)
         s["window_2"], s["last_alpha"] = (*s["window_2"], alpha)[-WINDOW:], alpha
         if alpha > thresholds[1]:

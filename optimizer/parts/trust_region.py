@@ -17,6 +17,7 @@ from . import checks
 from .base import Closure, grads_of, inner_step
 from .distributed.collective import total
 from .matrix import MatrixOptimizer
+from .sharpness import perturbed
 
 Rule = Literal["none", "ratio", "curvature", "slope", "secant"]
 Control = Literal["gain", "line"]
@@ -130,45 +131,45 @@ class TrustRegion(MatrixOptimizer):
 
     def _evaluate_at(self, params: list[Tensor], steps: list[Tensor], closure: Closure
                      ) -> tuple[Tensor, list[Tensor]]:
-        """Return the loss and the gradients at params + steps; restore weights and gradients."""
+        """Return the loss and the gradients at params + steps; restore weights and gradients,
+        also after an exception."""
         every = [p for group in self.param_groups for p in group["params"]]
         gradients = [p.grad for p in every]
-        before = [p.clone() for p in params]
-        for p, step in zip(params, steps, strict=True):
-            p.add_(step)
-        for p in every:
-            p.grad = None  # the closure must not write into the saved gradients
-        with torch.enable_grad():
-            loss = closure()
-        after = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-        for p, old in zip(params, before, strict=True):
-            p.copy_(old)
-        for p, gradient in zip(every, gradients, strict=True):
-            p.grad = gradient
-        return loss, after
+        try:
+            for p in every:
+                p.grad = None  # the closure must not write into the saved gradients
+            with perturbed(params, list(steps)), torch.enable_grad():
+                loss = closure()
+            return loss, [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+        finally:
+            for p, gradient in zip(every, gradients, strict=True):
+                p.grad = gradient
 
     def _remember(self, moves: list) -> None:
-        """Store the step just taken (including r and lr) and its predicted reduction."""
+        """Store the step just taken (including r and lr), and its predicted reduction if it is
+        large enough. The state has a step from the first one on, as torch's checkpoints need."""
         params = [p for _, group_params, _ in moves for p in group_params]
         steps = [u * -group["lr"] for group, _, updates in moves for u in updates]
         gradients = grads_of(params)
         promised = -_dot(gradients, steps)
         if promised > FLAT * _norm(gradients) * _norm(steps):
             self.scalars["promised"] = promised
-            for p, step in zip(params, steps, strict=True):
-                self.state[p]["last_step"] = step
+        for p, step in zip(params, steps, strict=True):
+            self.state[p]["last_step"] = step
 
     def _look_back(self, params: list[Tensor]) -> None:
-        """Adapt r to the slope at the end of the stored step, and delete that step."""
+        """Adapt r to the slope at the end of the stored step, once."""
         promised, self.scalars["promised"] = self.scalars["promised"], 0.0
         if not promised:
             return
-        steps = [self.state[p].pop("last_step", None) for p in params]
-        known = [(g, s) for g, s in zip(grads_of(params), steps, strict=True) if s is not None]
-        left = -_dot([grad for grad, _ in known], [step for _, step in known])
-        bend = promised - left
-        self.scalars["kappa"] = bend / _norm([step for _, step in known]) ** 2
-        self._adapt(promised, promised - bend / 2)
+        params = [p for p in params if "last_step" in self.state[p]]
+        steps = [self.state[p]["last_step"] for p in params]
+        bend, length = promised + _dot(grads_of(params), steps), _norm(steps)
+        for step in steps:
+            step.zero_()
+        if length:  # 0 if no parameter of the stored step has a gradient now
+            self.scalars["kappa"] = bend / length**2
+            self._adapt(promised, promised - bend / 2)
 
     def _adapt(self, predicted: float, reduction: float) -> None:
         scalars = self.scalars
@@ -205,8 +206,8 @@ class TrustRegion(MatrixOptimizer):
             if (entry["step"] - 1) % self.interval == 0:
                 _measure_secant(entry, p, average)
             length = group["lr"] * float(update.norm())  # lr E
-            kappa = entry.get("kappa")
-            if kappa is None or length == 0:
+            kappa = entry.setdefault("kappa", 0.0)  # from the first step on, as for checkpoints
+            if kappa == 0 or length == 0:
                 lengths.append(1.0)
                 continue
             curvatures.append(kappa)
@@ -225,7 +226,7 @@ def _measure_secant(entry: dict, p: Tensor, average: Tensor) -> None:
         product, square = float((s * y).sum()), float((s * s).sum())
         if product > 1e-8 * math.sqrt(square) * float(y.norm()) > 0:
             kappa = product / square
-            old = entry.get("kappa", kappa)
+            old = entry.get("kappa") or kappa
             entry["kappa"] = old ** (1 - SMOOTHING) * kappa**SMOOTHING
     entry["snapshot"], entry["snapshot_average"] = p.clone(), average.clone()
 

@@ -22,15 +22,17 @@ class Wrapper(Base):
     The first constructor argument of a wrapper must be named `base`: a config recognizes wrappers
     by it. stage: its place in ORDER; None is allowed anywhere.
     Raises TypeError if `base` is not an optimizer, ValueError if it contains a wrapper of a later
-    stage.
+    stage, or an optimizer that has one of this wrapper's `state_keys`: names of state tensors.
     """
 
     stage: str | None = None
+    state_keys: tuple[str, ...] = ()
 
     def __init__(self, base: Optimizer) -> None:
         if not isinstance(base, Optimizer):
             raise TypeError(f"{type(self).__name__} wraps an optimizer, got {type(base).__name__}")
         self._require_order(base)
+        self._require_own_keys(base)
         self.base = base
         self.old_key = type(self).__name__
         super().__init__(base.param_groups, base.defaults)  # schedulers read momentum in defaults
@@ -43,8 +45,23 @@ class Wrapper(Base):
                     f"{type(self).__name__} ({self.stage}) must be inside {type(inner).__name__} "
                     f"({inner.stage}): the order, innermost first, is {', '.join(ORDER)}")
 
+    def _require_own_keys(self, base: Optimizer) -> None:
+        inner: Optimizer | None = base
+        while inner is not None:
+            if both := set(self.state_keys) & set(getattr(inner, "state_keys", ())):
+                raise ValueError(f"{type(self).__name__} and {type(inner).__name__} both store "
+                                 f"{min(both)!r} in the state: use only one of them")
+            inner = getattr(inner, "base", None)
+
     def _share(self) -> None:
         self.param_groups, self.state = self.base.param_groups, self.base.state
+
+    def refuse_maximize(self) -> None:
+        """Raise ValueError for a group with maximize=True: for wrappers that use the gradient's
+        sign."""
+        if any(group.get("maximize") for group in self.param_groups):
+            raise ValueError(f"{type(self).__name__} minimizes: negate the loss instead of "
+                             "maximize=True")
 
     @property
     def diagnostics(self) -> dict[str, float]:
