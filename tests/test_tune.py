@@ -505,6 +505,8 @@ def test_a_challenge_runs_one_arm_against_the_board_and_is_continued(searched, t
     outputs = tmp_path / "outputs"
     shutil.copytree(searched / "paper", outputs / "paper")
     words = [*OPTIONS[:2], "muon", *OPTIONS[3:], "--outputs", str(outputs)]
+    assert command.main([*words, "--minutes", "1e-5"]) == 1
+    assert "no result yet" in capsys.readouterr().err
     monkeypatch.setattr(verify, "run_jobs", probe_here)
     monkeypatch.setattr(challenge, "run_jobs", lambda jobs, launcher, look: run_here(
         jobs[:1], launcher, look))
@@ -512,6 +514,9 @@ def test_a_challenge_runs_one_arm_against_the_board_and_is_continued(searched, t
     assert "a comparison needs two" in capsys.readouterr().out
     path = outputs / "challenge" / "muon.json"
     assert len(json.loads(path.read_text())["arms"]["muon"]["studies"]) == 1
+    chain = chains.Chain.read(outputs / "tune" / "grokking" / "muon" / "study1")
+    chain.keep_in(outputs / "paper")  # as another machine has it
+    shutil.rmtree(chain.folder)
     ran = []
     monkeypatch.setattr(challenge, "run_jobs", lambda jobs, launcher, look: (
         ran.extend(jobs), run_here(jobs[:2], launcher, look)))
@@ -535,12 +540,12 @@ def test_a_challenge_runs_one_arm_against_the_board_and_is_continued(searched, t
     assert duel.reruns and [chain.arm.name for chain in duel.theirs] == ["adamw"] * 4
     assert duel.pairs() == []  # the board's own studies are no partners now
 
-    run = next((outputs / "tune" / "grokking" / "muon" / "study1").glob("*/run.json"))
+    run = next((outputs / "tune" / "grokking" / "muon" / "study2").glob("*/run.json"))
     facts = json.loads(run.read_text())
     facts["sources"]["optimizer/muon.py"] = "0" * 12  # the rule was another when this run was made
     run.write_text(json.dumps(facts))
     assert command.main(words) == 2
-    assert "optimizer/muon.py has changed since muon study 1" in capsys.readouterr().err
+    assert "optimizer/muon.py has changed since muon study 2" in capsys.readouterr().err
 
 
 def a_duel(ladder=None):
@@ -558,7 +563,7 @@ def a_duel(ladder=None):
                           arm_named("lion", 400), Path(), reruns=False)
 
 
-def test_a_challenge_ends_when_enough_is_known_or_the_time_is_up():
+def test_a_challenge_ends_when_enough_is_known_or_the_time_is_up(tmp_path):
     duel = a_duel()
     for anytime, bound, count, enough in (
             ([0.5, 0.9], "", 6, True), ([0.5, 0.9], "", 5, False), ([0.9, 1.1], "", 6, False),
@@ -574,6 +579,9 @@ def test_a_challenge_ends_when_enough_is_known_or_the_time_is_up():
     with challenge._limited(1e-4):
         time.sleep(5)
         pytest.fail("it went on")
+    duel.outputs = tmp_path
+    write_json(tmp_path / "challenge" / "lion.json", {"terms": {"task": "other"}}, depth=1)
+    assert duel.path == tmp_path / "challenge" / "lion-t.json"  # another task's is kept
 
 
 def test_a_challenge_reads_every_whole_study_and_has_the_noise_arm_as_partners(monkeypatch):

@@ -131,9 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(forecast(durations(search, missing_of(search, options)[1])))
             return COMPLETED
         if search.is_challenge:
-            challenge(search.standing, search.arms[0], options.outputs, max(2, options.workers),
-                      options.minutes)
-            return COMPLETED
+            has_result = challenge(search.standing, search.arms[0], options.outputs,
+                                   max(2, options.workers), options.minutes)
+            return COMPLETED if has_result else FAILED
         return tune(search, options)
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)

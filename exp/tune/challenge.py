@@ -10,6 +10,7 @@ the board's other arms as long as these have as many.
 import inspect
 import math
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,12 +44,12 @@ class Over(Exception):
     """Ends a challenge: the result is decided, or the time is up."""
 
 
-def challenge(board: dict, arm: Arm, outputs: Path, workers: int, minutes: float | None) -> Path:
+def challenge(board: dict, arm: Arm, outputs: Path, workers: int, minutes: float | None) -> bool:
     """Run studies of the arm until the result is decided, no partner is left or `minutes` have
-    passed. Return the path of the challenge's board.
+    passed, and print the result. Return False if there is none yet.
 
-    Raises ConfigError for an arm that equals one of the board's, for one whose file has changed
-    since its first run, and if no study is complete.
+    Raises ConfigError for an arm that equals one of the board's, and for one whose file has changed
+    since its first run.
     """
     duel = Duel(board, arm, outputs)
     duel.announce()
@@ -59,10 +60,11 @@ def challenge(board: dict, arm: Arm, outputs: Path, workers: int, minutes: float
         duel.choose_partners(workers)
         duel.run(workers)
     if not duel.pairs():
-        raise ConfigError("no result yet: the time was up before this machine was checked or a "
-                          "study was complete; the same command continues from here")
+        print("no result yet: the time was up before this machine was checked or a study was "
+              "complete; the same command continues from here", file=sys.stderr)
+        return False
     print(*duel.sentences(duel.write()), f"written: {duel.path}", sep="\n")
-    return duel.path
+    return True
 
 
 @contextmanager
@@ -149,13 +151,16 @@ class Duel:
         """Return (the arm's study, the baseline's) of the first studies that both have."""
         if self.reruns is None:
             return []
-        partners = (chain.study() for chain in self.theirs) if self.reruns else self.published
+        partners = map(self._study, self.theirs) if self.reruns else self.published
         pairs = []
-        for chain, theirs in zip(self.mine, partners, strict=True):
-            if not theirs or not (mine := chain.study()):
+        for mine, theirs in zip(map(self._study, self.mine), partners, strict=True):
+            if not mine or not theirs:
                 break
             pairs.append((mine, theirs))
         return pairs
+
+    def _study(self, chain: Chain) -> dict | None:
+        return chain.study() or chain.kept_in(self.outputs / "paper").study()
 
     # --- the runs
 
@@ -214,7 +219,7 @@ class Duel:
         read_result()
         chains = [chain for pair in zip(self.mine, self.theirs, strict=True)
                   for chain in pair[:2 if self.reruns else 1]]
-        run_jobs([chain for chain in chains if chain.study() is None],
+        run_jobs([chain for chain in chains if self._study(chain) is None],
                  Local(workers, threads_of(self.published[0])), read_result)
 
     def write(self) -> dict:
