@@ -2,9 +2,9 @@
 
 python -m exp.tune.coverage [--worlds N] [--boards N]
 
-A world draws, per optimizer, the log cost over the unit cube of the four axes: a basin, flat with a
-cliff beyond a rate (diverged). A study searches it with twelve trials (the center, three points
-shared by all optimizers, then Gaussian steps around the best trial, in place of the Gaussian
+A world draws, per optimizer, the log cost over the unit cube of the four axes: a basin with a cliff
+at high rates, beyond which runs diverge. A study searches it with twelve trials (the center, three
+points shared by all optimizers, then Gaussian steps around the best trial, in place of the Gaussian
 process, which is too slow for thousands of studies) and reruns its best setting on two seeds. The
 true ratio of an optimizer is the mean over TRUTH further studies of its world. Every board of six
 studies passes through the estimator of real boards. The deviation of paired log ratios is about
