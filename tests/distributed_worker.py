@@ -285,7 +285,7 @@ def random_numbers(folder: Path) -> list[torch.Tensor]:
     run = built("grokking", RULES["adamw"], {}, {})
     instruments = Instruments((), run.model, run.optimizer, run.objective)
     checkpoints = Checkpoints(RunFolder(folder, resume=True), run, instruments)
-    checkpoints.save(Position(), stopped=False, wall_seconds=0.0)
+    checkpoints.save(Position(), wall_seconds=0.0)
     drawn = torch.rand(3)
     checkpoints.load()
     return [drawn, torch.rand(3)]

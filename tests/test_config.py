@@ -83,6 +83,7 @@ def test_the_resolved_settings_survive_toml_and_resolve_to_themselves():
     ("schedul.name='cosine'", ["unknown table [schedul]"]),
     ("experiment.epochs=0", ["epochs must be >= 1"]),
     ("experiment.seed=-1", ["seed must be"]),
+    ("experiment.diagnostics_every=5", ["diagnostics_every 5 has no effect"]),
     ("experiment.device='tpu'", ["device must be one of"]),
     ("experiment.task='cifar'", ["python -m exp.cifar.train"]),
     ("epochs=3", ["write table.key=value"]),
@@ -98,6 +99,15 @@ def test_each_mistake_gets_a_message_that_helps(override, words):
         grok(override)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["hold", "linger"])
+def test_what_goes_with_stop_at_is_refused_without_it(key):
+    from exp.grokking.train import TASK
+
+    assert grok(f"experiment.{key}=2")["experiment"]["stop_at"] == 0.995
+    with pytest.raises(ConfigError, match="have no effect without stop_at"):
+        load_settings(GROK, [f"experiment.{key}=2"], TASK, unset=["experiment.stop_at"])
 
 
 def test_a_config_cannot_import_from_the_working_directory(tmp_path, monkeypatch):

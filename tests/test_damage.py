@@ -112,6 +112,21 @@ def test_lost_best_weights_are_refused_unless_the_checkpoint_has_them(damage, fo
     assert all(torch.equal(best[name], tensor) for name, tensor in state["model"].items())
 
 
+def test_best_weights_may_be_of_a_later_epoch_that_the_run_will_reach(folder, capsys):
+    best = {**checkpoint(folder, "best.pt"), "epoch": 2}  # just before the run was killed
+    torch.save(best, folder / "best.pt")
+    assert launch("grokking", folder, "--resume", epochs=2) == 0
+    assert json.loads((folder / "summary.json").read_text())["best"] == {
+        key: value for key, value in best.items() if key != "model"}
+    torch.save({**best, "epoch": 4}, folder / "best.pt")
+    assert "best.pt is of epoch 4, but the run would end with 3" in refused(folder, capsys)
+    torch.save({**best, "epoch": 0}, folder / "best.pt")
+    state = checkpoint(folder)
+    state["position"]["best"]["epoch"] = 1
+    torch.save(state, folder / "latest.pt")
+    assert "best.pt is missing or damaged" in refused(folder, capsys)
+
+
 def test_best_weights_of_another_model_are_refused(folder, capsys):
     torch.save({"model": {"W": torch.ones(1)}, "epoch": 1}, folder / "best.pt")
     assert "best.pt is missing or damaged" in refused(folder, capsys)
@@ -119,7 +134,7 @@ def test_best_weights_of_another_model_are_refused(folder, capsys):
     assert "best.pt is missing or damaged" in refused(folder, capsys)
 
 
-PARTS = ["settings", "position", "stopped", "model", "optimizer", "objective", "rng",
+PARTS = ["settings", "position", "model", "optimizer", "objective", "rng",
          "wall_seconds"]
 
 

@@ -1,13 +1,14 @@
 """exp.report: medians, Markdown, JSON files, and a canvas on which an optimizer has one colour."""
 
 import json
+import os
 
 import pytest
 
 from exp.report.canvas import canvas, color, display_name, grid_of, styles
 from exp.report.forecast import forecast, total
 from exp.report.jsonfile import read_json, to_json, write_json
-from exp.report.statistics import Estimate, median_time
+from exp.report.statistics import Estimate, geometric_mean, median_time
 from exp.report.tables import page, table
 
 # The published runs of modular addition, 30 seeds each: steps to the target.
@@ -34,6 +35,12 @@ def test_a_forecast_adds_up_what_was_timed():
     assert total({}) == "nothing to run"
 
 
+def test_an_interval_of_rates_is_on_the_log_scale():
+    # Logs 0 and ln 4: mean ln 2, half the interval t(1) ln 2 with t(1) = 12.706.
+    found = geometric_mean([1.0, 4.0])
+    assert (found.value, found.low) == pytest.approx((2.0, 2 / 2**12.706), rel=1e-3)
+
+
 def test_a_cell_is_written_as_what_it_is():
     lines = [("", "a", "b"), ("x", 0.123456, Estimate(1.0, 0.5, float("inf"), 3)),
              ("y", [1.0, 3.0], None), ("z", 12345.6, "text")]
@@ -46,7 +53,8 @@ def test_a_cell_is_written_as_what_it_is():
     assert page("# T", "", "end") == "# T\n\nend\n"
 
 
-def test_json_is_written_whole_line_by_line_and_a_damaged_file_is_one_message(tmp_path):
+def test_json_is_written_whole_line_by_line_and_a_damaged_file_is_one_message(tmp_path,
+                                                                             monkeypatch):
     path = tmp_path / "folder" / "x.json"
     content = {"a": {"b": [1, 2]}, "c": [{"d": 1}, {"d": None}], "e": {}}
     assert read_json(path) is None
@@ -56,6 +64,16 @@ def test_json_is_written_whole_line_by_line_and_a_damaged_file_is_one_message(tm
                                 '"e": {}\n}\n')
     assert to_json(content, 0) == json.dumps(content)
     assert [p.name for p in path.parent.iterdir()] == ["x.json"]
+    rename = os.replace
+
+    def overtaken(*paths):  # another process writes the file between ours and its renaming
+        monkeypatch.setattr(os, "replace", rename)
+        write_json(path, {"theirs": 2}, depth=0)
+        rename(*paths)
+
+    monkeypatch.setattr(os, "replace", overtaken)
+    write_json(path, {"ours": 1}, depth=0)
+    assert read_json(path) == {"ours": 1} and len(list(path.parent.iterdir())) == 1
     path.write_text('{"a": ')
     with pytest.raises(ValueError, match=r"x\.json is damaged .*: restore it or delete it"):
         read_json(path)

@@ -16,6 +16,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -23,10 +24,11 @@ from conftest import TINY, aga_config
 
 from data import DataError
 from exp.harness import cli
-from exp.harness.config import complete, load_settings
+from exp.harness.config import Experiment, complete, load_settings
 from exp.harness.device import peak_memory
 from exp.harness.errors import ConfigError
 from exp.harness.folder import RunFolder
+from exp.harness.limits import Limits
 from exp.harness.objective import Objective
 from exp.harness.task import task_named, tasks, train_function
 from exp.harness.toml import to_toml
@@ -128,6 +130,29 @@ def test_a_logger_gets_settings_and_every_line(tmp_path, monkeypatch, capsys):
     assert "trackio.log failed, logging to it stops" in capsys.readouterr().err
 
 
+def test_a_resumed_run_writes_its_events_again_on_either_axis(tmp_path, monkeypatch):
+    import torch.utils.tensorboard as tensorboard
+
+    options = ["--set", "experiment.tensorboard=true", "--set", "optimizer={name='adamw', sam={}}"]
+    for epochs, steps in ((2, 0), (3, 4)):
+        monkeypatch.setattr(tensorboard, "SummaryWriter", writer := MagicMock())
+        assert launch("grokking", tmp_path / "run", *options, "--resume", epochs=epochs) == 0
+        assert [(Path(call.args[0]).name, call.kwargs["purge_step"])
+                for call in writer.call_args_list] == [
+                    ("tensorboard", steps // 2 + 1), ("over_evaluations", 2 * steps + 1)]
+
+
+def test_what_a_run_needs_is_asked_for_before_its_folder_is_touched(tmp_path, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: (
+        None if name == "tensorboard" else find(name, *rest)))
+    monkeypatch.setenv("CXX", "no-compiler")
+    for key, words in (("tensorboard", "pip install tensorboard"),
+                       ("compile", "there is no C++ compiler no-compiler")):
+        assert launch("grokking", tmp_path / "run", "--set", f"experiment.{key}=true") == 2
+        assert words in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_a_run_may_leave_the_test_split_alone(tiny_data, tmp_path):
     folder = tmp_path / "run"
     options = ["--set", "data.validation=0.2", "--set"]
@@ -187,7 +212,7 @@ def test_a_run_folder_holds_what_the_contract_says(task, tiny_data, tmp_path, ca
     assert set(summary["milestones"]) == set(task_named(task).milestones)
     printed = capsys.readouterr().out
     kept, *_ = finished_run(folder, task_named(task))
-    events = b"".join(path.read_bytes() for path in (folder / "tensorboard").iterdir())
+    events = b"".join(path.read_bytes() for path in (folder / "tensorboard").rglob("events*"))
     for name in metrics:
         assert name in printed and name in kept["curve"]
         assert f"over_evaluations/{name}".encode() in events
@@ -694,6 +719,7 @@ def test_a_compiled_run_is_the_same_run_and_its_curvature_can_be_measured(tiny_d
     eager = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile",
                         lambda self: eager(self, backend="aot_eager"))  # no C++ compiler needed
+    monkeypatch.setenv("CXX", sys.executable)
     for name in ("false", "true"):
         assert launch("grokking", tmp_path / name, "--set", f"experiment.compile={name}", "--set",
                       'experiment.diagnostics=["sharpness"]', epochs=2) == 0
@@ -718,7 +744,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tiny_data, tmp_path, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     error = capsys.readouterr().err
     assert "cannot write" in error
-    assert "Traceback" not in error
+    assert "Traceback" not in error and "intact" not in error
     assert (folder / "latest.pt").read_bytes() == before
     assert not list(folder.glob(".*tmp"))
     assert launch("grokking", folder, "--resume", epochs=2) == 0
@@ -733,7 +759,89 @@ def test_a_run_ends_with_the_epoch_that_spends_its_gradient_evaluations(tiny_dat
     assert launch("grokking", run, *options, "--set", "experiment.max_evaluations=12",
                   "--resume") == 0
     assert [line["gradient_evaluations"] for line in lines(run)] == [4, 8, 12]
+    assert launch("grokking", run, *options, "--set", "experiment.max_evaluations=8",
+                  "--resume") == 2
     assert launch("grokking", run, "--set", "experiment.max_evaluations=0", "--overwrite") == 2
+
+
+def test_a_resumed_run_may_not_end_before_its_checkpoint(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert launch("grokking", run) == 0
+    kept = {path.name: path.read_bytes() for path in run.iterdir()}
+    for options, epochs in (([], 2), (["--set", "experiment.stop_at=0.0"], 3)):
+        assert launch("grokking", run, "--resume", *options, epochs=epochs) == 2
+        assert "but the checkpoint is past it" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == kept
+
+
+def test_limits_of_a_resumed_run_are_those_of_one_that_always_had_them():
+    def limits(accuracies, batches=0, **settings):
+        followed = Limits(Experiment("grokking", 9, **settings), task_named("grokking").primary)
+        followed.resume(({"epoch": n, "eval_accuracy": x, "gradient_evaluations": 2 * n}
+                         for n, x in enumerate(accuracies, 1)), batches)
+        return followed
+
+    assert limits([0.9, 0.9, 0.9, 0.96], stop_at=0.95, hold=3).held == 1
+    assert not limits([0.9, 0.9, 0.9, 0.96], stop_at=0.95, hold=3).ended
+    assert limits([0.9] * 4, stop_at=0.9, hold=2, linger=2).ended
+    assert not limits([0.9] * 3, 1, stop_at=0.9, hold=2, linger=2).ended
+    assert limits([0.1] * 9).ended and limits([0.1] * 2, max_evaluations=3).ended
+    for accuracies, batches, settings in (
+            ([0.1] * 10, 0, {}), ([0.1] * 9, 1, {}), ([0.1] * 3, 0, {"max_evaluations": 3}),
+            ([0.9] * 5, 0, {"stop_at": 0.9, "hold": 2, "linger": 2})):
+        with pytest.raises(ConfigError, match="the checkpoint is past it"):
+            limits(accuracies, batches, **settings)
+
+
+def test_seconds_of_training_are_without_the_pass_for_batch_norm(tiny_data, tmp_path, monkeypatch):
+    now = [0.0]
+
+    def average(self, batches):
+        now[0] += 100.0
+
+    monkeypatch.setattr(Objective, "average_statistics", average)
+    monkeypatch.setattr("exp.harness.run.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    ema = ("--set", "optimizer={name='sgd', lr=0.05, ema={horizon=2.0}}")
+    assert launch("grokking", tmp_path, *ema, epochs=2) == 0
+    assert now[0] == 200.0 and [line["seconds"] for line in lines(tmp_path)] == [0.0, 0.0]
+
+
+def test_ctrl_c_while_the_last_checkpoint_is_written_ends_nothing(tmp_path, monkeypatch):
+    save = RunFolder.save_checkpoint
+
+    def pressed(self, name, state):
+        if name == "latest.pt":
+            signal.raise_signal(signal.SIGINT)
+        save(self, name, state)
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", pressed)
+    monkeypatch.setattr("exp.harness.checkpoint.CHECKPOINT_SECONDS", 1e9)
+    assert launch("grokking", tmp_path, epochs=1) == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "completed"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_torchrun_continues_only_what_the_same_command_began(tmp_path, monkeypatch, capsys):
+    def command(name, attempt):
+        file = f"/tmp/torchelastic_x/{name}/attempt_{attempt}/0/error.json"
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", file)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+
+    run = tmp_path / "run"
+    command("none_a", 0)
+    assert launch("grokking", run, epochs=2) == 0
+    before = lines(run)
+    command("none_b", 1)  # its first attempt was refused, this one is, too
+    assert launch("grokking", run, epochs=3) == 2
+    assert "holds a run (completed)" in capsys.readouterr().err and lines(run) == before
+    assert launch("grokking", run, "--overwrite", epochs=1) == 0  # the first one got nowhere
+    assert lines(run)[0]["seconds"] != before[0]["seconds"]
+    begun = lines(run)
+    command("none_b", 2)
+    assert launch("grokking", run, "--overwrite", epochs=2) == 0
+    assert lines(run)[:1] == begun and len(lines(run)) == 2
+    assert launch("grokking", run, "--set", "experiment.checkpoints=false", epochs=1) == 0
+    assert len(lines(run)) == 1 and not (run / "latest.pt").exists()
 
 
 def test_stop_at_ends_the_run_early(tiny_data, tmp_path):

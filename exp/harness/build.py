@@ -2,6 +2,9 @@
 
 import importlib.util
 import inspect
+import os
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +23,7 @@ from exp.harness.device import (
     pick_device,
     seed_everything,
     set_tf32,
+    time_convolutions,
     twice_differentiable,
 )
 from exp.harness.distributed import (
@@ -64,13 +68,15 @@ def build(settings: dict, task: Task) -> Built:
     missing data.
     """
     experiment = settings["experiment"]
-    logger = experiment["logger"]
-    if logger != "none" and importlib.util.find_spec(logger) is None:
-        raise ConfigError(f"[experiment] logger: {logger} is not installed: pip install {logger}")
+    _require_packages(experiment)
     task = with_smoothing(task, experiment["label_smoothing"])
     clipping = Clipping(experiment["clip_norm"]) if "clip_norm" in experiment else None
     device = pick_device(experiment["device"])
+    if experiment["compile"]:
+        _require_compiler(device)
     set_tf32(experiment["precision"] == "tf32")
+    if device.type == "cuda":
+        time_convolutions()
     seed_everything(experiment["seed"])
     graph = wants_graph(optimizer_class(settings["optimizer"]["name"]))
     forward = autocast(device, experiment["precision"])
@@ -95,6 +101,27 @@ def build(settings: dict, task: Task) -> Built:
     if rank():
         torch.manual_seed(experiment["seed"] + rank())
     return Built(task, settings, device, data, model, optimizer, objective, schedule)
+
+
+def _require_packages(experiment: dict) -> None:
+    wanted = {"logger": experiment["logger"]} if experiment["logger"] != "none" else {}
+    wanted |= {"tensorboard": "tensorboard"} if experiment["tensorboard"] else {}
+    for key, package in wanted.items():
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"[experiment] {key}: {package} is not installed: "
+                              f"pip install {package}")
+
+
+def _require_compiler(device: torch.device) -> None:
+    """Raise ConfigError without the C++ compiler, or on CUDA triton, that torch.compile calls."""
+    default = "clang++" if sys.platform == "darwin" else "g++"
+    compiler = os.environ.get("CXX", default)  # as torch._inductor.config
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise ConfigError(f"[experiment] compile: there is no C++ compiler {compiler}: install it, "
+                          "set CXX to another one, or set compile = false")
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise ConfigError("[experiment] compile: triton is not installed: pip install triton, or "
+                          "set compile = false")
 
 
 def with_smoothing(task: Task, share: float) -> Task:

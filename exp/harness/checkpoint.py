@@ -25,7 +25,7 @@ CHECKPOINT_SECONDS = 10.0  # minimum between two checkpoints, so that short epoc
 MAY_CHANGE_ON_RESUME = ("epochs", "device", "tensorboard", "logger", "stop_at", "max_evaluations",
                          "sharding", "test")
 PERIOD = "period_epochs"  # key of [schedule]; default: the number of epochs
-KINDS = {"settings": dict, "model": dict, "optimizer": dict, "objective": dict, "stopped": bool,
+KINDS = {"settings": dict, "model": dict, "optimizer": dict, "objective": dict,
          "wall_seconds": float, "epoch": int, "batch": int, "step": int, "seconds": float,
          "best": dict, "milestones": dict}  # types of the entries of latest.pt and its position
 
@@ -40,8 +40,6 @@ class Position:
     seconds: float = 0.0  # of training, without evaluation and writing
     best: dict[str, float] = field(default_factory=dict)
     milestones: dict[str, int | None] = field(default_factory=dict)
-    held: int = 0  # consecutive epochs, up to the last one, whose metric reached `stop_at`
-    arrived: int | None = None  # the first epoch with held >= `hold`
 
 
 class Checkpoints:
@@ -72,13 +70,13 @@ class Checkpoints:
             return whole(self.best_weights)
         return from_main(lambda: self.folder.load_checkpoint("best.pt")["model"])
 
-    def save(self, at: Position, stopped: bool, wall_seconds: float) -> None:
+    def save(self, at: Position, wall_seconds: float) -> None:
         """Write latest.pt, and best.pt if the best weights have changed since the last save."""
         if not self.wanted:
             return
         self.save_best(at)
         state = {
-            "settings": self.settings, "position": asdict(at), "stopped": stopped,
+            "settings": self.settings, "position": asdict(at),
             "model": whole(self.model.state_dict()), "optimizer": self.optimizer.state_dict(),
             "objective": self.objective.state_dict(), "measured": self.instruments.values,
             "rng": from_all(rng_state(self.device)), "wall_seconds": wall_seconds,
@@ -96,10 +94,10 @@ class Checkpoints:
                 self.folder.save_checkpoint("best.pt", {"model": best, **at.best})
             self.best_weights = None
 
-    def load(self) -> tuple[Position, bool, float, str] | None:
+    def load(self) -> tuple[Position, float, str] | None:
         """Restore model, optimizer, objective, instruments and random state from latest.pt, without
-        writing to the folder. Return (position, stopped, wall seconds, text of metrics.jsonl) at
-        the checkpoint, or None if there is no checkpoint to resume from.
+        writing to the folder. Return (position, wall seconds, text of metrics.jsonl) at the
+        checkpoint, or None if there is no checkpoint to resume from.
 
         Raises ConfigError for a damaged checkpoint, one of another configuration, a damaged best.pt
         or metrics.jsonl that latest.pt cannot replace, and on resuming with checkpoints = false.
@@ -125,18 +123,17 @@ class Checkpoints:
                                   f"({reason}): it is damaged. --overwrite starts the run anew"
                                   ) from error
         with together():
-            record, best = self._record(state, at), self._has_best(state, at)
-        if not from_main(lambda: best):
+            record, best = self._record(state, at), self._best(state, at)
+        record, best = from_main(lambda: (record, best))
+        if best is None:
             self.keep_best()  # the last epoch's: those of latest.pt
-        before, now = state["settings"]["experiment"], self.settings["experiment"]
-        if before.get("stop_at") != now.get("stop_at"):
-            at.arrived = None
-        stopped = state["stopped"] and all(before.get(key) == now.get(key)
-                                           for key in ("stop_at", "max_evaluations"))
-        return at, stopped, state["wall_seconds"], record
+        else:
+            at.best = best
+        return at, state["wall_seconds"], record
 
     def _restored(self, state: dict) -> Position:
-        at = Position(**state["position"])
+        older = ("held", "arrived")  # keys that only older checkpoints have
+        at = Position(**{k: v for k, v in state["position"].items() if k not in older})
         for name, kind in KINDS.items():
             value = {**state, **state["position"]}[name]
             if not isinstance(value, kind):
@@ -164,20 +161,30 @@ class Checkpoints:
                               f"has {at.epoch}. --overwrite starts the run anew")
         return "".join(json.dumps(line) + "\n" for line in lines[:at.epoch])
 
-    def _has_best(self, state: dict, at: Position) -> bool:
-        """Whether best.pt holds weights of this model. Raises ConfigError if it does not and
-        latest.pt does not have the best weights either."""
+    def _best(self, state: dict, at: Position) -> dict | None:
+        """Return epoch and metric of best.pt, None if its weights are those of latest.pt. A process
+        that was killed between the two files leaves a best.pt of a later epoch than latest.pt.
+
+        Raises ConfigError if best.pt is damaged or older and latest.pt does not have the best
+        weights either, or if it is of an epoch that this run will not reach.
+        """
         if not is_main() or not at.best:
-            return True
+            return at.best
+        path, epochs = self.folder.path / "best.pt", self.settings["experiment"]["epochs"]
         try:
-            weights = self.folder.load_checkpoint("best.pt")["model"]
-            fits = _shapes(weights) == _shapes(state["model"])
-        except (ConfigError, AttributeError):
+            best = self.folder.load_checkpoint("best.pt")
+            fits = (_shapes(best.pop("model")) == _shapes(state["model"])
+                    and best.keys() == at.best.keys() and best["epoch"] >= at.best["epoch"])
+        except (ConfigError, AttributeError, TypeError):
             fits = False
+        if fits and best["epoch"] > epochs:
+            raise ConfigError(f"{path} is of epoch {best['epoch']}, but the run would end with "
+                              f"{epochs}: raise [experiment] epochs, or --overwrite starts the run "
+                              "anew")
         if not fits and (at.best["epoch"], 0) != (at.epoch, at.batch):
-            raise ConfigError(f"{self.folder.path / 'best.pt'} is missing or damaged, and latest.pt"
-                              " does not have the best weights: --overwrite starts the run anew")
-        return fits
+            raise ConfigError(f"{path} is missing or damaged, and latest.pt does not have the best "
+                              "weights: --overwrite starts the run anew")
+        return best if fits else None
 
     def _set_rng(self, states: list[dict] | dict) -> None:
         """Restore each process's generators; if the number of processes has changed, only the main

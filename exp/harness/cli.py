@@ -14,10 +14,10 @@ from exp.harness.distributed import (
     is_lost_peer,
     is_main,
     joined,
-    restarted,
     together,
 )
 from exp.harness.errors import ConfigError
+from exp.harness.facts import is_of_this_torchrun
 from exp.harness.folder import RunFolder
 from exp.harness.output import tolerant_output
 from exp.harness.run import Diverged, Interrupted
@@ -62,15 +62,16 @@ def _train(settings: dict, train: Callable[[dict, RunFolder], None], options: ar
     """Train. Returns the exit status and a final message, which may be empty."""
     seed = settings["experiment"]["seed"]
     path = options.output or Path("outputs") / options.config.stem / f"seed{seed}"
-    continued = ("--resume continues" if settings["experiment"]["checkpoints"]
+    checkpoints = settings["experiment"]["checkpoints"]
+    continued = ("--resume continues" if checkpoints
                  else "--overwrite (checkpoints = false) restarts")
     try:
-        resume = options.resume or restarted()
-        of_main = from_main(lambda: settings)
+        of_main, again = from_main(lambda: (settings, is_of_this_torchrun(path)))
+        resume = options.resume or again and checkpoints
         with together():
             if settings != of_main:
                 raise ConfigError("the settings of this process differ from those of rank 0")
-            folder = RunFolder(path, resume, not resume and options.overwrite)
+            folder = RunFolder(path, resume, not resume and (options.overwrite or again))
         train(settings, folder)
     except (ConfigError, DataError) as error:
         return BAD_INPUT, f"error: {error}"
@@ -79,11 +80,11 @@ def _train(settings: dict, train: Callable[[dict, RunFolder], None], options: ar
     except (Interrupted, KeyboardInterrupt):
         return INTERRUPTED, f"interrupted; the same command with {continued} {path}"
     except OSError as error:
-        return FAILED, (f"error: cannot write {path}: {error}; earlier files are intact, "
-                        f"the same command with {continued} the run")
+        return FAILED, (f"error: cannot write {path}: {error}; the same command with {continued} "
+                        "the run")
     except RuntimeError as error:
         if not is_lost_peer(error):
             raise
-        return FAILED, (f"error: another process of this run has died; {path} is intact, the "
-                        f"same command with {continued} the run")
+        return FAILED, ("error: another process of this run has died; the same command with "
+                        f"{continued} the run")
     return COMPLETED, ""

@@ -21,6 +21,8 @@ from optimizer.parts.split import OWN_GROUPS, Routing
 Instrument = Literal["spectrum", "updates", "alignment", "sharpness"]
 Sharding = Literal["none", "optimizer", "model"]
 
+# Arguments of Schedule that are no keys of the table.
+GIVEN_TO_SCHEDULE = ("optimizer", "epochs", "steps_per_epoch", "batch_size")
 TABLES = ("experiment", "data", "model", "optimizer", "schedule")
 
 
@@ -28,25 +30,26 @@ TABLES = ("experiment", "data", "model", "optimizer", "schedule")
 class Experiment:
     """The `[experiment]` table."""
 
-    task: str
-    epochs: int
-    seed: int = 42
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    compile: bool = False
-    clip_norm: float | None = None  # maximum gradient norm, per track (see Clipping)
-    accumulation: int = 1  # micro-batches per batch
-    label_smoothing: float = 0.0  # only of classification tasks
-    sharding: Sharding = "optimizer"  # what processes shard besides the batch
+    # docs/config.md shows these comments.
+    task: str  # name of the task, which is that of the script: exp.<task>.train
+    epochs: int  # length of the run; every epoch ends with an evaluation
+    seed: int = 42  # seed of the weights, the order of batches and dropout
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto": CUDA if available
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"  # "tf32" on CUDA; "bf16": autocast
+    compile: bool = False  # compile the model; needs a C++ compiler, on CUDA triton
+    clip_norm: float | None = None  # largest norm of a gradient; matrix and AdamW tracks apart
+    accumulation: int = 1  # micro-batches per batch, computed one after the other
+    label_smoothing: float = 0.0  # share of each target that is uniform; classification only
+    sharding: Sharding = "optimizer"  # what processes (torchrun) shard besides the batch
     checkpoints: bool = True  # latest.pt and best.pt; without them a run cannot be resumed
-    tensorboard: bool = False
-    logger: Literal["none", "wandb", "trackio"] = "none"
-    diagnostics: bool | list[Instrument] = True  # the optimizer's numbers; or these and instruments
-    diagnostics_every: int | None = None  # steps between measurements; default: an epoch
-    stop_at: float | None = None  # stop when the primary metric has reached this value
-    hold: int = 1  # consecutive epochs in which it must reach it
-    linger: int = 0  # epochs to train on after that
-    max_evaluations: int | None = None  # stop after the epoch that reaches this count
+    tensorboard: bool = False  # write event files to the run folder
+    logger: Literal["none", "wandb", "trackio"] = "none"  # also send the metrics there
+    diagnostics: bool | list[Instrument] = True  # record the optimizer's numbers, and instruments'
+    diagnostics_every: int | None = None  # steps between measurements; default: those of an epoch
+    stop_at: float | None = None  # end the run when the task's primary metric is as good as this
+    hold: int = 1  # consecutive epochs in which the metric must be as good as `stop_at`
+    linger: int = 0  # epochs to train on after `stop_at` is reached
+    max_evaluations: int | None = None  # end the run with the epoch that reaches so many gradients
     test: bool = True  # evaluate the best weights on the test split, if any, at the end
 
     def __post_init__(self) -> None:
@@ -64,8 +67,14 @@ class Experiment:
             raise ValueError(f"hold must be >= 1, got {self.hold}")
         if self.linger < 0:
             raise ValueError(f"linger must be >= 0, got {self.linger}")
+        if self.stop_at is None and (self.hold, self.linger) != (1, 0):
+            raise ValueError(f"hold {self.hold} and linger {self.linger} have no effect without "
+                             "stop_at")
         if self.diagnostics_every is not None and self.diagnostics_every < 1:
             raise ValueError(f"diagnostics_every must be >= 1, got {self.diagnostics_every}")
+        if self.diagnostics_every is not None and self.diagnostics in (True, False, []):
+            raise ValueError(f"diagnostics_every {self.diagnostics_every} has no effect: "
+                             "diagnostics names no instrument")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2**63), got {self.seed}")
 
@@ -109,8 +118,7 @@ def complete(settings: dict[str, dict], task: Task) -> dict[str, dict]:
     simple = {
         "experiment": schema.keywords(Experiment),
         "data": schema.keywords(task.data, ("seed", "device")),
-        "schedule": schema.keywords(
-            Schedule, ("optimizer", "epochs", "steps_per_epoch", "batch_size")),
+        "schedule": schema.keywords(Schedule, GIVEN_TO_SCHEDULE),
     }
     done = {}
     for table, accepted in simple.items():

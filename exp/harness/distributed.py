@@ -8,6 +8,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,9 +44,14 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def restarted() -> bool:
-    """Whether torchrun has restarted this run after a failure."""
-    return _restarts() > 0
+def torchrun_id() -> str | None:
+    """Name of this torchrun command, the same after it restarts its processes; None without one.
+
+    It is the name of the temporary folder of its error files. TORCHELASTIC_RUN_ID is not unique:
+    without --rdzv-id it is "none".
+    """
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # FOLDER/attempt_N/RANK/error.json
+    return Path(file).parents[2].name if file else None
 
 
 def _restarts() -> int:

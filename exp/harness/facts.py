@@ -16,7 +16,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from exp.harness.build import Built
-from exp.harness.distributed import size
+from exp.harness.distributed import size, torchrun_id
+from exp.harness.folder import read_object
 from exp.harness.recipes import ROOT, SOURCES, recipes
 from optimizer.parts.distributed.sharded import Sharded
 
@@ -40,12 +41,19 @@ def run_facts(built: Built) -> dict:
         "platform": platform.platform(),
         "device": device_name(built.device),
         "threads": torch.get_num_threads(),
-        "processes": size(),
+        "processes": size(), "torchrun": torchrun_id(),
         "data": getattr(built.data, "digest", {}),
         "optimizer": type(unwrapped).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameter_groups": parameter_groups(model, optimizer),
     }
+
+
+def is_of_this_torchrun(folder: Path) -> bool:
+    """Whether this torchrun command began the run in the folder, before it restarted its processes.
+    """
+    begun = read_object(folder / "run.json").get("torchrun")
+    return begun is not None and begun == torchrun_id()
 
 
 def code_version() -> tuple[str | None, bool]:
@@ -143,6 +151,11 @@ def instruction_set() -> str:
     flags = _cpuinfo("flags").split()
     return next((name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in flags),
                 "")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware; other CPUs emulate it."""
+    return device.type == "cuda" or "bf16" in instruction_set()
 
 
 def _cpuinfo(key: str) -> str:

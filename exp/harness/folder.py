@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from exp.harness import atomic
 from exp.harness.errors import ConfigError
 from exp.harness.lock import acquire, holder, is_inherited, release
 from exp.harness.toml import to_toml
@@ -155,11 +156,11 @@ class RunFolder:
         # Serialized in memory first: on a full disk torch's file writer hides the OSError.
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        self._replace(name, buffer.getbuffer())
+        atomic.replace(self.path / name, buffer.getbuffer())
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file atomically."""
-        self._replace(name, text.encode())
+        atomic.replace(self.path / name, text.encode())
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file atomically; numbers that are not finite become null."""
@@ -182,18 +183,6 @@ class RunFolder:
         except (OSError, UnicodeDecodeError):
             return []
         return epochs_of(text)
-
-    def _replace(self, name: str, content: bytes | memoryview) -> None:
-        temporary = self.path / f".{name}.{os.getpid()}.tmp"
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path / name)
-        finally:
-            temporary.unlink(missing_ok=True)
-
 
 def epochs_of(text: str) -> list[dict]:
     """Parse the text of a metrics.jsonl up to the first line that is damaged, is not of the next

@@ -8,6 +8,8 @@ import fcntl
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from exp.harness.errors import ConfigError
@@ -48,6 +50,15 @@ def release(descriptor: int) -> None:
     """Free a lock, also for the processes that have inherited it."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
+
+
+@contextmanager
+def exclusive(file: Path) -> Iterator[None]:
+    """Inside, this process alone holds the lock `file`, which is created; waits for the others."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
 
 
 def holder(folder: Path) -> str | None:

@@ -14,18 +14,23 @@ class Loggers:
     tensorboard: write event files to the run folder, with every number over epochs, "train_..." and
     "eval_..." also over gradient evaluations, and the hyperparameters. logger: "wandb" or
     "trackio", a run of the project "ars" under the folder's name; "none" for neither.
-    purge_from: discard TensorBoard's events from this epoch on, for resumed runs.
+    first_epoch, first_evaluation: the next ones. TensorBoard discards older events from these on,
+    which a resumed run writes again; a folder has one such limit, hence two of them.
     """
 
-    def __init__(self, folder: Path, settings: dict, purge_from: int, *, tensorboard: bool,
-                 logger: str) -> None:
-        self.writer: Any = None
+    def __init__(self, folder: Path, settings: dict, *, tensorboard: bool, first_epoch: int,
+                 first_evaluation: int, logger: str) -> None:
+        self.writer: Any = None  # over epochs
+        self.over_evaluations: Any = None
         self.tracker: Any = None
         self.settings = flat(settings)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_from)
+            events = folder / "tensorboard"
+            self.writer = SummaryWriter(str(events), purge_step=first_epoch)
+            self.over_evaluations = SummaryWriter(str(events / "over_evaluations"),
+                                                  purge_step=first_evaluation)
         if logger != "none":
             self.tracker = importlib.import_module(logger)
             self._track("init", project="ars", name=f"{folder.parent.name}/{folder.name}",
@@ -42,7 +47,8 @@ class Loggers:
             if name != "epoch":
                 self.writer.add_scalar(name, value, line["epoch"])
             if name.startswith(("train_", "eval_")):
-                self.writer.add_scalar(f"over_evaluations/{name}", value, line[EVALUATIONS])
+                self.over_evaluations.add_scalar(f"over_evaluations/{name}", value,
+                                                 line[EVALUATIONS])
 
     def finish(self, final: dict) -> None:
         """Add the hyperparameters with the last values of the task's metrics."""
@@ -61,6 +67,7 @@ class Loggers:
         """Flush and close."""
         if self.writer is not None:
             self.writer.close()
+            self.over_evaluations.close()
         if self.tracker is not None:
             self._track("finish")
 

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -25,8 +26,9 @@ from exp.harness.distributed import (
     whole,
 )
 from exp.harness.facts import run_facts
-from exp.harness.folder import RunFolder
+from exp.harness.folder import RunFolder, epochs_of
 from exp.harness.interrupts import Interrupts
+from exp.harness.limits import Limits
 from exp.harness.loggers import Loggers
 from exp.harness.plots import plot_curves, plot_diagnostics
 from exp.harness.progress import Progress, final_table
@@ -59,7 +61,8 @@ class Run:
     task's milestones is recorded. A run that completes, is interrupted or diverges writes
     summary.json and curves.png when the block is left.
     Only the main process writes files. All processes stop at the same step.
-    Raises ConfigError on entry if the checkpoint belongs to another configuration.
+    Raises ConfigError on entry if the checkpoint belongs to another configuration or is past the
+    end of this run.
     """
 
     def __init__(self, folder: RunFolder, built: Built) -> None:
@@ -69,7 +72,7 @@ class Run:
         self.model, self.optimizer, self.objective = built.model, built.optimizer, built.objective
         self.at = Position(milestones=dict.fromkeys(self.task.milestones))
         self.device = built.device
-        self.stopped = False
+        self.limits = Limits(self.experiment, self.task.primary)
         self.interrupts = Interrupts()
         self.signals = DelayedMax()
         self.started_at = time.perf_counter()
@@ -106,25 +109,26 @@ class Run:
         record = ""
         resumed = self.checkpoints.load()
         if resumed is not None:
-            self.at, self.stopped, self.seconds_before, record = resumed
+            self.at, self.seconds_before, record = resumed
+            self.limits.resume(epochs_of(record), self.at.batch)
         if is_main():
             facts = run_facts(self.built)
             self.folder.begin(self.settings, facts, record)
             self.last_line = (self.folder.metrics() or [{}])[-1]
         tensorboard = self.experiment.tensorboard and is_main()
-        self.loggers = Loggers(self.folder.path, self.settings, self.at.epoch + 1,
-                           tensorboard=tensorboard,
-                           logger=self.experiment.logger if is_main() else "none")
+        self.loggers = Loggers(
+            self.folder.path, self.settings, tensorboard=tensorboard, first_epoch=self.at.epoch + 1,
+            first_evaluation=self.objective.gradient_evaluations + 1,
+            logger=self.experiment.logger if is_main() else "none")
 
     def __exit__(self, kind: type | None, error: Exception | None, trace: Any) -> None:
-        self.interrupts.remove()
         if self.progress is not None:
             self.progress.close()
-        try:
+        with ExitStack() as afterwards:  # the last one first
+            afterwards.callback(self.interrupts.remove)
+            afterwards.callback(self.folder.unlock)
+            afterwards.callback(self.loggers.close)
             self._end(kind)
-        finally:
-            self.folder.unlock()
-            self.loggers.close()
         if kind is torch.linalg.LinAlgError:  # a decomposition met non-finite values
             raise Diverged(f"{error} in epoch {self.at.epoch + 1}, step {self.at.step}") from error
 
@@ -143,7 +147,7 @@ class Run:
 
     def epochs(self) -> Iterator[int]:
         """Yield the number of each remaining epoch, 1-based."""
-        while self.at.epoch < self.experiment.epochs and not self.stopped:
+        while not self.limits.ended:
             self.model.train()
             set_mode(self.optimizer, "train")
             self.objective.restore_statistics()
@@ -175,12 +179,12 @@ class Run:
                 self.progress.show(self.at.epoch + 1, self.at.step, loss)
                 signal = signal if math.isfinite(loss) else NOT_FINITE
             self._act_on(self.signals.all_max(signal))
-        set_mode(self.optimizer, "eval")
-        if evaluated_weights(self.optimizer) is not None:  # an average, say
-            self.objective.average_statistics(train.epoch(self.at.epoch))
         wait_for(self.device)
         self.at.seconds = time.perf_counter() - started - self.instruments.seconds
         self.peak_memory = peak_memory(self.device)  # before evaluation, whose batches are larger
+        set_mode(self.optimizer, "eval")
+        if evaluated_weights(self.optimizer) is not None:  # an average, say
+            self.objective.average_statistics(train.epoch(self.at.epoch))
 
     def log(self, evaluation: dict[str, float]) -> None:
         """End the epoch: append a line to metrics.jsonl, update the best epoch and the milestones,
@@ -212,6 +216,7 @@ class Run:
             numbers["the state of the optimizer"] = math.nan
         self._require_finite(self.at.epoch, numbers)
         self._update_best(line)
+        self.limits.follow(line)
         for name, (metric, threshold) in self.task.milestones.items():
             reached = self.task.metric(metric).reaches(line[metric], threshold)
             if self.at.milestones[name] is None and reached:
@@ -220,7 +225,7 @@ class Run:
         pending = self.signals.all_max(STOP if self.interrupts.pending else 0)
         if due or pending:
             self._checkpoint()
-        if pending and self.at.epoch < self.experiment.epochs and not self.stopped:
+        if pending and not self.limits.ended:
             raise Interrupted
 
     def test(self, evaluate: Callable[[], dict[str, float]]) -> None:
@@ -248,18 +253,6 @@ class Run:
         if best is None or metric.is_better(value, best):
             self.at.best = {"epoch": self.at.epoch, metric.name: value}
             self.checkpoints.keep_best()
-        target = self.experiment.stop_at
-        reached = target is not None and metric.reaches(value, target)
-        self.at.held = self.at.held + 1 if reached else 0
-        if self.at.arrived is None and self.at.held >= self.experiment.hold:
-            self.at.arrived = self.at.epoch
-        self.stopped = self._is_spent() or (
-            self.at.arrived is not None
-            and self.at.epoch >= self.at.arrived + self.experiment.linger)
-
-    def _is_spent(self) -> bool:
-        limit = self.experiment.max_evaluations
-        return limit is not None and self.objective.gradient_evaluations >= limit
 
     def _require_finite(self, epoch: int, numbers: dict[str, float]) -> None:
         for name, value in numbers.items():
@@ -267,7 +260,7 @@ class Run:
                 raise Diverged(f"{name} is {value} in epoch {epoch}, step {self.at.step}")
 
     def _checkpoint(self) -> None:
-        self.checkpoints.save(self.at, self.stopped, self._wall_seconds())
+        self.checkpoints.save(self.at, self._wall_seconds())
 
     def _summarize(self, status: str) -> None:
         final = {k: v for k, v in self.last_line.items() if k not in ("diagnostics", "epoch")}

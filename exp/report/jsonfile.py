@@ -7,6 +7,8 @@
 import json
 from pathlib import Path
 
+from exp.harness import atomic
+
 
 def read_json(path: Path) -> dict | None:
     """Read a JSON file; None if there is no file. Raises ValueError if it is damaged."""
@@ -27,12 +29,9 @@ def require_json(path: Path) -> dict:
 
 
 def write_json(path: Path, content: dict | list, depth: int) -> None:
-    """Write a JSON file through a temporary file, so that a killed process leaves the old content.
-    depth: as in `to_json`."""
+    """Write a JSON file atomically. depth: as in `to_json`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(to_json(content, depth) + "\n", encoding="utf-8")
-    part.replace(path)
+    atomic.replace(path, (to_json(content, depth) + "\n").encode())
 
 
 def to_json(value: object, depth: int) -> str:

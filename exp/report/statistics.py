@@ -38,6 +38,13 @@ def mean(values: Sequence[float]) -> Estimate:
     return Estimate(float(array.mean()), low, high, len(array))
 
 
+def geometric_mean(values: Sequence[float]) -> Estimate:
+    """Return the geometric mean of positive values with an interval that is Student's on the log
+    scale, for quantities that are compared as ratios, such as learning rates."""
+    logs = mean([math.log(value) for value in values])
+    return Estimate(math.exp(logs.value), math.exp(logs.low), math.exp(logs.high), logs.n)
+
+
 def deviation(values: Sequence[float]) -> float:
     """Return the sample standard deviation, nan for one value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
