@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import tarfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from conftest import TINY
 
 from exp.harness.errors import ConfigError
+from exp.harness.lock import exclusive
 from exp.harness.task import task_named
 from exp.jobs import queue
 from exp.jobs.deadline import stopped_after
@@ -20,14 +22,16 @@ from exp.jobs.here import Here
 from exp.jobs.launch import Local
 from exp.jobs.queue import Job, run_jobs, state
 from exp.report.evidence import sample
+from exp.report.jsonfile import write_json
 from exp.report.statistics import logrank, mean, median_time, paired, speedup
 from exp.reproduce import __main__ as command
 from exp.reproduce.claims import Claim, judge
 from exp.reproduce.factorial import effects
+from exp.reproduce.figures import draw
 from exp.reproduce.measures import MEASURES, evidence, overhead
 from exp.reproduce.papers import read_papers, select_tables
 from exp.reproduce.plan import Cell
-from exp.reproduce.records import collect, is_done, read_kept, write_kept
+from exp.reproduce.records import collect, is_done, keep_finished, read_kept
 from exp.reproduce.report import render
 from exp.reproduce.verdicts import claims_table, render_verdicts
 from exp.reproduce.yardstick import Yardstick
@@ -216,6 +220,18 @@ def test_a_page_names_the_data_of_runs_that_recorded_it():
     pages = [render(TABLES["readme-3.3"], RUNS | {"runs": part}, []) for part in (runs, runs[:1])]
     assert "; commit abcdef0; data aaaaaaa, bbbbbbb; seeds 1, 2." in pages[0]
     assert "; commit abcdef0; seeds 1." in pages[1]
+
+
+def test_a_run_that_diverged_in_its_first_epoch_has_a_place_on_the_page(tmp_path):
+    table = replace(TABLES["paper-4.3"], baseline="AdamW")
+    gone = run("AdamW", 2, []) | {"status": "diverged", "curve": {}}
+    row, = (row.label for row in table.rows if row.label.startswith("Muon"))
+    metric = table.metric("published").name
+    runs = [run("AdamW", 1, [0.5, 0.6], **{metric: [9.0, 8.0]}), gone, gone | {"row": row}]
+    page = render(table, RUNS | {"runs": runs}, [])
+    assert f"Diverged: AdamW seed 2, {row} seed 2." in page
+    draw(tmp_path / "x.png", table, RUNS | {"runs": runs}, [])
+    assert (tmp_path / "x.png").exists()
 
 
 def test_a_page_names_the_runs_that_older_code_made(monkeypatch):
@@ -461,7 +477,8 @@ def adopted(reproduce, results, capsys):
     return dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
 
 
-def test_runs_made_elsewhere_are_adopted_whole_or_not_at_all(small, here, tmp_path, capsys):
+def test_runs_made_elsewhere_are_adopted_whole_or_not_at_all(small, here, tmp_path, capsys,
+                                                            monkeypatch):
     _, reproduce, outputs = small
     results = finished_elsewhere(small, tmp_path)
     adamw, aga = "lrp_grok_adamw_600e/seed1", "lrp_grok_ars2_neo_aga_400e/seed1"
@@ -486,6 +503,9 @@ def test_runs_made_elsewhere_are_adopted_whole_or_not_at_all(small, here, tmp_pa
     said = adopted(reproduce, tmp_path / "results.tar.xz", capsys)
     assert said["results/" + aga] == "not imported: this run is already in the records"
     assert reproduce("--adopt", str(tmp_path / "nothing.tar")) == 2
+    monkeypatch.setattr("exp.reproduce.adopt.LARGEST", 1000)
+    assert reproduce("--adopt", str(tmp_path / "results.tar.xz")) == 2
+    assert "has more than" in capsys.readouterr().err
 
 
 def test_jobs_resume_keep_other_runs_and_report_failures(tmp_path, capfd):
@@ -567,8 +587,17 @@ def test_committed_verdicts_are_what_the_records_say():
 
 
 def test_records_survive_writing_and_reading(tmp_path):
-    write_kept(tmp_path / "a.json", RUNS)
+    write_json(tmp_path / "a.json", RUNS, depth=2)
     assert read_kept(tmp_path / "a.json") == RUNS
+    path = tmp_path / "kept" / "readme-3.3.json"
+    with exclusive(tmp_path / "kept.lock"):  # another process adds runs
+        adding = threading.Thread(target=keep_finished, args=(
+            TABLES["readme-3.3"], tmp_path / "none", path))
+        adding.start()
+        write_json(path, {"runs": [], "settings": {}, "sources": {}}, depth=2)
+        adding.join(0.05)
+        assert adding.is_alive()
+    adding.join()
     table = TABLES["readme-3.3"]
     job = table.job(table.rows[0], 1, Cell("full", "published"), tmp_path)
     assert not is_done(job, RUNS, any_version=True)

@@ -24,14 +24,7 @@ from exp.reproduce.claims import Claim
 from exp.reproduce.outlook import Outlook
 from exp.reproduce.papers import read_papers, select_tables
 from exp.reproduce.plan import Table
-from exp.reproduce.records import (
-    collect,
-    has_same_runs,
-    is_done,
-    kept_path,
-    read_kept,
-    write_kept,
-)
+from exp.reproduce.records import collect, is_done, keep_finished, kept_path, read_kept
 from exp.reproduce.report import render
 from exp.reproduce.verdicts import render_verdicts
 
@@ -101,12 +94,9 @@ def write_table(table: Table, claims: Iterable[Claim], outputs: Path) -> bool:
 
     path = kept_path(table, outputs)
     of_table = [claim for claim in claims if claim.table == table.name]
-    records = _collected(table, outputs)
+    records = keep_finished(table, outputs, path)
     if not records["runs"]:
         return False
-    if not has_same_runs(records, read_kept(path)):
-        write_kept(path, records)
-    records = read_kept(path)
     path.with_suffix(".md").write_text(render(table, records, of_table), encoding="utf-8")
     draw(path.with_suffix(".png"), table, records, of_table)
     return True
@@ -129,8 +119,7 @@ def _run(missing: dict[Job, Table], options: argparse.Namespace) -> int:
     by_folder = {job.folder: job for job in missing}
 
     def keep(job: Job, _: int) -> None:
-        table = missing[job]
-        write_kept(kept_path(table, options.outputs), _collected(table, options.outputs))
+        keep_finished(missing[job], options.outputs, kept_path(missing[job], options.outputs))
 
     def seconds(folder: Path) -> float | None:
         job = by_folder[folder]

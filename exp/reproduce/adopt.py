@@ -18,7 +18,7 @@ from exp.harness.toml import read_toml
 from exp.jobs.freshness import Identity, folder_identity
 from exp.jobs.queue import Job
 from exp.reproduce.plan import Table
-from exp.reproduce.records import collect, is_done, kept_path, read_kept, write_kept
+from exp.reproduce.records import is_done, keep_finished, kept_path, read_kept
 
 FILES = ("config.toml", "run.json", "metrics.jsonl", "summary.json")
 FACTS = ("device", "threads", "versions", "commit", "uncommitted_changes")  # required in run.json
@@ -51,8 +51,7 @@ def adopt(results: Path, tables: Sequence[Table], outputs: Path) -> list[str]:
             except NotTaken as reason:
                 lines.append(f"{name}: not imported: {reason}")
         for table in (table for table in tables if table.name in changed):
-            path = kept_path(table, outputs)
-            write_kept(path, collect(table, Path(scratch), read_kept(path)))
+            keep_finished(table, Path(scratch), kept_path(table, outputs))
     return lines
 
 
@@ -126,8 +125,10 @@ def _unpacked(results: Path) -> Iterator[Path]:
         try:
             with tarfile.open(results) as tar:
                 for member in tar:
-                    if (member.isfile() and Path(member.name).name in FILES
-                            and member.size <= LARGEST):
+                    if member.isfile() and Path(member.name).name in FILES:
+                        if member.size > LARGEST:
+                            raise ConfigError(f"{results}: {member.name} has more than "
+                                              f"{LARGEST // 2**20} MiB")
                         tar.extract(member, folder, filter="data")
         except (OSError, tarfile.TarError) as error:
             raise ConfigError(f"cannot read {results}: {error}") from error

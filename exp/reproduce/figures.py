@@ -81,7 +81,10 @@ def _curves(axes, runs: dict[str, list[dict]], by: Yardstick, axis: str, looks: 
 def averaged(group: list[dict], by: Yardstick, axis: str) -> tuple[np.ndarray, ...]:
     """Return arrays (costs, mean, least, largest), per epoch that all runs have, of the metric over
     the runs of `group`. axis: of the costs, see `yardstick.spent`."""
-    length = min(len(by.curve(run)) for run in group)
+    group = [run for run in group if by.curve(run)]  # not those that diverged in the first epoch
+    length = min((len(by.curve(run)) for run in group), default=0)
+    if not length:
+        return (np.empty(0),) * 4
     every = by.scale * np.array([list(map(number_or_nan, by.curve(run)[:length]))
                                  for run in group])
     costs = np.arange(1, length + 1) if axis == "epochs" else np.mean(

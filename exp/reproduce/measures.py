@@ -156,7 +156,7 @@ def _lag(c: Comparison) -> Evidence:
 def _evaluations(c: Comparison) -> Evidence:
     """The other row's second passes over ours: gradient evaluations per step beyond the first."""
     extra, base = ([run["curve"]["gradient_evaluations"][-1] / run["steps"] - 1
-                    for run in runs.values()] for runs in (c.ours, c.other))
+                    for run in runs.values() if run["steps"]] for runs in (c.ours, c.other))
     return sample([b / a for a, b in zip(extra, base, strict=False)], log=True)
 
 

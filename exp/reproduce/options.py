@@ -43,5 +43,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                               "then render")
     instead.add_argument("--render", action="store_true",
                          help="write the pages from the stored records; run nothing")
-    parser.add_argument("--outputs", type=Path, default=OUTPUTS, help=argparse.SUPPRESS)
+    parser.add_argument("--outputs", type=Path, default=OUTPUTS, metavar="DIR",
+                        help=f"folder of runs and kept records (default: {OUTPUTS}); a new one "
+                             "repeats every run, because stored runs are not run again")
     return parser.parse_args(arguments)

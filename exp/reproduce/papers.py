@@ -18,7 +18,8 @@ PAPERS = ROOT / "exp" / "papers"
 @dataclass(frozen=True)
 class Paper:
     """Tables and claims of one paper. note: printed above its verdicts. overheads: the benchmark
-    that decides its claims about time and memory, {bench, configs, note}."""
+    that decides its claims about time and memory, {bench, configs, note}. headings: of claims whose
+    `table` is none of `tables`."""
 
     name: str
     title: str
@@ -26,6 +27,7 @@ class Paper:
     tables: tuple[Table, ...]
     claims: tuple[Claim, ...]
     overheads: dict = field(default_factory=dict)
+    headings: dict[str, str] = field(default_factory=dict)
 
     def claims_of(self, table: str) -> list[Claim]:
         """The claims that a table decides, in the paper's order."""

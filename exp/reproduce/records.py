@@ -12,6 +12,7 @@ from typing import Any
 
 from exp.harness.config import load_settings
 from exp.harness.errors import ConfigError
+from exp.harness.lock import exclusive
 from exp.harness.recipes import changes, recipes
 from exp.harness.task import task_named
 from exp.jobs.finished import finished_run
@@ -107,9 +108,15 @@ def is_done(job: Job, records: dict, any_version: bool) -> bool:
                for one in kept)
 
 
-def write_kept(path: Path, records: dict) -> None:
-    """Write all records to a JSON file, one run per line."""
-    write_json(path, records, depth=2)
+def keep_finished(table: Table, outputs: Path, path: Path) -> dict:
+    """Add the finished runs of the table's folders in `outputs` to the kept records in the file
+    `path`, one line per run, and return these. Other processes that add runs wait meanwhile."""
+    with exclusive(path.parent.with_suffix(".lock")):
+        before = read_kept(path)
+        records = collect(table, outputs, before)
+        if not has_same_runs(records, before):
+            write_json(path, records, depth=2)
+        return read_kept(path)
 
 
 def _deduplicated(items: Iterable[tuple[dict, dict, dict]]) -> dict:

@@ -1,5 +1,6 @@
 """The Markdown page of a paper's table, made from its kept records alone."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from exp.reproduce.options import PROTOCOLS, SCALES
 from exp.reproduce.plan import Table
 from exp.reproduce.records import outdated
 from exp.reproduce.verdicts import claims_table
-from exp.reproduce.yardstick import Yardstick, number_or_nan, watched
+from exp.reproduce.yardstick import Yardstick, number_or_nan, spent, watched
 
 AXES = {"epochs": "epochs", "gradient_evaluations": "gradient evaluations", "seconds": "seconds"}
 PROTOCOL_WORDS = {"published": "published protocol, flaws included",
@@ -32,14 +33,14 @@ Groups = dict[str, list[dict]]  # row label -> its runs of one scale and protoco
 
 def render(table: Table, records: dict, claims: Sequence[Claim]) -> str:
     """Return the page of one table. claims: those that the table decides."""
-    scales = " or ".join(f"`--scale {scale}`" for scale in table.scales)
     shown = sections(table, records)
+    scale = shown[0][0] if shown else next(iter(table.scales))
     present = {name for place in shown for name in place}
     parts = [f"# {table.title}",
              "The results of our runs of this table"
              + ", and verdicts on the paper's claims that they decide" * bool(claims)
-             + f". To repeat the runs: `python -m exp.reproduce {table.name}` with {scales}. "
-             f"`{table.name}.json` beside this page has every number.",
+             + f". `{table.name}.json` beside this page has every number. To run them again: "
+             f"`python -m exp.reproduce {table.name} --scale {scale} --outputs /tmp/again`.",
              table.note,
              " ".join(["How to read:", *(text for name, text in READING.items()
                                          if name in present), INTERVALS]),
@@ -118,8 +119,8 @@ def _values(table: Table, by: Yardstick, runs: Groups) -> str:
             row, len(group), list(best[row].values()),
             statistics.deviation(list(best[row].values())),
             _mean(by.scale * by.last(run) for run in group), *([test] if has_test else []),
-            _mean(run["curve"]["gradient_evaluations"][-1] for run in group),
-            _mean(run["curve"]["seconds"][-1] for run in group),
+            _mean(cost for run in group for cost in spent(run, "gradient_evaluations")[-1:]),
+            _mean(cost for run in group for cost in spent(run, "seconds")[-1:]),
             *(statistics.paired(best[row], best[table.baseline]) if compared else ("", ""))))
     return (f"Best epoch: the epoch with the best {by.metric.label} on the evaluation data"
             + "; the test split is read at that epoch" * has_test
@@ -130,8 +131,8 @@ def _values(table: Table, by: Yardstick, runs: Groups) -> str:
 
 def _equal_compute(by: Yardstick, runs: Groups) -> str:
     """Table of each row's best value within the total cost of the cheapest row, on each axis."""
-    budgets = {axis: min(end for group in runs.values() for end in watched(group, axis))
-               for axis in AXES}
+    budgets = {axis: min((end for group in runs.values() for end in watched(group, axis) if end),
+                         default=math.nan) for axis in AXES}
     lines: Lines = [("at equal", *(f"{number(budgets[axis])} {word}"
                                    for axis, word in AXES.items()))]
     for row, group in runs.items():
@@ -179,5 +180,6 @@ def _sooner(baseline: str, by: Yardstick, runs: Groups) -> str:
 
 
 def _mean(values: Iterable[float]) -> float:
+    """Mean of the values, nan without any: a run may diverge in its first epoch."""
     values = list(values)
-    return sum(values) / len(values)
+    return sum(values) / len(values) if values else math.nan

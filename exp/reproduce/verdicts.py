@@ -54,12 +54,13 @@ def paper_claims(paper: Paper, kept: Path) -> Iterator[tuple[str, list[Line]]]:
     measured = {claim.id: overhead(claim, benches, paper.overheads["configs"])
                 for claim in paper.claims if benches}
     tables = {table.name: table for table in paper.tables}
+    titles = {"": "Statements in the text", **paper.headings,
+              **{name: table.title for name, table in tables.items()}}
     for name in dict.fromkeys([*tables, *(claim.table for claim in paper.claims)]):
         claims = paper.claims_of(name)
         if claims:
-            title = tables[name].title if name in tables else name or "Statements in the text"
-            yield title, claims_lines(claims, tables.get(name), read_kept(kept / f"{name}.json"),
-                                      measured)
+            yield titles[name], claims_lines(claims, tables.get(name),
+                                             read_kept(kept / f"{name}.json"), measured)
 
 
 def _benches(paper: Paper, kept: Path) -> list[dict]:
