@@ -130,6 +130,8 @@ def test_the_command_writes_numbers_tables_and_a_plot(monkeypatch, tmp_path):
     assert rows["torch AdamW, foreach"]["extra_per_weight"] > 0.5
     sizes = json.loads(next(tmp_path.glob("polar_*.json")).read_text())["results"]["sizes"]
     assert sizes["4 x 6"]["svd"]["error"]["gaussian"] < 1e-5
+    dtypes = {name: row["dtype"] for name, row in sizes["4 x 6"].items()}
+    assert dtypes.pop("torch, bfloat16") == "bfloat16" and set(dtypes.values()) == {"float32"}
     assert sizes["6 x 6"]["ours, keller"]["error"]["gaussian"] < 0.5
     text = (tmp_path / "bench.md").read_text()
     peer = min((name for name in rows if name.startswith(page.PEERS)),
@@ -142,6 +144,8 @@ def test_the_command_writes_numbers_tables_and_a_plot(monkeypatch, tmp_path):
     (tmp_path / "steps_x.json").write_text("{")
     assert bench.main(["--render", "--output", str(tmp_path)]) == 2
     assert bench.parse([]).output == Path("outputs/bench")
+    with pytest.raises(SystemExit):
+        bench.parse(["--rounds", "0"])
 
 
 def test_smoke_names_what_is_far_from_the_cpu_what_raises_and_what_is_left_out(
@@ -150,7 +154,7 @@ def test_smoke_names_what_is_far_from_the_cpu_what_raises_and_what_is_left_out(
     names = ("muon", "soap", "lion", "signum", "qk_clip")
     assert set(names) | {"sam", "ars2_neo, sync"} <= smoke.candidates().keys()
     monkeypatch.setattr(smoke, "candidates", lambda: {name: {"name": name} for name in names})
-    monkeypatch.setattr(smoke, "PRECISIONS", ("bf16",))
+    monkeypatch.setattr(smoke, "VARIANTS", {"bf16": smoke.VARIANTS["bf16"]})
     honest, calls = smoke.weights_after, []
 
     def of_a_device_that_is_wrong(settings, device, **more):
@@ -171,6 +175,13 @@ def test_smoke_names_what_is_far_from_the_cpu_what_raises_and_what_is_left_out(
     assert "attention" in rows["optimizers"]["qk_clip"]["left_out"]
     assert {"cifar, bf16", "grokking, bf16", "wikitext2, bf16"} <= rows["tasks"].keys()
     assert not smoke.problems({"tasks": rows["tasks"]})
+    distances = {name: row["distance"] for name, row in rows["tasks"].items()}
+    assert 0 < min(distances.values()) < max(distances.values()) < 0.02, distances
+    before, after = {"eval_loss": 2.0}, {"eval_loss": 1.0, "loss": 2.0}
+    monkeypatch.setattr(smoke, "_trained", lambda *_: [before, {**after, "eval_loss": 1.5}])
+    monkeypatch.setattr(smoke, "_reference", lambda _: ((), [2.0, 1.0]))
+    assert smoke._compared_with_cpu("grokking", "bf16", torch.device("cpu")) == {
+        "loss": 2.0, "eval_loss": 1.5, "distance": 0.5, "problem": "far from the CPU's loss"}
     assert "| signum " in (tmp_path / "bench.md").read_text()
 
 
@@ -211,6 +222,28 @@ def test_the_committed_report_is_what_its_json_says(tmp_path):
         (tmp_path / name.name).write_bytes(name.read_bytes())
     page.write(tmp_path)
     assert (tmp_path / "bench.md").read_text() == (folder / "bench.md").read_text()
+
+
+def test_a_share_is_of_the_peak_in_the_dtype_of_the_products():
+    row = {"ms": 1.0, "ms_low": 1.0, "ms_high": 1.0, "ratio": 1.0, "gflops": 50.0,
+           "error": {"x": 0}}
+    sizes = {"4 x 4": {"ours": row, "torch, bfloat16": row}}
+
+    def shares(**results):
+        _, _, table = page.polar_tables({"sizes": sizes, **results})
+        return [line.split("|")[4].strip() for line in table.splitlines()[2:]]
+
+    assert shares(peak_gflops=100.0) == ["50%", "–"]  # as older results have it
+    assert shares(peaks={"float32": 100.0, "bfloat16": 200.0}) == ["50%", "25%"]
+
+
+def test_the_peers_and_the_shapes_of_the_step_benchmark():
+    assert len(steps.shapes()["resnet18"]) == 10 and (512, 4608) in steps.shapes()["resnet18"]
+    facts = {"device": "cpu", "processor": "x", "threads": 1, "clock": "wall",
+             "versions": {"torch": "2", "heavyball": None}}
+    assert page._facts(facts, "steps").endswith(
+        "torch 2. Left out, because not installed: heavyball.")
+    assert page._facts(facts, "polar").endswith("torch 2.")
 
 
 def test_instruments_are_timed_beside_a_step(monkeypatch):

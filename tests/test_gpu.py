@@ -14,9 +14,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import exp.cifar.train as cifar
 import exp.grokking.train as grokking
+import exp.ladder.train as ladder
 import exp.wikitext2.train as wikitext2
 from data.cifar10 import _statistics, augment
 from exp.harness.classification import loss_and_correct
+from exp.harness.task import tasks
 from exp.harness.toml import apply_override
 from model import build_model
 from optimizer import ars2_neo, build_optimizer, hyperball
@@ -131,13 +133,14 @@ def inputs(task):
             images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
             return augment(images, None, crop=4, flip=True, cutout=8), torch.zeros(8).long()
         tokens = torch.zeros(8, 3 if task == "grokking" else 15).long()
-        return tokens, tokens if task == "wikitext2" else tokens[:, 0]
+        return tokens, tokens if task in ("wikitext2", "ladder") else tokens[:, 0]
 
 
 TASKS = {
     "grokking": (grokking, "grokking_transformer", {"vocab_size": 12}, loss_and_correct),
     "cifar": (cifar, "resnet18", {"num_classes": 10}, loss_and_correct),
     "wikitext2": (wikitext2, "qwen3", {"vocab_size": 300}, wikitext2.next_token_losses),
+    "ladder": (ladder, "gpt", {"vocab_size": 256}, ladder.total_loss),
 }
 
 
@@ -152,6 +155,7 @@ def test_losses_stay_on_the_gpu_and_nobody_asks_for_them(task):
     batch = inputs(task)
     loss, means = script.TASK.loss_fn(model, *batch)
     assert {value.device for value in (loss, *means.values())} == {GPU}
+    assert TASKS.keys() == set(tasks())
     with torch.no_grad():
         *rest, targets = batch
         targets = targets.flatten() if task == "wikitext2" else targets

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from exp.harness.arguments import add_dry_run
+from exp.harness.arguments import add_dry_run, positive
 
 PARTS = ("steps", "polar", "training", "instruments", "sharding", "smoke")
 BY_DEFAULT = PARTS[:-2]
@@ -21,7 +21,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--render", action="store_true",
                         help="write page and figures from the JSON in --output; measure nothing")
     add_dry_run(parser)
-    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default: 15)")
+    parser.add_argument("--rounds", type=positive, default=15, metavar="N",
+                        help="interleaved rounds (default: 15)")
     parser.add_argument("--clock", choices=("wall", "thread"), default="wall",
                         help="wall-clock time (default) or processor time of the thread")
     parser.add_argument("--full", action="store_true",
@@ -43,7 +44,8 @@ def parse_collection(arguments: Sequence[str] | None = None) -> argparse.Namespa
                                      description="Train briefly with every optimizer.")
     parser.add_argument("names", nargs="*", metavar="NAME",
                         help="optimizers to train with (default: all)")
-    parser.add_argument("--workers", type=int, default=1, help="number of parallel runs")
+    parser.add_argument("--workers", type=positive, default=1, metavar="N",
+                        help="number of parallel runs")
     parser.add_argument("--render", action="store_true",
                         help="write the page from the JSON in --output; run nothing")
     add_dry_run(parser)

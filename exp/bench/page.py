@@ -29,7 +29,8 @@ def write(folder: Path) -> None:
     parts += best_peers({kind: content["results"] for (part, kind), content in files
                          if part == "steps"})
     for (part, kind), content in files:
-        parts += [f"## {TITLES[part]}", _facts(content["facts"]), *PARTS[part](content["results"])]
+        parts += [f"## {TITLES[part]}: {kind}", _facts(content["facts"], part),
+                  *PARTS[part](content["results"])]
         if part == "polar":
             draw(folder / f"pareto_{kind}.png", content["results"])
     if (notes := folder / "notes.md").exists():
@@ -37,10 +38,12 @@ def write(folder: Path) -> None:
     (folder / "bench.md").write_text(page(*parts), encoding="utf-8")
 
 
-def _facts(facts: dict) -> str:
+def _facts(facts: dict, part: str) -> str:
     versions = ", ".join(f"{name} {known}" for name, known in facts["versions"].items() if known)
+    absent = [name for name in PEERS if facts["versions"].get(name, "known") is None]
+    left_out = f" Left out, because not installed: {', '.join(absent)}."
     return (f"Measured on {facts['device']}, {facts['processor']}; threads: {facts['threads']}; "
-            f"clock: {facts['clock']}; {versions}.")
+            f"clock: {facts['clock']}; {versions}." + left_out * (part == "steps" and bool(absent)))
 
 
 def spread(row: dict, key: str, digits: str) -> str:
@@ -123,19 +126,27 @@ smoke_tables = tables(
 
 def polar_tables(results: dict) -> Iterator[str]:
     """Yield one table per size; errors are relative distances from the exact polar factor."""
-    size, best = results.get("peak_size", 1024), results["peak_gflops"]
-    wide = results.get("float32_peak_gflops", best)
-    kinds = next(iter(next(iter(results["sizes"].values())).values()))["error"]
-    yield (f"Peak rate, of a {size} x {size} product: {best:.0f} GFLOP/s"
-           + (f", in float32 {wide:.0f}." if wide != best else ".")
-           + f" The columns from *{next(iter(kinds))}* on are relative distances from the exact "
-           "polar factor, for inputs of that kind.")
+    size, sizes = results.get("peak_size", 1024), results["sizes"]
+    # Older results, all of CPUs, have one peak, of float32, and no dtypes.
+    peaks = results.get("peaks") or {"float32": results["peak_gflops"]}
+    kinds = next(iter(next(iter(sizes.values())).values()))["error"]
+    yield (f"Peak rate, of a {size} x {size} product: "
+           + ", ".join(f"{rate:.0f} GFLOP/s in {dtype}" for dtype, rate in peaks.items())
+           + ". The share is of the peak in the method's dtype; a dash: not measured. The columns "
+           f"from *{next(iter(kinds))}* on are relative distances from the exact polar factor, for "
+           "inputs of that kind.")
+
+    def share(name: str, row: dict) -> str:
+        peak = peaks.get(row.get("dtype", "bfloat16" if "bfloat16" in name else "float32"))
+        return f"{row['gflops'] / peak:.0%}" if peak and row["gflops"] else "–"
+
     yield from tables(
         "method", ("ms", lambda row: spread(row, "ms", ".2f")),
         ("ratio to keller", lambda row: f"{row['ratio']:.2f}"),
-        ("share of peak", lambda row: f"{row['share_of_peak']:.0%}" if row["gflops"] else "–"),
+        ("share of peak", lambda row: row["share"]),
         *((kind, lambda row, kind=kind: f"{row['error'][kind]:.2g}") for kind in kinds),
-    )(results["sizes"])
+    )({title: {name: {**row, "share": share(name, row)} for name, row in rows.items()}
+       for title, rows in sizes.items()})
 
 
 def sharding_tables(results: dict) -> Iterator[str]:

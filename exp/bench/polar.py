@@ -10,9 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from exp.bench.steps import keller
 from exp.bench.timing import interleaved, summary
+from exp.harness.facts import has_bfloat16
 from optimizer.parts.polar import COEFFICIENTS, exact_polar, orthogonalize
 
-REFERENCE = "keller, float32"
+REFERENCE, PEER = "keller, float32", "torch, bfloat16"
 IN_FLOAT32 = (REFERENCE, "svd")  # on CUDA too, where the others take bfloat16
 PEAK_SIZE = {"cpu": 1024, "cuda": 8192}  # large enough that launch time is negligible
 EMULATED = 128  # rows; beyond, emulated bfloat16 on a CPU takes seconds
@@ -40,7 +41,7 @@ def methods(m: int, device: torch.device) -> dict[str, Callable[[Tensor], Tensor
     every = {**ours, "keller, float32": keller, "svd": lambda x: exact_polar(x[None])[0]}
     if device.type != "cpu" or m <= EMULATED:
         coefficients = (3.4445, -4.7750, 2.0315)
-        every["torch, bfloat16"] = lambda x: torch_polar(x, coefficients, 5, 1e-7)
+        every[PEER] = lambda x: torch_polar(x, coefficients, 5, 1e-7)
     return every
 
 
@@ -53,11 +54,11 @@ def peak(device: torch.device, clock: str, dtype: torch.dtype) -> float:
 
 
 def measure(rounds: int, clock: str, device: torch.device) -> dict:
-    """Per size and method: time, ratio to REFERENCE, GFLOP/s, share of its dtype's peak, errors."""
-    wide = peak(device, clock, torch.float32)
-    best = peak(device, clock, torch.bfloat16) if device.type == "cuda" else wide
-    results: dict = {"peak_size": PEAK_SIZE[device.type], "peak_gflops": best,
-                     "float32_peak_gflops": wide, "sizes": {}}
+    """Peak rates of the dtypes that the device has in hardware; per size and method: dtype, time,
+    ratio to REFERENCE, GFLOP/s, errors."""
+    dtypes = (torch.float32, torch.bfloat16)[:1 + has_bfloat16(device)]
+    results: dict = {"peak_size": PEAK_SIZE[device.type], "sizes": {}, "peaks": {
+        str(dtype).removeprefix("torch."): peak(device, clock, dtype) for dtype in dtypes}}
     for m, n in SIZES:
         matrices = {name: x.to(device) for name, x in inputs(m, n)}
         exact = {name: exact_polar(x[None])[0] for name, x in matrices.items()}
@@ -68,9 +69,9 @@ def measure(rounds: int, clock: str, device: torch.device) -> dict:
         for name, method in functions.items():
             with FlopCounterMode(display=False) as counter:
                 method(gaussian)
-            gflops = counter.get_total_flops() / (1e6 * rows[name]["ms"])
-            limit = wide if name in IN_FLOAT32 else best
-            rows[name].update(gflops=gflops, share_of_peak=gflops / limit)
+            rows[name]["gflops"] = counter.get_total_flops() / (1e6 * rows[name]["ms"])
+            narrow = name == PEER or device.type == "cuda" and name not in IN_FLOAT32
+            rows[name]["dtype"] = "bfloat16" if narrow else "float32"
             rows[name]["error"] = {key: distance(method(x.float()), exact[key])
                                    for key, x in matrices.items()}
         results["sizes"][f"{m} x {n}"] = rows

@@ -5,12 +5,16 @@ An optimizer's distance is ||w - w_cpu|| / ||w_cpu - w_0|| after STEPS steps. To
 rounding, the same distance is measured on the CPU with every gradient rounded to bfloat16; more
 than FAR times that is a problem. Both are large for optimizers that take signs or eigenvectors of a
 nearly singular statistic.
+
+A task's distance is that of its evaluation loss from the CPU's in float32, relative to the loss:
+the larger one of before and after a step of Sync on the same batch.
 """
 
 import math
 import warnings
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -18,9 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from exp.bench.training import MODES, endless
+from exp.bench.training import MODES, SAME_AS_ADAMW, endless
 from exp.harness.build import Built, build
 from exp.harness.config import load_settings
+from exp.harness.errors import ConfigError
 from exp.harness.facts import ROOT
 from exp.harness.task import task_named
 from exp.harness.task import tasks as task_names
@@ -29,7 +34,11 @@ from optimizer import available_optimizers, build_optimizer, is_wrapper, optimiz
 STEPS = 4
 FAR, LEAST = 4.0, 1e-3  # a distance above FAR * max(rounding, LEAST) is a problem
 WAIT_STEPS = 5
-PRECISIONS = ("fp32", "tf32", "bf16")
+# Row of a task -> overrides, and the largest distance that is no problem.
+VARIANTS: dict[str, tuple[tuple[str, ...], float]] = {
+    "fp32": ((), 1e-2), "tf32": (('experiment.precision="tf32"',), 2e-2),
+    "bf16": (('experiment.precision="bf16"',), 5e-2),
+    "compiled": (("experiment.compile=true",), 1e-2)}
 NEO: dict[str, dict] = {
     "base": {"k": 0}, "sync": {"k": 1}, "lazy": {"k": 2}, "aga": {"k": 2, "adaptive_sync": True},
     "lazy, 8bit": {"k": 2, "shear_storage": "8bit"}, "svd": {"k": 0, "orthogonalizer": "svd"}}
@@ -115,18 +124,34 @@ def _compared(settings: dict, device: torch.device) -> dict:
         row["problem"] = f"state off the device: {', '.join(sorted(set(strays)))}"
     elif not row["distance"] <= FAR * max(row["rounding"], LEAST):
         row["problem"] = "far from the CPU's weights"
-    return row
+    return row | (_waits_of_steps(settings, device) if device.type == "cuda" else {})
+
+
+def _waits_of_steps(settings: dict, device: torch.device) -> dict:
+    model = SmallNet().to(device)
+    optimizer = build_optimizer(settings, model)
+    images, labels = torch.randn(32, 3, 8, 8, device=device), torch.arange(32, device=device) % 10
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        return loss.detach()
+
+    return waits(lambda: optimizer.step(closure))
 
 
 def tasks(device: torch.device) -> dict[str, dict]:
-    """Per task at tiny scale: the numbers of a step of Sync and an evaluation in each precision,
-    and on CUDA how often the steps of each mode made the host wait for the device."""
+    """Per task at tiny scale: loss, evaluation and distance of each of VARIANTS, and on CUDA how
+    often the steps of each mode made the host wait for the device."""
     rows = {}
     for name in task_names():
-        for precision in PRECISIONS:
-            rows[f"{name}, {precision}"] = _attempt(partial(_trained, name, precision, device))
-        for mode in MODES if device.type == "cuda" else ():
-            rows[f"{name}, {mode}"] = _attempt(partial(_waits, name, mode, device))
+        for variant in VARIANTS:
+            compared = partial(_compared_with_cpu, name, variant, device)
+            rows[f"{name}, {variant}"] = _attempt(compared)
+        modes = [mode for mode in MODES if mode not in SAME_AS_ADAMW]
+        for mode in modes if device.type == "cuda" else ():
+            rows[f"{name}, {mode}"] = _attempt(partial(_waits_of_training, name, mode, device))
     return rows
 
 
@@ -134,37 +159,75 @@ def _attempt(measure: Callable[[], dict]) -> dict:
     try:
         return measure()
     except Exception as error:  # as above
-        return {"problem": f"{type(error).__name__}: {error}"}
+        no_compiler = isinstance(error, ConfigError) and "experiment] compile" in str(error)
+        return {"left_out" if no_compiler else "problem": f"{type(error).__name__}: {error}"}
 
 
-def _built(name: str, mode: str, precision: str, device: torch.device) -> Built:
+def _built(name: str, mode: str, device: torch.device, overrides: tuple[str, ...] = ()) -> Built:
     task = task_named(name)
-    overrides = [*task.scale("tiny"), f'experiment.device="{device.type}"',
-                 f'experiment.precision="{precision}"']
-    settings = load_settings(task.config, overrides, task)
-    return build({**settings, "optimizer": {**MODES[mode], "routing": "role"}}, task)
+    settings = load_settings(task.config, [
+        *task.scale("tiny"), f'experiment.device="{device.type}"', *overrides], task)
+    data = _data(name, device)
+    return build({**settings, "optimizer": {**MODES[mode], "routing": "role"}},
+                 replace(task, data=lambda **_: data))
 
 
-def _trained(name: str, precision: str, device: torch.device) -> dict:
-    run = _built(name, "Sync", precision, device)
-    loss = float(run.optimizer.step(run.objective.on(next(endless(run)))))
-    numbers = {"loss": loss, **task_named(name).evaluate(run.objective, run.data)}
-    strange = [key for key, value in numbers.items() if not math.isfinite(value)]
-    return numbers | ({"problem": f"not finite: {', '.join(strange)}"} if strange else {})
+@cache
+def _data(name: str, device: torch.device) -> Any:
+    task = task_named(name)
+    settings = load_settings(task.config, task.scale("tiny"), task)
+    return task.data(**settings["data"], seed=settings["experiment"]["seed"], device=device)
 
 
-def _waits(name: str, mode: str, device: torch.device) -> dict:
-    run = _built(name, mode, "fp32", device)
+@cache
+def _reference(name: str) -> tuple[tuple[Tensor, ...], list[float]]:
+    """A batch, and the evaluation losses of `_trained` on the CPU in float32."""
+    run = _built(name, "Sync", torch.device("cpu"))
+    batch = next(endless(run))
+    return batch, [numbers["eval_loss"] for numbers in _trained(name, run, batch)]
+
+
+def _trained(name: str, run: Built, batch: tuple[Tensor, ...]) -> list[dict[str, float]]:
+    """Evaluations before and after a step on `batch`; the second one has the step's loss."""
+    evaluate = partial(task_named(name).evaluate, run.objective, run.data)
+    before = evaluate()
+    run.model.train()
+    loss = float(run.optimizer.step(run.objective.on(batch)))
+    return [before, {"loss": loss, **evaluate()}]
+
+
+def _compared_with_cpu(name: str, variant: str, device: torch.device) -> dict:
+    (overrides, most), (batch, losses) = VARIANTS[variant], _reference(name)
+    run = _built(name, "Sync", device, overrides)
+    before, after = _trained(name, run, tuple(part.to(device) for part in batch))
+    row: dict[str, Any] = {**after, "distance": max(
+        abs(numbers["eval_loss"] / loss - 1)
+        for numbers, loss in zip((before, after), losses, strict=True))}
+    strange = [key for key, value in row.items() if not math.isfinite(value)]
+    if strange:
+        row["problem"] = f"not finite: {', '.join(strange)}"
+    elif row["distance"] > most:
+        row["problem"] = "far from the CPU's loss"
+    return row
+
+
+def _waits_of_training(name: str, mode: str, device: torch.device) -> dict:
+    run = _built(name, mode, device)
     batches = endless(run)
     run.model.train()
+    return waits(lambda: run.optimizer.step(run.objective.on(next(batches))))
+
+
+def waits(step: Callable[[], Any]) -> dict:
+    """How often a step makes the host wait for a CUDA device, and where in the code."""
     for _ in range(2):  # the first makes the state
-        run.optimizer.step(run.objective.on(next(batches)))
+        step()
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for _ in range(WAIT_STEPS):
-                run.optimizer.step(run.objective.on(next(batches)))
+                step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     places = [f"{warning.filename}:{warning.lineno}".removeprefix(f"{ROOT}/")

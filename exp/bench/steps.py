@@ -13,7 +13,7 @@ from torch.optim import Muon as TorchMuon
 
 from exp.bench.memory import peak_bytes
 from exp.bench.timing import interleaved, summary
-from exp.harness.facts import instruction_set
+from exp.harness.facts import has_bfloat16
 from model import build_model
 from optimizer import optimizer_class
 from optimizer.parts.base import Closure
@@ -26,11 +26,17 @@ NARROW = {f"muon, {dtype}": ("muon", {"ns_dtype": dtype}) for dtype in ("float32
 
 
 def shapes() -> dict[str, list[tuple[int, ...]]]:
-    """Shapes of the matrices of the grokking model, and of one layer of the 512-wide Qwen3."""
+    """Shapes of the matrices of the grokking model, of one layer of the 512-wide Qwen3, and one of
+    each shape among the convolutions of ResNet-18's blocks, as matrices."""
     grokking = build_model({"name": "grokking_transformer"}, vocab_size=114)
+    with torch.device("meta"):
+        resnet = build_model({"name": "resnet18"}, num_classes=10)
     return {
         "grokking": [tuple(p.shape) for p in grokking.parameters() if p.ndim >= 2],
         "qwen3 layer": [*[(512, 512)] * 4, *[(2048, 512)] * 2, (512, 2048)],
+        "resnet18": list(dict.fromkeys(tuple(p.flatten(1).shape) for name, p in
+                                       resnet.named_parameters()
+                                       if p.ndim == 4 and name.startswith("blocks"))),
     }
 
 
@@ -66,7 +72,7 @@ def contestants(device: torch.device) -> dict[str, Callable[[list[nn.Parameter]]
     """Name -> constructor of an optimizer from a list of parameters. Left out are libraries that
     are not installed, ours under torch.compile if there is no compiler, and ours with other dtypes
     of its products if bfloat16 is emulated."""
-    rules = OURS | (NARROW if device.type == "cuda" or "bf16" in instruction_set() else {})
+    rules = OURS | (NARROW if has_bfloat16(device) else {})
     optimizers: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
         name: partial(_ours, *rule) for name, rule in rules.items()}
     if shutil.which("g++"):

@@ -10,13 +10,16 @@ from exp.bench.memory import peak_bytes
 from exp.bench.timing import interleaved, summary
 from exp.harness.build import Built, build
 from exp.harness.config import load_settings
+from exp.harness.facts import has_bfloat16
 from exp.harness.task import task_named, tasks
 from optimizer.parts.state import state_of, state_per_weight
 
 BARE = "AdamW, bare loop"  # only forward, backward and step, to measure our loop's overhead
+BF16 = "AdamW, bf16"  # autocast; its ratio to AdamW is that of the precisions
+SAME_AS_ADAMW = (BARE, BF16)  # but for loop or precision
 MODES: dict[str, dict] = {
     "AdamW": {"name": "adamw"},
-    BARE: {"name": "adamw"},
+    **dict.fromkeys(SAME_AS_ADAMW, {"name": "adamw"}),
     "Muon": {"name": "muon"},
     "Base": {"name": "ars2_neo", "k": 0},
     "Sync": {"name": "ars2_neo", "k": 1},
@@ -44,15 +47,17 @@ def measure(rounds: int, clock: str, device: torch.device, full: bool
     evaluations per step, peak bytes of training without the data.
 
     full: the paper's models, in the modes of its table. On two cores a round of ResNet-18 takes
-    minutes, hence a generator.
+    minutes, hence a generator. BF16 only where the hardware has bfloat16 products.
     """
-    modes = FULL_MODES if full else tuple(MODES)
+    modes = [mode for mode in (FULL_MODES if full else MODES)
+             if mode != BF16 or has_bfloat16(device)]
     for task in map(task_named, tasks()):
         path = task.published if full else task.config
         overrides = [f'experiment.device="{device.type}"', *(PAPERS_PRECISION if full else ())]
         settings = load_settings(path, overrides, task)
-        runs = {mode: build({**settings, "optimizer": {**MODES[mode], "routing": "role"}},
-                            task) for mode in modes}
+        bf16 = {"experiment": {**settings["experiment"], "precision": "bf16"}}
+        runs = {mode: build({**settings, "optimizer": {**MODES[mode], "routing": "role"},
+                             **(bf16 if mode == BF16 else {})}, task) for mode in modes}
         functions = {mode: (Bare if mode == BARE else Steps)(
             built, 1 if full and mode not in UNEVEN else PERIOD) for mode, built in runs.items()}
         memory = {mode: needed_bytes(functions[mode], built, device)
