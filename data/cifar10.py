@@ -64,8 +64,8 @@ def cifar10(
     """CIFAR-10 with the published augmentation: random crop after padding by `crop` black pixels,
     flip, normalization, and a random square of side `cutout` filled with the mean color (0 after
     normalization), clipped at the border. subset: share of the training images, the same ones for
-    every seed. epochs_per_pass: see Batches. validation: share of the training images held out for
-    evaluation; 0, as published, evaluates every epoch on the test set.
+    every seed. validation: share of the training images held out for evaluation; 0, as published,
+    evaluates every epoch on the test set. drop_last, epochs_per_pass: see Batches.
 
     Raises ValueError for a crop outside [0, 32], a cutout outside [0, 64], a subset outside (0, 1]
     or a validation outside [0, 1), DataError for missing or damaged data.

@@ -34,8 +34,8 @@ def modular(
     batch_size: int = 512, p: int = 113, fraction: float = 0.3,
     operation: Operation = "addition", terms: int = 2, *, seed: int, device: torch.device,
 ) -> Modular:
-    """All p**terms tuples of operands. int(fraction * their number), chosen by the seed, are for
-    training. The label is ((a o b) o c ...) mod p.
+    """All p**terms tuples of operands below p. int(fraction * their number), chosen by the seed,
+    are for training. The label is ((a o b) o c ...) mod p, o the operation.
 
     division: by nonzero operands only, p prime. exponentiation: 0**0 = 1. gcd: gcd(0, 0) = 0.
     A model needs sequence_length = terms + 1.

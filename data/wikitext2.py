@@ -70,10 +70,11 @@ def wikitext2(
     """Wikitext-2 in rows of `sequence_length` inputs and the targets, shifted by one token.
 
     variant: "v1" has <unk> for rare words, "raw" (used by the published runs) keeps them. packing:
-    "contiguous" is document order without gaps; "sentence" is the published one, see `pack`.
-    subset, eval_subset: share of the training and of the validation rows, evenly spaced; the test
-    split is always whole. epochs_per_pass: see Batches. Padding is left out of the training loss
-    unless `train_on_padding` (published).
+    "contiguous" is document order without gaps; "sentence", the published one, packs sentences
+    sorted by length. vocab_size: of a BPE trained on the training text. subset, eval_subset: share
+    of the training and of the validation rows, evenly spaced; the test split is always whole.
+    Padding is left out of the training loss unless `train_on_padding` (published). drop_last,
+    epochs_per_pass: see Batches.
     Raises ValueError for sizes out of range, DataError for missing or damaged data.
     """
     _check(variant, packing, sequence_length, vocab_size, subset, eval_subset)

@@ -49,6 +49,6 @@ def test_every_command_names_a_script_and_a_config_that_are_there():
 def test_the_optimizers_that_the_tree_names_are_files():
     """Not the other way round: a new optimizer needs no edit of the README."""
     text = README.split("\noptimizer/   one algorithm per file: ")[1].split("\nmodel/")[0]
-    named = re.findall(r"\w+", text.replace("around any", ""))
+    named = re.findall(r"\w+", text.replace("around any", "").split("; and others")[0])
     assert len(named) > 10
     assert {f"{name}.py" for name in named} <= {path.name for path in Path("optimizer").iterdir()}

@@ -4,12 +4,14 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from exp.harness.config import Experiment
 from exp.report import web
-from exp.site import optimizers
+from exp.site import config, optimizers
 from exp.site.__main__ import read_boards, site
 from optimizer import optimizer_class
 
@@ -100,6 +102,17 @@ def test_the_committed_web_page_is_made_of_the_committed_records():
     html = (PAPER / "index.html").read_text(encoding="utf-8")
     assert html == site(), "python -m exp.site makes it again"
     assert not re.search(r'(src|href)="(?!#|data:|https://)', html)
+
+
+def test_the_reference_of_config_keys_is_made_of_the_signatures():
+    text = config.reference()
+    line = next(line for line in text.splitlines() if line.startswith("| `stop_at`"))
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == [
+        "`stop_at`", "a number", "–", config.comments(Experiment)["stop_at"]]
+    assert set(config.comments(Experiment)) == {field.name for field in fields(Experiment)}
+    for words in ("| `subset` ", "| `hidden_gain` ", "| `batch_scaling` ", '| `"addition"` '):
+        assert words in text
+    assert config.FILE.read_text(encoding="utf-8") == text, "python -m exp.site makes it again"
 
 
 def test_the_page_of_every_optimizer_is_made_of_its_file():

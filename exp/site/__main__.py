@@ -1,5 +1,5 @@
-"""Write the web page of all results, outputs/paper/index.html, and a page per optimizer,
-docs/optimizers.
+"""Write the web page of results, outputs/paper/index.html, a page per optimizer, docs/optimizers,
+and the reference of config keys, docs/config.md.
 
 python -m exp.site [--output FILE]
 """
@@ -21,7 +21,7 @@ from exp.report.rows import read_rows
 from exp.report.tables import number
 from exp.reproduce.papers import read_papers
 from exp.reproduce.verdicts import INTRODUCTION, paper_claims
-from exp.site import optimizers
+from exp.site import config, optimizers
 from exp.site.curves import paper_curves
 from exp.theory import statement
 from exp.tune import page
@@ -143,6 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = site()
         if options.output.parent == PAPER:
             optimizers.write(read_boards())
+            config.FILE.write_text(config.reference(), encoding="utf-8")
     except (ValueError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT

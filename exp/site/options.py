@@ -11,8 +11,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the options. Exits the process for --help and for invalid options."""
     parser = argparse.ArgumentParser(
         prog="python -m exp.site",
-        description="Write the web page of all results and docs/optimizers from the committed "
-                    "JSON. Takes about ten seconds; measures nothing.")
+        description="Write the web page of results from the committed JSON, docs/optimizers and "
+                    "docs/config.md. Takes about ten seconds; measures nothing.")
     parser.add_argument("--output", type=Path, default=PAPER / "index.html", metavar="FILE",
                         help=f"default: {PAPER / 'index.html'}")
     return parser.parse_args(arguments)

@@ -15,7 +15,7 @@ from exp.harness.schedule import Schedule, ScheduleName
 from exp.harness.task import task_named
 from exp.report.evidence import Evidence, sample
 from exp.report.rows import Row, Rows, rows_of
-from exp.report.statistics import Estimate, mean
+from exp.report.statistics import Estimate, geometric_mean, mean
 from exp.theory.training import built, steps
 
 FACTOR, LONGEST = 2.0, 16  # ratio of neighboring rates of a grid, and its largest number of rates
@@ -135,6 +135,11 @@ def best_rates(grid: Grid) -> list[float]:
     """Return the best learning rate per seed, see `best_rate`."""
     values = [[math.inf if v is None else v for v in row] for row in grid.values()]
     return [best_rate(list(grid), list(losses)) for losses in zip(*values, strict=True)]
+
+
+def mean_best_rate(grid: Grid) -> Estimate:
+    """Return the geometric mean over seeds of the best learning rate, with its interval."""
+    return geometric_mean(best_rates(grid))
 
 
 def finite(grid: Grid) -> dict[float, list[float]]:

@@ -71,13 +71,14 @@ def laws(by_batch: dict[int, sweeps.Grid]) -> list[str]:
 
 
 def tables(rows: Rows) -> dict:
-    """Return tables of best rates, and of the exponents between neighboring sizes."""
+    """Return tables of best rates (geometric means over seeds), and of the exponents between
+    neighboring sizes."""
     batches = rows.levels("batch")
     rates: Lines = [("best lr at a batch of", *map(str, batches), *(f"loss, {b}" for b in batches))]
     slopes: Lines = [("a", *(f"{one} to {two}" for one, two in itertools.pairwise(batches)), "law")]
     for name, by_batch in rows.tree(*KEYS).items():
         grids = by_batch.values()
-        rates.append((name, *map(sweeps.best_rates, grids), *map(sweeps.lowest, grids)))
+        rates.append((name, *map(sweeps.mean_best_rate, grids), *map(sweeps.lowest, grids)))
         slopes.append((name, *exponents(by_batch).values(), ", ".join(laws(by_batch))))
     return {"rates": rates, "slopes": slopes}
 

@@ -62,12 +62,12 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """Return a table of best rates and their losses."""
+    """Return a table of best rates (geometric means over seeds) and their losses."""
     widths = rows.levels("width")
     return {"rates": [
         ("rule", *(f"best lr, width {w}" for w in widths), "exponent a",
          *(f"loss there, {w}" for w in widths)),
-        *((name, *map(sweeps.best_rates, by_width.values()), exponents(by_width),
+        *((name, *map(sweeps.mean_best_rate, by_width.values()), exponents(by_width),
            *map(sweeps.lowest, by_width.values())) for name, by_width in rows.tree(*KEYS).items())]}
 
 

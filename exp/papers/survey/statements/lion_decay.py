@@ -53,7 +53,7 @@ def judge(rows: Rows) -> Verdict:
 
 
 def tables(rows: Rows) -> dict:
-    """Return tables of losses over decays, and of the best decays."""
+    """Return tables of losses over decays, and of the best decays (geometric means over seeds)."""
     lines = [("rule", "lr", *(f"decay {d:g}" for d in DECAYS), "best decay")]
-    return {"losses": [*lines, *((name, f"{lr:g}", *grid.values(), sweeps.best_rates(grid))
+    return {"losses": [*lines, *((name, f"{lr:g}", *grid.values(), sweeps.mean_best_rate(grid))
                                  for name, (lr, grid) in grids(rows).items())]}
