@@ -175,8 +175,7 @@ def test_smoke_names_what_is_far_from_the_cpu_what_raises_and_what_is_left_out(
     assert "attention" in rows["optimizers"]["qk_clip"]["left_out"]
     assert {"cifar, bf16", "grokking, bf16", "wikitext2, bf16"} <= rows["tasks"].keys()
     assert not smoke.problems({"tasks": rows["tasks"]})
-    distances = {name: row["distance"] for name, row in rows["tasks"].items()}
-    assert 0 < min(distances.values()) < max(distances.values()) < 0.02, distances
+    assert 0 < max(row["distance"] for row in rows["tasks"].values()) < 2e-3
     before, after = {"eval_loss": 2.0}, {"eval_loss": 1.0, "loss": 2.0}
     monkeypatch.setattr(smoke, "_trained", lambda *_: [before, {**after, "eval_loss": 1.5}])
     monkeypatch.setattr(smoke, "_reference", lambda _: ((), [2.0, 1.0]))

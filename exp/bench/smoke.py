@@ -36,9 +36,9 @@ FAR, LEAST = 4.0, 1e-3  # a distance above FAR * max(rounding, LEAST) is a probl
 WAIT_STEPS = 5
 # Row of a task -> overrides, and the largest distance that is no problem.
 VARIANTS: dict[str, tuple[tuple[str, ...], float]] = {
-    "fp32": ((), 1e-2), "tf32": (('experiment.precision="tf32"',), 2e-2),
-    "bf16": (('experiment.precision="bf16"',), 5e-2),
-    "compiled": (("experiment.compile=true",), 1e-2)}
+    "fp32": ((), 2e-3), "tf32": (('experiment.precision="tf32"',), 2e-3),
+    "bf16": (('experiment.precision="bf16"',), 5e-3),  # on a CPU 6e-4
+    "compiled": (("experiment.compile=true",), 2e-3)}
 NEO: dict[str, dict] = {
     "base": {"k": 0}, "sync": {"k": 1}, "lazy": {"k": 2}, "aga": {"k": 2, "adaptive_sync": True},
     "lazy, 8bit": {"k": 2, "shear_storage": "8bit"}, "svd": {"k": 0, "orthogonalizer": "svd"}}
