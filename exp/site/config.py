@@ -16,7 +16,7 @@ from model import available_models, model_class
 FILE = Path("docs/config.md")
 INTRODUCTION = """\
 Every key of a config (a TOML file, see [running](running.md)), the value that it takes and its \
-default. A key without a default is required; one whose default is a dash is off unless it is set. \
+default. A key without a default is required; a dash means that the key is not set by default. \
 A table accepts no other keys. `--set table.key=value` sets one on the command line."""
 DATA = """\
 The task decides which keys there are. In every task, `batch_size` is the number of examples per \
