@@ -2,7 +2,7 @@
 
 python -m exp.bench [steps] [polar] [training] [instruments] [sharding] [--render | --dry-run]
                     [--rounds N] [--full] [--clock wall|thread] [--output DIR]
-python -m exp.bench smoke    a minute on a new device: what fails there or makes the host wait
+python -m exp.bench smoke    minutes on a new device: what fails there or makes the host wait
 """
 
 import sys

@@ -1,5 +1,5 @@
-"""Smoke test of a device, within a minute: optimizers and tasks take a few steps there and on the
-CPU.
+"""Smoke test of a device, in some minutes, most of which torch.compile takes: optimizers and tasks
+take a few steps there and on the CPU.
 
 An optimizer's distance is ||w - w_cpu|| / ||w_cpu - w_0|| after STEPS steps. To tell errors from
 rounding, the same distance is measured on the CPU with every gradient rounded to bfloat16; more

@@ -66,12 +66,13 @@ def _train(settings: dict, train: Callable[[dict, RunFolder], None], options: ar
     continued = ("--resume continues" if checkpoints
                  else "--overwrite (checkpoints = false) restarts")
     try:
-        of_main, again = from_main(lambda: (settings, is_of_this_torchrun(path)))
-        resume = options.resume or again and checkpoints
+        # A restart by torchrun continues what this command began, whatever its options.
+        of_main, begun = from_main(lambda: (settings, is_of_this_torchrun(path)))
+        resume = options.resume or begun and checkpoints
         with together():
             if settings != of_main:
                 raise ConfigError("the settings of this process differ from those of rank 0")
-            folder = RunFolder(path, resume, not resume and (options.overwrite or again))
+            folder = RunFolder(path, resume, not resume and (options.overwrite or begun))
         train(settings, folder)
     except (ConfigError, DataError) as error:
         return BAD_INPUT, f"error: {error}"
