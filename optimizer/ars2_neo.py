@@ -74,13 +74,10 @@ class ARS2Neo(ThreePaths, CurvatureAware, AdaRMSuon):
         weight_decay: float = 0.01, ns_steps: int = 5,
         rho: float = 0.1, k: int = 1, alpha: float = 0.1, adaptive_sync: bool = False,
         adaptive_beta: float = 0.99, adaptive_lambda: float = 2.0, adaptive_gamma: float = 2.0,
-        energy_norm: EnergyNorm = "literal",
-        energy_scope: EnergyScope = "matrix",
+        energy_norm: EnergyNorm = "literal", energy_scope: EnergyScope = "matrix",
         perturb_norm: PerturbNorm = "tensor", elementwise_scale: ElementwiseScale = "abs",
-        orthogonalizer: OptionalOrthogonalizer = "keller",
-        shear_storage: Storage = "full",
-        whiten: bool = True,
-        rho_schedule: RhoSchedule = "constant", rho_gap: float = 0.0,
+        orthogonalizer: OptionalOrthogonalizer = "keller", shear_storage: Storage = "full",
+        whiten: bool = True, rho_schedule: RhoSchedule = "constant", rho_gap: float = 0.0,
         ns_passes: int = 1, a_gsam: bool = False, beta_rule: BetaRule = "fixed",
         beta1_range: tuple[float, float] = (0.5, 0.95),
         beta2_range: tuple[float, float] = (0.9, 0.9995),
@@ -98,7 +95,8 @@ class ARS2Neo(ThreePaths, CurvatureAware, AdaRMSuon):
         super().__init__(params, lr, betas, eps, weight_decay, ns_steps, energy_norm,
                          energy_scope, orthogonalizer, whiten, ns_passes, ns_dtype)
         self.k, self.alpha, self.adaptive_sync = k, alpha, adaptive_sync
-        self.state_keys = ("shear_force",) if self._injects else ()
+        self.injects = k > 1 or adaptive_sync
+        self.state_keys = ("shear_force",) if self.injects else ()
         self.adaptive_beta, self.adaptive_lambda = adaptive_beta, adaptive_lambda
         self.adaptive_gamma = adaptive_gamma
         self.perturb_norm, self.elementwise_scale = perturb_norm, elementwise_scale
@@ -133,19 +131,15 @@ class ARS2Neo(ThreePaths, CurvatureAware, AdaRMSuon):
                                                           group, self.scalars["step"])]
         offsets = perturbation(params, directions, self.radii(params, self.radius),
                                self.perturb_norm, self.elementwise_scale)
-        needs_base = self._injects or self.sees_curvature or self.paths != "one"
+        needs_base = self.injects or self.sees_curvature or self.paths != "one"
         return offsets, grads_of(params) if needs_base else []
 
     def combine(self, params: list[Tensor], base: list[Tensor]) -> None:
         """Store the shear force and the curvature where needed; the second gradient stays."""
-        if self._injects:
+        if self.injects:
             self.keep_shear(params, base)
         if self.sees_curvature:
             self.see_curvature(params, base, self.radius, self.adaptive_beta, self.scalars["step"])
-
-    @property
-    def _injects(self) -> bool:
-        return self.k > 1 or self.adaptive_sync
 
     def _is_sync_step(self) -> bool:
         if not self.adaptive_sync:
