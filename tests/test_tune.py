@@ -845,6 +845,14 @@ def test_a_board_on_other_terms_is_kept_unless_replaced(searched, tmp_path, monk
     fewer = [*OPTIONS, "--outputs", str(clone), "--studies", "1", "--replace"]
     assert command.main(fewer) == 2
     assert "announced 2 studies" in capsys.readouterr().err and board_of(clone) == before
+    kept = clone / "paper" / "chains" / "grokking" / "adamw-1"
+    plan = chains.Chain(arm_named("adamw", 400), 1, before["terms"], kept).plan
+    write_json(kept / "chain.json", plan, depth=1)
+    write_json(kept / "study.json", before["arms"]["adamw"]["studies"][0], depth=1)
+    (clone / "paper" / "arena" / "grokking.json").rename(tmp_path / "board.json")
+    assert command.main(fewer) == 2
+    assert "adamw study 1 was run as one of 2 studies" in capsys.readouterr().err
+    (tmp_path / "board.json").rename(clone / "paper" / "arena" / "grokking.json")
     assert command.main([*other, "--replace"]) == 0
     assert set(board_of(clone)["arms"]) == {"adamw"} and check_board(board_of(clone)) == []
 

@@ -204,7 +204,7 @@ def tune(search: Search, options: argparse.Namespace) -> int:
 def missing_of(search: Search, options: argparse.Namespace
                ) -> tuple[dict[Chain, dict | None], list[Chain]]:
     """Return (studies, missing): chain -> its finished study or None, and the chains without one.
-    Raises ConfigError for invalid settings."""
+    Raises ConfigError for invalid settings, and for fewer studies than finished ones announced."""
     terms, paper = search.terms, options.outputs / "paper"
     chains = sorted((Chain(arm, number, rung(terms, arm.name),
                            _folder(options, arm.name, number))
@@ -212,6 +212,10 @@ def missing_of(search: Search, options: argparse.Namespace
                     key=lambda chain: chain.number % terms["studies"] or terms["studies"])
     for chain in chains:
         _ = chain.plan  # raises ConfigError for invalid settings before anything is written
+        announced = max(chain.announced(), chain.kept_in(paper).announced())
+        if announced > terms["studies"]:
+            raise ConfigError(f"{chain.name} was run as one of {announced} studies: their number "
+                              "cannot be reduced once results are known")
     studies = {chain: chain.study() or chain.kept_in(paper).study()
                or published_study(search.finished, chain)
                or published_study(search.begun, chain) for chain in chains}

@@ -110,6 +110,11 @@ class Chain:
         amounts = len(study["trials"]), len(study["fresh"])
         return study if amounts == (self.terms["trials"], self.terms["fresh_seeds"]) else None
 
+    def announced(self) -> int:
+        """Return the number of studies of which the folder's finished study is one, else 0."""
+        kept = read_object(self.folder / "chain.json") if self.study() else {}
+        return kept.get("terms", {}).get("studies", 0)
+
     def kept_in(self, paper: Path) -> "Chain":
         """Return the same chain with its folder in outputs/paper. Its study is kept there until all
         studies of the search are finished, so that another machine can continue."""
