@@ -26,6 +26,7 @@ from exp.tune import (
     challenge,
     check,
     coverage,
+    distinct,
     estimate,
     find_lr,
     follow_up,
@@ -655,11 +656,19 @@ def test_arms_with_equal_weights_are_one_arm(small):
 
 
 def test_all_leaves_out_twins_and_what_cannot_be_trained(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(command, "all_arms", lambda: ["adamw", "adamw_again", "kfac", "sophia_h"])
+    weights = distinct._weights
+
+    def fail_for_muon(arm, aims):
+        if arm.name == "muon":
+            raise ConfigError("cannot take a step")
+        return weights(arm, aims)
+
+    monkeypatch.setattr(command, "all_arms", lambda: ["adamw", "adamw_again", "kfac", "muon"])
+    monkeypatch.setattr(distinct, "_weights", fail_for_muon)
     assert command.main([*OPTIONS[:2], "all", *OPTIONS[3:], "--outputs", str(tmp_path),
                          "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "kfac and adamw are the same" in said and "sophia_h: [optimizer]" in said
+    assert "kfac and adamw are the same" in said and "muon: cannot take" in said
     assert "adamw_again study 3" in said and "kfac study" not in said
 
 
