@@ -263,3 +263,4 @@ def test_the_card_takes_a_step_with_each_class_of_a_library(monkeypatch, capsys)
 def test_a_step_that_would_never_end_is_refused(optimizer, words):
     with pytest.raises(ConfigError, match=words):
         build(grok(*TINY["grokking"], "experiment.device='cpu'", f"optimizer={optimizer}"), TASK)
+    assert torch.is_grad_enabled()
