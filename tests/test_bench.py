@@ -223,6 +223,13 @@ def test_the_committed_report_is_what_its_json_says(tmp_path):
     assert (tmp_path / "bench.md").read_text() == (folder / "bench.md").read_text()
 
 
+def test_smoke_leaves_out_what_needs_a_missing_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "no-compiler")
+    row = smoke._attempt(lambda: smoke._built("grokking", "Sync", torch.device("cpu"),
+                                              ("experiment.compile=true",)))
+    assert list(row) == ["left_out"] and "no C++ compiler" in row["left_out"]
+
+
 def test_a_share_is_of_the_peak_in_the_dtype_of_the_products():
     row = {"ms": 1.0, "ms_low": 1.0, "ms_high": 1.0, "ratio": 1.0, "gflops": 50.0,
            "error": {"x": 0}}

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from exp.bench.training import MODES, SAME_AS_ADAMW, endless
 from exp.harness.build import Built, build
 from exp.harness.config import load_settings
-from exp.harness.errors import ConfigError
+from exp.harness.errors import NoCompiler
 from exp.harness.facts import ROOT
 from exp.harness.task import task_named
 from exp.harness.task import tasks as task_names
@@ -158,9 +158,10 @@ def tasks(device: torch.device) -> dict[str, dict]:
 def _attempt(measure: Callable[[], dict]) -> dict:
     try:
         return measure()
+    except NoCompiler as error:
+        return {"left_out": str(error)}
     except Exception as error:  # as above
-        no_compiler = isinstance(error, ConfigError) and "experiment] compile" in str(error)
-        return {"left_out" if no_compiler else "problem": f"{type(error).__name__}: {error}"}
+        return {"problem": f"{type(error).__name__}: {error}"}
 
 
 def _built(name: str, mode: str, device: torch.device, overrides: tuple[str, ...] = ()) -> Built:

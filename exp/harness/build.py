@@ -34,7 +34,7 @@ from exp.harness.distributed import (
     size,
     together,
 )
-from exp.harness.errors import ConfigError
+from exp.harness.errors import ConfigError, NoCompiler
 from exp.harness.objective import Objective
 from exp.harness.precheck import MemoryBound, require_fit, require_step
 from exp.harness.schedule import Schedule
@@ -113,15 +113,15 @@ def _require_packages(experiment: dict) -> None:
 
 
 def _require_compiler(device: torch.device) -> None:
-    """Raise ConfigError without the C++ compiler, or on CUDA triton, that torch.compile calls."""
+    """Raise NoCompiler without the C++ compiler, or on CUDA triton, that torch.compile calls."""
     default = "clang++" if sys.platform == "darwin" else "g++"
     compiler = os.environ.get("CXX", default)  # as torch._inductor.config
     if device.type == "cpu" and shutil.which(compiler) is None:
-        raise ConfigError(f"[experiment] compile: there is no C++ compiler {compiler}: install it, "
-                          "set CXX to another one, or set compile = false")
+        raise NoCompiler(f"[experiment] compile: there is no C++ compiler {compiler}: install it, "
+                         "set CXX to another one, or set compile = false")
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        raise ConfigError("[experiment] compile: triton is not installed: pip install triton, or "
-                          "set compile = false")
+        raise NoCompiler("[experiment] compile: triton is not installed: pip install triton, or "
+                         "set compile = false")
 
 
 def with_smoothing(task: Task, share: float) -> Task:

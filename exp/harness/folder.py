@@ -184,6 +184,7 @@ class RunFolder:
             return []
         return epochs_of(text)
 
+
 def epochs_of(text: str) -> list[dict]:
     """Parse the text of a metrics.jsonl up to the first line that is damaged, is not of the next
     epoch (1, 2, ...), or has a value other than a finite number or null (for a non-finite one)."""
